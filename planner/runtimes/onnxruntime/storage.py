@@ -1,0 +1,76 @@
+"""Which tensors a choice becomes in `model.onnx.data`, and exactly how many bytes they take.
+
+The file holds, product by product, the codes, the scales and the zeros, each starting on a multiple of ALIGNMENT;
+then every float tensor without gaps. Nothing else is in it, so a sum over the units is the size on disk. ONNX Runtime
+maps each tensor from wherever it starts; 64 bytes, a cache line, keeps its vector loads on the rows they are meant for.
+"""
+
+from __future__ import annotations
+
+import math
+
+from supernet.space import Choice
+from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
+
+ALIGNMENT = 64
+FLOAT_BYTES = 4
+
+
+def padded(size: int) -> int:
+    return math.ceil(size / ALIGNMENT) * ALIGNMENT
+
+
+def matrices(unit: UnitSpec) -> tuple[tuple[int, int], ...]:
+    """(in_features, out_features) of each matrix that the graph stores for the unit.
+
+    The graph joins query, key and value into one product and keeps gate and up apart, also where the model (Phi-3)
+    stores them as one.
+    """
+    if unit.role == "qkv":
+        return ((unit.linears[0].in_features, sum(linear.out_features for linear in unit.linears)),)
+    if unit.role == "gate_up_proj":
+        (linear,) = unit.linears
+        return ((linear.in_features, linear.out_features // 2),) * 2
+    return tuple((linear.in_features, linear.out_features) for linear in unit.linears)
+
+
+def products(spec: ModelSpec, unit: UnitSpec) -> tuple[tuple[int, int], ...]:
+    """The matrices that are multiplied with: an embedding is only looked up, unless it is also the head."""
+    return () if unit.role == EMBEDDING and not spec.tied else matrices(unit)
+
+
+def runs_on_last_row(unit: UnitSpec) -> bool:
+    """The graph computes logits for the last position only, so the head sees one row a sequence."""
+    return unit.role in (EMBEDDING, HEAD)
+
+
+def code_bytes(inputs: int, outputs: int, choice: Choice) -> int:
+    return outputs * inputs * choice.bits // 8
+
+
+def scale_bytes(inputs: int, outputs: int, choice: Choice) -> int:
+    return outputs * (inputs // choice.group_size) * FLOAT_BYTES
+
+
+def zero_bytes(inputs: int, outputs: int, choice: Choice) -> int:
+    """One zero a group in the choice's bits, each row starting on a whole byte."""
+    return outputs * math.ceil((inputs // choice.group_size) * choice.bits / 8)
+
+
+def matrix_bytes(inputs: int, outputs: int, choice: Choice) -> int:
+    parts = (code_bytes, scale_bytes, zero_bytes)
+    return sum(padded(part(inputs, outputs, choice)) for part in parts)
+
+
+def unit_bytes(unit: UnitSpec, choice: Choice) -> int:
+    return sum(matrix_bytes(inputs, outputs, choice) for inputs, outputs in matrices(unit))
+
+
+def rotary_bytes(spec: ModelSpec, context: int) -> int:
+    """The cosine and the sine table, one row a position up to the context, half a value per rotating value."""
+    return 2 * context * (spec.rotary_dim // 2) * FLOAT_BYTES
+
+
+def float_bytes(spec: ModelSpec, context: int) -> int:
+    """Norms, biases and rotary tables, as float32."""
+    return spec.float_parameters * FLOAT_BYTES + rotary_bytes(spec, context)

@@ -1,0 +1,181 @@
+"""Tiny real models and a small implementation of what an exporter reads of a supernet: round-to-nearest codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from supernet.space import Choice, Subnet
+from supernet.spec import EMBEDDING, HEAD, LinearSpec, ModelSpec, UnitSpec
+
+ROLES = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "o", "gate_proj": "gate_up", "up_proj": "gate_up"}
+COMMON: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "tie_word_embeddings": True},
+    "mistral": {"model_type": "mistral", "tie_word_embeddings": False, "sliding_window": None},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 32},
+    "gemma": {"model_type": "gemma", "tie_word_embeddings": True, "head_dim": 32, "hidden_activation": "gelu_pytorch_tanh"},
+    "phi": {"model_type": "phi", "tie_word_embeddings": False, "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
+    "phi3": {"model_type": "phi3", "tie_word_embeddings": False, "original_max_position_embeddings": 256},
+}
+
+
+@dataclass(frozen=True)
+class Folded:
+    codes: NDArray[np.uint8]
+    scale: NDArray[np.float32]
+    zero: NDArray[np.uint8]
+
+    def dequantized(self) -> NDArray[np.float32]:
+        rows, columns = self.codes.shape
+        groups = self.scale.shape[1]
+        centred = self.codes.reshape(rows, groups, -1).astype(np.float32) - self.zero[..., None].astype(np.float32)
+        return (centred * self.scale[..., None]).reshape(rows, columns)
+
+
+def round_to_nearest(weight: NDArray[np.float32], choice: Choice) -> Folded:
+    rows, columns = weight.shape
+    top = 2**choice.bits - 1
+    grouped = weight.reshape(rows, columns // choice.group_size, choice.group_size)
+    low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
+    scale = np.maximum((high - low) / top, 1e-8).astype(np.float32)
+    zero = np.clip(np.round(-low / scale), 0, top)
+    codes = np.clip(np.round(grouped / scale[..., None]) + zero[..., None], 0, top)
+    return Folded(codes.astype(np.uint8).reshape(rows, columns), scale, zero.astype(np.uint8))
+
+
+def spec_of(model: Any, name: str) -> ModelSpec:
+    """The spec of a loaded Hugging Face model, read from its modules."""
+    config = model.config
+    tied = bool(config.tie_word_embeddings)
+    grouped: dict[str, tuple[str, int | None, list[LinearSpec]]] = {}
+    quantized = set()
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, torch.nn.Embedding):
+            unit, role, layer = path, EMBEDDING, None
+        elif isinstance(module, torch.nn.Linear) and path == "lm_head":
+            if tied:
+                continue
+            unit, role, layer = path, HEAD, None
+        elif isinstance(module, torch.nn.Linear):
+            parent, tail = path.rsplit(".", 1)
+            role = ROLES.get(tail, "down" if tail == "down_proj" else tail)
+            unit = f"{parent}.{role if role in ('qkv', 'gate_up') else tail}"
+            layer = int(path.split(".")[2])
+        else:
+            continue
+        assert weight is not None
+        linear = LinearSpec(path, weight.shape[0], weight.shape[1], getattr(module, "bias", None) is not None)
+        grouped.setdefault(unit, (role, layer, []))[2].append(linear)
+        quantized.add(path + ".weight")
+    units = tuple(UnitSpec(unit, role, layer, tuple(ls)) for unit, (role, layer, ls) in grouped.items())
+    floats = sum(p.numel() for n, p in model.named_parameters() if n not in quantized)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = getattr(config, "rope_parameters", None) or {}
+    return ModelSpec(
+        name=name,
+        architecture=config.architectures[0],
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        vocab_size=config.vocab_size,
+        max_context=config.max_position_embeddings,
+        tied=tied,
+        float_parameters=floats,
+        units=units,
+        rotary_dim=int(head_dim * rope.get("partial_rotary_factor", 1.0)),
+    )
+
+
+class RoundedModel:
+    """What a runtime's exporter reads of a supernet, over one Hugging Face folder."""
+
+    def __init__(self, folder: Path, subnet: Subnet | None = None) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.path = folder
+        self.model_dir = folder
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.spec = spec_of(self.model, folder.name)
+        self.fingerprint = "rounded-" + folder.name
+        self.weights = {n: p.detach().numpy() for n, p in self.model.named_parameters()}
+
+    def folded(self, linear: str, choice: Choice) -> Folded:
+        return round_to_nearest(self.weights[linear + ".weight"], choice)
+
+    def float_tensors(self) -> dict[str, torch.Tensor]:
+        quantized = {linear.name + ".weight" for unit in self.spec.units for linear in unit.linears}
+        return {n: p.detach() for n, p in self.model.named_parameters() if n not in quantized}
+
+    def dequantized(self, subnet: Subnet) -> Any:
+        """The plain model whose weights are the subnet's."""
+        import copy
+
+        model = copy.deepcopy(self.model)
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for unit in self.spec.units:
+                for linear in unit.linears:
+                    weight = self.folded(linear.name, subnet[unit.name]).dequantized()
+                    parameters[linear.name + ".weight"].copy_(torch.from_numpy(weight))
+        return model
+
+
+def save_tiny(family: str, folder: Path, **overrides: Any) -> Path:
+    """A random model of `family` as a Hugging Face folder with a small real tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    options = {**COMMON, **FAMILIES[family], **overrides}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:  # norms and biases that are not the identity, so that losing one shows
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(4 if "embed" not in name else 1)
+    model.save_pretrained(folder)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{c: i + 3 for i, c in enumerate(sorted(letters))}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    fast.save_pretrained(folder)
+    return folder
+
+
+def mixed(spec: ModelSpec, bits: Mapping[int, int] | tuple[int, ...] = (2, 4, 8), group_size: int = 32) -> Subnet:
+    """A subnet that cycles through `bits` over the linears, with the tables at 8 and then 4 bits."""
+    cycle = list(bits)
+    tables = iter((8, 4))
+    return Subnet.of(
+        {
+            unit.name: Choice(next(tables) if unit.is_table else cycle[i % len(cycle)], group_size)
+            for i, unit in enumerate(spec.units)
+        }
+    )
