@@ -112,7 +112,7 @@ class DeviceProfile:
         if (self.bandwidth_bytes_per_s is None) != (self.bandwidth_basis is None):
             raise ValueError("bandwidth_bytes_per_s and bandwidth_basis are given together or not at all")
         if self.bandwidth_basis not in (None, *BANDWIDTH_BASES):
-            raise ValueError(f"bandwidth_basis must be one of {', '.join(BANDWIDTH_BASES)}, got {self.bandwidth_basis!r}")
+            raise ValueError(f"bandwidth_basis is {', '.join(BANDWIDTH_BASES)} or null, got {self.bandwidth_basis!r}")
         if not all(isinstance(item, str) for item in self.instruction_sets):
             raise ValueError(f"instruction_sets must be names, got {self.instruction_sets!r}")
         if len({(c.runtime, c.name) for c in self.calibrations}) != len(self.calibrations):
@@ -151,7 +151,7 @@ class DeviceProfile:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DeviceProfile:
-        """ValueError, naming the field, on an unknown or missing field or a wrong value. Optional fields may be left out."""
+        """ValueError, naming the field, on an unknown or missing field or a wrong value; optional fields may be absent."""
         check_fields(cls, "a device profile", data)
         data = dict(data)
         for name, member in (("caches", Cache), ("calibrations", Calibration)):
@@ -176,7 +176,7 @@ class DeviceProfile:
 
     @classmethod
     def load(cls, path: str | Path) -> DeviceProfile:
-        """Read what `save` wrote; FileNotFoundError or ValueError, one line with the file, the field and the next step."""
+        """What `save` wrote. FileNotFoundError or ValueError: one line with the file, the field and the next step."""
         path = Path(path)
         remake = f"make it again with `bitfleet profile device --out {path}`"
         if not path.is_file():

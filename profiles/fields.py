@@ -9,7 +9,13 @@ from typing import Any
 
 
 def check(
-    name: str, value: Any, kind: type, *, optional: bool = False, least: float | None = None, above: bool = False
+    name: str,
+    value: Any,
+    kind: type[int] | type[float] | type[str],
+    *,
+    optional: bool = False,
+    least: float | None = None,
+    above: bool = False,
 ) -> None:
     """ValueError unless `value` is a `kind` (float takes integers, str must not be empty) of at least `least`."""
     if value is None and optional:
@@ -18,9 +24,9 @@ def check(
     allowed = (int, float) if kind is float else (kind,)
     if isinstance(value, bool) or not isinstance(value, allowed) or value == "":
         raise ValueError(f"{name} must be {words}{' or null' if optional else ''}, got {value!r}")
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value!r}")
-    if least is not None and (value < least or (above and value == least)):
+    if least is not None and not isinstance(value, str) and (value < least or (above and value == least)):
         raise ValueError(f"{name} must be {'above' if above else 'at least'} {least}, got {value!r}")
 
 

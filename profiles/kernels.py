@@ -66,7 +66,7 @@ class KernelEntry:
         check("runtime of a kernel entry", self.runtime, str)
         if not self.p10_ms <= self.median_ms <= self.p90_ms:
             raise ValueError(
-                f"a kernel entry needs p10_ms <= median_ms <= p90_ms, got {self.p10_ms}, {self.median_ms}, {self.p90_ms}"
+                f"p10_ms <= median_ms <= p90_ms in a kernel entry, got {self.p10_ms}, {self.median_ms}, {self.p90_ms}"
             )
 
     @property
@@ -99,8 +99,8 @@ class KernelTable:
 
     def __post_init__(self) -> None:
         if len(self._by_key) != len(self.entries):
-            seen: set[tuple[object, ...]] = set()
-            twice = next(e.key for e in self.entries if e.key in seen or seen.add(e.key))
+            keys = [entry.key for entry in self.entries]
+            twice = next(key for key in keys if keys.count(key) > 1)
             raise ValueError(f"a kernel table holds each product once, got two of {twice}")
 
     def __bool__(self) -> bool:
@@ -264,9 +264,7 @@ class _ShapeFit:
         tiled = -(-k // self._tile) * self._tile
         return (1.0, float(tiled), float(n), float(tiled) * n)
 
-    def _at(
-        self, place: Line, line: Line, weights: Line, left_over: Sequence[float], chosen: Sequence[int]
-    ) -> float:
+    def _at(self, place: Line, line: Line, weights: Line, left_over: Sequence[float], chosen: Sequence[int]) -> float:
         pull = total = 0.0
         for i, error in zip(chosen, left_over, strict=True):
             trusted = (self._trust[i] * TRUE_ERROR) ** 2  # 1 for a measurement without noise
