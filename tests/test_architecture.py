@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,8 +28,6 @@ FAMILIES = (
     "supernet.samplers",
     "supernet.schedules",
 )
-# What members of a family may share: the abstract class, and constants that several files of one member use.
-SHARED = ("base",)
 HEAVY = ("torch", "transformers", "accelerate", "onnx", "onnxruntime", "onnxruntime_genai", "optuna", "scipy")
 
 
@@ -64,11 +63,15 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 def _members(family: str) -> Iterator[tuple[str, Path]]:
-    """(member, file) for each file of a family; a member is one module or one folder."""
+    """(member, file) for each file of a family; a member is one module or folder that the family's dict names.
+
+    What the dict does not name (the abstract class, a part that several members share) is nobody's sibling.
+    """
     folder = ROOT / family.replace(".", "/")
+    named = re.findall(rf"{re.escape(family)}\.(\w+)", (folder / "__init__.py").read_text("utf-8"))
     for path in sorted(folder.rglob("*.py")):
         member = path.relative_to(folder).parts[0].removesuffix(".py")
-        if member not in ("__init__", *SHARED):
+        if member in named and member != "base":
             yield member, path
 
 

