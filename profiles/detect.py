@@ -28,7 +28,8 @@ def detect(
     """The device that `device` names ("cpu", "cuda:0"), or the best one ("auto"): a GPU where one works, else the CPU.
 
     Whether the runtime at hand can use a GPU is the runtime's to say: `refuse_gpu` returns its reason, or None. With
-    "auto" a refused GPU is skipped and listed; asked for by name it is a ValueError with the reason, like an absent GPU.
+    "auto" a refused GPU is skipped and listed. Asked for by name, one that is refused or absent is a
+    ValueError with the reason.
     """
     if device == "cpu":
         return profile_cpu(measure_bandwidth), ()
