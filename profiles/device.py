@@ -113,6 +113,8 @@ class DeviceProfile:
             raise ValueError("bandwidth_bytes_per_s and bandwidth_basis are given together or not at all")
         if self.bandwidth_basis not in (None, *BANDWIDTH_BASES):
             raise ValueError(f"bandwidth_basis is {', '.join(BANDWIDTH_BASES)} or null, got {self.bandwidth_basis!r}")
+        if not isinstance(self.notes, str):
+            raise ValueError(f"notes must be text, got {self.notes!r}")
         if not all(isinstance(item, str) for item in self.instruction_sets):
             raise ValueError(f"instruction_sets must be names, got {self.instruction_sets!r}")
         if len({(c.runtime, c.name) for c in self.calibrations}) != len(self.calibrations):
