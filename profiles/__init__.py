@@ -1,4 +1,4 @@
-"""What the hardware is: profiles of devices, measured or from datasheets. Imports neither torch nor the rest of bitfleet.
+"""What the hardware is: profiles of devices, measured or from datasheets. A leaf, and no torch at import.
 
 Start at `profiles.device.DeviceProfile`, `profiles.detect.detect` and `profiles.catalog.load`.
 """

@@ -153,7 +153,7 @@ class DeviceProfile:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DeviceProfile:
-        """ValueError, naming the field, on an unknown or missing field or a wrong value. Those with a default may miss."""
+        """ValueError, naming the field, on an unknown or missing field or a wrong value; defaults may be left out."""
         check_fields(cls, "a device profile", data)
         data = dict(data)
         for name, member in (("caches", Cache), ("calibrations", Calibration)):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ SHAPES = ((576, 576), (576, 960), (576, 3072), (1536, 576), (1024, 1024), (2048,
           (2048, 2048), (4096, 1024), (768, 2304), (4096, 4096), (576, 49152))  # fmt: skip
 
 
-def entry(bits: int, rows: int, k: int, n: int, ms: float, *, group_size: int = 64, spread: float = 0.02) -> KernelEntry:
+def entry(
+    bits: int, rows: int, k: int, n: int, ms: float, *, group_size: int = 64, spread: float = 0.02
+) -> KernelEntry:
     return KernelEntry("ort", bits, group_size, rows, k, n, 2, ms, ms * (1 - spread), ms * (1 + spread), 20)
 
 
@@ -206,7 +209,7 @@ def test_percentile_is_numpys(values: list[float], fraction: float) -> None:
     assert percentile(sorted(values), fraction) == pytest.approx(float(np.quantile(values, fraction)), abs=1e-6)
 
 
-def _product(bits: int, k: int, n: int, copies: int, rows: int):  # type: ignore[no-untyped-def]
+def _product(bits: int, k: int, n: int, copies: int, rows: int) -> Callable[[], object]:
     """Runs `copies` different quantized matrices in ONNX Runtime, as a model does: their bytes come from memory."""
     onnx = pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
