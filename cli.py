@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from planner.plan import Plan
     from planner.runtimes.base import Runtime
     from profiles.device import DeviceProfile
-    from supernet.checkpoint import SupernetFiles
+    from supernet.space import Subnet
+    from supernet.spec import ModelSpec
 
 __version__ = "0.1.0"
 
@@ -106,6 +108,61 @@ def profile_show(name: str, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("supernet", required=False)
+@click.option("--mem", required=True, metavar="SIZE", help="Peak memory of the process: 8GB, 8GiB, 8192MB, 0.5 GB.")
+@click.option("--latency", metavar="TIME", help="Time per token, such as 20ms.")
+@click.option("--ttft", metavar="TIME", help="Time to the first token, such as 500ms.")
+@click.option("--disk", metavar="SIZE", help="Size of the weight files.")
+@click.option("--context", type=int, metavar="N", help="Tokens of context; the default is 4096, or what the model can.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Sequences at once.")
+@click.option("--prompt-tokens", type=int, metavar="N", help="Tokens of the prompt behind --ttft.  [default: 128]")
+@click.option("--device", metavar="NAME|FILE", help="What to plan for; the default is this machine.")
+@click.option("--runtime", default="onnxruntime", show_default=True, help="What will load the package.")
+@click.option("--trials", type=int, metavar="N", help="Subnets that the search tries.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="plan.json", show_default=True)
+@JSON
+def plan(
+    supernet: str | None, mem: str, latency: str | None, ttft: str | None, disk: str | None, context: int | None,
+    batch: int, prompt_tokens: int | None, device: str | None, runtime: str, trials: int | None, seed: int, out: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """The bits of every layer that lose least within a memory and latency budget.
+
+    SUPERNET is a folder that `bitfleet train` made; without it, the embedded default model's, which is built and kept
+    in the cache on first use.
+    """
+    from planner import pipeline
+    from planner.request import Budget, Workload, parse_bytes, parse_duration
+
+    budget = Budget(
+        parse_bytes(mem),
+        None if latency is None else parse_duration(latency),
+        None if ttft is None else parse_duration(ttft),
+        None if disk is None else parse_bytes(disk),
+    )
+    loader = runtime_named(runtime)
+    target = own_device() if device is None else device_named(device)
+    files = supernet_files(supernet)
+    made = pipeline.plan(
+        files,
+        loader,
+        target,
+        Workload.for_model(files.spec, context, batch, prompt_tokens),
+        budget,
+        measure=measured_quality(files),
+        trials=pipeline.TRIALS if trials is None else trials,
+        seed=seed,
+        command=command_line(),
+    )
+    made.save(out)
+    if as_json:
+        return emit(made.to_json())
+    print_plan(made, files.spec)
+    click.echo(f"next: bitfleet export {out} --out DIR")
+
+
+@cli.command()
 @JSON
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:
@@ -122,6 +179,40 @@ def doctor(context: click.Context, as_json: bool) -> None:
                 click.echo(f"fix for {check.name}: {check.fix}")
         click.echo(f"next: {report.next_command}")
     context.exit(BROKEN if report.failed else OK)
+
+
+# --- names to instances -------------------------------------------------------------------------------------------
+
+
+def cache_dir() -> Path:
+    """Where the platform keeps caches: this machine's profile and the default supernet. BITFLEET_CACHE overrides it."""
+    chosen = os.environ.get("BITFLEET_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "bitfleet"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitfleet"
+
+
+def own_profile_path() -> Path:
+    return cache_dir() / "device.json"
+
+
+def device_named(name: str) -> DeviceProfile:
+    """A profile file where `name` looks like one, else a device of the catalogue."""
+    from profiles.catalog import load
+    from profiles.device import DeviceProfile
+
+    if name.endswith(".json") or os.sep in name or Path(name).is_file():
+        return DeviceProfile.load(name)
+    return load(name)
+
+
+def one_of(option: str, family: Mapping[str, Any], name: str) -> Any:
+    """The member of a family that is called `name`; ValueError lists the names."""
+    if name not in family:
+        raise ValueError(f"{option} must be one of {', '.join(family)}, got {name!r}")
+    return family[name]
 
 
 # --- printing -----------------------------------------------------------------------------------------------------
@@ -152,8 +243,80 @@ def size(count: int | float | None) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
+def milliseconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value / 1e3:.2f} s" if value >= 1e3 else f"{value:.1f} ms"
+
+
 def rate(bytes_per_s: float | None) -> str:
     return "-" if bytes_per_s is None else f"{bytes_per_s / 1e9:.0f} GB/s"
+
+
+def print_device(device: DeviceProfile) -> None:
+    cores = "-" if device.cores_physical is None else f"{device.cores_physical} cores, {device.threads or '?'} threads used"
+    measured = f"measured {device.date}" if device.measured else f"from a datasheet, {device.date}: latency is an estimate"
+    rows = [
+        ("name", device.name),
+        ("model", f"{device.vendor} {device.model}" if device.vendor not in device.model else device.model),
+        ("kind", f"{device.kind} {device.architecture or ''}".strip()),
+        ("cores", cores),
+        ("instruction sets", " ".join(device.instruction_sets) or "-"),
+        ("memory", f"{size(device.memory_bytes)}, usable {size(device.usable_bytes)}"),
+        ("bandwidth", f"{rate(device.bandwidth_bytes_per_s)} {device.bandwidth_basis or ''}".strip()),
+        ("kernels", f"{len(device.kernels.entries)} measured products"),
+        ("provenance", f"{measured}; {device.source}"),
+    ]
+    table(("", ""), rows)
+    if device.notes:
+        click.echo(device.notes)
+
+
+def print_plan(made: Plan, spec: ModelSpec) -> None:
+    """What is promised beside the limit and the best uniform subnet, then the bits, then what to know."""
+    load, chosen, uniform, limits = made.workload, made.chosen, made.uniform, made.limits
+    click.echo(
+        f"{spec.name} on {made.device['name']} with {made.runtime}: context {load.context}, batch {load.batch}, "
+        f"prompt {load.prompt_tokens} tokens"
+    )
+    columns = [chosen, *([uniform] if uniform else [])]
+    rows = [
+        ("peak memory", *(size(c.memory_bytes) for c in columns), size(limits.memory_bytes)),
+        ("weight files", *(size(c.disk_bytes) for c in columns), size(limits.disk_bytes)),
+        ("time per token", *(milliseconds(c.tpot_ms) for c in columns), milliseconds(limits.tpot_ms)),
+        ("time to first token", *(milliseconds(c.ttft_ms) for c in columns), milliseconds(limits.ttft_ms)),
+        ("mean bits of linears", *(f"{c.mean_bits:.2f}" for c in columns), "-"),
+        ("KL per token, predicted", *(f"{c.predicted_kl:.4f}" for c in columns), "-"),
+    ]
+    for key, label in (("kl", "KL per token, measured"), ("perplexity", "perplexity"), ("top1", "top-1 agreement")):
+        if key in chosen.measured:
+            rows.append((label, *(f"{c.measured[key]:.4g}" if key in c.measured else "-" for c in columns), "-"))
+    header = ("", "PLANNED", *([f"BEST UNIFORM ({uniform.mean_bits:.0f} bits)"] if uniform else []), "LIMIT")
+    table(header, rows)
+    print_items("peak memory", [(i["name"], size(i["bytes"]), i["basis"]) for i in made.memory["items"]])
+    print_bits(made.subnet, spec)
+    for line in made.notes:
+        click.echo(f"note: {line}")
+
+
+def print_items(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
+    click.echo()
+    table((f"{title}, by item", "", ""), rows)
+
+
+def print_bits(subnet: Subnet, spec: ModelSpec) -> None:
+    """One digit a layer, one line a role; wide models wrap every 100 layers."""
+    roles: dict[str, dict[int, int]] = {}
+    for unit in spec.units:
+        roles.setdefault(unit.role, {})[-1 if unit.layer is None else unit.layer] = subnet[unit.name].bits
+    width = max(len(role) for role in roles)
+    click.echo()
+    click.echo(click.style(f"{'bits by layer':<{width}}  0 to {spec.num_layers - 1}", bold=True))
+    for role, layers in roles.items():
+        digits = "".join(str(layers.get(layer, "-")) for layer in range(spec.num_layers)) if -1 not in layers else str(layers[-1])
+        for start in range(0, len(digits), 100):
+            click.echo(f"{role if start == 0 else '':<{width}}  {digits[start : start + 100]}")
+    click.echo()
 
 
 @contextmanager
@@ -215,9 +378,11 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MemoryError):
         return SYSTEM, "out of memory; close programs or use a smaller model"
     if isinstance(error, ValueError):
-        from planner.plan import BudgetError
+        return BAD_INPUT, text
+    from planner.plan import BudgetError
 
-        return (OVER_BUDGET if isinstance(error, BudgetError) else BAD_INPUT), text
+    if isinstance(error, BudgetError):
+        return OVER_BUDGET, text
     return BUG, f"{type(error).__name__}: {text}; this is a bug in bitfleet, bitfleet --debug shows where"
 
 

@@ -1,0 +1,178 @@
+"""Manners of the command line: it starts fast, its JSON parses, bad input gets one line and the documented code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cli
+from planner.plan import BudgetError
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = (
+    [],
+    ["profile"],
+    ["profile", "device"],
+    ["profile", "list"],
+    ["profile", "show"],
+    ["train"],
+    ["evaluate"],
+    ["plan"],
+    ["export"],
+    ["verify"],
+    ["run"],
+    ["doctor"],
+)
+
+
+def test_help_starts_in_the_promised_time() -> None:
+    """0.3 s; the median of five starts, since a test machine has other things to do."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "cli.py", "--help"], cwd=ROOT, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    assert statistics.median(seconds) <= 0.3, seconds
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(bitfleet: Any, command: list[str]) -> None:
+    done = bitfleet(*command, "--help")
+    assert done.code == 0
+    assert "Usage: bitfleet" in done.out
+
+
+def test_help_lists_the_exit_codes(bitfleet: Any) -> None:
+    text = bitfleet("--help").out
+    for code in (0, 1, 2, 3, 4, 5, 130):
+        assert f"\n  {code} " in text
+
+
+def test_version(bitfleet: Any) -> None:
+    assert bitfleet("--version").out.strip().endswith(cli.__version__)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["fly"], "fly"),
+        (["plan"], "--mem"),
+        (["plan", "--mem", "8GB", "--fast"], "--fast"),
+        (["plan", "--mem", "8 gigs"], "8GiB"),
+        (["plan", "--mem", "8GB", "--latency", "soon"], "20ms"),
+        (["plan", "--mem", "-1GB"], "8GiB"),
+        (["plan", "no-such-supernet", "--mem", "8GB"], "no-such-supernet"),
+        (["plan", "--mem", "8GB", "--runtime", "tensorrt"], "onnxruntime"),
+        (["plan", "--mem", "8GB", "--batch", "many"], "many"),
+        (["profile", "show", "no-such-device"], "bitfleet profile list"),
+        (["profile", "show", "no-such-device.json"], "no-such-device.json"),
+        (["profile", "device", "--device", "tpu"], "auto, cpu or cuda:N"),
+        (["train", "./no-such-model"], "no-such-model"),
+        (["train", "no-such-model.gguf"], "no-such-model.gguf"),
+        (["train", "smollm2-135m-instruct", "--bits", "four"], "--bits"),
+        (["train", "smollm2-135m-instruct", "--quantizer", "magic"], "rtn"),
+        (["train", "smollm2-135m-instruct", "--adapter", "magic"], "scales"),
+        (["evaluate", "no-such-supernet", "--bits", "4"], "no-such-supernet"),
+        (["export", "no-such-plan.json", "--out", "package"], "no-such-plan.json"),
+        (["verify", "no-such-package"], "no-such-package"),
+        (["run", "no-such-package", "Hello"], "no-such-package"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_2(bitfleet: Any, arguments: list[str], told: str) -> None:
+    done = bitfleet(*arguments)
+    assert done.code == 2, done.err
+    assert told in done.error
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": 3}', "\x00\xff"], ids=["empty", "cut", "list", "wrong", "binary"])
+@pytest.mark.parametrize("command", ["show", "plan", "export", "verify"])
+def test_corrupt_files_are_one_line_and_exit_2(bitfleet: Any, tmp_path: Path, command: str, text: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text, "latin-1")
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(text, "latin-1")
+    arguments = {
+        "show": ["profile", "show", path],
+        "plan": ["plan", tmp_path / "none", "--mem", "8GB", "--device", path],
+        "export": ["export", path, "--out", tmp_path / "out"],
+        "verify": ["verify", folder],
+    }[command]
+    done = bitfleet(*arguments)
+    assert done.code == 2, done.err
+    assert done.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_profile_list_and_show_as_json(bitfleet: Any) -> None:
+    listed = json.loads(bitfleet("profile", "list", "--json").out)
+    assert len(listed) >= 12
+    shown = json.loads(bitfleet("profile", "show", listed[0]["name"], "--json").out)
+    assert shown == listed[0]
+    text = bitfleet("profile", "list").out
+    assert all(entry["name"] in text for entry in listed)
+
+
+def test_doctor(bitfleet: Any) -> None:
+    done = bitfleet("doctor", "--json")
+    report = json.loads(done.out)
+    assert done.code == 0
+    assert report["ok"]
+    assert {check["status"] for check in report["checks"]} <= {"PASS", "WARN"}
+    assert all(check["fix"] for check in report["checks"] if check["status"] != "PASS")
+    assert report["next"].startswith("bitfleet ")
+
+
+def test_doctor_fails_with_the_fix_where_the_cache_cannot_be_written(
+    bitfleet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("BITFLEET_CACHE", str(tmp_path / "file"))
+    done = bitfleet("doctor")
+    assert done.code == 1
+    assert "FAIL" in done.out
+    assert "fix for cache: set BITFLEET_CACHE" in done.out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ValueError("bits must be 2,\n 4 or 8, got 3"), 2, "bits must be 2, 4 or 8, got 3"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y"), 2, "No such file or directory: /x/y"),
+        (BudgetError("no plan fits 10 MB; the smallest takes 200 MB"), 3, "no plan fits 10 MB; the smallest takes 200 MB"),
+        (ImportError("datasets is not installed; run: pip install datasets"), 4, "pip install datasets"),
+        (ModuleNotFoundError("No module named 'onnx'"), 4, "bitfleet doctor"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 5, "free some space"),
+        (MemoryError(), 5, "out of memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RuntimeError("odd"), 70, "bitfleet --debug"),
+    ],
+)
+def test_every_kind_of_error_has_its_code(error: BaseException, code: int, told: str) -> None:
+    found, line = cli.explain(error)
+    assert found == code
+    assert told in line
+    assert "\n" not in line
+
+
+def test_debug_shows_where_an_error_came_from(bitfleet: Any) -> None:
+    done = bitfleet("--debug", "verify", "no-such-package")
+    assert done.code == 2
+    assert "Traceback" in done.err
+    assert done.err.splitlines()[-1].startswith("error: ")
+
+
+def test_output_into_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} cli.py profile list --json | head -c 1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
