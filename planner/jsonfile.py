@@ -1,0 +1,31 @@
+"""JSON files that are written whole or not at all, and read with one line that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to a temporary name beside `path`, then rename; keys keep their order."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The object in `path`. FileNotFoundError or ValueError name `what` it should be and the `remedy`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {what} at {path}; {remedy}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # also text that is not UTF-8
+        raise ValueError(f"{path} is not JSON, so not a {what}; {remedy}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"a {what} is a JSON object, {path} holds a {type(data).__name__}; {remedy}")
+    return data

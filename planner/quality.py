@@ -1,0 +1,140 @@
+"""What a subnet is expected to lose, from sensitivities measured once, and what it was measured to lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from planner.jsonfile import read_json, write_json
+from supernet.space import Choice, SearchSpace, Subnet
+
+SENSITIVITY_FILE = "sensitivity.json"
+EVALUATIONS_FILE = "evaluations.json"
+_REMEASURE = "measure it again with `bitfleet evaluate DIR --sensitivity`"
+
+Quality = Mapping[str, float]
+"""Measured on held-out text: kl (nats per token to the full model), perplexity, top1 (agreement), tokens."""
+
+Measure = Callable[[Sequence[Subnet]], Sequence[Quality]]
+
+
+@dataclass(frozen=True)
+class SensitivityTable:
+    """What each unit's choice loses by itself: KL per token to the full model in nats, above that of `base`.
+
+    `base` says what every other unit was while one was changed, `text` what it was measured on, and `supernet` is the
+    fingerprint of the weights. Small negative values are noise of the measurement and are kept.
+    """
+
+    base: str
+    units: Mapping[str, Mapping[str, float]]
+    text: Mapping[str, Any] = field(default_factory=dict)
+    supernet: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    date: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.units, Mapping) or not all(isinstance(c, Mapping) for c in self.units.values()):
+            raise ValueError(f"sensitivities are unit: choice: number, got {type(self.units).__name__}")
+        for unit, choices in self.units.items():
+            for choice, loss in choices.items():
+                if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss):
+                    raise ValueError(f"a sensitivity must be a finite number, got {loss!r} for {unit} at {choice}")
+                Choice.parse(choice)
+
+    @cached_property
+    def by_choice(self) -> dict[str, dict[Choice, float]]:
+        return {u: {Choice.parse(c): float(loss) for c, loss in choices.items()} for u, choices in self.units.items()}
+
+    def check(self, space: SearchSpace, fingerprint: str = "") -> None:
+        """ValueError unless every option of `space` was measured, on the supernet of that fingerprint."""
+        if fingerprint and self.supernet and self.supernet != fingerprint:
+            raise ValueError(f"the sensitivities are of weights that have changed since; {_REMEASURE}")
+        wanted = [(unit, choice) for unit, choices in space for choice in choices]
+        missing = [f"{u} at {c}" for u, c in wanted if c not in self.by_choice.get(u, {})]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"every unit's choices need a sensitivity, none for {missing[0]}{more}; {_REMEASURE}")
+
+    def predict(self, subnet: Subnet) -> float:
+        """The sum over units: what is lost when losses add."""
+        return sum(self.by_choice[unit][choice] for unit, choice in subnet)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SensitivityTable:
+        try:
+            return cls(**data)
+        except TypeError:
+            raise ValueError(f"sensitivities have the fields base and units, got {', '.join(sorted(data))}") from None
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> SensitivityTable:
+        """FileNotFoundError or ValueError, one line, for a file that is missing, corrupt or something else."""
+        data = read_json(path, "sensitivity table", _REMEASURE)
+        try:
+            return cls.from_json(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; {_REMEASURE}") from None
+
+
+def load_or_measure(path: Path, fingerprint: str, measure: Callable[[], SensitivityTable]) -> SensitivityTable:
+    """The table in `path` where there is one of these weights; else what `measure` returns, saved there."""
+    if path.is_file():
+        table = SensitivityTable.load(path)
+        if table.supernet == fingerprint:
+            return table
+    table = measure()
+    table.save(path)
+    return table
+
+
+class MeasuredQuality:
+    """Measures subnets once: results are kept in a file, by supernet, text and subnet, each saved as it comes."""
+
+    def __init__(self, path: Path, supernet: str, text: str, measure: Measure) -> None:
+        self.path = path
+        self.key = f"{supernet}/{text}"
+        self.measure = measure
+        self.measured = 0
+
+    def __call__(self, subnets: Sequence[Subnet]) -> list[Quality]:
+        return [self._one(subnet) for subnet in subnets]
+
+    def _one(self, subnet: Subnet) -> Quality:
+        known = self._read().get(self.key, {}).get(subnet.digest)
+        if known is not None:
+            return dict(known)
+        (quality,) = self.measure([subnet])
+        self.measured += 1
+        return self.keep(subnet, quality)
+
+    def keep(self, subnet: Subnet, quality: Any) -> Quality:
+        """Remember a measurement that was made elsewhere, on the same text."""
+        result = as_quality(quality)
+        stored = self._read()  # now, and not from before it was measured: another plan may have written since
+        stored.setdefault(self.key, {})[subnet.digest] = result
+        write_json(self.path, stored)
+        return result
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.exists():
+            return {}
+        data = read_json(self.path, "cache of evaluations", f"delete {self.path}")
+        if not all(isinstance(v, dict) and all(isinstance(q, dict) for q in v.values()) for v in data.values()):
+            raise ValueError(f"{self.path} is not a cache of evaluations; delete {self.path}")
+        return data
+
+
+def as_quality(value: Any) -> dict[str, float]:
+    """The plain dict of a measurement, from a dict or a dataclass with those fields."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else dict(value)

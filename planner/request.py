@@ -1,0 +1,105 @@
+"""What is asked of a plan: the workload to serve and the budget to serve it in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from supernet.spec import ModelSpec
+
+_DECIMAL = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_BYTES = _DECIMAL | {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_MS = {"ms": 1.0, "s": 1000.0}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE | re.ASCII)
+
+DEFAULT_CONTEXT = 4096
+DEFAULT_PROMPT_TOKENS = 128
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of `8GB`, `8GiB`, `8192MB`, `0.5 GB`: GB is 10^9, GiB 2^30, in any case. ValueError for anything else."""
+    accepted = "a size is a number and a unit like 8GB, 8GiB, 8192MB or 0.5 GB (B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)"
+    return round(_quantity(text, _BYTES, accepted, 1))
+
+
+def parse_duration(text: str) -> float:
+    """Milliseconds of `20ms` or `0.5s`. ValueError for anything else."""
+    accepted = "a time is a number and a unit like 20ms or 0.5s (ms, s)"
+    return _quantity(text, _MS, accepted, 0.001)
+
+
+def _quantity(text: str, units: Mapping[str, float], accepted: str, least: float) -> float:
+    match = _QUANTITY.fullmatch(text)
+    factor = units.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"{accepted}, got {text!r}")
+    value = float(match[1]) * factor
+    if value < least:
+        raise ValueError(f"{accepted} above zero, got {text!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the package will serve: `batch` sequences of up to `context` tokens, prompts of `prompt_tokens`."""
+
+    context: int
+    batch: int = 1
+    prompt_tokens: int = DEFAULT_PROMPT_TOKENS
+
+    def __post_init__(self) -> None:
+        for name in ("context", "batch", "prompt_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.prompt_tokens > self.context:
+            raise ValueError(f"prompt_tokens must fit the context of {self.context} tokens, got {self.prompt_tokens}")
+
+    @classmethod
+    def for_model(
+        cls, spec: ModelSpec, context: int | None = None, batch: int = 1, prompt_tokens: int | None = None
+    ) -> Workload:
+        """With what was not asked filled in: a context of 4096 tokens or what the model can, a prompt of 128."""
+        context = min(DEFAULT_CONTEXT, spec.max_context) if context is None else context
+        prompt_tokens = min(DEFAULT_PROMPT_TOKENS, context) if prompt_tokens is None else prompt_tokens
+        workload = cls(context, batch, prompt_tokens)
+        workload.check(spec)
+        return workload
+
+    def check(self, spec: ModelSpec) -> None:
+        """ValueError for a context that the model was not made for."""
+        if self.context > spec.max_context:
+            raise ValueError(
+                f"context must be at most the {spec.max_context} tokens of {spec.name}, got {self.context}; "
+                f"use --context {spec.max_context}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Workload:
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent: peak memory of the process, time per token, time to first token, disk; None is no limit."""
+
+    memory_bytes: int
+    tpot_ms: float | None = None
+    ttft_ms: float | None = None
+    disk_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above zero, got {value}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Budget:
+        return cls(**data)

@@ -1,0 +1,10 @@
+from planner.search.base import Candidate, Found, Problem, Resource, Search
+from planner.search.exact import ExactSearch
+from planner.search.optuna_search import OptunaSearch
+
+SEARCHES: dict[str, type[Search]] = {
+    "exact": ExactSearch,
+    "optuna": OptunaSearch,
+}
+
+__all__ = ["SEARCHES", "Candidate", "ExactSearch", "Found", "OptunaSearch", "Problem", "Resource", "Search"]

@@ -1,0 +1,95 @@
+"""What a search is given and what it finds. Values only; a member imports its solver when it runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from supernet.space import Choice, SearchSpace, Subnet
+
+Table = Mapping[str, Mapping[Choice, float]]
+"""unit -> choice -> number."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """Something a budget limits: what every unit's choice adds to a constant, in `unit` ("bytes" or "ms")."""
+
+    name: str
+    unit: str
+    limit: float
+    constant: float
+    table: Table
+
+    def amount(self, subnet: Subnet) -> float:
+        return self.constant + sum(self.table[name][choice] for name, choice in subnet)
+
+    def minimum(self) -> float:
+        """The least that any subnet takes, whatever else it costs."""
+        return self.constant + sum(min(choices.values()) for choices in self.table.values())
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Minimise the quality lost over `space` while no resource passes its limit.
+
+    `loss` is what each unit's choice loses by itself (nats per token, additive). `objective`, where given, is what a
+    subnet loses as a whole and need not be the sum. `groups` names units that are alike (role and depth).
+    """
+
+    space: SearchSpace
+    loss: Table
+    resources: tuple[Resource, ...]
+    objective: Callable[[Subnet], float] | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    def additive(self, subnet: Subnet) -> float:
+        return sum(self.loss[name][choice] for name, choice in subnet)
+
+    def value(self, subnet: Subnet) -> float:
+        return self.additive(subnet) if self.objective is None else self.objective(subnet)
+
+    def feasible(self, subnet: Subnet) -> bool:
+        return all(resource.amount(subnet) <= resource.limit for resource in self.resources)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A subnet within every limit, with what it is expected to lose and who proposed it."""
+
+    subnet: Subnet
+    loss: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """Candidates, best first and no two alike (none when nothing within the limits was found), and how it went."""
+
+    candidates: tuple[Candidate, ...]
+    trace: Mapping[str, Any]
+
+
+class Search(ABC):
+    """One way to solve a Problem."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def search(self, problem: Problem, starts: Sequence[Candidate] = (), seed: int = 0) -> Found:
+        """Candidates for `problem`; the same `seed` finds the same.
+
+        `starts` are tried first, the one expected to be best in front; what is found is never worse than a start
+        that is within the limits.
+        """
+
+
+def ranked(problem: Problem, proposals: Sequence[tuple[Subnet, str]]) -> tuple[Candidate, ...]:
+    """The feasible proposals, best first, each subnet once and under the first name that it was proposed by."""
+    unique: dict[Subnet, str] = {}
+    for subnet, source in proposals:
+        unique.setdefault(subnet, source)
+    kept = [Candidate(s, problem.value(s), source) for s, source in unique.items() if problem.feasible(s)]
+    return tuple(sorted(kept, key=lambda candidate: candidate.loss))

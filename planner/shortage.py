@@ -1,0 +1,46 @@
+"""What is said of a budget that no subnet meets: which part of it, and the smallest that would do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from planner.plan import BudgetError
+from planner.request import Budget
+from planner.search.base import Problem
+from planner.search.exact import Shortfall, shortfalls
+
+FLAGS = {"memory": "--mem", "tpot": "--latency", "ttft": "--ttft", "disk": "--disk"}
+WORDS = {"memory": "memory", "tpot": "time per token", "ttft": "time to first token", "disk": "disk"}
+
+
+def budget_error(problem: Problem, budget: Budget, device: str) -> BudgetError:
+    """The error for a problem without a solution, planned for `budget` on `device`, which may have less memory."""
+    short = shortfalls(problem)
+    names = " and ".join(f"{WORDS[s.resource.name]} of {readable(s.resource.unit, s.resource.limit)}" for s in short)
+    together = " together" if len(short) > 1 and not short[0].alone else ""
+    needs = (" or " if together else " and ").join(_need(s) for s in short)
+    flags = (" or " if together else " ").join(map(_flag, short))
+    memory = next((s for s in short if s.resource.name == "memory"), None)
+    if memory is not None and memory.smallest <= budget.memory_bytes:
+        step = f"{device} has no more: free some, use a shorter --context, or plan for another --device"
+    else:
+        step = f"use {flags}"
+    return BudgetError(f"{names} cannot be met{together}, the smallest plan needs {needs}; {step}")
+
+
+def readable(unit: str, value: float, whole: Callable[[float], int] = round) -> str:
+    """`value` bytes or ms for a person, in four digits: `143.2 MB`, `5.61 ms`; `whole` rounds the last one."""
+    scales = ((10**9, "GB"), (10**6, "MB"), (10**3, "KB"), (1, "B")) if unit == "bytes" else ((1, "ms"),)
+    size, name = next((scale for scale in scales if value >= scale[0]), scales[-1])
+    step = 10.0 ** (math.floor(math.log10(value / size)) - 3) if value > 0 else 1.0
+    return f"{whole(value / size / step) * step:.4g} {name}"
+
+
+def _need(shortfall: Shortfall) -> str:
+    return f"{readable(shortfall.resource.unit, shortfall.smallest, math.ceil)} of {WORDS[shortfall.resource.name]}"
+
+
+def _flag(shortfall: Shortfall) -> str:
+    value = readable(shortfall.resource.unit, shortfall.smallest, math.ceil)
+    return f"{FLAGS[shortfall.resource.name]} {value.replace(' ', '')}"

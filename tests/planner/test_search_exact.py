@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from planner.search.base import Problem, Resource
+from planner.search.exact import ExactSearch, shortfalls
+from supernet.space import Choice, SearchSpace
+
+SHAPES = (576 * 960, 576 * 576, 576 * 3072, 576 * 1536)  # the four kinds of unit of SmolLM2-135M
+SPEED = {2: 1.0, 3: 1.1, 4: 1.05, 8: 1.5}
+
+
+def problem(units: int, seed: int, share: float = 0.4) -> Problem:
+    """Units of real shapes with random losses; milliseconds that do not grow with bits."""
+    random = np.random.default_rng(seed)
+    choices = tuple(Choice(b, 64) for b in SPEED)
+    names = [f"unit{i}" for i in range(units)]
+    weights = {name: SHAPES[i % 4] for i, name in enumerate(names)}
+    memory = {n: {c: weights[n] * (c.bits + 0.625) // 8 for c in choices} for n in names}
+    ms = {n: {c: weights[n] * 1e-8 * SPEED[c.bits] * random.lognormal(0, 0.01) for c in choices} for n in names}
+    loss = {}
+    for name in names:
+        scale = 0.1 * random.lognormal(0, 1)
+        loss[name] = {c: scale * np.exp(-1.4 * (c.bits - 2)) * random.lognormal(0, 0.1) for c in choices}
+    low, high = (sum(pick(t.values()) for t in memory.values()) for pick in (min, max))
+    fastest = sum(min(t.values()) for t in ms.values())
+    space = SearchSpace.of(dict.fromkeys(names, choices))
+    resources = (
+        Resource("memory", "bytes", int(low + share * (high - low)) + 10**8, 1e8, memory),
+        Resource("tpot", "ms", fastest * 1.15 + 1, 1.0, ms),
+    )
+    return Problem(space, loss, resources, groups={n: f"{i % 4} {i * 4 // units}" for i, n in enumerate(names)})
+
+
+@pytest.mark.parametrize("units", [121, 330])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_models_of_real_size_are_solved_to_a_proven_optimum_within_two_seconds(units: int, seed: int) -> None:
+    started = time.perf_counter()
+    found = ExactSearch().search(problem(units, seed))
+    assert time.perf_counter() - started < 2.0
+    assert found.trace["gap"] == 0
+    assert len(found.candidates) == 1
+
+
+def test_a_limit_is_never_passed_by_a_solvers_tolerance() -> None:
+    for seed in range(10):
+        tight = problem(24, seed, share=0.3)
+        best = ExactSearch().search(tight).candidates[0].subnet
+        memory = tight.resources[0]
+        edge = replace(tight, resources=(replace(memory, limit=memory.amount(best) - 1), tight.resources[1]))
+        assert all(edge.feasible(c.subnet) for c in ExactSearch().search(edge).candidates)
+
+
+def test_the_shortfall_of_one_limit_is_the_smallest_that_works() -> None:
+    whole = problem(24, 0)
+    memory = whole.resources[0]
+    impossible = replace(whole, resources=(replace(memory, limit=memory.minimum() - 5e6), whole.resources[1]))
+    assert ExactSearch().search(impossible).candidates == ()
+    (short,) = shortfalls(impossible)
+    assert short.resource.name == "memory"
+    assert not short.alone
+    for limit, solved in ((short.smallest, True), (short.smallest - 1, False)):
+        again = replace(whole, resources=(replace(memory, limit=limit), whole.resources[1]))
+        assert bool(ExactSearch().search(again).candidates) is solved
+
+
+def test_limits_that_only_fail_together_are_both_offered() -> None:
+    choices = (Choice(2, 32), Choice(4, 32))
+    space = SearchSpace.of({"a": choices})
+    loss = {"a": {choices[0]: 1.0, choices[1]: 0.5}}
+    memory = Resource("memory", "bytes", 25, 0, {"a": {choices[0]: 20, choices[1]: 40}})
+    tpot = Resource("tpot", "ms", 1.5, 0, {"a": {choices[0]: 2.0, choices[1]: 1.0}})
+    short = shortfalls(Problem(space, loss, (memory, tpot)))
+    assert [(s.resource.name, s.smallest, s.alone) for s in short] == [("memory", 40, False), ("tpot", 2.0, False)]
+
+
+def test_limits_that_fail_each_alone_are_all_named() -> None:
+    whole = problem(8, 0)
+    memory, tpot = whole.resources
+    short = shortfalls(replace(whole, resources=(replace(memory, limit=10.0), replace(tpot, limit=0.1))))
+    assert [(s.resource.name, s.smallest, s.alone) for s in short] == [
+        ("memory", memory.minimum(), True), ("tpot", tpot.minimum(), True)
+    ]  # fmt: skip
+
+
+def test_the_solver_prints_nothing() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests/planner')\n"
+        "from test_search_exact import problem\n"
+        "from planner.search.exact import ExactSearch\n"
+        "for seed in range(4): ExactSearch().search(problem(121, seed, share=0.7))\n"
+        "print('all', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("all\n", "")
