@@ -2,8 +2,8 @@
 # make test   install into .venv, then ruff, mypy and pytest
 # make lint   ruff and mypy alone; make install: the installation alone; make clean: back to a fresh checkout
 #
-# PYTHON names the interpreter of a new .venv. TORCH_ARGS reaches pip where torch is installed: on a Linux machine
-# without a GPU, `make demo TORCH_ARGS="--index-url URL-OF-THE-CPU-WHEELS"` saves gigabytes of CUDA libraries.
+# PYTHON names the interpreter of a new .venv, MINUTES how long the demo trains. TORCH_ARGS reaches pip where torch is
+# installed: on a Linux machine without a GPU, TORCH_ARGS="--index-url URL-OF-THE-CPU-WHEELS" saves gigabytes of CUDA.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -12,6 +12,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 TORCH_ARGS ?=
+MINUTES ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 # One line for each file that pip fetches; what it fetched before and where it looked is noise.
@@ -58,8 +59,18 @@ lint: $(VENV)/stamp-package
 test: install lint
 	$(BIN)/python -m pytest
 
+# Real commands, each shown before it runs; everything lands in ./demo.
 demo: install
-	$(BIN)/python examples/demo.py
+	@rm -rf demo && mkdir demo
+	$(BIN)/bitfleet profile device --quick --out demo/device.json
+	$(BIN)/bitfleet train smollm2-135m-instruct --minutes $(MINUTES) --out demo/supernet
+	$(BIN)/bitfleet plan demo/supernet --device demo/device.json --context 512 --mem 245MB --out demo/small.json
+	$(BIN)/bitfleet plan demo/supernet --device demo/device.json --context 512 --mem 270MB --out demo/large.json
+	$(BIN)/bitfleet export demo/small.json --out demo/small
+	$(BIN)/bitfleet export demo/large.json --out demo/large
+	$(BIN)/bitfleet verify demo/small
+	$(BIN)/bitfleet verify demo/large
+	@echo "next: $(BIN)/bitfleet run demo/large 'What is the capital of France?'"
 
 clean:
 	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,9 +6,11 @@ Data goes to stdout; progress, notes and errors go to stderr. What a command nee
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -40,6 +42,7 @@ Exit codes:
   70   a bug in bitfleet
   130  interrupted; what was finished is kept
 """
+RUNTIME = "onnxruntime"
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 
@@ -72,8 +75,9 @@ def profile_device(device: str, quick: bool, out: Path | None, as_json: bool) ->
     path = out or own_profile_path()
     found = measure_device(device, quick, path)
     if as_json:
-        return emit(found.to_json())
-    print_device(found)
+        emit(found.to_json())
+    else:
+        print_device(found)
     note(f"wrote {path}")
 
 
@@ -85,9 +89,10 @@ def profile_list(as_json: bool) -> None:
 
     entries = [load(name) for name in names()]
     if as_json:
-        return emit([entry.to_json() for entry in entries])
-    rows = [(e.name, e.kind, size(e.memory_bytes), rate(e.bandwidth_bytes_per_s), e.model) for e in entries]
-    table(("NAME", "KIND", "MEMORY", "BANDWIDTH", "MODEL"), rows)
+        emit([entry.to_json() for entry in entries])
+    else:
+        rows = [(e.name, e.kind, size(e.memory_bytes), rate(e.bandwidth_bytes_per_s), e.model) for e in entries]
+        table(("NAME", "KIND", "MEMORY", "BANDWIDTH", "MODEL"), rows)
 
 
 @profile.command("show")
@@ -97,8 +102,9 @@ def profile_show(name: str, as_json: bool) -> None:
     """One device, from the catalogue or from a file."""
     found = device_named(name)
     if as_json:
-        return emit(found.to_json())
-    print_device(found)
+        emit(found.to_json())
+    else:
+        print_device(found)
 
 
 # --- the supernet -------------------------------------------------------------------------------------------------
@@ -117,7 +123,7 @@ def profile_show(name: str, as_json: bool) -> None:
 @click.option("--batch", type=int, default=1, show_default=True, help="Sequences at once.")
 @click.option("--prompt-tokens", type=int, metavar="N", help="Tokens of the prompt behind --ttft.  [default: 128]")
 @click.option("--device", metavar="NAME|FILE", help="What to plan for; the default is this machine.")
-@click.option("--runtime", default="onnxruntime", show_default=True, help="What will load the package.")
+@click.option("--runtime", default=RUNTIME, show_default=True, help="What will load the package.")
 @click.option("--trials", type=int, metavar="N", help="Subnets that the search tries.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="plan.json", show_default=True)
@@ -142,7 +148,7 @@ def plan(
         None if disk is None else parse_bytes(disk),
     )
     loader = runtime_named(runtime)
-    target = own_device() if device is None else device_named(device)
+    target = own_device(runtime) if device is None else device_named(device)
     files = supernet_files(supernet)
     made = pipeline.plan(
         files,
@@ -153,13 +159,14 @@ def plan(
         measure=measured_quality(files),
         trials=pipeline.TRIALS if trials is None else trials,
         seed=seed,
-        command=command_line(),
+        command=shlex.join(["bitfleet", *sys.argv[1:]]),
     )
     made.save(out)
     if as_json:
-        return emit(made.to_json())
-    print_plan(made, files.spec)
-    click.echo(f"next: bitfleet export {out} --out DIR")
+        emit(made.to_json())
+    else:
+        print_plan(made, files.spec)
+        click.echo(f"next: bitfleet export {out} --out DIR")
 
 
 @cli.command()
@@ -198,6 +205,36 @@ def own_profile_path() -> Path:
     return cache_dir() / "device.json"
 
 
+def measure_device(device: str, quick: bool, path: Path, runtime: str = RUNTIME) -> DeviceProfile:
+    """Profile a device of this machine into `path`, saying which devices were passed over and why."""
+    from planner.pipeline import profile_device
+
+    with progress() as report:
+        found, skipped = profile_device(device, runtime_named(runtime), quick, report)
+    for one in skipped:
+        note(f"note: {one.device} is passed over: {one.reason}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.save(path)
+    return found
+
+
+def own_device(runtime: str) -> DeviceProfile:
+    """This machine's profile from the cache, with the memory that is available now; profiled quickly where there is none."""
+    from profiles.cpu import profile_cpu
+    from profiles.device import DeviceProfile
+
+    path, now = own_profile_path(), profile_cpu(measure_bandwidth=False)
+    known = DeviceProfile.load(path) if path.is_file() else None
+    if known is None or (known.kind == "cpu" and known.name != now.name):
+        why = "has no profile yet" if known is None else f"is not the {known.name} that {path} describes"
+        note(f"this machine {why}: profiling it quickly; `bitfleet profile device` takes longer and is more exact")
+        return measure_device("auto", True, path, runtime)
+    if known.kind != "cpu":
+        return known
+    changing = ("available_bytes", "cgroup_limit_bytes", "cgroup_used_bytes")
+    return dataclasses.replace(known, **{name: getattr(now, name) for name in changing})
+
+
 def device_named(name: str) -> DeviceProfile:
     """A profile file where `name` looks like one, else a device of the catalogue."""
     from profiles.catalog import load
@@ -206,6 +243,12 @@ def device_named(name: str) -> DeviceProfile:
     if name.endswith(".json") or os.sep in name or Path(name).is_file():
         return DeviceProfile.load(name)
     return load(name)
+
+
+def runtime_named(name: str) -> Runtime:
+    from planner.runtimes import RUNTIMES
+
+    return one_of("--runtime", RUNTIMES, name)()
 
 
 def one_of(option: str, family: Mapping[str, Any], name: str) -> Any:
@@ -228,12 +271,12 @@ def note(text: str) -> None:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as their longest cell; the header is bold on a terminal and plain in a pipe."""
-    lines = [tuple(header), *(tuple(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    """Columns as wide as their longest cell; the header, () for none, is bold on a terminal and plain in a pipe."""
+    lines = [tuple(row) for row in (header, *rows) if row]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for number, line in enumerate(lines):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        click.echo(click.style(text, bold=True) if number == 0 else text)
+        click.echo(click.style(text, bold=True) if header and number == 0 else text)
 
 
 def size(count: int | float | None) -> str:
@@ -254,22 +297,22 @@ def rate(bytes_per_s: float | None) -> str:
 
 
 def print_device(device: DeviceProfile) -> None:
-    cores = "-" if device.cores_physical is None else f"{device.cores_physical} cores, {device.threads or '?'} threads used"
-    measured = f"measured {device.date}" if device.measured else f"from a datasheet, {device.date}: latency is an estimate"
+    threads = f"{device.cores_physical} physical, {device.threads} threads used" if device.cores_physical else ""
     rows = [
         ("name", device.name),
-        ("model", f"{device.vendor} {device.model}" if device.vendor not in device.model else device.model),
-        ("kind", f"{device.kind} {device.architecture or ''}".strip()),
-        ("cores", cores),
-        ("instruction sets", " ".join(device.instruction_sets) or "-"),
+        ("model", device.model),
+        ("kind", f"{device.kind} {device.architecture or ''}"),
+        ("cores", threads),
+        ("instruction sets", " ".join(device.instruction_sets)),
         ("memory", f"{size(device.memory_bytes)}, usable {size(device.usable_bytes)}"),
-        ("bandwidth", f"{rate(device.bandwidth_bytes_per_s)} {device.bandwidth_basis or ''}".strip()),
-        ("kernels", f"{len(device.kernels.entries)} measured products"),
-        ("provenance", f"{measured}; {device.source}"),
+        ("bandwidth", f"{rate(device.bandwidth_bytes_per_s)} {device.bandwidth_basis or ''}"),
+        ("kernels", f"{len(device.kernels.entries)} products measured" if device.kernels else "none measured"),
+        ("basis", "measured" if device.measured else "a datasheet; a plan's latency for it is an estimate"),
+        ("date", device.date),
+        ("source", device.source),
+        ("notes", device.notes),
     ]
-    table(("", ""), rows)
-    if device.notes:
-        click.echo(device.notes)
+    table((), [row for row in rows if row[1]])
 
 
 def print_plan(made: Plan, spec: ModelSpec) -> None:
@@ -313,7 +356,8 @@ def print_bits(subnet: Subnet, spec: ModelSpec) -> None:
     click.echo()
     click.echo(click.style(f"{'bits by layer':<{width}}  0 to {spec.num_layers - 1}", bold=True))
     for role, layers in roles.items():
-        digits = "".join(str(layers.get(layer, "-")) for layer in range(spec.num_layers)) if -1 not in layers else str(layers[-1])
+        inside = (str(layers.get(layer, "-")) for layer in range(spec.num_layers))
+        digits = str(layers[-1]) if -1 in layers else "".join(inside)
         for start in range(0, len(digits), 100):
             click.echo(f"{role if start == 0 else '':<{width}}  {digits[start : start + 100]}")
     click.echo()
@@ -321,21 +365,25 @@ def print_bits(subnet: Subnet, spec: ModelSpec) -> None:
 
 @contextmanager
 def progress() -> Iterator[Any]:
-    """Gives `report(what, done, total=1.0)`: a bar on a terminal; elsewhere a line for each stage and each tenth."""
+    """Gives `report(what, done, total=1.0)`: a bar on a terminal; elsewhere a line for each stage and each tenth.
+
+    What follows a comma in `what` may change within a stage: "train, KL 0.412".
+    """
     if not sys.stderr.isatty():
         yield plain_report()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = Progress.get_default_columns()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: float, total: float = 1.0) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
+            stage = what.partition(",")[0]
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(what, total=total)
+            bars.update(tasks[stage], description=what, completed=done, total=total)
 
         yield report
 
@@ -344,10 +392,10 @@ def plain_report() -> Any:
     said: dict[str, int] = {}
 
     def report(what: str, done: float, total: float = 1.0) -> None:
-        tenth = int(10 * done / total) if total else 10
-        if said.get(what) != tenth:
-            said[what] = tenth
-            note(f"{what}: {10 * tenth} %")
+        stage, tenth = what.partition(",")[0], int(10 * done / total) if total else 10
+        if said.get(stage) != tenth:
+            said[stage] = tenth
+            note(f"{10 * tenth:3d} %  {what}")
 
     return report
 
@@ -395,6 +443,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         sys.stderr.close()
         code = OK
+    except click.exceptions.NoArgsIsHelpError as error:
+        note(error.format_message())
+        code = BAD_INPUT
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise

