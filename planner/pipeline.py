@@ -1,0 +1,233 @@
+"""The stages joined: supernet, device and request in; a plan out. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import metadata
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol
+
+from planner.costs import Costs
+from planner.plan import PLANNED, UNIFORM, Compared, Plan
+from planner.quality import SENSITIVITY_FILE, Measure, SensitivityTable, as_quality
+from planner.request import Budget, Workload
+from planner.runtimes.base import Runtime
+from planner.search.base import Candidate, Found, Problem, ranked
+from planner.search.exact import ExactSearch
+from planner.search.optuna_search import OptunaSearch
+from planner.shortage import budget_error, readable
+from profiles.device import DeviceProfile
+from supernet.space import SearchSpace, Subnet
+from supernet.spec import ModelSpec
+
+TRIALS = 1000
+TOP = 3
+DEPTHS = 4
+"""Units of one role are priced in this many stretches of depth."""
+APART = 0.05
+"""Finalists differ in at least this share of the units: closer ones cannot be told apart by measuring."""
+
+
+class Supernet(Protocol):
+    """What planning reads of an open supernet."""
+
+    path: Path
+
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def space(self) -> SearchSpace: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def plan(
+    files: Supernet,
+    runtime: Runtime,
+    device: DeviceProfile,
+    workload: Workload,
+    budget: Budget,
+    measure: Measure | None = None,
+    trials: int = TRIALS,
+    seed: int = 0,
+    top: int = TOP,
+    command: str = "",
+) -> Plan:
+    """The subnet that loses least on `device` within `budget`, with its evidence.
+
+    `measure` is given the finalists and the best uniform subnet, and returns what each loses on held-out text; without
+    it the predictions decide. Raises BudgetError when nothing meets the budget, ValueError for a model or a context
+    that cannot be served, FileNotFoundError without sensitivities.
+    """
+    spec = files.spec
+    workload.check(spec)
+    space, dropped = loadable(files.space, spec, runtime)
+    table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
+    table.check(space, files.fingerprint)
+    limits, notes = _limits(budget, device)
+    costs = Costs(runtime, spec, workload, device)
+    problem = Problem(space, table.by_choice, costs.resources(space, limits), groups=_groups(spec))
+    uniforms = _uniforms(problem, spec)
+    found = _search(problem, uniforms, trials, seed)
+    if not found[-1].candidates:
+        raise budget_error(problem, budget, device.name)
+    finalists = _finalists(found[-1].candidates, uniforms[:1], top)
+    compared = _compare(costs, finalists, measure)
+    best = compared[0]
+    return Plan(
+        supernet=str(files.path),
+        fingerprint=files.fingerprint,
+        model=_summary(spec),
+        runtime=runtime.name,
+        device=_device(device),
+        workload=workload,
+        budget=budget,
+        limits=limits,
+        compared=compared,
+        memory=costs.memory(best.subnet).to_json(),
+        latency=costs.latency(best.subnet).to_json(),
+        search=tuple(f.trace for f in found),
+        dropped=dropped,
+        notes=(*notes, *_verdict(compared), *_basis(device)),
+        versions=_versions(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+    )
+
+
+def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:
+    """`space` without what `runtime` cannot load, and the reason for each choice that a unit lost."""
+    refusal = runtime.model_refusal(spec)
+    if refusal is not None:
+        raise ValueError(f"{runtime.name} cannot load {spec.name}: {refusal}")
+    refusals = {(u, c): runtime.refusal(spec, spec.unit(u), c) for u, choices in space for c in choices}
+    dropped: dict[str, str] = {}
+    for (unit, choice), reason in refusals.items():
+        if reason is not None:
+            role = spec.unit(unit).role
+            dropped.setdefault(f"{choice} of {role}", reason)
+    for unit, choices in space:
+        if all(refusals[unit, c] for c in choices):
+            raise ValueError(
+                f"{runtime.name} loads none of the choices of {unit} ({refusals[unit, choices[0]]}); "
+                "train a supernet with other --bits or --group-size"
+            )
+    return space.restrict(lambda unit, choice: refusals[unit, choice] is None), dropped
+
+
+def _limits(budget: Budget, device: DeviceProfile) -> tuple[Budget, tuple[str, ...]]:
+    """The budget, or what the device has where that is less, and a note that says so."""
+    usable = device.usable_bytes
+    if budget.memory_bytes <= usable:
+        return budget, ()
+    has = "has" if device.available_bytes is None else "has available"
+    asked, less = readable("bytes", budget.memory_bytes), readable("bytes", usable, math.floor)
+    note = f"the memory budget of {asked} exceeds the {less} that {device.name} {has}: planned for {less}"
+    return replace(budget, memory_bytes=usable), (note,)
+
+
+def _groups(spec: ModelSpec) -> dict[str, str]:
+    """Unit -> units that are alike: one role, one stretch of depth."""
+    depth = {u.name: 0 if u.layer is None else u.layer * DEPTHS // spec.num_layers for u in spec.units}
+    return {u.name: f"{u.role} {depth[u.name]}" for u in spec.units}
+
+
+def _uniforms(problem: Problem, spec: ModelSpec) -> tuple[Candidate, ...]:
+    """Every linear at one bit-width, embedding and head at any one choice each: those within the limits, best first."""
+    tables = [unit.name for unit in spec.units if unit.is_table]
+    proposals = []
+    for bits in problem.space.bits(spec):
+        for choices in product(*(problem.space[name] for name in tables)):
+            subnet = problem.space.uniform(spec, bits)
+            for name, choice in zip(tables, choices, strict=True):
+                subnet = subnet.replace(name, choice)
+            proposals.append((subnet, f"uniform {bits} bits"))
+    return ranked(problem, proposals)
+
+
+def _search(problem: Problem, uniforms: Sequence[Candidate], trials: int, seed: int) -> tuple[Found, ...]:
+    """The exact solution of the additive problem, then Optuna from there; the last one's candidates hold all."""
+    exact = ExactSearch().search(problem, uniforms, seed)
+    if not exact.candidates or trials < 1:
+        return (exact,)
+    return exact, OptunaSearch(trials=trials).search(problem, exact.candidates, seed)
+
+
+def _finalists(candidates: Sequence[Candidate], uniform: Sequence[Candidate], top: int) -> list[tuple[str, Candidate]]:
+    """The best `top` candidates that differ enough to be told apart, and the best uniform one, whatever its rank."""
+    known = {candidate.subnet for candidate in uniform}
+    kept: list[Candidate] = []
+    for candidate in candidates:
+        least = max(1, round(APART * len(candidate.subnet.items)))
+        if len(kept) < top and all(_distance(candidate.subnet, other.subnet) >= least for other in kept):
+            kept.append(candidate)
+    planned = [(PLANNED, candidate) for candidate in kept if candidate.subnet not in known]
+    return planned + [(UNIFORM, candidate) for candidate in uniform]
+
+
+def _distance(a: Subnet, b: Subnet) -> int:
+    """Units that differ."""
+    return sum(a[unit] != choice for unit, choice in b)
+
+
+def _compare(
+    costs: Costs, finalists: Sequence[tuple[str, Candidate]], measure: Measure | None
+) -> tuple[Compared, ...]:
+    """The finalists with all their numbers, best first: by what they were measured to lose, else by prediction."""
+    subnets = [candidate.subnet for _, candidate in finalists]
+    measured: Sequence[Any] = [{} for _ in subnets] if measure is None else measure(subnets)
+    compared = [
+        costs.compared(kind, candidate.source, candidate.subnet, candidate.loss, measured=as_quality(quality))
+        for (kind, candidate), quality in zip(finalists, measured, strict=True)
+    ]
+    return tuple(sorted(compared, key=lambda c: c.measured.get("kl", c.predicted_kl)))
+
+
+def _verdict(compared: Sequence[Compared]) -> Iterator[str]:
+    """Whether searching was worth it here, in a line."""
+    best, uniform = compared[0], next((c for c in compared if c.kind == UNIFORM), None)
+    planned = next((c for c in compared if c.kind == PLANNED), None)
+    if not best.measured:
+        yield "quality is predicted from sensitivities, nothing was measured for this plan"
+        return
+    if uniform is None:
+        yield "no uniform subnet fits this budget"
+    elif planned is None:
+        yield f"the best subnet for this budget is {uniform.source}"
+    elif best.kind == UNIFORM:
+        loss, other = best.measured["kl"], planned.measured["kl"]
+        yield f"{best.source} measured best and was chosen: KL {loss:.4g}, the best mixed subnet {other:.4g}"
+    else:
+        loss, other = best.measured["kl"], uniform.measured["kl"]
+        yield f"KL {loss:.4g} measured, against {other:.4g} of {uniform.source} within the same budget"
+
+
+def _basis(device: DeviceProfile) -> Iterator[str]:
+    if not device.measured:
+        yield f"{device.name} was not measured: memory overheads and latency are estimates from {device.source}"
+
+
+def _summary(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "architecture": spec.architecture,
+        "layers": spec.num_layers,
+        "units": len(spec.units),
+        "linear_weights": spec.linear_weights,
+        "max_context": spec.max_context,
+        "tied": spec.tied,
+    }
+
+
+def _device(device: DeviceProfile) -> dict[str, Any]:
+    names = ("name", "kind", "model", "measured", "source", "date", "threads", "memory_bytes", "usable_bytes")
+    return {name: getattr(device, name) for name in names}
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in ("scipy", "optuna")}}

@@ -1,0 +1,286 @@
+"""Planning from end to end, over a runtime whose costs are plain arithmetic on shapes, so that answers are known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from planner import pipeline
+from planner.plan import BudgetError, Plan
+from planner.quality import SENSITIVITY_FILE, MeasuredQuality, Quality, SensitivityTable
+from planner.request import Budget, Workload, parse_bytes
+from planner.runtimes.base import EXACT, LatencyItem, MemoryItem, Progress, Runtime
+from profiles.device import DeviceProfile
+from supernet.space import Choice, SearchSpace, Subnet
+from supernet.spec import LinearSpec, ModelSpec, UnitSpec
+
+FIXED_BYTES = 50_000_000
+
+
+class Shapes(Runtime):
+    """Bytes are bits times weights plus a half bit for scales; time is bytes plus a constant, 8 bits the slowest."""
+
+    name: ClassVar[str] = "shapes"
+
+    def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:
+        return None if choice.bits in (2, 4, 8) else f"loads 2, 4 and 8 bits, got {choice.bits}"
+
+    def model_refusal(self, spec: ModelSpec) -> str | None:
+        return None if spec.architecture == "LlamaForCausalLM" else f"no exporter for {spec.architecture}"
+
+    def disk_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> int:
+        return unit.weights * (2 * choice.bits + 1) // 16
+
+    def fixed_disk_bytes(self, spec: ModelSpec, workload: Any) -> int:
+        return 4 * spec.float_parameters
+
+    def products(self, spec: ModelSpec, unit: UnitSpec) -> tuple[tuple[int, int], ...]:
+        return tuple((lin.in_features, lin.out_features) for lin in unit.linears)
+
+    def memory_items(
+        self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any
+    ) -> tuple[MemoryItem, ...]:
+        weights = [MemoryItem(u.name, self.disk_bytes(spec, u, subnet[u.name]), EXACT, u.name) for u in spec.units]
+        cache = spec.kv_bytes_per_token(4) * workload.context * workload.batch
+        return (*weights, MemoryItem("KV cache", cache, EXACT), MemoryItem("runtime", FIXED_BYTES, EXACT))
+
+    def unit_memory_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice, device: Any) -> int:
+        return self.disk_bytes(spec, unit, choice)
+
+    def latency_items(
+        self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str
+    ) -> tuple[LatencyItem, ...]:
+        rows = workload.batch * (workload.prompt_tokens if phase == "prefill" else 1)
+        units = [self.unit_ms(spec, unit, subnet[unit.name], rows, device) for unit in spec.units]
+        return (*units, LatencyItem("step", 0.5, EXACT))
+
+    def unit_ms(self, spec: ModelSpec, unit: UnitSpec, choice: Choice, rows: int, device: Any) -> LatencyItem:
+        ms = self.disk_bytes(spec, unit, choice) * 1e-7 + unit.weights * rows * 1e-9
+        return LatencyItem(unit.name, ms * (1.5 if choice.bits == 8 else 1), EXACT, unit.name)
+
+    def measure_kernels(self, quick: bool = False) -> Iterable[Any]:
+        return ()
+
+    def calibrate(self, quick: bool = False, progress: Progress | None = None) -> dict[str, float]:
+        return {}
+
+    def write(self, files: Any, subnet: Subnet, workload: Any, folder: Path, progress: Progress | None = None) -> None:
+        (folder / "subnet.txt").write_text(subnet.digest)
+
+    def launch(self, folder: Path) -> str:
+        return f"shapes {folder}"
+
+
+def smollm2(layers: int = 30) -> ModelSpec:
+    units = [UnitSpec("model.embed_tokens", "embedding", None, (LinearSpec("model.embed_tokens", 49152, 576),))]
+    for i in range(layers):
+        parts = {
+            "self_attn.qkv": ("qkv", 960, 576),
+            "self_attn.o_proj": ("o", 576, 576),
+            "mlp.gate_up": ("gate_up", 3072, 576),
+            "mlp.down_proj": ("down", 576, 1536),
+        }
+        for name, (role, rows, columns) in parts.items():
+            full = f"model.layers.{i}.{name}"
+            units.append(UnitSpec(full, role, i, (LinearSpec(full, rows, columns),)))
+    return ModelSpec("smol", "LlamaForCausalLM", layers, 576, 9, 3, 64, 49152, 8192, True, 35136, tuple(units))
+
+
+@dataclass(frozen=True)
+class Files:
+    path: Path
+    spec: ModelSpec
+    space: SearchSpace
+    fingerprint: str = "f1"
+
+
+DEVICE = DeviceProfile("box", "cpu", "Acme", "Acme CPU", 16 * 10**9, True, "bitfleet profile device", "2026-11-22")
+WORKLOAD = Workload(512)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """A supernet of SmolLM2's shapes at 2, 3, 4 and 8 bits, early layers and down projections the most sensitive."""
+    spec, random = smollm2(), np.random.default_rng(0)
+    choices = tuple(Choice(bits, 64) for bits in (2, 3, 4, 8))
+    options = {u.name: choices[2:] if u.is_table else choices for u in spec.units}
+    loss = {}
+    for unit in spec.units:
+        scale = 0.05 * random.lognormal(0, 1) * (3 if unit.role == "down" else 1) * (4 if unit.layer in (0, 29) else 1)
+        loss[unit.name] = {str(c): scale * float(np.exp(-1.4 * (c.bits - 2))) for c in options[unit.name]}
+    SensitivityTable("full", loss, supernet="f1").save(tmp_path / SENSITIVITY_FILE)
+    return Files(tmp_path, spec, SearchSpace.of(options))
+
+
+def additive(files: Files) -> Any:
+    table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
+    return lambda subnets: [{"kl": table.predict(s), "perplexity": 50.0, "top1": 0.7, "tokens": 4096} for s in subnets]
+
+
+def planned(files: Files, budget: Budget, **options: Any) -> Plan:
+    options = {"measure": additive(files), "trials": 100, **options}
+    return pipeline.plan(files, Shapes(), DEVICE, WORKLOAD, budget, **options)
+
+
+def test_the_plan_keeps_every_budget_and_beats_the_uniform_subnet(files: Files) -> None:
+    budget = Budget(140_000_000, tpot_ms=14.0, ttft_ms=40.0, disk_bytes=100_000_000)
+    made = planned(files, budget)
+    for compared in made.compared:
+        assert compared.memory_bytes <= budget.memory_bytes
+        assert compared.tpot_ms <= 14.0 and compared.ttft_ms <= 40.0
+        assert compared.disk_bytes <= 100_000_000
+    assert made.uniform is not None
+    assert made.chosen.kind == "planned" and made.chosen.measured["kl"] < made.uniform.measured["kl"]
+    assert any("against" in note and "uniform" in note for note in made.notes)
+    assert made.memory["total_bytes"] == made.chosen.memory_bytes
+    assert sum(item["bytes"] for item in made.memory["items"]) == made.chosen.memory_bytes
+
+
+def test_what_the_runtime_cannot_load_is_dropped_with_the_reason(files: Files) -> None:
+    made = planned(files, Budget(140_000_000))
+    assert {choice.bits for compared in made.compared for _, choice in compared.subnet} <= {2, 4, 8}
+    assert made.dropped["int3g64 of qkv"] == "loads 2, 4 and 8 bits, got 3"
+
+
+def test_a_supernet_that_the_runtime_cannot_load_at_all_is_refused(files: Files) -> None:
+    three = SearchSpace.of({u: tuple(c for c in choices if c.bits != 2) for u, choices in files.space})
+    only = replace(files, space=SearchSpace.of({**three.by_unit, "model.layers.3.mlp.down_proj": (Choice(3, 64),)}))
+    with pytest.raises(ValueError, match=r"loads none of the choices of model\.layers\.3\.mlp\.down_proj.*--bits"):
+        planned(only, Budget(140_000_000))
+    with pytest.raises(ValueError, match="shapes cannot load smol: no exporter for MambaForCausalLM"):
+        planned(replace(files, spec=replace(files.spec, architecture="MambaForCausalLM")), Budget(140_000_000))
+
+
+def test_with_room_for_everything_everything_is_at_its_largest(files: Files) -> None:
+    made = planned(files, Budget(10**9))
+    assert all(choice.bits == 8 for _, choice in made.subnet)
+    assert made.chosen.measured
+    assert any("uniform 8 bits" in note for note in made.notes)
+
+
+def test_a_uniform_subnet_that_measures_best_is_chosen_and_said(files: Files) -> None:
+    def measure(subnets: Sequence[Subnet]) -> list[Quality]:
+        linears = [{c.bits for u, c in subnet if u != "model.embed_tokens"} for subnet in subnets]
+        return [{"kl": 0.1 if len(bits) == 1 else 0.2} for bits in linears]
+
+    made = planned(files, Budget(140_000_000), measure=measure)
+    assert made.chosen.kind == "uniform"
+    assert any("measured best and was chosen" in note for note in made.notes)
+
+
+def test_only_what_was_never_measured_is_measured(files: Files) -> None:
+    quality = MeasuredQuality(files.path / "evaluations.json", files.fingerprint, "text", additive(files))
+    first = planned(files, Budget(140_000_000), measure=quality)
+    count = quality.measured
+    assert count == len(first.compared) > 2
+    again = planned(files, Budget(140_000_000), measure=quality)
+    assert quality.measured == count
+    assert again.compared == first.compared
+
+
+def test_without_measuring_the_prediction_decides_and_the_plan_says_so(files: Files) -> None:
+    made = planned(files, Budget(140_000_000), measure=None)
+    assert made.chosen.source == "exact" and made.chosen.measured == {}
+    assert any("nothing was measured" in note for note in made.notes)
+
+
+def test_the_finalists_differ_enough_to_be_told_apart(files: Files) -> None:
+    made = planned(files, Budget(140_000_000), trials=400)
+    subnets = [c.subnet for c in made.compared if c.kind == "planned"]
+    assert len(subnets) == 3
+    assert min(sum(a[u] != c for u, c in b) for a in subnets for b in subnets if a is not b) >= 6
+
+
+def test_the_same_seed_plans_the_same(files: Files) -> None:
+    first, second = (planned(files, Budget(140_000_000), seed=3) for _ in range(2))
+    assert first.compared == second.compared
+
+
+@pytest.mark.parametrize(
+    ("budget", "name", "flag"),
+    [
+        (Budget(90_000_000), "memory", "--mem"),
+        (Budget(10**9, tpot_ms=1.0), "time per token", "--latency"),
+        (Budget(10**9, ttft_ms=1.0), "time to first token", "--ttft"),
+        (Budget(10**9, disk_bytes=10_000_000), "disk", "--disk"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_names_the_smallest_that_can(
+    files: Files, budget: Budget, name: str, flag: str
+) -> None:
+    message = rf"^{name} of .* cannot be met, the smallest plan needs .*; use {flag} "
+    with pytest.raises(BudgetError, match=message) as raised:
+        planned(files, budget)
+    text = str(raised.value).rsplit(" ", 1)[1]
+    field = {"--mem": "memory_bytes", "--latency": "tpot_ms", "--ttft": "ttft_ms", "--disk": "disk_bytes"}[flag]
+    enough = float(text.removesuffix("ms")) if text.endswith("ms") else parse_bytes(text)
+    planned(files, replace(budget, **{field: enough}))
+    with pytest.raises(BudgetError):
+        planned(files, replace(budget, **{field: type(enough)(enough * 0.998)}))
+
+
+def test_budgets_that_all_fail_are_all_named(files: Files) -> None:
+    with pytest.raises(BudgetError, match=r"^memory of 90 MB and disk of 10 MB cannot be met.*; use --mem .* --disk "):
+        planned(files, Budget(90_000_000, disk_bytes=10_000_000))
+
+
+def test_more_memory_than_there_is_is_planned_for_what_there_is(files: Files) -> None:
+    small = replace(DEVICE, available_bytes=150_000_000)
+    made = pipeline.plan(files, Shapes(), small, WORKLOAD, Budget(8 * 10**9), additive(files), trials=50)
+    assert made.chosen.memory_bytes <= 150_000_000
+    assert made.limits.memory_bytes == 150_000_000 and made.budget.memory_bytes == 8 * 10**9
+    assert "the memory budget of 8 GB exceeds the 150 MB that box has available: planned for 150 MB" in made.notes
+
+
+def test_a_device_that_is_too_small_is_not_blamed_on_the_budget(files: Files) -> None:
+    small = replace(DEVICE, available_bytes=90_000_000)
+    with pytest.raises(BudgetError, match="memory of 90 MB cannot be met.*box has no more: free some"):
+        pipeline.plan(files, Shapes(), small, WORKLOAD, Budget(8 * 10**9), trials=50)
+
+
+def test_a_context_beyond_the_model_and_missing_sensitivities_are_one_line(files: Files) -> None:
+    with pytest.raises(ValueError, match="at most the 8192 tokens of smol, got 10000"):
+        pipeline.plan(files, Shapes(), DEVICE, Workload(10_000), Budget(10**9))
+    (files.path / SENSITIVITY_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match="no sensitivity table"):
+        planned(files, Budget(10**9))
+
+
+def test_a_device_that_was_not_measured_is_said_to_be_an_estimate(files: Files) -> None:
+    entry = replace(DEVICE, measured=False, source="https://example.com/datasheet")
+    made = pipeline.plan(files, Shapes(), entry, WORKLOAD, Budget(10**9), trials=10)
+    assert any("box was not measured" in note and "datasheet" in note for note in made.notes)
+
+
+def test_one_more_device_takes_less_than_ten_seconds_with_the_default_trials(files: Files) -> None:
+    started = time.perf_counter()
+    made = planned(files, Budget(140_000_000, tpot_ms=14.0), trials=pipeline.TRIALS)
+    assert time.perf_counter() - started < 10
+    exact, optuna = made.search
+    assert exact["seconds"] < 2 and exact["gap"] == 0
+    assert optuna["trials"] == pipeline.TRIALS
+
+
+def test_planning_on_cached_numbers_never_imports_torch(files: Files) -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests/planner')\n"
+        "from pathlib import Path\n"
+        "from test_pipeline import *\n"
+        "choices = tuple(Choice(bits, 64) for bits in (2, 4, 8))\n"
+        "spec = smollm2()\n"
+        "space = SearchSpace.of({u.name: choices[1:] if u.is_table else choices for u in spec.units})\n"
+        "planned(Files(Path(sys.argv[1]), spec, space), Budget(140_000_000), trials=20)\n"
+        "print('torch' in sys.modules, 'onnxruntime' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(files.path)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout.strip(), done.returncode) == ("False False", 0), done.stderr

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from planner.plan import Compared, Plan
+from planner.request import Budget, Workload
+from supernet.space import Choice, Subnet
+
+SUBNET = Subnet.of({"a": Choice(2, 32), "b": Choice(8, 32)})
+CHOSEN = Compared("planned", "exact", SUBNET, 2.0, 1000, 500, 5.0, 50.0, 0.25, {"kl": 0.3, "tokens": 4096})
+UNIFORM = Compared("uniform", "uniform 2 bits", SUBNET.replace("b", Choice(2, 32)), 2.0, 900, 400, 4.0, 40.0, 0.5)
+PLAN = Plan(
+    supernet="/models/tiny", fingerprint="f1", model={"name": "tiny"}, runtime="onnxruntime",
+    device={"name": "laptop", "measured": False}, workload=Workload(512), budget=Budget(10**9, 20.0),
+    limits=Budget(10**8, 20.0), compared=(CHOSEN, UNIFORM), memory={"total_bytes": 1000, "items": []},
+    latency={"tpot_ms": 5.0}, search=({"solver": "HiGHS", "seconds": 0.1, "gap": 0.0},),
+    dropped={"int3g32 of qkv": "only 2, 4 and 8 bits"}, notes=("a note",), versions={"optuna": "5.0.0"},
+    date="2026-11-22T05:00:00+00:00", command="bitfleet plan --mem 1GB",
+)  # fmt: skip
+
+
+def test_a_plan_round_trips_through_its_file(tmp_path: Path) -> None:
+    PLAN.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == PLAN
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_the_first_compared_is_the_choice_and_the_uniform_is_named() -> None:
+    assert PLAN.chosen == CHOSEN
+    assert PLAN.subnet == SUBNET
+    assert PLAN.uniform == UNIFORM
+    assert replace(PLAN, compared=(CHOSEN,)).uniform is None
+
+
+def test_a_failed_write_leaves_the_old_plan_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    PLAN.save(path)
+    with pytest.raises(ValueError, match="JSON"):
+        replace(PLAN, memory={"total_bytes": float("nan")}).save(path)
+    assert Plan.load(path) == PLAN
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_missing_plan_is_one_line_with_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no plan at .*plan\.json; make it again with `bitfleet plan"):
+        Plan.load(tmp_path / "plan.json")
+
+
+def _without(key: str) -> dict[str, object]:
+    return {k: v for k, v in PLAN.to_json().items() if k != key}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        json.dumps({**PLAN.to_json(), "schema": 99}),
+        json.dumps({**PLAN.to_json(), "kind": "bitfleet package"}),
+        json.dumps({**PLAN.to_json(), "compared": []}),
+        json.dumps({**PLAN.to_json(), "compared": [{}]}),
+        json.dumps({**PLAN.to_json(), "compared": [{**CHOSEN.to_json(), "subnet": {"a": "two bits"}}]}),
+        json.dumps({**PLAN.to_json(), "compared": 3}),
+        json.dumps({**PLAN.to_json(), "budget": {"memory_bytes": -1}}),
+        json.dumps({**PLAN.to_json(), "budget": {"memory_bytes": "8GB"}}),
+        json.dumps({**PLAN.to_json(), "workload": []}),
+        json.dumps({**PLAN.to_json(), "surprise": 1}),
+        json.dumps(_without("workload")),
+        json.dumps(_without("fingerprint")),
+    ],
+)
+def test_anything_else_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"plan\.json.*make it again with `bitfleet plan") as raised:
+        Plan.load(path)
+    assert "\n" not in str(raised.value)
