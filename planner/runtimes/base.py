@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,31 +75,60 @@ class Runtime(ABC):
         """Peak memory of a process that serves the workload, itemised."""
 
     @abstractmethod
-    def unit_memory_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice, device: Any) -> int:
-        """What the unit adds to peak memory; the subnet's items sum to these plus what no choice changes."""
+    def unit_memory_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, device: Any) -> int:
+        """What the unit adds to peak memory; a subnet's items sum to these plus what no choice changes."""
 
     @abstractmethod
     def latency_items(
         self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str
     ) -> tuple[LatencyItem, ...]:
-        """One forward pass, itemised: of the whole prompt (PREFILL), or of one token with a full context (DECODE)."""
+        """One forward pass, itemised: of the whole prompt (PREFILL), or of one token after it (DECODE)."""
 
     @abstractmethod
-    def unit_ms(self, spec: ModelSpec, unit: UnitSpec, choice: Choice, rows: int, device: Any) -> LatencyItem:
-        """What the unit's products take on `rows` token rows."""
+    def unit_ms(
+        self, spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any
+    ) -> LatencyItem:
+        """What the unit's products add to one forward pass of the phase."""
 
     @abstractmethod
-    def measure_kernels(self, quick: bool = False) -> Iterable[Any]:
-        """Times of the runtime's quantized product on this machine, as entries of a kernel table."""
+    def best_threads(self, device: Any) -> int:
+        """With how many threads this machine generates fastest; what follows is measured with `device.threads`."""
 
     @abstractmethod
-    def calibrate(self, quick: bool = False, progress: Progress | None = None) -> dict[str, float]:
-        """What the runtime costs on this machine beyond its products, measured in fresh processes."""
+    def measure_kernels(self, device: Any, quick: bool = False, progress: Progress | None = None) -> list[Any]:
+        """Times of the runtime's quantized product on this machine: `profiles.kernels.KernelEntry` each."""
 
     @abstractmethod
-    def write(self, files: Any, subnet: Subnet, workload: Any, folder: Path, progress: Progress | None = None) -> None:
+    def calibrate(self, device: Any, progress: Progress | None = None) -> tuple[Any, ...]:
+        """What the runtime costs on this machine beyond its products: `profiles.device.Calibration` each."""
+
+    @abstractmethod
+    def write(
+        self, files: Any, subnet: Subnet, workload: Any, threads: int | None, folder: Path,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
         """Write everything the runtime loads into the existing, empty `folder`."""
+
+    @abstractmethod
+    def weight_files(self) -> tuple[str, ...]:
+        """Names of the files whose sizes `disk_bytes` and `fixed_disk_bytes` sum to."""
+
+    @abstractmethod
+    def measure(self, folder: Path, workload: Any) -> Any:
+        """`peak_bytes`, `ttft_ms` and `tpot_ms` of serving the workload from `folder` in a fresh process."""
+
+    @abstractmethod
+    def logits(self, folder: Path, windows: Any) -> Any:
+        """Teacher-forced logits [windows, tokens, vocabulary] of a package, from a fresh process."""
+
+    @abstractmethod
+    def generate(self, folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
+        """The answer to `prompt`, piece by piece."""
 
     @abstractmethod
     def launch(self, folder: Path) -> str:
         """The command that runs a package with this runtime."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Versions of the runtime's packages; ImportError, with what to install, where they are missing."""

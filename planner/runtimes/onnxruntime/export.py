@@ -51,7 +51,9 @@ class WeightFile(AbstractContextManager["WeightFile"]):
         return tensor
 
 
-def write_model(files: Any, subnet: Subnet, context: int, folder: Path, progress: Progress | None = None) -> None:
+def write_model(
+    files: Any, subnet: Subnet, context: int, threads: int | None, folder: Path, progress: Progress | None = None
+) -> None:
     """Write the graph, the weight file, genai_config.json and the tokenizer into the existing `folder`."""
     import onnx
 
@@ -82,7 +84,7 @@ def write_model(files: Any, subnet: Subnet, context: int, folder: Path, progress
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(kept)
     onnx.save(model, folder / MODEL)
-    write_assets(template, context, folder)
+    write_assets(template, context, threads, folder)
     check_size(files.spec, subnet, context, folder)
 
 
@@ -180,7 +182,7 @@ def lookup(
     )
 
 
-def write_assets(template: Template, context: int, folder: Path) -> None:
+def write_assets(template: Template, context: int, threads: int | None, folder: Path) -> None:
     """Tokenizer and chat template as they are; the runtime's settings with the workload's context as the limit.
 
     onnxruntime-genai reserves the KV cache for `max_length` tokens when it starts, so the limit is also a memory promise.
@@ -192,6 +194,8 @@ def write_assets(template: Template, context: int, folder: Path) -> None:
         config = json.loads(path.read_text())
         config["model"]["context_length"] = context
         config["search"]["max_length"] = context
+        if threads:
+            config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 

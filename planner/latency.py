@@ -1,0 +1,54 @@
+"""Time to first token and time per token of a subnet on a device, itemised, with where each number comes from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from planner.memory import weakest
+from planner.runtimes.base import DECODE, PREFILL, LatencyItem, Runtime
+from supernet.space import Subnet
+from supernet.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class LatencyEstimate:
+    """Milliseconds of a pass over the prompt (`prefill`) and of one token after it (`decode`).
+
+    `basis` is the weakest of the items', `spread` the relative half-width if every product erred the same way.
+    """
+
+    prefill: tuple[LatencyItem, ...]
+    decode: tuple[LatencyItem, ...]
+
+    @property
+    def ttft_ms(self) -> float:
+        return sum(item.ms for item in self.prefill)
+
+    @property
+    def tpot_ms(self) -> float:
+        return sum(item.ms for item in self.decode)
+
+    @property
+    def basis(self) -> str:
+        return weakest([item.basis for item in (*self.prefill, *self.decode)])
+
+    @property
+    def spread(self) -> float:
+        return sum(item.ms * item.spread for item in self.decode) / self.tpot_ms
+
+    def to_json(self) -> dict[str, Any]:
+        phases = {"prefill": self.prefill, "decode": self.decode}
+        items = {phase: [asdict(item) for item in found] for phase, found in phases.items()}
+        totals = {"ttft_ms": self.ttft_ms, "tpot_ms": self.tpot_ms, "basis": self.basis, "spread": self.spread}
+        return {**totals, **items}
+
+
+def estimate_latency(
+    runtime: Runtime, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any
+) -> LatencyEstimate:
+    """Both phases of `workload` on `device`; ValueError for a device of which no speed is known."""
+    return LatencyEstimate(
+        runtime.latency_items(spec, subnet, workload, device, PREFILL),
+        runtime.latency_items(spec, subnet, workload, device, DECODE),
+    )

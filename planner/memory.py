@@ -1,0 +1,40 @@
+"""Peak memory of a subnet on a runtime, itemised; every item says where its number comes from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from planner.runtimes.base import ESTIMATE, EXACT, MEASURED, MemoryItem, Runtime
+from supernet.space import Subnet
+from supernet.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """`total_bytes` is the sum of the items. `basis` is the weakest of theirs: estimate, measured or exact."""
+
+    items: tuple[MemoryItem, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(item.bytes for item in self.items)
+
+    @property
+    def basis(self) -> str:
+        return weakest([item.basis for item in self.items])
+
+    def to_json(self) -> dict[str, Any]:
+        items = [asdict(item) for item in self.items]
+        return {"total_bytes": self.total_bytes, "basis": self.basis, "items": items}
+
+
+def weakest(bases: list[str]) -> str:
+    return next((basis for basis in (ESTIMATE, MEASURED) if basis in bases), EXACT)
+
+
+def estimate_memory(
+    runtime: Runtime, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any
+) -> MemoryEstimate:
+    """Peak memory of a process that loads the subnet's package and serves `workload` on `device`."""
+    return MemoryEstimate(runtime.memory_items(spec, subnet, workload, device))

@@ -1,0 +1,132 @@
+"""Times of ONNX Runtime's quantized product, as a model runs it: many products in one graph, none of them in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from planner.runtimes.base import Progress
+from planner.runtimes.onnxruntime.export import ACCURACY_LEVEL
+from planner.runtimes.onnxruntime.storage import matrix_bytes
+from profiles.kernels import KernelEntry
+from profiles.measure import Timing, per_call, time_callable
+from supernet.space import Choice
+
+# (in_features, out_features), from the products of 135 M to those of 8 G parameter models, and one head.
+SHAPES = (
+    (576, 576), (576, 960), (576, 1536), (1536, 576), (1024, 1024), (1024, 3072), (2048, 2048), (2048, 8192),
+    (8192, 2048), (4096, 4096), (4096, 14336), (576, 49152),
+)  # fmt: skip
+QUICK_SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (2048, 8192), (576, 49152))
+GROUP_SIZES = (32, 64, 128)
+QUICK_GROUP_SIZES = (32, 128)
+ROWS = (1, 16, 128, 512)
+QUICK_ROWS = (1, 128)
+BITS = (2, 4, 8)
+MAX_OPERATIONS = 4e10  # one measured call: about a second on two cores
+MAX_OUTPUT_BYTES = 2**28  # a graph keeps the outputs of all its products
+LARGEST_COPY_BYTES = 2**28
+MAX_COPIES = 400
+TRIES = 3
+STEADY = 0.15  # relative spread of an undisturbed timing
+
+
+def measure(threads: int, cache_bytes: int, quick: bool = False, progress: Progress | None = None) -> list[KernelEntry]:
+    """The kernel table's entries for this runtime, on `threads` threads.
+
+    Weights are repeated until they take twice `cache_bytes`, so that every product reads its weights from memory.
+    """
+    shapes, groups, rows = (QUICK_SHAPES, QUICK_GROUP_SIZES, QUICK_ROWS) if quick else (SHAPES, GROUP_SIZES, ROWS)
+    cases = [(k, n, Choice(b, g)) for k, n in shapes for b in BITS for g in groups if k % g == 0]
+    entries: list[KernelEntry] = []
+    for done, (inputs, outputs, choice) in enumerate(cases):
+        entries += measure_product(inputs, outputs, choice, rows, threads, cache_bytes)
+        if progress:
+            progress(f"{inputs} x {outputs} at {choice.bits} bits", (done + 1) / len(cases))
+    return entries
+
+
+def measure_product(
+    inputs: int, outputs: int, choice: Choice, rows: tuple[int, ...], threads: int, cache_bytes: int
+) -> Iterator[KernelEntry]:
+    cold = min(2 * cache_bytes, LARGEST_COPY_BYTES)
+    copies = max(2, min(MAX_COPIES, -(-cold // matrix_bytes(inputs, outputs, choice))))
+    many = session(inputs, outputs, choice, copies, threads)
+    few = many if copies <= 4 else session(inputs, outputs, choice, 2, threads)
+    rng = np.random.default_rng(0)
+    for count in rows:
+        # With many rows the arithmetic takes longer than the memory; two copies then show what many would.
+        run, repeats = (many, copies) if count <= 16 else (few, 2 if few is not many else copies)
+        if 2 * count * inputs * outputs > MAX_OPERATIONS or repeats * count * outputs * 4 > MAX_OUTPUT_BYTES:
+            continue
+        feed = {"x": rng.standard_normal((count, inputs), np.float32)}
+        timing = per_call(undisturbed(partial(run.run, ["y0"], feed)), repeats)
+        yield KernelEntry(
+            "onnxruntime", choice.bits, choice.group_size, count, inputs, outputs, threads,
+            timing.median_ms, timing.p10_ms, timing.p90_ms, timing.repeats,
+        )  # fmt: skip
+
+
+def undisturbed(fn: Callable[[], object]) -> Timing:
+    """The fastest of up to TRIES timings; one that is already steady is enough."""
+    best = time_callable(fn, min_repeats=4, min_time_s=0.03)
+    for _ in range(TRIES - 1):
+        if best.spread < STEADY:
+            break
+        again = time_callable(fn, min_repeats=4, min_time_s=0.03)
+        best = min(best, again, key=lambda timing: timing.median_ms)
+    return best
+
+
+def best_threads(available: int, cache_bytes: int) -> int:
+    """1 or `available` threads, whichever generates faster: more threads lose where something else keeps a core busy,
+    because the runtime's threads wait for the slowest."""
+    choice = Choice(4, 32)
+
+    def cost_ms(threads: int) -> float:
+        (entry,) = measure_product(1024, 3072, choice, (1,), threads, cache_bytes)
+        return entry.p90_ms
+
+    return available if available > 1 and cost_ms(available) < cost_ms(1) else 1
+
+
+def session(inputs: int, outputs: int, choice: Choice, copies: int, threads: int) -> Any:
+    """`copies` products of the same input, each with weights of its own.
+
+    The weights differ: ONNX Runtime packs equal ones once, which would put them all in the cache. For the same reason
+    graph optimization is off.
+    """
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    blocks = inputs // choice.group_size
+    codes = rng.integers(0, 256, (outputs, blocks, choice.group_size * choice.bits // 8), np.uint8)
+    zeros = rng.integers(0, 256, (outputs, -(-blocks * choice.bits // 8)), np.uint8)
+    scales = np.full((outputs, blocks), 0.01, np.float32)
+    initializers, nodes = [], []
+    for i in range(copies):
+        tensors = {"codes": codes ^ np.uint8(i), "scales": scales + np.float32(i * 1e-5), "zeros": zeros ^ np.uint8(i)}
+        initializers += [numpy_helper.from_array(array, f"{name}{i}") for name, array in tensors.items()]
+        node = helper.make_node(
+            "MatMulNBits", ["x", f"codes{i}", f"scales{i}", f"zeros{i}"], [f"y{i}"], domain="com.microsoft",
+            K=inputs, N=outputs, bits=choice.bits, block_size=choice.group_size, accuracy_level=ACCURACY_LEVEL,
+        )  # fmt: skip
+        nodes.append(node)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", inputs])
+    ys = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, ["rows", outputs]) for i in range(copies)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(
+        helper.make_graph(nodes, "products", [x], ys, initializers), opset_imports=opsets, ir_version=10
+    )
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        onnx.ModelProto.SerializeToString(model), options, providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,81 @@
+"""How long one forward pass takes: the quantized products from the kernel table, and what the graph does around them.
+
+Time to first token is a pass over the prompt; logits are computed for its last position only. Time per token is a pass
+over one token with the prompt and half of DECODED_TOKENS in the cache, which is what `verify` measures; attention
+grows with every token, by the item that says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.runtimes.base import DECODE, ESTIMATE, MEASURED, PREFILL, LatencyItem
+from planner.runtimes.onnxruntime import costs, storage
+from planner.runtimes.onnxruntime.memory import layer_values
+from profiles.roofline import roofline
+from supernet.space import Choice, Subnet
+from supernet.spec import ModelSpec, UnitSpec
+
+DECODED_TOKENS = 64
+
+
+def product_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs: int) -> tuple[float, float, str]:
+    """(ms, spread, basis) of one product: measured here, or else what datasheet bandwidth and compute allow."""
+    table = device.kernels
+    found = table.estimate(costs.RUNTIME, choice.bits, choice.group_size, rows, inputs, outputs)
+    if found is not None:
+        return found.ms, found.spread, MEASURED
+    sizes = {e.group_size for e in table.entries if (e.runtime, e.bits) == (costs.RUNTIME, choice.bits)}
+    if sizes:  # beyond the measured group sizes: the nearest, which differs by the bytes of the scales
+        nearest = min(sizes, key=lambda size: abs(size.bit_length() - choice.group_size.bit_length()))
+        found = table.estimate(costs.RUNTIME, choice.bits, nearest, rows, inputs, outputs)
+        if found is not None:
+            return found.ms, max(found.spread, 0.3), ESTIMATE
+    moved = storage.matrix_bytes(inputs, outputs, choice) + 4 * rows * (inputs + outputs)
+    found = roofline(device, moved, 2 * rows * inputs * outputs)
+    if found is None:
+        raise ValueError(
+            f"latency needs a measured or published speed, {device.name} has neither; "
+            "run `bitfleet profile device` on it"
+        )
+    return found.ms, found.spread, ESTIMATE
+
+
+def unit_ms(
+    spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any
+) -> LatencyItem:
+    all_rows = workload.batch * (workload.prompt_tokens if phase == PREFILL else 1)
+    rows = workload.batch if storage.runs_on_last_row(unit) else all_rows
+    parts = [product_ms(device, choice, rows, k, n) for k, n in storage.products(spec, unit)]
+    total = sum(ms for ms, _, _ in parts)
+    spread = sum(ms * spread for ms, spread, _ in parts) / total if total else 0.0
+    basis = ESTIMATE if any(basis == ESTIMATE for _, _, basis in parts) else MEASURED
+    return LatencyItem(unit.name, total, basis, unit.name, spread)
+
+
+def items(
+    spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str
+) -> tuple[LatencyItem, ...]:
+    units = tuple(unit_ms(spec, unit, subnet[unit.name], workload, phase, device) for unit in spec.units)
+    return units + around(spec, workload, device, phase)
+
+
+def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[LatencyItem, ...]:
+    """Everything but the products."""
+    if phase not in (PREFILL, DECODE):
+        raise ValueError(f"phase must be {PREFILL} or {DECODE}, got {phase!r}")
+    tokens = workload.batch * (workload.prompt_tokens if phase == PREFILL else 1)
+    width = spec.num_heads * spec.head_dim * spec.num_layers
+    if phase == PREFILL:
+        scores, name = workload.batch * workload.prompt_tokens**2 * width, costs.SCORE_PREFILL
+    else:
+        cached = min(workload.context, workload.prompt_tokens + DECODED_TOKENS // 2)
+        scores, name = workload.batch * cached * width, costs.SCORE_DECODE
+    amounts = (
+        ("attention", name, scores / 1e6),
+        ("norms, activations and residuals", costs.VALUE, tokens * layer_values(spec) * spec.num_layers / 1e6),
+        ("graph, for each layer", costs.LAYER, float(spec.num_layers)),
+        ("step and sampling", costs.STEP, 1.0),
+    )
+    found = [(label, *costs.value(device, key), amount) for label, key, amount in amounts]
+    return tuple(LatencyItem(label, cost * amount, basis) for label, cost, basis, amount in found)

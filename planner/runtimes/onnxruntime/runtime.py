@@ -1,0 +1,142 @@
+"""ONNX Runtime as bitfleet sees it: what loads, what it costs, how it is measured, written and launched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from planner.runtimes.base import LatencyItem, MemoryItem, Progress, Runtime
+from planner.runtimes.onnxruntime import latency, memory, storage
+from supernet.space import Choice, Subnet
+from supernet.spec import ModelSpec, UnitSpec
+
+BITS = (2, 4, 8)
+TABLE_BITS = (4, 8)
+GROUP_SIZES = (16, 32, 64, 128, 256)
+ARCHITECTURES = (
+    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM",
+    "PhiForCausalLM", "Phi3ForCausalLM",
+)  # fmt: skip
+ASSUMED_CACHE_BYTES = 64 * 2**20  # of a device whose caches are unknown
+
+
+class OnnxRuntime(Runtime):
+    """onnxruntime-genai on CPU, products in `MatMulNBits` with int8 activations."""
+
+    name = "onnxruntime"
+
+    def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:
+        if choice.grid != "int":
+            return f"ONNX Runtime loads the grid int, got {choice.grid}"
+        if unit.is_table and choice.bits not in TABLE_BITS:
+            return f"ONNX Runtime looks tokens up in tables of 4 and 8 bits, got {choice.bits}; train with one of them"
+        if choice.bits not in BITS:
+            return f"ONNX Runtime loads 2, 4 and 8 bits, got {choice.bits}; train with one of them"
+        if choice.group_size not in GROUP_SIZES:
+            sizes = ", ".join(map(str, GROUP_SIZES))
+            return f"ONNX Runtime loads group sizes {sizes}, got {choice.group_size}"
+        if choice.bits == 2 and choice.group_size == 16:
+            return "ONNX Runtime has no fast product for 2 bits in groups of 16; use groups of 32 or more"
+        for linear in unit.linears:
+            if linear.in_features % choice.group_size:
+                return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"
+        return None
+
+    def model_refusal(self, spec: ModelSpec) -> str | None:
+        if spec.architecture not in ARCHITECTURES:
+            return f"the exporter is tested with {', '.join(ARCHITECTURES)}, got {spec.architecture}"
+        return None
+
+    def disk_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> int:
+        return storage.unit_bytes(unit, choice)
+
+    def fixed_disk_bytes(self, spec: ModelSpec, workload: Any) -> int:
+        return storage.float_bytes(spec, workload.context)
+
+    def products(self, spec: ModelSpec, unit: UnitSpec) -> tuple[tuple[int, int], ...]:
+        return storage.products(spec, unit)
+
+    def memory_items(self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:
+        return memory.items(spec, subnet, workload, device)
+
+    def unit_memory_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, device: Any) -> int:
+        return memory.unit_memory_bytes(spec, unit, choice, workload, device)
+
+    def latency_items(
+        self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str
+    ) -> tuple[LatencyItem, ...]:
+        return latency.items(spec, subnet, workload, device, phase)
+
+    def unit_ms(
+        self, spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any
+    ) -> LatencyItem:
+        return latency.unit_ms(spec, unit, choice, workload, phase, device)
+
+    def best_threads(self, device: Any) -> int:
+        require()
+        from planner.runtimes.onnxruntime import kernels
+
+        return kernels.best_threads(device.threads or 1, device.last_level_cache_bytes or ASSUMED_CACHE_BYTES)
+
+    def measure_kernels(self, device: Any, quick: bool = False, progress: Progress | None = None) -> list[Any]:
+        require()
+        from planner.runtimes.onnxruntime import kernels
+
+        cache = device.last_level_cache_bytes or ASSUMED_CACHE_BYTES
+        return kernels.measure(device.threads or 1, cache, quick, progress)
+
+    def calibrate(self, device: Any, progress: Progress | None = None) -> tuple[Any, ...]:
+        require()
+        from planner.runtimes.onnxruntime import calibrate
+
+        return calibrate.calibrate(device.threads or 1, progress)
+
+    def write(
+        self, files: Any, subnet: Subnet, workload: Any, threads: int | None, folder: Path,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        require()
+        from planner.runtimes.onnxruntime.export import write_model
+
+        write_model(files, subnet, workload.context, threads, folder, progress)
+
+    def measure(self, folder: Path, workload: Any) -> Any:
+        require()
+        from planner.runtimes.onnxruntime import fresh
+
+        return fresh.measure(folder, workload.prompt_tokens, workload.context, workload.batch, latency.DECODED_TOKENS)
+
+    def logits(self, folder: Path, windows: Any) -> Any:
+        require()
+        from planner.runtimes.onnxruntime import fresh
+
+        return fresh.logits(folder, windows)
+
+    def generate(self, folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
+        require()
+        from planner.runtimes.onnxruntime.generate import generate
+
+        return generate(folder, prompt, max_tokens)
+
+    def weight_files(self) -> tuple[str, ...]:
+        return ("model.onnx.data",)
+
+    def launch(self, folder: Path) -> str:
+        return f"bitfleet run {folder} PROMPT"
+
+    def versions(self) -> dict[str, str]:
+        from importlib.metadata import version
+
+        require()
+        return {name: version(name) for name in ("onnxruntime", "onnxruntime-genai", "onnx")}
+
+
+def require() -> None:
+    """ImportError, with what to install, where the runtime's packages are missing."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("onnx", "onnxruntime", "onnxruntime_genai") if find_spec(name) is None]
+    if missing:
+        names = ", ".join(missing)
+        raise ImportError(f"the onnxruntime runtime needs {names}; run: pip install 'bitfleet[onnxruntime]'")
