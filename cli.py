@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,8 +24,11 @@ import click
 
 if TYPE_CHECKING:
     from planner.plan import Plan
+    from planner.quality import MeasuredQuality
     from planner.runtimes.base import Runtime
     from profiles.device import DeviceProfile
+    from supernet.checkpoint import SupernetFiles
+    from supernet.evaluate import Reference
     from supernet.space import Subnet
     from supernet.spec import ModelSpec
 
@@ -43,6 +47,7 @@ Exit codes:
   130  interrupted; what was finished is kept
 """
 RUNTIME = "onnxruntime"
+DEFAULT_MINUTES = 5.0  # of training, for the default supernet on first use
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 
@@ -108,6 +113,79 @@ def profile_show(name: str, as_json: bool) -> None:
 
 
 # --- the supernet -------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--bits", default="2,3,4,8", show_default=True, metavar="B,B,...", help="Bit-widths of the linears.")
+@click.option("--group-size", type=int, default=64, show_default=True, help="Weights that share a scale and a zero.")
+@click.option("--data", metavar="FILE|DATASET", help="Training text; without it, text is sampled from the full model.")
+@click.option("--steps", type=int, metavar="N", help="Training steps; the default is what fits into --minutes.")
+@click.option("--minutes", type=float, default=15.0, show_default=True, help="Training time, without preparation.")
+@click.option("--quantizer", default="gptq", show_default=True, metavar="rtn|gptq", help="How codes are found.")
+@click.option("--adapter", default="scales", show_default=True, metavar="scales|lora", help="What is trained.")
+@click.option(
+    "--sampler", default="balanced", show_default=True, metavar="uniform|balanced", help="What a step trains."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with the training in --out that was stopped.")
+@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write it.  [default: supernet-MODEL]")
+def train(
+    model: str, bits: str, group_size: int, data: str | None, steps: int | None, minutes: float, quantizer: str,
+    adapter: str, sampler: str, seed: int, resume: bool, trust_remote_code: bool, out: Path | None,
+) -> None:  # fmt: skip
+    """Make the supernet of MODEL: a Hugging Face folder, a hub id, a .gguf file, or smollm2-135m-instruct.
+
+    With `accelerate launch cli.py train ...` several processes train together.
+    """
+    numbers = whole_numbers("--bits", bits)
+    path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
+    from supernet.create import Recipe, create
+
+    recipe = Recipe(
+        bits=numbers, group_size=group_size, quantizer=quantizer, adapter=adapter, sampler=sampler, data=data,
+        steps=steps, minutes=minutes, seed=seed, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    with progress() as report:
+        files = create(model, path, recipe, resume, report)
+    if first_process():
+        print_training(files)
+        click.echo(f"next: bitfleet plan {path} --mem SIZE")
+
+
+@cli.command()
+@click.argument("supernet", metavar="DIR")
+@click.option("--subnet", type=click.Path(path_type=Path), help="A plan, or a JSON object of unit: choice.")
+@click.option("--bits", type=int, help="Every linear at these bits.")
+@click.option("--text", metavar="FILE", help="What to evaluate on; the default is the supernet's held-out text.")
+@click.option("--windows", type=int, default=16, show_default=True, help="Windows of --text.")
+@click.option("--window-tokens", type=int, default=512, show_default=True, help="Tokens of each.")
+@JSON
+def evaluate(
+    supernet: str,
+    subnet: Path | None,
+    bits: int | None,
+    text: str | None,
+    windows: int,
+    window_tokens: int,
+    as_json: bool,
+) -> None:
+    """KL to the full model, perplexity and top-1 agreement, of one subnet or of every uniform one."""
+    from supernet.checkpoint import open_supernet
+
+    files = open_supernet(supernet)
+    subnets = chosen_subnets(files, subnet, bits)
+    from supernet.evaluate import evaluate
+
+    with progress() as report:
+        reference = files.reference() if text is None else full_model_on(files, text, windows, window_tokens, report)
+        found = evaluate(files.load(), list(subnets.values()), reference, report)
+    if as_json:
+        emit([{"subnet": name, **quality.to_json()} for name, quality in zip(subnets, found, strict=True)])
+    else:
+        rows = [(n, f"{q.kl:.4f}", f"{q.perplexity:.2f}", f"{q.top1:.3f}") for n, q in zip(subnets, found, strict=True)]
+        table(("SUBNET", "KL PER TOKEN", "PERPLEXITY", "TOP-1"), rows)
 
 
 # --- plans and packages -------------------------------------------------------------------------------------------
@@ -202,7 +280,9 @@ def cache_dir() -> Path:
 
 
 def own_profile_path() -> Path:
-    return cache_dir() / "device.json"
+    from planner.doctor import PROFILE_FILE
+
+    return cache_dir() / PROFILE_FILE
 
 
 def measure_device(device: str, quick: bool, path: Path, runtime: str = RUNTIME) -> DeviceProfile:
@@ -219,7 +299,7 @@ def measure_device(device: str, quick: bool, path: Path, runtime: str = RUNTIME)
 
 
 def own_device(runtime: str) -> DeviceProfile:
-    """This machine's profile from the cache, with the memory that is available now; profiled quickly where there is none."""
+    """This machine's profile from the cache, with the memory available now; profiled quickly where there is none."""
     from profiles.cpu import profile_cpu
     from profiles.device import DeviceProfile
 
@@ -245,6 +325,84 @@ def device_named(name: str) -> DeviceProfile:
     return load(name)
 
 
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} must be whole numbers with commas such as 2,3,4,8, got {text!r}") from None
+
+
+def supernet_files(path: str | None) -> SupernetFiles:
+    """The supernet in a folder; without one the embedded default's, made on first use and kept in the cache."""
+    from supernet.checkpoint import open_supernet
+
+    if path is not None:
+        return open_supernet(path)
+    home = default_supernet_path()
+    if home.is_dir():
+        files = open_supernet(home, unfinished=True)
+        if files.finished:
+            return files
+    note(f"making the default supernet in {home}, once: about {DEFAULT_MINUTES + 3:.0f} minutes")
+    from supernet.create import Recipe, create
+    from supernet.model import DEFAULT_MODEL
+
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with progress() as report:
+        return create(DEFAULT_MODEL, home, Recipe(minutes=DEFAULT_MINUTES), resume=True, progress=report)
+
+
+def default_supernet_path() -> Path:
+    from planner.doctor import SUPERNET_FOLDER
+
+    return cache_dir() / SUPERNET_FOLDER
+
+
+def measured_quality(files: SupernetFiles) -> MeasuredQuality:
+    """Measures subnets on the supernet's held-out text, loading its weights only where a subnet was never measured."""
+    from planner.quality import EVALUATIONS_FILE, MeasuredQuality, Quality
+
+    loaded: list[Any] = []
+
+    def measure(subnets: Sequence[Subnet]) -> list[Quality]:
+        from supernet.evaluate import evaluate
+
+        if not loaded:
+            note("loading the supernet to measure what the finalists lose")
+            loaded[:] = [files.load(), files.reference()]
+        return [quality.to_json() for quality in evaluate(loaded[0], subnets, loaded[1])]
+
+    return MeasuredQuality(files.path / EVALUATIONS_FILE, files.fingerprint, "held-out", measure)
+
+
+def chosen_subnets(files: SupernetFiles, path: Path | None, bits: int | None) -> dict[str, Subnet]:
+    """Subnets by the name to print: the one in a file, the uniform one at `bits`, or every uniform one."""
+    from planner.jsonfile import read_json
+    from planner.plan import KIND, Plan
+    from supernet.space import Subnet
+
+    if path is not None and bits is not None:
+        raise ValueError("--subnet and --bits exclude each other; give one of them")
+    if path is None:
+        wanted = files.space.bits(files.spec) if bits is None else (bits,)
+        return {f"{b} bits": files.space.uniform(files.spec, b) for b in wanted}
+    data = read_json(path, "subnet", "give a plan, or a JSON object of unit: choice")
+    subnet = Plan.load(path).subnet if data.get("kind") == KIND else Subnet.from_json(data)
+    if subnet not in files.space:
+        raise ValueError(f"a subnet has one of the supernet's choices for every unit, {path} has not; see {files.path}")
+    return {path.name: subnet}
+
+
+def full_model_on(files: SupernetFiles, text: str, windows: int, window_tokens: int, report: Any) -> Reference:
+    """What the full model says of other text than the supernet's own; needs the model that it was made from."""
+    from supernet.evaluate import Reference
+    from supernet.model import load_model
+    from supernet.text import read_windows
+
+    model, tokenizer = load_model(files.info["source"], bool(files.info["trust_remote_code"]))
+    return Reference.of(model, read_windows(text, tokenizer, windows, window_tokens), report)
+
+
 def runtime_named(name: str) -> Runtime:
     from planner.runtimes import RUNTIMES
 
@@ -268,6 +426,11 @@ def emit(data: Any) -> None:
 def note(text: str) -> None:
     """A line for the person at the terminal; never part of the data."""
     click.echo(text, err=True)
+
+
+def first_process() -> bool:
+    """Whether this is the process that talks, of those that `accelerate launch` starts."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -313,6 +476,17 @@ def print_device(device: DeviceProfile) -> None:
         ("notes", device.notes),
     ]
     table((), [row for row in rows if row[1]])
+
+
+def print_training(files: SupernetFiles) -> None:
+    """What the adapters won, by bits; an adapter that won nothing was dropped."""
+    trial = files.info["trial"]
+    rows = [
+        (bits, f"{kl['without']:.4f}", f"{kl['with']:.4f}", "kept" if kl["with"] < kl["without"] else "dropped")
+        for bits, kl in trial.items()
+    ]
+    click.echo(f"{files.path}: {files.info['steps']} steps; KL per token to the full model on held-out text")
+    table(("BITS", "CODES ALONE", "TRAINED", "ADAPTERS"), rows)
 
 
 def print_plan(made: Plan, spec: ModelSpec) -> None:
@@ -365,7 +539,7 @@ def print_bits(subnet: Subnet, spec: ModelSpec) -> None:
 
 @contextmanager
 def progress() -> Iterator[Any]:
-    """Gives `report(what, done, total=1.0)`: a bar on a terminal; elsewhere a line for each stage and each tenth.
+    """Gives `report(what, done, total=1.0)`: a bar on a terminal; lines elsewhere.
 
     What follows a comma in `what` may change within a stage: "train, KL 0.412".
     """
@@ -389,13 +563,15 @@ def progress() -> Iterator[Any]:
 
 
 def plain_report() -> Any:
-    said: dict[str, int] = {}
+    """A line when a stage begins, then at most one every ten seconds: a log stays short and never looks dead."""
+    stage, last = "", 0.0
 
     def report(what: str, done: float, total: float = 1.0) -> None:
-        stage, tenth = what.partition(",")[0], int(10 * done / total) if total else 10
-        if said.get(stage) != tenth:
-            said[stage] = tenth
-            note(f"{10 * tenth:3d} %  {what}")
+        nonlocal stage, last
+        now, name = time.monotonic(), what.partition(",")[0]
+        if name != stage or now - last >= 10:
+            stage, last = name, now
+            note(f"{100 * done / total if total else 100:3.0f} %  {what}")
 
     return report
 

