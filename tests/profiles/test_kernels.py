@@ -122,8 +122,8 @@ def test_few_shapes_still_give_an_estimate_with_a_wide_spread() -> None:
 
 def test_a_noisy_measurement_counts_for_less() -> None:
     clean = table(without=(1024, 4096))
-    wild = [entry(4, 1, 1024, 4096, 5 * physical_ms(4, 1, 1024, 4096), spread=0.9)]
-    disturbed = clean.merged(KernelTable(tuple(wild)))
+    wild = entry(4, 1, 1024, 4096, 5 * physical_ms(4, 1, 1024, 4096), spread=0.9)
+    disturbed = KernelTable((*clean.entries, wild))
     near, before = (t.estimate("ort", 4, 64, 1, 1100, 3000) for t in (disturbed, clean))
     assert near is not None
     assert before is not None
@@ -154,12 +154,12 @@ def test_json_round_trip_keeps_estimates() -> None:
     assert again.estimate("ort", 4, 64, 7, 999, 777) == whole.estimate("ort", 4, 64, 7, 999, 777)
 
 
-def test_merging_prefers_the_newer() -> None:
-    old = KernelTable((entry(4, 1, 64, 64, 1.0), entry(4, 1, 64, 128, 2.0)), "2026-11-01", {"a": "1"})
-    new = KernelTable((entry(4, 1, 64, 64, 3.0),), "2026-11-22", {"a": "2"})
-    both = old.merged(new)
-    assert [e.median_ms for e in both.entries] == [3.0, 2.0]
-    assert (both.date, both.versions) == ("2026-11-22", {"a": "2"})
+def test_of_two_passes_the_less_disturbed_is_kept() -> None:
+    first = KernelTable((entry(4, 1, 64, 64, 1.0), entry(4, 1, 64, 128, 2.0)), "2026-11-21", {"a": "1"})
+    second = KernelTable((entry(4, 1, 64, 64, 3.0), entry(4, 1, 64, 128, 1.5)), "2026-11-22", {"a": "2"})
+    for both in (first.quieter(second), second.quieter(first)):
+        assert [e.median_ms for e in both.entries] == [1.0, 1.5]
+    assert (first.quieter(second).date, first.quieter(second).versions) == ("2026-11-22", {"a": "2"})
 
 
 def test_wrong_tables_are_refused() -> None:
@@ -241,14 +241,16 @@ def test_left_out_shapes_of_onnxruntimes_own_product() -> None:
     copies = {(k, n): max(4, (8 << 20) // (k * n // 2)) for k, n in shapes}
     runs = {shape: _product(4, *shape, copies[shape], rows=8) for shape in shapes}
     samples: dict[tuple[int, int], list[float]] = {shape: [] for shape in shapes}
-    for _ in range(12):  # in turn, so that another program slows all shapes and not one
+    for _ in range(
+        24
+    ):  # in turn, and the quietest round counts: this tests the fit, on machines that do other things too
         for shape, run in runs.items():
             timing: Timing = time_callable(run, min_repeats=1, min_time_s=0, warmup=0)
             samples[shape].append(timing.median_ms / copies[shape])
     for times in samples.values():
         times.sort()
     entries = [
-        KernelEntry("ort", 4, 64, 8, k, n, 1, *(percentile(times, q) for q in (0.5, 0.1, 0.9)), len(times))
+        KernelEntry("ort", 4, 64, 8, k, n, 1, *(percentile(times, q) for q in (0, 0, 0.1)), len(times))
         for (k, n), times in samples.items()
     ]
     errors = []
