@@ -491,7 +491,8 @@ def print_training(files: SupernetFiles) -> None:
 
 def print_plan(made: Plan, spec: ModelSpec) -> None:
     """What is promised beside the limit and the best uniform subnet, then the bits, then what to know."""
-    load, chosen, uniform, limits = made.workload, made.chosen, made.uniform, made.limits
+    load, chosen, limits = made.workload, made.chosen, made.limits
+    uniform = None if made.uniform is chosen else made.uniform
     click.echo(
         f"{spec.name} on {made.device['name']} with {made.runtime}: context {load.context}, batch {load.batch}, "
         f"prompt {load.prompt_tokens} tokens"
@@ -510,15 +511,28 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
             rows.append((label, *(f"{c.measured[key]:.4g}" if key in c.measured else "-" for c in columns), "-"))
     header = ("", "PLANNED", *([f"BEST UNIFORM ({uniform.mean_bits:.0f} bits)"] if uniform else []), "LIMIT")
     table(header, rows)
-    print_items("peak memory", [(i["name"], size(i["bytes"]), i["basis"]) for i in made.memory["items"]])
+    print_items(made, spec)
     print_bits(made.subnet, spec)
     for line in made.notes:
         click.echo(f"note: {line}")
 
 
-def print_items(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
-    click.echo()
-    table((f"{title}, by item", "", ""), rows)
+def print_items(made: Plan, spec: ModelSpec) -> None:
+    """Peak memory and time per token by item; the linears, of which there are hundreds, as one."""
+    tables = {unit.name for unit in spec.units if unit.is_table}
+    for title, items, key, shown in (
+        ("peak memory", made.memory["items"], "bytes", size),
+        ("time per token", made.latency["decode"], "ms", milliseconds),
+    ):
+        sums: dict[tuple[str, str], float] = {}
+        for item in items:
+            name = "linears" if item["unit"] and item["unit"] not in tables else item["name"]
+            sums[name, item["basis"]] = sums.get((name, item["basis"]), 0) + item[key]
+        click.echo()
+        table(
+            (f"{title}, by item", "", ""),
+            [(name, shown(value), basis) for (name, basis), value in sums.items() if value],
+        )
 
 
 def print_bits(subnet: Subnet, spec: ModelSpec) -> None:
