@@ -65,30 +65,16 @@ class Runtime(ABC):
         """Exact bytes in the weight files that no choice changes: norms, biases, rotary tables."""
 
     @abstractmethod
-    def products(self, spec: ModelSpec, unit: UnitSpec) -> tuple[tuple[int, int], ...]:
-        """(in_features, out_features) of each quantized product that a forward pass runs for the unit."""
-
-    @abstractmethod
     def memory_items(
         self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any
     ) -> tuple[MemoryItem, ...]:
         """Peak memory of a process that serves the workload, itemised."""
 
     @abstractmethod
-    def unit_memory_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, device: Any) -> int:
-        """What the unit adds to peak memory; a subnet's items sum to these plus what no choice changes."""
-
-    @abstractmethod
     def latency_items(
         self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str
     ) -> tuple[LatencyItem, ...]:
         """One forward pass, itemised: of the whole prompt (PREFILL), or of one token after it (DECODE)."""
-
-    @abstractmethod
-    def unit_ms(
-        self, spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any
-    ) -> LatencyItem:
-        """What the unit's products add to one forward pass of the phase."""
 
     @abstractmethod
     def best_threads(self, device: Any) -> int:

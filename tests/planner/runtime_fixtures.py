@@ -32,7 +32,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", "tie_word_embeddings": False, "sliding_window": None},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 32},
-    "gemma": {"model_type": "gemma", "tie_word_embeddings": True, "head_dim": 32, "hidden_activation": "gelu_pytorch_tanh"},
+    "gemma": {"model_type": "gemma", "tie_word_embeddings": True, "head_dim": 32},
     "phi": {"model_type": "phi", "tie_word_embeddings": False, "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
     "phi3": {"model_type": "phi3", "tie_word_embeddings": False, "original_max_position_embeddings": 256},
 }

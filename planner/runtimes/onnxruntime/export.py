@@ -1,4 +1,4 @@
-"""A subnet as ONNX: the template's float products replaced by quantized ones, the weights in one file laid out by us."""
+"""A subnet as ONNX: the template's float products become quantized ones, the weights one file that we lay out."""
 
 from __future__ import annotations
 
@@ -168,10 +168,11 @@ def lookup(
     choice = choices[weight]
     shape = np.array([outputs, inputs * choice.bits // 8], np.int64)
     initializers.append(numpy_helper.from_array(shape, f"{weight}.shape"))
-    yield helper.make_node("Reshape", [f"{weight}.codes", f"{weight}.shape"], [f"{weight}.rows"], name=f"{node.name}/Rows")
+    rows = f"{weight}.rows"
+    yield helper.make_node("Reshape", [f"{weight}.codes", f"{weight}.shape"], [rows], name=f"{node.name}/Rows")
     yield helper.make_node(
         "GatherBlockQuantized",
-        [f"{weight}.rows", node.input[1], f"{weight}.scales", f"{weight}.zeros"],
+        [rows, node.input[1], f"{weight}.scales", f"{weight}.zeros"],
         list(node.output),
         name=node.name,
         domain="com.microsoft",
@@ -185,7 +186,7 @@ def lookup(
 def write_assets(template: Template, context: int, threads: int | None, folder: Path) -> None:
     """Tokenizer and chat template as they are; the runtime's settings with the workload's context as the limit.
 
-    onnxruntime-genai reserves the KV cache for `max_length` tokens when it starts, so the limit is also a memory promise.
+    onnxruntime-genai reserves the KV cache for `max_length` tokens when it starts: the limit is a memory promise too.
     """
     for path in template.assets:
         if path.name != CONFIG:

@@ -29,7 +29,7 @@ BITS = (2, 4, 8)
 MAX_OPERATIONS = 4e10  # one measured call: about a second on two cores
 MAX_OUTPUT_BYTES = 2**28  # a graph keeps the outputs of all its products
 LARGEST_COPY_BYTES = 2**28
-MAX_COPIES = 400
+MAX_COPIES = 256  # each differs by a byte
 TRIES = 3
 STEADY = 0.15  # relative spread of an undisturbed timing
 

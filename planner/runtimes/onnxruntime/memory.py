@@ -22,7 +22,7 @@ from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
 
 KV_BYTES = 4  # float32
 PACKED_ROWS = 16  # packed rows are a multiple of this
-# Bytes that packing keeps beside the codes for each block: a copy of the scale, the block's sum, and at 2 bits twice both.
+# Bytes that packing keeps beside the codes for each block: a copy of the scale, the block's sum; at 2 bits, twice.
 PACKED_BYTES_PER_BLOCK = {2: 16, 4: 8, 8: 8}
 
 
@@ -51,7 +51,7 @@ def kv_bytes(spec: ModelSpec, workload: Any) -> int:
 
 
 def layer_values(spec: ModelSpec) -> int:
-    """Values a token that one layer computes: the residual three times, its projections, and the feed-forward thrice."""
+    """Values a token that one layer computes: residuals and feed-forward three times each, and the projections."""
     first = [unit for unit in spec.units if unit.layer == 0]
     wide = max(n for unit in first for _, n in storage.matrices(unit) if unit.role not in ("qkv", "qkv_proj"))
     attention = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
@@ -70,13 +70,6 @@ def overlap_bytes(spec: ModelSpec, choice: Choice, workload: Any, factor: float)
     table = next(unit for unit in spec.units if unit.role == EMBEDDING)
     codes = sum(storage.code_bytes(k, n, choice) for k, n in storage.matrices(table))
     return max(0, codes - kv_bytes(spec, workload) - activation_bytes(spec, workload, factor))
-
-
-def unit_memory_bytes(spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, device: Any) -> int:
-    total = unit_bytes(spec, unit, choice)
-    if unit.role == EMBEDDING:
-        total += overlap_bytes(spec, choice, workload, costs.value(device, costs.ACTIVATIONS)[0])
-    return total
 
 
 def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:

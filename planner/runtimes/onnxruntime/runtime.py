@@ -54,24 +54,13 @@ class OnnxRuntime(Runtime):
     def fixed_disk_bytes(self, spec: ModelSpec, workload: Any) -> int:
         return storage.float_bytes(spec, workload.context)
 
-    def products(self, spec: ModelSpec, unit: UnitSpec) -> tuple[tuple[int, int], ...]:
-        return storage.products(spec, unit)
-
     def memory_items(self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:
         return memory.items(spec, subnet, workload, device)
-
-    def unit_memory_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, device: Any) -> int:
-        return memory.unit_memory_bytes(spec, unit, choice, workload, device)
 
     def latency_items(
         self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str
     ) -> tuple[LatencyItem, ...]:
         return latency.items(spec, subnet, workload, device, phase)
-
-    def unit_ms(
-        self, spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any
-    ) -> LatencyItem:
-        return latency.unit_ms(spec, unit, choice, workload, phase, device)
 
     def best_threads(self, device: Any) -> int:
         require()

@@ -3,7 +3,7 @@
     python -m planner.runtimes.onnxruntime.worker measure FOLDER PROMPT_TOKENS NEW_TOKENS MAX_LENGTH BATCH REPEATS
     python -m planner.runtimes.onnxruntime.worker logits FOLDER WINDOWS.npy OUT.npy
 
-`measure` prints one JSON object. `logits` writes float32 logits [windows, tokens, vocabulary].
+`measure` writes one JSON object to standard output. `logits` writes float32 logits [windows, tokens, vocabulary].
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ if __name__ == "__main__":
     task, package, *rest = sys.argv[1:]
     if task == "measure":
         prompt, new, length, sequences, times = (int(x) for x in rest)
-        print(json.dumps(measure(Path(package), prompt, new, length, sequences, times)))
+        sys.stdout.write(json.dumps(measure(Path(package), prompt, new, length, sequences, times)) + "\n")
     elif task == "logits":
         logits(Path(package), Path(rest[0]), Path(rest[1]))
     else:
