@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from planner.plan import Plan
     from planner.quality import MeasuredQuality
     from planner.runtimes.base import Runtime
+    from planner.verify import VerifyReport
     from profiles.device import DeviceProfile
     from supernet.checkpoint import SupernetFiles
     from supernet.evaluate import Reference
@@ -248,6 +249,59 @@ def plan(
 
 
 @cli.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The package's folder; it appears whole.")
+def export(plan: Path, out: Path) -> None:
+    """Write the package of a plan: what the runtime loads, the tokenizer, and a manifest."""
+    from planner.package import check_replaceable, write_package
+    from planner.plan import Plan
+    from supernet.checkpoint import open_supernet
+
+    made = Plan.load(plan)
+    check_replaceable(out)
+    files = open_supernet(made.supernet)
+    with progress() as report:
+        package = write_package(runtime_named(made.runtime), files, made, out, report)
+    total = sum(entry.bytes for entry in package.files.values())
+    click.echo(f"{out}: {len(package.files)} files, {size(total)}")
+    click.echo(f"next: bitfleet verify {out}")
+
+
+@cli.command()
+@click.argument("package", metavar="DIR", type=click.Path(path_type=Path))
+@JSON
+@click.pass_context
+def verify(context: click.Context, package: Path, as_json: bool) -> None:
+    """Load a package in a fresh process, measure it, and print what was promised beside what was measured."""
+    from planner.package import open_package
+    from planner.verify import verify
+
+    runtime = runtime_named(open_package(package).plan.runtime)
+    with progress() as report:
+        found = verify(runtime, package, report)
+    if as_json:
+        emit(found.to_json())
+    else:
+        print_verified(found)
+        click.echo("every promise that could be checked holds" if found.holds else "a promise is broken")
+    context.exit(OK if found.holds else BROKEN)
+
+
+@cli.command()
+@click.argument("package", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens to generate.")
+def run(package: Path, prompt: str, max_tokens: int) -> None:
+    """Answer PROMPT with a package, as it is generated."""
+    from planner.package import open_package
+
+    runtime = runtime_named(open_package(package).plan.runtime)
+    for piece in runtime.generate(package, prompt, max_tokens):
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+@cli.command()
 @JSON
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:
@@ -337,7 +391,7 @@ def supernet_files(path: str | None) -> SupernetFiles:
     from supernet.checkpoint import open_supernet
 
     if path is not None:
-        return open_supernet(path)
+        return open_supernet(Path(path).resolve())  # a plan keeps the path, and may be exported from another folder
     home = default_supernet_path()
     if home.is_dir():
         files = open_supernet(home, unfinished=True)
@@ -497,19 +551,21 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
         f"{spec.name} on {made.device['name']} with {made.runtime}: context {load.context}, batch {load.batch}, "
         f"prompt {load.prompt_tokens} tokens"
     )
-    columns = [chosen, *([uniform] if uniform else [])]
+    columns, speed = [chosen, *([uniform] if uniform else [])], made.latency["basis"]
     rows = [
-        ("peak memory", *(size(c.memory_bytes) for c in columns), size(limits.memory_bytes)),
-        ("weight files", *(size(c.disk_bytes) for c in columns), size(limits.disk_bytes)),
-        ("time per token", *(milliseconds(c.tpot_ms) for c in columns), milliseconds(limits.tpot_ms)),
-        ("time to first token", *(milliseconds(c.ttft_ms) for c in columns), milliseconds(limits.ttft_ms)),
-        ("mean bits of linears", *(f"{c.mean_bits:.2f}" for c in columns), "-"),
-        ("KL per token, predicted", *(f"{c.predicted_kl:.4f}" for c in columns), "-"),
+        ("peak memory", *(size(c.memory_bytes) for c in columns), size(limits.memory_bytes), made.memory["basis"]),
+        ("weight files", *(size(c.disk_bytes) for c in columns), size(limits.disk_bytes), "exact"),
+        ("time per token", *(milliseconds(c.tpot_ms) for c in columns), milliseconds(limits.tpot_ms), speed),
+        ("time to first token", *(milliseconds(c.ttft_ms) for c in columns), milliseconds(limits.ttft_ms), speed),
+        ("mean bits of linears", *(f"{c.mean_bits:.2f}" for c in columns), "-", "exact"),
+        ("KL per token", *(f"{c.predicted_kl:.4f}" for c in columns), "-", "predicted"),
     ]
-    for key, label in (("kl", "KL per token, measured"), ("perplexity", "perplexity"), ("top1", "top-1 agreement")):
+    for key, label in (("kl", "KL per token"), ("perplexity", "perplexity"), ("top1", "top-1 agreement")):
         if key in chosen.measured:
-            rows.append((label, *(f"{c.measured[key]:.4g}" if key in c.measured else "-" for c in columns), "-"))
-    header = ("", "PLANNED", *([f"BEST UNIFORM ({uniform.mean_bits:.0f} bits)"] if uniform else []), "LIMIT")
+            rows.append(
+                (label, *(f"{c.measured[key]:.4g}" if key in c.measured else "-" for c in columns), "-", "measured")
+            )
+    header = ("", "PLANNED", *([f"BEST UNIFORM ({uniform.mean_bits:.0f} bits)"] if uniform else []), "LIMIT", "BASIS")
     table(header, rows)
     print_items(made, spec)
     print_bits(made.subnet, spec)
@@ -533,6 +589,17 @@ def print_items(made: Plan, spec: ModelSpec) -> None:
             (f"{title}, by item", "", ""),
             [(name, shown(value), basis) for (name, basis), value in sums.items() if value],
         )
+
+
+def print_verified(found: VerifyReport) -> None:
+    shown: dict[str, Callable[[float], str]] = {"bytes": size, "ms": milliseconds}
+    rows = []
+    for row in found.rows:
+        cells = ["-" if v is None else shown.get(row.unit, "{:.4g}".format)(v) for v in (row.promised, row.measured)]
+        verdict = "not checked" if row.holds is None else "holds" if row.holds else "BROKEN"
+        allowed = f"+{row.tolerance:.0%}" if row.tolerance else ""
+        rows.append((row.name, *cells, allowed, verdict, row.note))
+    table(("PROMISE", "PROMISED", "MEASURED", "ALLOWED", "", ""), rows)
 
 
 def print_bits(subnet: Subnet, spec: ModelSpec) -> None:
