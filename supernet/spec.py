@@ -1,0 +1,106 @@
+"""What a model is made of: linears, the units they form, and the geometry of its KV cache.
+
+Plain values with a JSON round trip. Nothing here imports torch, so that planning on cached numbers starts fast;
+`supernet.model.spec_of` reads a spec from a Hugging Face config alone, without weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+EMBEDDING = "embedding"
+HEAD = "head"
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """One weight matrix of shape `(out_features, in_features)`; for an embedding, `(vocab_size, hidden_size)`."""
+
+    name: str
+    out_features: int
+    in_features: int
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        return self.out_features * self.in_features
+
+
+@dataclass(frozen=True)
+class UnitSpec:
+    """Linears that a runtime fuses and that therefore share one choice.
+
+    `role` is `qkv`, `o`, `gate_up`, `down`, `embedding`, `head`, or the last part of the linear's name where the
+    architecture has a linear of its own. `layer` is the decoder layer, or None for the embedding and the head.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    linears: tuple[LinearSpec, ...]
+
+    @property
+    def weights(self) -> int:
+        return sum(linear.weights for linear in self.linears)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether this is the embedding or the head: as wide as the vocabulary, and never trained."""
+        return self.role in (EMBEDDING, HEAD)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A decoder-only language model as the planner sees it.
+
+    `tied` means that the head reads the embedding's weights: there is then an embedding unit and no head unit.
+    `float_parameters` counts what is never quantized (norms, biases). `rotary_dim` is how many of a head's values
+    rotate with the position; 0 where the model has no rotary embedding.
+    """
+
+    name: str
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_context: int
+    tied: bool
+    float_parameters: int
+    units: tuple[UnitSpec, ...]
+    rotary_dim: int = 0
+
+    def __post_init__(self) -> None:
+        names = [unit.name for unit in self.units]
+        if len(set(names)) != len(names):
+            raise ValueError("unit names must be unique within a model")
+
+    def unit(self, name: str) -> UnitSpec:
+        for unit in self.units:
+            if unit.name == name:
+                return unit
+        raise KeyError(f"{self.name} has no unit {name!r}")
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights in the decoder's linears, without embedding and head."""
+        return sum(unit.weights for unit in self.units if not unit.is_table)
+
+    def kv_bytes_per_token(self, bytes_per_value: int) -> int:
+        """Bytes that one token adds to the KV cache: keys and values of every layer's KV heads."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
+        units = tuple(
+            UnitSpec(unit["name"], unit["role"], unit["layer"], tuple(LinearSpec(**lin) for lin in unit["linears"]))
+            for unit in data["units"]
+        )
+        return cls(**{**data, "units": units})
