@@ -1,0 +1,62 @@
+"""What a grid is, and the value that holds one matrix on it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from supernet.space import Choice
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """One matrix on the integer grid: `w = (code - zero) * scale`, a scale and a zero for each group of inputs.
+
+    codes: uint8 `(out_features, bytes)`, packed by `supernet.grids.packing`; scale: float32 `(out_features, groups)`;
+    zero: uint8 `(out_features, groups)`, an integer on the same grid as the codes.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    choice: Choice
+    in_features: int
+
+    def __post_init__(self) -> None:
+        groups = (self.scale.shape[0], self.in_features // self.choice.group_size)
+        if tuple(self.scale.shape) != groups or tuple(self.zero.shape) != groups:
+            raise ValueError(f"scale and zero must be {groups}, got {self.scale.shape} and {self.zero.shape}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.scale.shape[0], self.in_features
+
+    def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
+        """The same weight as several, of these many rows each."""
+        codes, scale, zero = (part.split(list(rows)) for part in (self.codes, self.scale, self.zero))
+        parts = zip(codes, scale, zero, strict=True)
+        return [QuantizedWeight(c, s, z, self.choice, self.in_features) for c, s, z in parts]
+
+
+class Grid(ABC):
+    """Codes <-> weights, differentiable in the grid's float parameters."""
+
+    @abstractmethod
+    def parameters(self, weight: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero that cover `weight`, `(..., group_size)`; both `(..., 1)` and in the dtype of `weight`."""
+
+    @abstractmethod
+    def encode(self, weight: Tensor, scale: Tensor, zero: Tensor, bits: int | Tensor) -> Tensor:
+        """The nearest codes, in the dtype of `weight`. `bits` may be a tensor that broadcasts over rows."""
+
+    @abstractmethod
+    def centered(self, weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+        """`code - zero`, shape `(out_features, groups, group_size)`: the weight before its scale."""
+
+    @abstractmethod
+    def dequantize(self, weight: QuantizedWeight, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
+        """The weights `(out_features, in_features)`; `scale` replaces the stored one."""

@@ -1,0 +1,49 @@
+"""The integer grid: unsigned codes with a float scale and an integer zero per group (asymmetric, as GPTQ stores it)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from supernet.grids.base import Grid, QuantizedWeight
+from supernet.grids.packing import pack, unpack
+from supernet.space import Choice
+
+SMALLEST_SCALE = 1e-8  # an all-zero group still needs a scale to divide by
+
+
+class IntegerGrid(Grid):
+    def parameters(self, weight: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
+        low = weight.amin(-1, keepdim=True).clamp(max=0)
+        high = weight.amax(-1, keepdim=True).clamp(min=0)
+        return self.from_range(low, high, bits)
+
+    @staticmethod
+    def from_range(low: Tensor, high: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
+        top = 2**bits - 1
+        scale = ((high - low) / top).clamp(min=SMALLEST_SCALE)
+        zero = torch.minimum((-low / scale).round().clamp(min=0), torch.as_tensor(top, device=low.device))
+        return scale, zero.to(scale.dtype)
+
+    def encode(self, weight: Tensor, scale: Tensor, zero: Tensor, bits: int | Tensor) -> Tensor:
+        top = torch.as_tensor(2**bits - 1, device=weight.device)
+        return torch.minimum(((weight / scale).round() + zero).clamp(min=0), top).to(weight.dtype)
+
+    def pack(self, codes: Tensor, scale: Tensor, zero: Tensor, choice: Choice, in_features: int) -> QuantizedWeight:
+        """Codes `(out_features, in_features)`, scale and zero `(out_features, groups)`, any dtype -> a stored value."""
+        return QuantizedWeight(
+            pack(codes.to(torch.uint8), choice.bits), scale.float(), zero.to(torch.uint8), choice, in_features
+        )
+
+    def codes(self, weight: QuantizedWeight) -> Tensor:
+        """Unpacked uint8 codes `(out_features, in_features)`."""
+        return unpack(weight.codes, weight.choice.bits, weight.in_features)
+
+    def centered(self, weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+        rows, groups = weight.scale.shape
+        codes = self.codes(weight).view(rows, groups, weight.choice.group_size)
+        return codes.to(dtype) - weight.zero.to(dtype).unsqueeze(-1)
+
+    def dequantize(self, weight: QuantizedWeight, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
+        scale = weight.scale if scale is None else scale
+        return (self.centered(weight, dtype) * scale.to(dtype).unsqueeze(-1)).flatten(1)

@@ -1,0 +1,54 @@
+"""Codes of 1 to 8 bits in bytes, without padding bits between them.
+
+The width is split into power-of-two fields (3 = 2 + 1, 6 = 4 + 2), lowest bits first; each field packs 8/field codes a
+byte, the first code in the lowest bits. At 2, 4 and 8 bits this is one field, and the layout that ONNX Runtime's
+MatMulNBits reads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def fields(bits: int) -> list[int]:
+    """Widths of the fields that `bits` is stored in."""
+    return [width for width in (8, 4, 2, 1) if bits & width]
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that a row of `count` codes takes."""
+    return sum(-(-count * width // 8) for width in fields(bits))
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes `(rows, count)` below 2**bits -> uint8 `(rows, packed_bytes(count, bits))`."""
+    parts, shift = [], 0
+    for width in fields(bits):
+        part = (codes >> shift) & (2**width - 1)
+        shift += width
+        per_byte = 8 // width
+        part = torch.nn.functional.pad(part, (0, -part.shape[1] % per_byte))
+        lanes = part.view(part.shape[0], -1, per_byte)
+        byte = torch.zeros(lanes.shape[:2], dtype=torch.uint8, device=codes.device)
+        for lane in range(per_byte):
+            byte |= lanes[..., lane] << (lane * width)
+        parts.append(byte)
+    return torch.cat(parts, dim=1)
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The inverse of `pack`: uint8 codes `(rows, count)`."""
+    if bits == 8:
+        return packed
+    codes = None
+    start = shift = 0
+    for width in fields(bits):
+        size = -(-count * width // 8)
+        byte = packed[:, start : start + size]
+        shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
+        part = ((byte.unsqueeze(-1) >> shifts) & (2**width - 1)).flatten(1)[:, :count]
+        codes = part if codes is None else codes | (part << shift)
+        start, shift = start + size, shift + width
+    assert codes is not None
+    return codes

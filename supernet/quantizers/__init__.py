@@ -1,0 +1,9 @@
+"""Quantizers: they find the codes of a matrix on a grid."""
+
+from supernet.quantizers.base import Quantizer
+from supernet.quantizers.gptq import GPTQ
+from supernet.quantizers.rtn import RTN
+
+QUANTIZERS: dict[str, type[Quantizer]] = {"rtn": RTN, "gptq": GPTQ}
+
+__all__ = ["GPTQ", "QUANTIZERS", "RTN", "Quantizer"]

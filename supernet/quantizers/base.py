@@ -1,0 +1,37 @@
+"""What a quantizer is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from supernet.grids import QuantizedWeight
+from supernet.space import Choice
+
+
+class Quantizer(ABC):
+    """Finds codes, scales and zeros for a matrix at every choice."""
+
+    needs_hessian: ClassVar[bool]
+
+    @abstractmethod
+    def quantize(
+        self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
+    ) -> dict[Choice, QuantizedWeight]:
+        """`weight` float32 `(out_features, in_features)`, one value for each choice.
+
+        `hessian` is `X^T X` over the matrix's calibration inputs, float32 `(in_features, in_features)`; None where
+        `needs_hessian` is False. A group size that does not divide in_features raises ValueError.
+        """
+
+
+def check_groups(weight: Tensor, choices: Sequence[Choice]) -> None:
+    in_features = weight.shape[1]
+    for choice in choices:
+        if in_features % choice.group_size:
+            near = [size for size in (16, 32, 64, 128, 256) if in_features % size == 0]
+            hint = f"use {' or '.join(map(str, near))}" if near else f"use a divisor of {in_features}"
+            raise ValueError(f"group_size must divide in_features, got {choice.group_size} and {in_features}; {hint}")

@@ -1,0 +1,114 @@
+"""GPTQ (Frantar et al., arXiv 2210.17323): columns are rounded one after the other, and the error of each is spread
+over the columns still to come by the inverse Hessian of the layer's inputs.
+
+As in QA-LoRA and LLM-QFA: asymmetric, groups along the inputs, act-order off. Every bit-width of a matrix is solved in
+one pass, their rows stacked: rows do not interact, and all share one Hessian. The Hessian comes from the full model's
+own activations, since a supernet has no single quantized predecessor (the papers quantize sequentially).
+
+`clip` shrinks a group's range where that lowers its squared error (as the reference code's `mse` option does): at
+2 bits the full range of a group wastes most of its four levels on the tails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from supernet.grids import IntegerGrid, QuantizedWeight
+from supernet.quantizers.base import Quantizer, check_groups
+from supernet.space import Choice
+
+BLOCK = 32  # columns whose updates to the rest of the matrix are done in one product
+SHRINKS = tuple(1 - 0.05 * step for step in range(13))  # candidate ranges: 100 % down to 40 %
+
+
+@dataclass(frozen=True)
+class GPTQ(Quantizer):
+    damping: float = 0.01  # share of the Hessian's mean diagonal that is added to it
+    clip: bool = True
+
+    needs_hessian = True
+
+    def quantize(
+        self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
+    ) -> dict[Choice, QuantizedWeight]:
+        if hessian is None:
+            raise ValueError("GPTQ needs the Hessian of the matrix's inputs, got none; calibrate first")
+        check_groups(weight, choices)
+        found: dict[Choice, QuantizedWeight] = {}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # a column is too little work to share: more threads only wait for each other
+        try:
+            for group_size in {choice.group_size for choice in choices}:
+                same = [choice for choice in choices if choice.group_size == group_size]
+                found |= self._solve(weight, same, group_size, inverse_factor(hessian, self.damping))
+        finally:
+            torch.set_num_threads(threads)
+        return found
+
+    def _solve(
+        self, weight: Tensor, choices: Sequence[Choice], group_size: int, factor: Tensor
+    ) -> dict[Choice, QuantizedWeight]:
+        grid = IntegerGrid()
+        rows, columns = weight.shape
+        bits = torch.tensor([c.bits for c in choices], device=weight.device).repeat_interleave(rows)
+        # Transposed, so that the column at hand lies in one piece. `rest` is what is left to represent.
+        rest = weight.repeat(len(choices), 1).T.contiguous()
+        codes = torch.empty_like(rest)
+        scales, zeros = [], []
+        for start in range(0, columns, BLOCK):
+            stop = min(start + BLOCK, columns)
+            errors = torch.zeros(stop - start, rest.shape[1], device=rest.device)
+            for column in range(start, stop):
+                if column % group_size == 0:
+                    group = rest[column : column + group_size].clone()
+                    ahead = stop - column  # columns of the group beyond this block have this block's errors to come
+                    group[ahead:] -= factor[start:stop, stop : column + group_size].T @ errors
+                    scale, zero = self._range(grid, group.T, bits.unsqueeze(1))
+                    scales.append(scale)
+                    zeros.append(zero)
+                codes[column] = code = grid.encode(rest[column], scale, zero, bits)
+                error = (rest[column] - (code - zero) * scale) / factor[column, column]
+                rest[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
+                errors[column - start] = error
+            rest[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+        scale, zero = torch.stack(scales, 1), torch.stack(zeros, 1)
+        parts = zip(choices, codes.T.split(rows), scale.split(rows), zero.split(rows), strict=True)
+        return {choice: grid.pack(c, s, z, choice, columns) for choice, c, s, z in parts}
+
+    def _range(self, grid: IntegerGrid, group: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero of one group, both `(rows,)`; `group` is `(rows, group_size)`, `bits` `(rows, 1)`."""
+        low = group.amin(1, keepdim=True).clamp(max=0)
+        high = group.amax(1, keepdim=True).clamp(min=0)
+        best_scale, best_zero = grid.from_range(low, high, bits)
+        best = torch.full_like(low, torch.inf)
+        for shrink in SHRINKS if self.clip else ():
+            scale, zero = grid.from_range(low * shrink, high * shrink, bits)
+            error = ((grid.encode(group, scale, zero, bits) - zero) * scale - group).square().sum(1, keepdim=True)
+            better = error < best
+            best = torch.where(better, error, best)
+            best_scale = torch.where(better, scale, best_scale)
+            best_zero = torch.where(better, zero, best_zero)
+        return best_scale.squeeze(1), best_zero.squeeze(1)
+
+
+def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    """Upper Cholesky factor of the damped Hessian's inverse; its rows say how an error spreads to later columns.
+
+    Inputs that never fire have a zero diagonal and get 1. The damping grows tenfold until the factor exists.
+    """
+    hessian = hessian.clone()
+    diagonal = hessian.diagonal()
+    diagonal[diagonal == 0] = 1
+    mean = diagonal.mean()
+    for attempt in range(6):
+        damped = hessian + torch.eye(len(hessian), device=hessian.device) * (mean * damping * 10**attempt)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return upper
+    raise ValueError("the calibration Hessian is not positive definite; use more or more varied calibration text")

@@ -1,0 +1,73 @@
+"""Tiny real models, made on the spot: every architecture the project names, with a byte-level tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 272,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 257,
+    "tie_word_embeddings": True,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"tie_word_embeddings": False, "sliding_window": None},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "gemma": {"head_dim": 16, "hidden_activation": "gelu_pytorch_tanh"},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "hidden_activation": "gelu_pytorch_tanh"},
+    "phi": {"tie_word_embeddings": False, "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
+    "phi3": {"tie_word_embeddings": False},
+}
+TEXT = "the quick brown fox jumps over the lazy dog; " * 8 + "pack my box with five dozen liquor jugs. " * 8
+
+
+def tiny_config(family: str = "llama") -> Any:
+    return AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})
+
+
+def tiny_model(family: str = "llama", seed: int = 0) -> Any:
+    """Random weights, wide enough apart that quantizing them is felt."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(family)).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_(std=0.1)
+        elif parameter.dim() == 2:
+            parameter.mul_(4)
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for every byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(letters)} | {"<s>": 256, "</s>": 257}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def save_tiny(folder: Path, family: str = "llama", seed: int = 0) -> Path:
+    """A Hugging Face folder."""
+    tiny_model(family, seed).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def windows(count: int = 8, tokens: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.randint(256, (count, tokens), generator=torch.Generator().manual_seed(seed))
