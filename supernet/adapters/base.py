@@ -1,0 +1,67 @@
+"""What an adapter is, and the product of activations with frozen codes that all of them share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from supernet.grids import GRIDS, QuantizedWeight
+
+Deploys = Literal["scales", "side"]
+
+
+class Adapter(nn.Module, ABC):
+    """Trained on top of one linear's frozen codes at one choice. Starts as the identity.
+
+    `deploys` says how it reaches a runtime: folded into the `scales`, at no cost, or kept as a low-rank `side` path.
+    """
+
+    deploys: ClassVar[Deploys]
+    learning_rate: ClassVar[float]
+
+    def __init__(self, weight: QuantizedWeight, generator: torch.Generator) -> None:
+        """A member makes its parameters for `weight` here; anything random comes from `generator`."""
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
+        """`(..., in_features)` -> `(..., out_features)` in the dtype of `x`, without the bias."""
+
+    @abstractmethod
+    def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
+        """The weight that a runtime stores: with the adapter inside where it folds, else unchanged."""
+
+    @abstractmethod
+    def effective(self, weight: QuantizedWeight) -> Tensor:
+        """The float32 matrix `(out_features, in_features)` that `forward` multiplies by."""
+
+
+def frozen_product(x: Tensor, weight: QuantizedWeight, scale: Tensor | None = None) -> Tensor:
+    """`x @ W^T` with W dequantized in the dtype of `x`; differentiable in `x` and, where given, in `scale`.
+
+    W is made again for the backward pass, so that a training step holds the packed codes only.
+    """
+    return _FrozenProduct.apply(x, weight.scale if scale is None else scale, weight)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, weight: QuantizedWeight) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.weight = weight
+        return nn.functional.linear(x, GRIDS[weight.choice.grid].dequantize(weight, x.dtype, scale))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, scale = ctx.saved_tensors
+        centered = GRIDS[ctx.weight.choice.grid].centered(ctx.weight, x.dtype)
+        grad_x = grad_scale = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ (centered * scale.to(x.dtype).unsqueeze(-1)).flatten(1)
+        if ctx.needs_input_grad[1]:
+            grad_weight = grad.flatten(0, -2).T @ x.flatten(0, -2)
+            grad_scale = (grad_weight.view_as(centered) * centered).sum(-1, dtype=scale.dtype)
+        return grad_x, grad_scale, None

@@ -1,0 +1,81 @@
+"""Every adapter: starts as the identity, trains nothing but itself, and deploys what it computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from supernet.adapters import ADAPTERS, Adapter
+from supernet.adapters.base import frozen_product
+from supernet.grids import GRIDS, QuantizedWeight
+from supernet.quantizers import RTN
+from supernet.space import Choice
+
+pytestmark = pytest.mark.parametrize("name", ADAPTERS)
+
+
+def weight_at(bits: int) -> QuantizedWeight:
+    choice = Choice(bits, 16)
+    return RTN().quantize(torch.randn(24, 64, generator=torch.Generator().manual_seed(1)), [choice])[choice]
+
+
+def adapter_of(name: str, weight: QuantizedWeight, moved: bool = False) -> Adapter:
+    adapter = ADAPTERS[name](weight, torch.Generator().manual_seed(2))
+    if moved:
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.05)
+    return adapter
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_starts_as_the_identity(name: str, bits: int) -> None:
+    weight, x = weight_at(bits), torch.randn(2, 5, 64)
+    assert torch.equal(adapter_of(name, weight)(x, weight), frozen_product(x, weight))
+
+
+def test_forward_multiplies_by_the_effective_matrix(name: str) -> None:
+    weight, x = weight_at(3), torch.randn(2, 5, 64)
+    adapter = adapter_of(name, weight, moved=True)
+    assert torch.allclose(adapter(x, weight), x @ adapter.effective(weight).T, atol=1e-4)
+
+
+def test_gradients_are_those_of_the_dense_computation(name: str) -> None:
+    """The product makes its weights again for the backward pass: it must agree with what autograd alone finds."""
+    weight = weight_at(3)
+    adapter = adapter_of(name, weight, moved=True)
+    x = torch.randn(2, 5, 64, requires_grad=True)
+    target = torch.randn(2, 5, 24)
+    (adapter(x, weight) * target).sum().backward()
+    step = 1e-3
+    for parameter in adapter.parameters():
+        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4))
+        sides = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(direction, alpha=sign * step)
+                sides.append((x @ adapter.effective(weight).T * target).sum().item())
+                parameter.add_(direction, alpha=-sign * step)
+        slope = (parameter.grad * direction).sum().item()
+        assert slope == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=2e-2, abs=1e-2)
+    assert torch.allclose(x.grad, target @ adapter.effective(weight), atol=1e-4)
+
+
+def test_folding_keeps_codes_and_computes_the_same(name: str) -> None:
+    weight = weight_at(3)
+    adapter = adapter_of(name, weight, moved=True)
+    folded = adapter.fold(weight)
+    assert torch.equal(folded.codes, weight.codes)
+    assert torch.equal(folded.zero, weight.zero)
+    if adapter.deploys == "side":
+        assert folded is weight
+    else:
+        dense = GRIDS["int"].dequantize(folded, torch.float32)
+        assert torch.equal(dense, adapter.effective(weight))
+        assert not folded.scale.requires_grad
+
+
+def test_the_same_seed_makes_the_same_adapter(name: str) -> None:
+    weight = weight_at(4)
+    one, two = (adapter_of(name, weight).state_dict() for _ in range(2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
