@@ -1,0 +1,229 @@
+"""From a full model to a supernet: quantize every matrix at every choice, keep the rest as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supernet.adapters import Adapter
+from supernet.grids import QuantizedWeight
+from supernet.linear import Quantized, SuperEmbedding, SuperLinear, TiedHead
+from supernet.model import hidden_states, name_of
+from supernet.quantizers import RTN, Quantizer
+from supernet.space import Choice, SearchSpace, Subnet
+from supernet.spec import ModelSpec, UnitSpec
+
+TABLE_BITS = (4, 8)  # what an embedding or a head may be: below 4 bits a vocabulary falls apart, and runtimes refuse
+HESSIAN_BYTES = 2**31  # layers are calibrated in blocks whose Hessians fit in this
+
+Weights = dict[str, dict[Choice, QuantizedWeight]]
+Progress = Callable[[str, int, int], None]  # (what, done, total)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress of who does not want any."""
+
+
+def make_space(spec: ModelSpec, bits: Sequence[int], group_size: int) -> SearchSpace:
+    """Every linear at `bits`, the embedding and the head at 4 and 8 bits, all in groups of `group_size`."""
+    for unit in spec.units:
+        for linear in unit.linears:
+            if linear.in_features % group_size:
+                widths = {lin.in_features for u in spec.units for lin in u.linears}
+                fit = [g for g in (16, 32, 64, 128, 256) if all(width % g == 0 for width in widths)]
+                hint = f"use {', '.join(map(str, fit))}" if fit else "no power of two from 16 up divides every matrix"
+                got = f"{group_size} and {linear.in_features}"
+                raise ValueError(f"group_size must divide in_features, got {got}; {hint}")
+    return SearchSpace.of(
+        {u.name: tuple(Choice(b, group_size) for b in (TABLE_BITS if u.is_table else bits)) for u in spec.units}
+    )
+
+
+@torch.no_grad()
+def quantize(
+    model: Any, spec: ModelSpec, space: SearchSpace, quantizer: Quantizer, windows: Tensor, progress: Progress = silent
+) -> Weights:
+    """Codes for every matrix at every choice. `windows` `(n, tokens)` calibrates quantizers that need a Hessian.
+
+    Tables are rounded to nearest: their inputs are one-hot, so there is no error to spread.
+    """
+    found: Weights = {}
+    done = 0
+    for block in _blocks(spec, quantizer.needs_hessian):
+        hessians = _hessians(model, block, windows) if quantizer.needs_hessian else {}
+        for unit in block:
+            chosen = RTN() if unit.is_table else quantizer
+            found |= _quantize_unit(model, unit, chosen, space[unit.name], hessians.get(unit.name))
+            done += 1
+            progress("quantize", done, len(spec.units))
+    return found
+
+
+def _quantize_unit(
+    model: Any, unit: UnitSpec, quantizer: Quantizer, choices: Sequence[Choice], hessian: Tensor | None
+) -> Weights:
+    """The linears of a unit in one go: they read the same input, and a quantizer's rows do not interact."""
+    stacked = torch.cat([model.get_submodule(lin.name).weight.detach().float() for lin in unit.linears])
+    weights = quantizer.quantize(stacked, choices, hessian)
+    rows = [lin.out_features for lin in unit.linears]
+    parts = {choice: weight.split(rows) for choice, weight in weights.items()}
+    return {lin.name: {choice: part[i] for choice, part in parts.items()} for i, lin in enumerate(unit.linears)}
+
+
+def _blocks(spec: ModelSpec, calibrated: bool) -> Iterable[list[UnitSpec]]:
+    """Units in order, cut where their Hessians would outgrow `HESSIAN_BYTES`."""
+    block: list[UnitSpec] = []
+    size = 0
+    for unit in spec.units:
+        needed = 0 if unit.is_table or not calibrated else 4 * unit.linears[0].in_features ** 2
+        if block and size + needed > HESSIAN_BYTES:
+            yield block
+            block, size = [], 0
+        block.append(unit)
+        size += needed
+    yield block
+
+
+def _hessians(model: Any, units: Sequence[UnitSpec], windows: Tensor) -> dict[str, Tensor]:
+    """`X^T X` of each unit's inputs, summed over the windows; fused linears share their input, so one each."""
+    sums: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].flatten(0, -2).float()
+            sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
+
+        return hook
+
+    watched = [u for u in units if not u.is_table]
+    hooks = [model.get_submodule(u.linears[0].name).register_forward_pre_hook(watch(u.name)) for u in watched]
+    try:
+        for window in windows.split(4):
+            hidden_states(model, window.to(model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sums
+
+
+@dataclass
+class Supernet:
+    """A Hugging Face model whose matrices hold every choice. `activate` makes it one subnet, without training."""
+
+    model: Any
+    spec: ModelSpec
+    space: SearchSpace
+    floats: dict[str, Tensor]  # everything that is never quantized, float32
+    matrices: dict[str, Quantized]  # by the linear's name
+
+    def activate(self, subnet: Subnet) -> None:
+        for unit in self.spec.units:
+            for linear in unit.linears:
+                self.matrices[linear.name].select(subnet[unit.name])
+
+    def adapters(self, subnet: Subnet) -> dict[str, Adapter]:
+        """The adapters that `subnet` computes with, by `linear|choice`."""
+        pairs = ((lin.name, subnet[unit.name]) for unit in self.spec.units for lin in unit.linears)
+        found = ((f"{name}|{choice}", self.matrices[name].adapter(choice)) for name, choice in pairs)
+        return {key: adapter for key, adapter in found if adapter is not None}
+
+    def set_dtype(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype`. Scales and adapters stay float32."""
+        for name, value in self.floats.items():
+            _assign(self.model, name, value.to(dtype))
+        for matrix in self.matrices.values():
+            if isinstance(matrix, SuperEmbedding):
+                matrix.dtype = dtype
+
+    def adapt(self, adapter: type[Adapter], bits: Sequence[int], seed: int, **options: Any) -> None:
+        """Give every linear at these `bits` an adapter of its own. Tables have none."""
+        generator = torch.Generator().manual_seed(seed)
+        for unit in self.spec.units:
+            if unit.is_table:
+                continue
+            for linear in unit.linears:
+                matrix = self.matrices[linear.name]
+                for choice in matrix.choices:
+                    if choice.bits in bits:
+                        matrix.adapters[str(choice)] = adapter(matrix.stored(choice), generator, **options)
+
+
+def build(model: Any, spec: ModelSpec, space: SearchSpace, weights: Weights) -> Supernet:
+    """The supernet of a full model. The full model stays as it is; what is never quantized is shared with it."""
+    quantized = {linear.name for unit in spec.units for linear in unit.linears}
+    floats = {
+        name: value.detach().float()
+        for name, value in model.named_parameters()
+        if not (name.endswith(".weight") and name.removesuffix(".weight") in quantized)
+    }
+    return assemble(model.config, spec, space, floats, weights)
+
+
+def assemble(
+    config: Any,
+    spec: ModelSpec,
+    space: SearchSpace,
+    floats: dict[str, Tensor],
+    weights: Weights,
+    trust_remote_code: bool = False,
+) -> Supernet:
+    """A supernet from its parts, without the full model."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    head = name_of(model, model.get_output_embeddings())
+    matrices: dict[str, Quantized] = {}
+    for unit in spec.units:
+        for linear in unit.linears:
+            old = model.get_submodule(linear.name)
+            if unit.role == "embedding":
+                new: Quantized = SuperEmbedding(weights[linear.name], old, torch.float32)
+            else:
+                new = SuperLinear(weights[linear.name], floats.get(f"{linear.name}.bias"))
+            matrices[linear.name] = new
+            model.set_submodule(linear.name, new)
+    if spec.tied:
+        embedding = matrices[spec.units[0].linears[0].name]
+        assert isinstance(embedding, SuperEmbedding)
+        model.set_submodule(head, TiedHead(embedding))
+    supernet = Supernet(model, spec, space, floats, matrices)
+    supernet.set_dtype(torch.float32)
+    left = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
+    if left:
+        raise ValueError(f"the supernet lacks weights of its model ({', '.join(left[:3])}); build it again")
+    model.eval().requires_grad_(False)
+    return supernet
+
+
+def _assign(model: nn.Module, name: str, value: Tensor) -> None:
+    parent, tail = name.rsplit(".", 1)
+    module = model.get_submodule(parent)
+    if isinstance(module, Quantized):  # a linear's bias, a buffer there
+        setattr(module, tail, value)
+    else:
+        setattr(module, tail, nn.Parameter(value, requires_grad=False))
+
+
+@torch.no_grad()
+def extract(supernet: Supernet, subnet: Subnet) -> Any:
+    """A plain float32 Hugging Face model whose weights are the subnet's, adapters merged."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("cpu"):
+        model = AutoModelForCausalLM.from_config(supernet.model.config)
+    state = dict(supernet.floats)
+    for unit in supernet.spec.units:
+        for linear in unit.linears:
+            state[f"{linear.name}.weight"] = supernet.matrices[linear.name].effective(subnet[unit.name])
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    tied = {name for name in missing if supernet.spec.tied and name == "lm_head.weight"}
+    if unexpected or set(missing) - tied:
+        raise ValueError(f"the supernet does not fit its model: {[*missing, *unexpected][:3]}; build it again")
+    model.tie_weights()
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,243 @@
+"""The supernet on disk: a folder of safetensors and JSON that a person can open. Nothing is pickled.
+
+    supernet.json           what it is: model, space, how it was made, the SHA-256 of each weight file
+    model/                  the model's config and tokenizer
+    codes.safetensors       codes, scales and zeros of every matrix at every choice
+    floats.safetensors      what is never quantized: norms, biases
+    adapters.safetensors    the trained adapters
+    reference.safetensors   held-out windows, and what the full model says of them
+    sensitivity.json        what each choice of each unit costs
+    windows.safetensors, training.safetensors    while training: its windows, and where it is
+
+Opening reads JSON alone and imports no torch; tensors are read when asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from supernet.space import Choice, SearchSpace
+from supernet.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from supernet.build import Supernet, Weights
+    from supernet.evaluate import Reference
+    from supernet.grids import QuantizedWeight
+
+FORMAT = 1
+SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
+ADAPTERS_FILE, REFERENCE = "adapters.safetensors", "reference.safetensors"
+WINDOWS, TRAINING = "windows.safetensors", "training.safetensors"
+_PARTS = ("codes", "scale", "zero")
+
+
+@dataclass(frozen=True)
+class FoldedWeight:
+    """One matrix as a runtime stores it, adapter folded in.
+
+    codes: uint8 `(out_features, in_features)`, unpacked; scale: float32 and zero: uint8, both `(out_features, groups)`.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+@dataclass(frozen=True)
+class SupernetFiles:
+    """A supernet's folder, open. `info` says how it was made; `fingerprint` changes when any weight does."""
+
+    path: Path
+    spec: ModelSpec
+    space: SearchSpace
+    info: Mapping[str, Any]
+    hashes: Mapping[str, str]
+    _open: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(dict(sorted(self.hashes.items()))).encode()).hexdigest()[:16]
+
+    @property
+    def model_dir(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.info.get("finished"))
+
+    def check_hashes(self) -> None:
+        """ValueError naming the first weight file whose bytes are not those that were written."""
+        from supernet.files import sha256
+
+        for name, expected in self.hashes.items():
+            path = self.path / name
+            if not path.is_file():
+                raise FileNotFoundError(f"the supernet {self.path} lacks {name}; copy it again or train it again")
+            if sha256(path) != expected:
+                raise ValueError(f"{path} is damaged: its SHA-256 is not the recorded one; copy it or train it again")
+
+    def tensors(self, name: str) -> Any:
+        """An open safetensors file of the folder."""
+        from supernet.files import open_tensors
+
+        if name not in self._open:
+            self._open[name] = open_tensors(self.path / name)
+        return self._open[name]
+
+    def stored(self, linear: str, choice: Choice) -> QuantizedWeight:
+        """The frozen codes of one matrix at one choice."""
+        from supernet.grids import QuantizedWeight
+
+        file = self.tensors(CODES)
+        in_features = next(lin.in_features for unit in self.spec.units for lin in unit.linears if lin.name == linear)
+        codes, scale, zero = (file.get_tensor(f"{linear}|{choice}|{part}") for part in _PARTS)
+        return QuantizedWeight(codes, scale, zero, choice, in_features)
+
+    def folded(self, linear: str, choice: Choice) -> FoldedWeight:
+        """What a runtime stores for one matrix at one choice."""
+        from supernet.grids import IntegerGrid
+
+        weight = self.stored(linear, choice)
+        state = self._adapter_state(linear, choice)
+        if state:
+            weight = self._adapter(weight, state).fold(weight)
+        return FoldedWeight(IntegerGrid().codes(weight), weight.scale, weight.zero)
+
+    def _adapter_state(self, linear: str, choice: Choice) -> dict[str, Tensor]:
+        if ADAPTERS_FILE not in self.hashes:
+            return {}
+        file, prefix = self.tensors(ADAPTERS_FILE), f"{linear}|{choice}|"
+        return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+
+    def _adapter(self, weight: QuantizedWeight, state: dict[str, Tensor]) -> Any:
+        import torch
+
+        from supernet.adapters import ADAPTERS
+
+        recorded = self.info["adapter"]
+        adapter = ADAPTERS[recorded["name"]](weight, torch.Generator().manual_seed(0), **recorded.get("options", {}))
+        adapter.load_state_dict(state)
+        return adapter
+
+    def float_tensors(self) -> dict[str, Tensor]:
+        """What is never quantized, by its Hugging Face name, float32."""
+        file = self.tensors(FLOATS)
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def reference(self) -> Reference:
+        """The held-out windows and what the full model says of them."""
+        from supernet.evaluate import Reference
+
+        file = self.tensors(REFERENCE)
+        parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Reference(**parts, softcap=self.info.get("softcap"))
+
+    def load(self) -> Supernet:
+        """The supernet as a model, in float32, its adapters in place."""
+        from transformers import AutoConfig
+
+        from supernet.build import assemble
+
+        self.check_hashes()
+        remote = bool(self.info.get("trust_remote_code"))
+        config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=remote)
+        weights = {
+            linear.name: {choice: self.stored(linear.name, choice) for choice in self.space[unit.name]}
+            for unit in self.spec.units
+            for linear in unit.linears
+        }
+        supernet = assemble(config, self.spec, self.space, self.float_tensors(), weights, remote)
+        if ADAPTERS_FILE in self.hashes:
+            self._load_adapters(supernet)
+        return supernet
+
+    def _load_adapters(self, supernet: Supernet) -> None:
+        from collections import defaultdict
+
+        file = self.tensors(ADAPTERS_FILE)
+        states: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
+        for key in file.keys():  # noqa: SIM118
+            linear, choice, parameter = key.split("|")
+            states[linear, choice][parameter] = file.get_tensor(key)
+        for (linear, choice), state in states.items():
+            matrix = supernet.matrices[linear]
+            adapter = self._adapter(matrix.stored(Choice.parse(choice)), state)
+            matrix.adapters[choice] = adapter.requires_grad_(False)
+
+
+def open_supernet(path: str | Path, unfinished: bool = False) -> SupernetFiles:
+    """A supernet's folder; FileNotFoundError or ValueError, one line, where it is missing, corrupt or unfinished."""
+    path = Path(path)
+    file = path / SUPERNET
+    if not file.is_file():
+        raise FileNotFoundError(f"no supernet at {path}; make one with `bitfleet train MODEL --out {path}`")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise ValueError(f"{file} has format {data['format']}, this version reads {FORMAT}; train it again")
+        files = SupernetFiles(
+            path, ModelSpec.from_json(data["model"]), SearchSpace.from_json(data["space"]), data["info"], data["hashes"]
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); copy it or train it again") from None
+    if not files.finished and not unfinished:
+        raise ValueError(
+            f"the training of {path} has not finished; go on with `bitfleet train MODEL --out {path} --resume`"
+        )
+    return files
+
+
+def save_start(
+    path: Path, supernet: Supernet, weights: Weights, reference: Reference, windows: Tensor,
+    config: Any, tokenizer: Any, info: Mapping[str, Any],
+) -> SupernetFiles:  # fmt: skip
+    """Write everything that training does not change, into an empty or new folder."""
+    from supernet.files import write_tensors
+
+    path.mkdir(parents=True, exist_ok=True)
+    codes = {
+        f"{linear}|{choice}|{part}": getattr(weight, part)
+        for linear, choices in weights.items()
+        for choice, weight in choices.items()
+        for part in _PARTS
+    }
+    write_tensors(path / CODES, codes)
+    write_tensors(path / FLOATS, supernet.floats)
+    held_out = {"windows": reference.windows, "hidden": reference.hidden, "head": reference.head}
+    write_tensors(path / REFERENCE, held_out | ({} if reference.bias is None else {"bias": reference.bias}))
+    write_tensors(path / WINDOWS, {"windows": windows})
+    config.save_pretrained(path / "model")
+    tokenizer.save_pretrained(path / "model")
+    supernet.model.generation_config.save_pretrained(path / "model")
+    begun = {**info, "softcap": reference.softcap, "finished": False}
+    return save_index(path, supernet.spec, supernet.space, begun, (CODES, FLOATS, REFERENCE))
+
+
+def save_adapters(files: SupernetFiles, supernet: Supernet, info: Mapping[str, Any]) -> SupernetFiles:
+    """Write the trained adapters and what training found; the supernet is not finished before its sensitivities."""
+    from supernet.files import write_tensors
+    from supernet.train import adapter_parameters
+
+    write_tensors(files.path / ADAPTERS_FILE, adapter_parameters(supernet))
+    names = (*files.hashes, ADAPTERS_FILE)
+    return save_index(files.path, files.spec, files.space, {**files.info, **info}, tuple(dict.fromkeys(names)))
+
+
+def save_index(
+    path: Path, spec: ModelSpec, space: SearchSpace, info: Mapping[str, Any], names: tuple[str, ...]
+) -> SupernetFiles:
+    """Write `supernet.json` with the hashes of the named files; last, since it is what makes the folder a supernet."""
+    from supernet.files import sha256, write_text
+
+    hashes = {name: sha256(path / name) for name in names}
+    data = {"format": FORMAT, "info": dict(info), "hashes": hashes, "space": space.to_json(), "model": spec.to_json()}
+    write_text(path / SUPERNET, json.dumps(data, indent=1) + "\n")
+    return SupernetFiles(path, spec, space, dict(info), hashes)

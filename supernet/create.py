@@ -1,0 +1,244 @@
+"""The whole making of a supernet: model and text in, a finished folder out. What `bitfleet train` runs.
+
+Every stage leaves files, so a run that was stopped goes on from the last of them. Under `accelerate launch` the main
+process prepares and finishes, and all of them train.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supernet.adapters import ADAPTERS
+from supernet.build import Progress, Supernet, build, make_space, quantize, silent
+from supernet.checkpoint import (
+    SUPERNET,
+    TRAINING,
+    WINDOWS,
+    SupernetFiles,
+    open_supernet,
+    save_adapters,
+    save_index,
+    save_start,
+)  # fmt: skip
+from supernet.evaluate import Reference, evaluate
+from supernet.files import read_tensors, write_text
+from supernet.model import check_head, load_model, spec_of_model
+from supernet.quantizers import QUANTIZERS
+from supernet.samplers import SAMPLERS
+from supernet.sensitivity import measure_sensitivities
+from supernet.text import sample_windows, spread_windows
+from supernet.train import Trainer, TrainOptions, drop_losing, steps_for
+
+HELD_OUT = 6  # windows that judge and never train
+CALIBRATION = 64  # windows for the Hessians
+SENSITIVITY = 4  # windows for the sensitivities' gradients
+SAMPLED = 192  # windows that a model writes for itself: more would take longer than training on them
+READ = 4096  # windows that are drawn from a text at most
+ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a supernet is made: members of families by name, and numbers. `steps` goes before `minutes`."""
+
+    bits: tuple[int, ...] = (2, 3, 4, 8)
+    group_size: int = 64
+    quantizer: str = "gptq"
+    adapter: str = "scales"
+    sampler: str = "balanced"
+    data: str | None = None
+    steps: int | None = None
+    minutes: float = 15.0
+    batch: int = 4
+    window_tokens: int = 256
+    learning_rate: float | None = None
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.bits or list(self.bits) != sorted(set(self.bits)) or not set(self.bits) <= set(range(2, 9)):
+            raise ValueError(f"bits must be rising numbers from 2 to 8, got {list(self.bits)}; use for example 2,3,4,8")
+        for name, family in (("quantizer", QUANTIZERS), ("adapter", ADAPTERS), ("sampler", SAMPLERS)):
+            if getattr(self, name) not in family:
+                raise ValueError(f"{name} must be one of {', '.join(family)}, got {getattr(self, name)!r}")
+        for name, least in (("group_size", 8), ("batch", 1), ("window_tokens", 8)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if not self.minutes > 0:
+            raise ValueError(f"minutes must be above 0, got {self.minutes}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "bits": list(self.bits)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        return cls(**{**data, "bits": tuple(data["bits"])})
+
+
+def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progress: Progress = silent) -> SupernetFiles:
+    """Make the supernet of the model `source` in the folder `out`, or go on with one that was stopped.
+
+    Going on uses the recipe in the folder. ValueError where `out` holds something else, a finished supernet, or an
+    unfinished one without `resume`.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    started = (out / SUPERNET).exists()
+    if not resume:
+        _refuse_used(out, started)
+    if started and open_supernet(out, unfinished=True).finished:
+        raise ValueError(f"the supernet {out} is finished; use it, or train another with a new --out")
+    report = progress if accelerator.is_main_process else silent
+    model, tokenizer = load_model(source, recipe.trust_remote_code)
+    model.to(accelerator.device)
+    if not started and accelerator.is_main_process:
+        _prepare(source, model, tokenizer, out, recipe, report)
+    accelerator.wait_for_everyone()
+    files = open_supernet(out, unfinished=True)
+    if files.info.get("source") != source and started:
+        raise ValueError(f"{out} was begun from {files.info.get('source')}, got {source}; give the same model")
+    recipe = Recipe.from_json(files.info["recipe"])
+    supernet = files.load()
+    supernet.model.to(accelerator.device)
+    trainer = _train(files, model, supernet, recipe, accelerator, report)
+    if accelerator.is_main_process:
+        files = _finish(files, model, supernet, recipe, trainer, report)
+    accelerator.wait_for_everyone()
+    return files if accelerator.is_main_process else open_supernet(out)
+
+
+def _refuse_used(out: Path, started: bool) -> None:
+    if started:
+        raise ValueError(f"{out} already holds a supernet; go on with --resume, or give a new --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is in use and holds no supernet; give a new or an empty folder as --out")
+
+
+def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe, progress: Progress) -> None:
+    """Windows, codes and what the full model says of the held-out windows."""
+    spec = spec_of_model(model, _model_name(source))
+    space = make_space(spec, recipe.bits, recipe.group_size)
+    check_head(model)
+    if recipe.window_tokens > spec.max_context:
+        raise ValueError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
+    windows = _windows(model, tokenizer, recipe, progress)
+    held_out = min(HELD_OUT, len(windows) // 2)
+    reference = Reference.of(model, windows[:held_out], progress)
+    training = windows[held_out:]
+    weights = quantize(model, spec, space, QUANTIZERS[recipe.quantizer](), training[:CALIBRATION], progress)
+    info = {
+        "source": source,
+        "recipe": recipe.to_json(),
+        "adapter": {"name": recipe.adapter, "options": {}},
+        "text": recipe.data or "sampled from the full model",
+        "trust_remote_code": recipe.trust_remote_code,
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "accelerate")},
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    save_start(out, build(model, spec, space, weights), weights, reference, training, model.config, tokenizer, info)
+
+
+def _model_name(source: str) -> str:
+    path = Path(source)
+    return path.stem if path.suffix == ".gguf" else path.resolve().name if path.exists() else source
+
+
+def _windows(model: Any, tokenizer: Any, recipe: Recipe, progress: Progress) -> Tensor:
+    if recipe.data is not None:
+        return spread_windows(recipe.data, tokenizer, HELD_OUT + READ, recipe.window_tokens, recipe.seed)
+    fast = copy.deepcopy(model).to(compute_dtype(model.device))
+    return sample_windows(fast, HELD_OUT + SAMPLED, recipe.window_tokens, recipe.seed, progress)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies in it, float32 elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def _train(
+    files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, accelerator: Any, progress: Progress
+) -> Trainer:
+    adapter = ADAPTERS[recipe.adapter]
+    supernet.adapt(adapter, [b for b in recipe.bits if b <= ADAPTED_BITS], recipe.seed)
+    supernet.model.to(accelerator.device)
+    dtype = compute_dtype(accelerator.device)
+    supernet.set_dtype(dtype)
+    teacher = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+    windows = read_tensors(files.path / WINDOWS)[0]["windows"]
+
+    def trainer(steps: int) -> Trainer:
+        rate = recipe.learning_rate or adapter.learning_rate
+        options = TrainOptions(steps, rate, recipe.batch, recipe.seed)
+        return Trainer(
+            teacher, supernet, windows, SAMPLERS[recipe.sampler](), options, accelerator, files.path / TRAINING
+        )
+
+    steps = recipe.steps or _recorded_steps(files) or _fitting_steps(trainer, recipe, accelerator)
+    run = trainer(steps)
+    run.resume()
+    run.save()  # from here on a resumed run knows its number of steps
+    run.run(progress)
+    return run
+
+
+def _recorded_steps(files: SupernetFiles) -> int | None:
+    path = files.path / TRAINING
+    return read_tensors(path)[1]["options"]["steps"] if path.exists() else None
+
+
+def _fitting_steps(trainer: Any, recipe: Recipe, accelerator: Any) -> int:
+    """Steps that fit into the minutes, the same for every process."""
+    from accelerate.utils import broadcast_object_list
+
+    probe = trainer(1)
+    steps = [steps_for(recipe.minutes, probe.try_step)]
+    return broadcast_object_list(steps)[0] if accelerator.num_processes > 1 else steps[0]
+
+
+def _finish(
+    files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, trainer: Trainer, progress: Progress
+) -> SupernetFiles:
+    """Adapters on trial, sensitivities, and the index that says the supernet is finished."""
+    reference = files.reference()
+    trial = drop_losing(supernet, lambda subnets: [q.kl for q in evaluate(supernet, subnets, reference, progress)])
+    info = {
+        "steps": trainer.options.steps,
+        "learning_rate": trainer.options.learning_rate,
+        "losses": [round(loss, 5) for loss in trainer.losses],
+        "trial": {str(bits): {"without": frozen, "with": trained} for bits, (frozen, trained) in trial.items()},
+    }
+    files = save_adapters(files, supernet, info)
+    windows = read_tensors(files.path / WINDOWS)[0]["windows"][:SENSITIVITY]
+    table, measured = measure_sensitivities(model, supernet, windows, reference, recipe.seed, progress)
+    sensitivity = {
+        "base": "the full model; scaled so that uniform subnets add up to what they were measured to lose",
+        "units": {unit: {str(choice): kl for choice, kl in choices.items()} for unit, choices in table.items()},
+        "text": {"source": files.info["text"], "windows": len(windows), "tokens": windows.numel()},
+        "supernet": files.fingerprint,
+        "versions": files.info["versions"],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_text(files.path / "sensitivity.json", json.dumps(sensitivity, indent=1) + "\n")
+    evaluations = [{"subnet": subnet.to_json(), **quality.to_json()} for subnet, quality in measured.items()]
+    finished = {**files.info, "evaluations": evaluations, "finished": True}
+    done = save_index(files.path, files.spec, files.space, finished, tuple(files.hashes))
+    for name in (WINDOWS, TRAINING):
+        (files.path / name).unlink(missing_ok=True)
+    return done

@@ -1,0 +1,104 @@
+"""Modules that hold every choice of one matrix and compute with the selected one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from supernet.adapters import Adapter
+from supernet.adapters.base import frozen_product
+from supernet.grids import GRIDS, QuantizedWeight
+from supernet.space import Choice
+
+
+class Quantized(nn.Module):
+    """Every stored choice of one matrix: packed codes, scales and zeros as buffers, adapters as parameters."""
+
+    def __init__(self, weights: Mapping[Choice, QuantizedWeight]) -> None:
+        super().__init__()
+        if not weights:
+            raise ValueError("a quantized matrix needs at least one choice, got none")
+        self.choices = tuple(sorted(weights))
+        self.choice = self.choices[-1]
+        self.in_features = next(iter(weights.values())).in_features
+        for choice, weight in weights.items():
+            for part in ("codes", "scale", "zero"):
+                self.register_buffer(f"{choice}_{part}", getattr(weight, part))
+        self.adapters = nn.ModuleDict()
+
+    def select(self, choice: Choice) -> None:
+        if choice not in self.choices:
+            have = ", ".join(map(str, self.choices))
+            raise ValueError(f"a choice must be one the supernet holds, got {choice}; it holds {have}")
+        self.choice = choice
+
+    def stored(self, choice: Choice) -> QuantizedWeight:
+        """The frozen codes of `choice`, without its adapter."""
+        codes, scale, zero = (getattr(self, f"{choice}_{part}") for part in ("codes", "scale", "zero"))
+        return QuantizedWeight(codes, scale, zero, choice, self.in_features)
+
+    def adapter(self, choice: Choice) -> Adapter | None:
+        return dict(self.adapters.items()).get(str(choice))  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def folded(self, choice: Choice) -> QuantizedWeight:
+        """What a runtime stores for `choice`."""
+        adapter = self.adapter(choice)
+        return adapter.fold(self.stored(choice)) if adapter else self.stored(choice)
+
+    @torch.no_grad()
+    def effective(self, choice: Choice) -> Tensor:
+        """The float32 matrix that `choice` computes with, adapter included."""
+        adapter = self.adapter(choice)
+        if adapter:
+            return adapter.effective(self.stored(choice))
+        return GRIDS[choice.grid].dequantize(self.stored(choice), torch.float32)
+
+
+class SuperLinear(Quantized):
+    """A linear at every choice."""
+
+    bias: Tensor | None
+
+    def __init__(self, weights: Mapping[Choice, QuantizedWeight], bias: Tensor | None) -> None:
+        super().__init__(weights)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, adapter = self.stored(self.choice), self.adapter(self.choice)
+        y = adapter(x, weight) if adapter else frozen_product(x, weight)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class SuperEmbedding(Quantized):
+    """A token embedding at every choice. Where `tied`, the model's head reads it through `TiedHead`."""
+
+    def __init__(self, weights: Mapping[Choice, QuantizedWeight], embedding: nn.Embedding, dtype: torch.dtype) -> None:
+        super().__init__(weights)
+        self.dtype = dtype
+        # some models scale the embedding's output (Gemma): keep the factor that their module applies
+        self.embed_scale = getattr(embedding, "embed_scale", None)
+        self._table: tuple[Choice, torch.dtype, Tensor] | None = None
+
+    def table(self) -> Tensor:
+        """The selected choice's matrix. It has no adapter and is read whole by a head, so it is kept."""
+        if self._table is None or self._table[:2] != (self.choice, self.dtype):
+            self._table = (self.choice, self.dtype, self.effective(self.choice).to(self.dtype))
+        return self._table[2]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = nn.functional.embedding(ids, self.table())
+        return rows if self.embed_scale is None else rows * self.embed_scale.to(rows.dtype)
+
+
+class TiedHead(nn.Module):
+    """The head of a model whose embedding and head are one matrix."""
+
+    def __init__(self, embedding: SuperEmbedding) -> None:
+        super().__init__()
+        self._embedding = (embedding,)  # in a tuple: the embedding's buffers belong to the embedding alone
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self._embedding[0].table().to(x.dtype))

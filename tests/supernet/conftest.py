@@ -1,0 +1,36 @@
+"""A tiny supernet that the tests of this folder share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from supernet.build import Supernet, build, make_space, quantize
+from supernet.model import spec_of_model
+from supernet.quantizers import RTN, Quantizer
+from supernet.space import SearchSpace
+from supernet.spec import ModelSpec
+from tests.tiny import tiny_model, windows
+
+
+@dataclass
+class Made:
+    model: Any
+    spec: ModelSpec
+    space: SearchSpace
+    supernet: Supernet
+
+
+def make(family: str = "llama", bits: tuple[int, ...] = (2, 3, 4, 8), quantizer: Quantizer | None = None) -> Made:
+    model = tiny_model(family)
+    spec = spec_of_model(model, family)
+    space = make_space(spec, bits, 16)
+    weights = quantize(model, spec, space, quantizer or RTN(), windows())
+    return Made(model, spec, space, build(model, spec, space, weights))
+
+
+@pytest.fixture
+def made() -> Made:
+    return make()

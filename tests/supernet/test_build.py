@@ -1,0 +1,110 @@
+"""The supernet computes what its subnets' dense models compute, for every architecture."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from supernet import build as building
+from supernet.adapters import ADAPTERS, TrainedScales
+from supernet.build import extract, make_space, quantize
+from supernet.model import spec_of_model
+from supernet.quantizers import GPTQ
+from supernet.space import Choice, Subnet
+from tests.supernet.conftest import Made, make
+from tests.tiny import FAMILIES, tiny_model, windows
+
+
+def mixed(made: Made, seed: int) -> Subnet:
+    generator = torch.Generator().manual_seed(seed)
+    pick = {u: c[int(torch.randint(len(c), (1,), generator=generator))] for u, c in made.space}
+    return Subnet.of(pick)
+
+
+def disturb(made: Made) -> None:
+    """As if trained."""
+    with torch.no_grad():
+        for number, parameter in enumerate(p for m in made.supernet.matrices.values() for p in m.adapters.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.02)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_active_subnet_is_its_extracted_model(family: str, adapter: str) -> None:
+    made = make(family)
+    made.supernet.adapt(ADAPTERS[adapter], (2, 3, 4), seed=0)
+    disturb(made)
+    ids = windows(2, 12)
+    for seed in range(3):
+        subnet = mixed(made, seed)
+        made.supernet.activate(subnet)
+        ours = made.supernet.model(ids).logits
+        theirs = extract(made.supernet, subnet)(ids).logits
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_at_eight_bits_it_is_nearly_the_full_model(family: str) -> None:
+    made = make(family)
+    made.supernet.activate(made.space.uniform(made.spec, 8))
+    ids = windows(1, 16)
+    ours = made.supernet.model(ids).logits.log_softmax(-1)
+    full = made.model(ids).logits.log_softmax(-1)
+    assert torch.nn.functional.kl_div(ours, full, reduction="sum", log_target=True) / 16 < 0.01
+
+
+def test_building_leaves_the_full_model_as_it_was() -> None:
+    before = copy.deepcopy(tiny_model().state_dict())
+    after = make().model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_codes_are_held_packed_and_floats_shared(made: Made) -> None:
+    matrix = made.supernet.matrices["model.layers.0.mlp.up_proj"]
+    for choice in matrix.choices:
+        assert matrix.stored(choice).codes.numel() == 128 * 64 * choice.bits // 8
+    dense = sum(p.numel() for n, p in made.supernet.model.named_parameters())
+    assert dense == made.spec.float_parameters
+
+
+def test_only_adapted_choices_have_adapters(made: Made) -> None:
+    made.supernet.adapt(TrainedScales, (2, 3), seed=0)
+    subnet = made.space.uniform(made.spec, 3)
+    assert len(made.supernet.adapters(subnet)) == 14
+    assert not made.supernet.adapters(made.space.uniform(made.spec, 4))
+    assert not made.supernet.matrices["model.embed_tokens"].adapters
+
+
+def test_a_choice_that_is_not_held_is_refused(made: Made) -> None:
+    with pytest.raises(ValueError, match="got int5g16; it holds int2g16, int3g16, int4g16, int8g16"):
+        made.supernet.activate(made.space.uniform(made.spec, 4).replace("model.layers.0.mlp.down_proj", Choice(5, 16)))
+
+
+def test_a_group_size_that_does_not_divide_is_refused() -> None:
+    spec = spec_of_model(tiny_model(), "tiny")
+    with pytest.raises(ValueError, match="group_size must divide in_features, got 48 and 64; use 16, 32, 64"):
+        make_space(spec, (4,), 48)
+
+
+def test_calibrating_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers whose Hessians do not fit together are calibrated in turn, each on the full model's activations."""
+    model = tiny_model()
+    spec = spec_of_model(model, "tiny")
+    space = make_space(spec, (3,), 16)
+    whole = quantize(model, spec, space, GPTQ(), windows())
+    monkeypatch.setattr(building, "HESSIAN_BYTES", 4 * 64 * 64)
+    parts = quantize(model, spec, space, GPTQ(), windows())
+    for name, choices in whole.items():
+        for choice, weight in choices.items():
+            assert torch.equal(parts[name][choice].codes, weight.codes)
+
+
+def test_changing_dtype_and_back_loses_nothing(made: Made) -> None:
+    ids = windows(1, 8)
+    before = made.supernet.model(ids).logits
+    made.supernet.set_dtype(torch.bfloat16)
+    assert made.supernet.model(ids).logits.dtype == torch.bfloat16
+    made.supernet.set_dtype(torch.float32)
+    assert torch.equal(made.supernet.model(ids).logits, before)

