@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from planner.runtimes.base import Runtime
 from planner.search.base import Resource
 from profiles.device import DeviceProfile
 from supernet.space import Choice, SearchSpace, Subnet
-from supernet.spec import ModelSpec, UnitSpec
+from supernet.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,26 @@ class Costs:
         return estimate_latency(self.runtime, self.spec, subnet, self.workload, self.device)
 
     def disk_bytes(self, subnet: Subnet) -> int:
-        units = sum(self.runtime.disk_bytes(self.spec, unit, subnet[unit.name]) for unit in self.spec.units)
-        return units + self.runtime.fixed_disk_bytes(self.spec, self.workload)
+        return int(sum(amount for _, amount in self._disk_items(subnet)))
 
     def resources(self, space: SearchSpace, limits: Budget) -> tuple[Resource, ...]:
-        """What `limits` limit, memory first: what each choice adds, and what is left of one full estimate."""
-        subnet = Subnet(tuple((unit, choices[0]) for unit, choices in space))
-        latency = self.latency(subnet)
-        rows = self.workload.batch * self.workload.prompt_tokens
-        parts: tuple[tuple[str, str, float | None, float, Callable[[UnitSpec, Choice], float]], ...] = (
-            ("memory", "bytes", limits.memory_bytes, self.memory(subnet).total_bytes, self._unit_bytes),
-            ("tpot", "ms", limits.tpot_ms, latency.tpot_ms, lambda u, c: self._unit_ms(u, c, self.workload.batch)),
-            ("ttft", "ms", limits.ttft_ms, latency.ttft_ms, lambda u, c: self._unit_ms(u, c, rows)),
-            ("disk", "bytes", limits.disk_bytes, self.disk_bytes(subnet), self._unit_disk_bytes),
+        """What `limits` limit, memory first, read off full estimates: every unit at its first choice, then the next."""
+        memory, tpot, ttft, disk = _Parts(space), _Parts(space), _Parts(space), _Parts(space)
+        for number in range(max(len(choices) for _, choices in space)):
+            subnet = Subnet(tuple((unit, choices[min(number, len(choices) - 1)]) for unit, choices in space))
+            latency = self.latency(subnet)
+            memory.add(subnet, [(item.unit, item.bytes) for item in self.memory(subnet).items])
+            tpot.add(subnet, [(item.unit, item.ms) for item in latency.decode])
+            ttft.add(subnet, [(item.unit, item.ms) for item in latency.prefill])
+            disk.add(subnet, self._disk_items(subnet))
+        parts = (
+            ("memory", "bytes", limits.memory_bytes, memory),
+            ("tpot", "ms", limits.tpot_ms, tpot),
+            ("ttft", "ms", limits.ttft_ms, ttft),
+            ("disk", "bytes", limits.disk_bytes, disk),
         )
-        resources = []
-        for name, unit, limit, total, cost in parts:
-            if limit is not None:
-                table = {u.name: {choice: cost(u, choice) for choice in space[u.name]} for u in self.spec.units}
-                constant = total - sum(table[u][choice] for u, choice in subnet)
-                resources.append(Resource(name, unit, limit, constant, table))
-        return tuple(resources)
+        limited = [(name, unit, limit, p) for name, unit, limit, p in parts if limit is not None]
+        return tuple(Resource(name, unit, limit, p.constant, p.table) for name, unit, limit, p in limited)
 
     def compared(self, kind: str, source: str, subnet: Subnet, predicted_kl: float, **measured: Any) -> Compared:
         latency = self.latency(subnet)
@@ -70,11 +69,23 @@ class Costs:
             **measured,
         )
 
-    def _unit_bytes(self, unit: UnitSpec, choice: Choice) -> float:
-        return self.runtime.unit_memory_bytes(self.spec, unit, choice, self.device)
+    def _disk_items(self, subnet: Subnet) -> list[tuple[str | None, float]]:
+        fixed = self.runtime.fixed_disk_bytes(self.spec, self.workload)
+        units = [(u.name, self.runtime.disk_bytes(self.spec, u, subnet[u.name])) for u in self.spec.units]
+        return [(None, fixed), *units]
 
-    def _unit_disk_bytes(self, unit: UnitSpec, choice: Choice) -> float:
-        return self.runtime.disk_bytes(self.spec, unit, choice)
 
-    def _unit_ms(self, unit: UnitSpec, choice: Choice, rows: int) -> float:
-        return self.runtime.unit_ms(self.spec, unit, choice, rows, self.device).ms
+class _Parts:
+    """Items of full estimates, by the unit and choice that they are of; those of no unit are the constant."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.table: dict[str, dict[Choice, float]] = {unit: {} for unit, _ in space}
+        self.constant = 0.0
+
+    def add(self, subnet: Subnet, items: Iterable[tuple[str | None, float]]) -> None:
+        amounts: dict[str | None, float] = dict.fromkeys((None, *self.table), 0.0)
+        for unit, amount in items:
+            amounts[unit] += amount
+        self.constant = amounts[None]
+        for unit, choice in subnet:
+            self.table[unit][choice] = amounts[unit]

@@ -16,12 +16,14 @@ from planner.costs import Costs
 from planner.plan import PLANNED, UNIFORM, Compared, Plan
 from planner.quality import SENSITIVITY_FILE, Measure, SensitivityTable, as_quality
 from planner.request import Budget, Workload
-from planner.runtimes.base import Runtime
+from planner.runtimes.base import Progress, Runtime
 from planner.search.base import Candidate, Found, Problem, ranked
 from planner.search.exact import ExactSearch
 from planner.search.optuna_search import OptunaSearch
 from planner.shortage import budget_error, readable
+from profiles.detect import Skipped, detect
 from profiles.device import DeviceProfile
+from profiles.kernels import KernelTable
 from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
@@ -64,7 +66,9 @@ def plan(
     it the predictions decide. Raises BudgetError when nothing meets the budget, ValueError for a model or a context
     that cannot be served, FileNotFoundError without sensitivities.
     """
-    spec = files.spec
+    spec, refusal = files.spec, _refusal(runtime, device)
+    if refusal is not None:
+        raise ValueError(f"{refusal}, got {device.name}; plan for another --device")
     workload.check(spec)
     space, dropped = loadable(files.space, spec, runtime)
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
@@ -76,7 +80,7 @@ def plan(
     found = _search(problem, uniforms, trials, seed)
     if not found[-1].candidates:
         raise budget_error(problem, budget, device.name)
-    finalists = _finalists(found[-1].candidates, uniforms[:1], top)
+    finalists = _finalists(found[-1].candidates, uniforms, top)
     compared = _compare(costs, finalists, measure)
     best = compared[0]
     return Plan(
@@ -94,7 +98,7 @@ def plan(
         search=tuple(f.trace for f in found),
         dropped=dropped,
         notes=(*notes, *_verdict(compared), *_basis(device)),
-        versions=_versions(),
+        versions={"python": platform.python_version(), **_versions("scipy", "optuna"), **device.kernels.versions},
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
     )
@@ -158,16 +162,24 @@ def _search(problem: Problem, uniforms: Sequence[Candidate], trials: int, seed: 
     return exact, OptunaSearch(trials=trials).search(problem, exact.candidates, seed)
 
 
-def _finalists(candidates: Sequence[Candidate], uniform: Sequence[Candidate], top: int) -> list[tuple[str, Candidate]]:
-    """The best `top` candidates that differ enough to be told apart, and the best uniform one, whatever its rank."""
-    known = {candidate.subnet for candidate in uniform}
+def _finalists(
+    candidates: Sequence[Candidate], uniforms: Sequence[Candidate], top: int
+) -> list[tuple[str, Candidate]]:
+    """The best `top` mixed candidates that differ enough to be told apart, and the best uniform one, whatever its rank.
+
+    Where a uniform subnet is expected to be best of all, no mixed one is worth measuring.
+    """
+    known = {candidate.subnet for candidate in uniforms}
+    best = [(UNIFORM, candidate) for candidate in uniforms[:1]]
+    if candidates[0].subnet in known:
+        return best
     kept: list[Candidate] = []
     for candidate in candidates:
         least = max(1, round(APART * len(candidate.subnet.items)))
-        if len(kept) < top and all(_distance(candidate.subnet, other.subnet) >= least for other in kept):
+        distinct = all(_distance(candidate.subnet, other.subnet) >= least for other in kept)
+        if len(kept) < top and distinct and candidate.subnet not in known:
             kept.append(candidate)
-    planned = [(PLANNED, candidate) for candidate in kept if candidate.subnet not in known]
-    return planned + [(UNIFORM, candidate) for candidate in uniform]
+    return [(PLANNED, candidate) for candidate in kept] + best
 
 
 def _distance(a: Subnet, b: Subnet) -> int:
@@ -229,5 +241,30 @@ def _device(device: DeviceProfile) -> dict[str, Any]:
     return {name: getattr(device, name) for name in names}
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in ("scipy", "optuna")}}
+def _versions(*names: str) -> dict[str, str]:
+    return {name: metadata.version(name) for name in names}
+
+
+def profile_device(
+    device: str, runtime: Runtime, quick: bool = False, progress: Progress | None = None
+) -> tuple[DeviceProfile, tuple[Skipped, ...]]:
+    """Probe a device of this machine and time `runtime` on it: its products, and what it costs beyond them.
+
+    `device` as in `profiles.detect.detect`. Returns the profile, and the devices that were passed over with the reason.
+    A device that the runtime does not run on is probed alone, and only when it is asked for by name.
+    """
+    report = progress or (lambda what, share: None)
+    report("probing the device", 0.0)
+    profile, skipped = detect(device, refuse_gpu=lambda gpu: _refusal(runtime, gpu) if device == "auto" else None)
+    if _refusal(runtime, profile) is not None:
+        return profile, skipped
+    profile = replace(profile, threads=runtime.best_threads(profile))
+    entries = runtime.measure_kernels(profile, quick, lambda what, share: report(f"timing products, {what}", share))
+    found = runtime.calibrate(profile, lambda what, share: report(f"timing small models, {what}", share))
+    kernels = KernelTable(tuple(entries), datetime.now(UTC).date().isoformat(), runtime.versions())
+    return replace(profile, kernels=kernels, calibrations=found), skipped
+
+
+def _refusal(runtime: Runtime, device: DeviceProfile) -> str | None:
+    kinds = getattr(runtime, "device_kinds", ("cpu",))
+    return None if device.kind in kinds else f"{runtime.name} runs on {' and '.join(kinds)}, not on {device.kind}"

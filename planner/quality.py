@@ -14,7 +14,7 @@ from supernet.space import Choice, SearchSpace, Subnet
 
 SENSITIVITY_FILE = "sensitivity.json"
 EVALUATIONS_FILE = "evaluations.json"
-_REMEASURE = "measure it again with `bitfleet evaluate DIR --sensitivity`"
+_REMEDY = "copy the supernet again, or train it again with `bitfleet train`"
 
 Quality = Mapping[str, float]
 """Measured on held-out text: kl (nats per token to the full model), perplexity, top1 (agreement), tokens."""
@@ -53,12 +53,12 @@ class SensitivityTable:
     def check(self, space: SearchSpace, fingerprint: str = "") -> None:
         """ValueError unless every option of `space` was measured, on the supernet of that fingerprint."""
         if fingerprint and self.supernet and self.supernet != fingerprint:
-            raise ValueError(f"the sensitivities are of weights that have changed since; {_REMEASURE}")
+            raise ValueError(f"the sensitivities are of weights that have changed since; {_REMEDY}")
         wanted = [(unit, choice) for unit, choices in space for choice in choices]
         missing = [f"{u} at {c}" for u, c in wanted if c not in self.by_choice.get(u, {})]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"every unit's choices need a sensitivity, none for {missing[0]}{more}; {_REMEASURE}")
+            raise ValueError(f"every unit's choices need a sensitivity, none for {missing[0]}{more}; {_REMEDY}")
 
     def predict(self, subnet: Subnet) -> float:
         """The sum over units: what is lost when losses add."""
@@ -80,22 +80,11 @@ class SensitivityTable:
     @classmethod
     def load(cls, path: Path) -> SensitivityTable:
         """FileNotFoundError or ValueError, one line, for a file that is missing, corrupt or something else."""
-        data = read_json(path, "sensitivity table", _REMEASURE)
+        data = read_json(path, "sensitivity table", _REMEDY)
         try:
             return cls.from_json(data)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; {_REMEASURE}") from None
-
-
-def load_or_measure(path: Path, fingerprint: str, measure: Callable[[], SensitivityTable]) -> SensitivityTable:
-    """The table in `path` where there is one of these weights; else what `measure` returns, saved there."""
-    if path.is_file():
-        table = SensitivityTable.load(path)
-        if table.supernet == fingerprint:
-            return table
-    table = measure()
-    table.save(path)
-    return table
+            raise ValueError(f"{path}: {error}; {_REMEDY}") from None
 
 
 class MeasuredQuality:

@@ -1,14 +1,14 @@
-"""Planning from end to end, over a runtime whose costs are plain arithmetic on shapes, so that answers are known."""
+"""Planning from end to end for ONNX Runtime: SmolLM2's shapes, sensitivities made up, costs estimated."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,66 +17,11 @@ from planner import pipeline
 from planner.plan import BudgetError, Plan
 from planner.quality import SENSITIVITY_FILE, MeasuredQuality, Quality, SensitivityTable
 from planner.request import Budget, Workload, parse_bytes
-from planner.runtimes.base import EXACT, LatencyItem, MemoryItem, Progress, Runtime
+from planner.runtimes import RUNTIMES
+from profiles.catalog import load
 from profiles.device import DeviceProfile
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import LinearSpec, ModelSpec, UnitSpec
-
-FIXED_BYTES = 50_000_000
-
-
-class Shapes(Runtime):
-    """Bytes are bits times weights plus a half bit for scales; time is bytes plus a constant, 8 bits the slowest."""
-
-    name: ClassVar[str] = "shapes"
-
-    def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:
-        return None if choice.bits in (2, 4, 8) else f"loads 2, 4 and 8 bits, got {choice.bits}"
-
-    def model_refusal(self, spec: ModelSpec) -> str | None:
-        return None if spec.architecture == "LlamaForCausalLM" else f"no exporter for {spec.architecture}"
-
-    def disk_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> int:
-        return unit.weights * (2 * choice.bits + 1) // 16
-
-    def fixed_disk_bytes(self, spec: ModelSpec, workload: Any) -> int:
-        return 4 * spec.float_parameters
-
-    def products(self, spec: ModelSpec, unit: UnitSpec) -> tuple[tuple[int, int], ...]:
-        return tuple((lin.in_features, lin.out_features) for lin in unit.linears)
-
-    def memory_items(
-        self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any
-    ) -> tuple[MemoryItem, ...]:
-        weights = [MemoryItem(u.name, self.disk_bytes(spec, u, subnet[u.name]), EXACT, u.name) for u in spec.units]
-        cache = spec.kv_bytes_per_token(4) * workload.context * workload.batch
-        return (*weights, MemoryItem("KV cache", cache, EXACT), MemoryItem("runtime", FIXED_BYTES, EXACT))
-
-    def unit_memory_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice, device: Any) -> int:
-        return self.disk_bytes(spec, unit, choice)
-
-    def latency_items(
-        self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str
-    ) -> tuple[LatencyItem, ...]:
-        rows = workload.batch * (workload.prompt_tokens if phase == "prefill" else 1)
-        units = [self.unit_ms(spec, unit, subnet[unit.name], rows, device) for unit in spec.units]
-        return (*units, LatencyItem("step", 0.5, EXACT))
-
-    def unit_ms(self, spec: ModelSpec, unit: UnitSpec, choice: Choice, rows: int, device: Any) -> LatencyItem:
-        ms = self.disk_bytes(spec, unit, choice) * 1e-7 + unit.weights * rows * 1e-9
-        return LatencyItem(unit.name, ms * (1.5 if choice.bits == 8 else 1), EXACT, unit.name)
-
-    def measure_kernels(self, quick: bool = False) -> Iterable[Any]:
-        return ()
-
-    def calibrate(self, quick: bool = False, progress: Progress | None = None) -> dict[str, float]:
-        return {}
-
-    def write(self, files: Any, subnet: Subnet, workload: Any, folder: Path, progress: Progress | None = None) -> None:
-        (folder / "subnet.txt").write_text(subnet.digest)
-
-    def launch(self, folder: Path) -> str:
-        return f"shapes {folder}"
 
 
 def smollm2(layers: int = 30) -> ModelSpec:
@@ -102,8 +47,12 @@ class Files:
     fingerprint: str = "f1"
 
 
-DEVICE = DeviceProfile("box", "cpu", "Acme", "Acme CPU", 16 * 10**9, True, "bitfleet profile device", "2026-11-22")
+DEVICE = DeviceProfile(
+    "box", "cpu", "Acme", "Acme CPU", 16 * 10**9, True, "bitfleet profile device", "2026-11-22", threads=2,
+    bandwidth_bytes_per_s=2e10, bandwidth_basis="measured", int8_ops_per_s=1e12,
+)  # fmt: skip
 WORKLOAD = Workload(512)
+BUDGET = Budget(215_000_000)  # between the uniform subnets of 2 and of 4 bits
 
 
 @pytest.fixture
@@ -127,16 +76,16 @@ def additive(files: Files) -> Any:
 
 def planned(files: Files, budget: Budget, **options: Any) -> Plan:
     options = {"measure": additive(files), "trials": 100, **options}
-    return pipeline.plan(files, Shapes(), DEVICE, WORKLOAD, budget, **options)
+    return pipeline.plan(files, RUNTIMES["onnxruntime"](), DEVICE, WORKLOAD, budget, **options)
 
 
 def test_the_plan_keeps_every_budget_and_beats_the_uniform_subnet(files: Files) -> None:
-    budget = Budget(140_000_000, tpot_ms=14.0, ttft_ms=40.0, disk_bytes=100_000_000)
+    budget = Budget(215_000_000, tpot_ms=5.0, ttft_ms=120.0, disk_bytes=75_000_000)
     made = planned(files, budget)
     for compared in made.compared:
         assert compared.memory_bytes <= budget.memory_bytes
-        assert compared.tpot_ms <= 14.0 and compared.ttft_ms <= 40.0
-        assert compared.disk_bytes <= 100_000_000
+        assert compared.tpot_ms <= 5.0 and compared.ttft_ms <= 120.0
+        assert compared.disk_bytes <= 75_000_000
     assert made.uniform is not None
     assert made.chosen.kind == "planned" and made.chosen.measured["kl"] < made.uniform.measured["kl"]
     assert any("against" in note and "uniform" in note for note in made.notes)
@@ -145,18 +94,18 @@ def test_the_plan_keeps_every_budget_and_beats_the_uniform_subnet(files: Files) 
 
 
 def test_what_the_runtime_cannot_load_is_dropped_with_the_reason(files: Files) -> None:
-    made = planned(files, Budget(140_000_000))
+    made = planned(files, BUDGET)
     assert {choice.bits for compared in made.compared for _, choice in compared.subnet} <= {2, 4, 8}
-    assert made.dropped["int3g64 of qkv"] == "loads 2, 4 and 8 bits, got 3"
+    assert made.dropped["int3g64 of qkv"] == "ONNX Runtime loads 2, 4 and 8 bits, got 3; train with one of them"
 
 
 def test_a_supernet_that_the_runtime_cannot_load_at_all_is_refused(files: Files) -> None:
     three = SearchSpace.of({u: tuple(c for c in choices if c.bits != 2) for u, choices in files.space})
     only = replace(files, space=SearchSpace.of({**three.by_unit, "model.layers.3.mlp.down_proj": (Choice(3, 64),)}))
     with pytest.raises(ValueError, match=r"loads none of the choices of model\.layers\.3\.mlp\.down_proj.*--bits"):
-        planned(only, Budget(140_000_000))
-    with pytest.raises(ValueError, match="shapes cannot load smol: no exporter for MambaForCausalLM"):
-        planned(replace(files, spec=replace(files.spec, architecture="MambaForCausalLM")), Budget(140_000_000))
+        planned(only, BUDGET)
+    with pytest.raises(ValueError, match="onnxruntime cannot load smol: .* got MambaForCausalLM"):
+        planned(replace(files, spec=replace(files.spec, architecture="MambaForCausalLM")), BUDGET)
 
 
 def test_with_room_for_everything_everything_is_at_its_largest(files: Files) -> None:
@@ -171,36 +120,36 @@ def test_a_uniform_subnet_that_measures_best_is_chosen_and_said(files: Files) ->
         linears = [{c.bits for u, c in subnet if u != "model.embed_tokens"} for subnet in subnets]
         return [{"kl": 0.1 if len(bits) == 1 else 0.2} for bits in linears]
 
-    made = planned(files, Budget(140_000_000), measure=measure)
+    made = planned(files, BUDGET, measure=measure)
     assert made.chosen.kind == "uniform"
     assert any("measured best and was chosen" in note for note in made.notes)
 
 
 def test_only_what_was_never_measured_is_measured(files: Files) -> None:
     quality = MeasuredQuality(files.path / "evaluations.json", files.fingerprint, "text", additive(files))
-    first = planned(files, Budget(140_000_000), measure=quality)
+    first = planned(files, BUDGET, measure=quality)
     count = quality.measured
     assert count == len(first.compared) > 2
-    again = planned(files, Budget(140_000_000), measure=quality)
+    again = planned(files, BUDGET, measure=quality)
     assert quality.measured == count
     assert again.compared == first.compared
 
 
 def test_without_measuring_the_prediction_decides_and_the_plan_says_so(files: Files) -> None:
-    made = planned(files, Budget(140_000_000), measure=None)
+    made = planned(files, BUDGET, measure=None)
     assert made.chosen.source == "exact" and made.chosen.measured == {}
     assert any("nothing was measured" in note for note in made.notes)
 
 
 def test_the_finalists_differ_enough_to_be_told_apart(files: Files) -> None:
-    made = planned(files, Budget(140_000_000), trials=400)
+    made = planned(files, BUDGET, trials=400)
     subnets = [c.subnet for c in made.compared if c.kind == "planned"]
     assert len(subnets) == 3
     assert min(sum(a[u] != c for u, c in b) for a in subnets for b in subnets if a is not b) >= 6
 
 
 def test_the_same_seed_plans_the_same(files: Files) -> None:
-    first, second = (planned(files, Budget(140_000_000), seed=3) for _ in range(2))
+    first, second = (planned(files, BUDGET, seed=3) for _ in range(2))
     assert first.compared == second.compared
 
 
@@ -233,36 +182,43 @@ def test_budgets_that_all_fail_are_all_named(files: Files) -> None:
 
 
 def test_more_memory_than_there_is_is_planned_for_what_there_is(files: Files) -> None:
-    small = replace(DEVICE, available_bytes=150_000_000)
-    made = pipeline.plan(files, Shapes(), small, WORKLOAD, Budget(8 * 10**9), additive(files), trials=50)
-    assert made.chosen.memory_bytes <= 150_000_000
-    assert made.limits.memory_bytes == 150_000_000 and made.budget.memory_bytes == 8 * 10**9
-    assert "the memory budget of 8 GB exceeds the 150 MB that box has available: planned for 150 MB" in made.notes
+    small = replace(DEVICE, available_bytes=215_000_000)
+    runtime, budget = RUNTIMES["onnxruntime"](), Budget(8 * 10**9)
+    made = pipeline.plan(files, runtime, small, WORKLOAD, budget, additive(files), trials=50)
+    assert made.chosen.memory_bytes <= 215_000_000
+    assert made.limits.memory_bytes == 215_000_000 and made.budget.memory_bytes == 8 * 10**9
+    assert "the memory budget of 8 GB exceeds the 215 MB that box has available: planned for 215 MB" in made.notes
 
 
 def test_a_device_that_is_too_small_is_not_blamed_on_the_budget(files: Files) -> None:
     small = replace(DEVICE, available_bytes=90_000_000)
     with pytest.raises(BudgetError, match="memory of 90 MB cannot be met.*box has no more: free some"):
-        pipeline.plan(files, Shapes(), small, WORKLOAD, Budget(8 * 10**9), trials=50)
+        pipeline.plan(files, RUNTIMES["onnxruntime"](), small, WORKLOAD, Budget(8 * 10**9), trials=50)
 
 
 def test_a_context_beyond_the_model_and_missing_sensitivities_are_one_line(files: Files) -> None:
     with pytest.raises(ValueError, match="at most the 8192 tokens of smol, got 10000"):
-        pipeline.plan(files, Shapes(), DEVICE, Workload(10_000), Budget(10**9))
+        pipeline.plan(files, RUNTIMES["onnxruntime"](), DEVICE, Workload(10_000), Budget(10**9))
     (files.path / SENSITIVITY_FILE).unlink()
     with pytest.raises(FileNotFoundError, match="no sensitivity table"):
         planned(files, Budget(10**9))
 
 
-def test_a_device_that_was_not_measured_is_said_to_be_an_estimate(files: Files) -> None:
-    entry = replace(DEVICE, measured=False, source="https://example.com/datasheet")
-    made = pipeline.plan(files, Shapes(), entry, WORKLOAD, Budget(10**9), trials=10)
-    assert any("box was not measured" in note and "datasheet" in note for note in made.notes)
+def test_a_device_of_the_catalogue_is_said_to_be_an_estimate(files: Files) -> None:
+    laptop = load("laptop-i5-1240p-8gb")
+    made = pipeline.plan(files, RUNTIMES["onnxruntime"](), laptop, WORKLOAD, Budget(10**9), trials=10)
+    assert made.latency["basis"] == "estimate" and made.device["measured"] is False
+    assert any("laptop-i5-1240p-8gb was not measured" in note and laptop.source in note for note in made.notes)
+
+
+def test_a_device_that_the_runtime_does_not_run_on_is_refused(files: Files) -> None:
+    with pytest.raises(ValueError, match="runs on cpu, not on cuda, got l4-24gb; plan for another --device"):
+        pipeline.plan(files, RUNTIMES["onnxruntime"](), load("l4-24gb"), WORKLOAD, Budget(10**9))
 
 
 def test_one_more_device_takes_less_than_ten_seconds_with_the_default_trials(files: Files) -> None:
     started = time.perf_counter()
-    made = planned(files, Budget(140_000_000, tpot_ms=14.0), trials=pipeline.TRIALS)
+    made = planned(files, Budget(215_000_000, tpot_ms=5.0), trials=pipeline.TRIALS)
     assert time.perf_counter() - started < 10
     exact, optuna = made.search
     assert exact["seconds"] < 2 and exact["gap"] == 0
@@ -277,7 +233,7 @@ def test_planning_on_cached_numbers_never_imports_torch(files: Files) -> None:
         "choices = tuple(Choice(bits, 64) for bits in (2, 4, 8))\n"
         "spec = smollm2()\n"
         "space = SearchSpace.of({u.name: choices[1:] if u.is_table else choices for u in spec.units})\n"
-        "planned(Files(Path(sys.argv[1]), spec, space), Budget(140_000_000), trials=20)\n"
+        "planned(Files(Path(sys.argv[1]), spec, space), BUDGET, trials=20)\n"
         "print('torch' in sys.modules, 'onnxruntime' in sys.modules)\n"
     )
     done = subprocess.run(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.quality import MeasuredQuality, SensitivityTable, load_or_measure
+from planner.quality import MeasuredQuality, SensitivityTable
 from supernet.space import Choice, SearchSpace, Subnet
 
 SPACE = SearchSpace.of({"a": (Choice(2, 32), Choice(4, 32)), "b": (Choice(4, 32),)})
@@ -36,7 +36,7 @@ def test_a_table_round_trips_through_its_file(tmp_path: Path) -> None:
 def test_a_table_that_misses_choices_of_the_space_says_which() -> None:
     TABLE.check(SPACE, "f1")
     wider = SearchSpace.of({"a": (Choice(2, 32), Choice(8, 32)), "c": (Choice(4, 32),)})
-    with pytest.raises(ValueError, match=r"none for a at int8g32 and 1 more; measure it again"):
+    with pytest.raises(ValueError, match=r"none for a at int8g32 and 1 more; copy the supernet"):
         TABLE.check(wider)
 
 
@@ -53,28 +53,14 @@ def test_a_table_of_other_weights_is_refused() -> None:
 def test_a_corrupt_table_is_one_line_with_the_next_step(tmp_path: Path, text: str) -> None:
     path = tmp_path / "sensitivity.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"sensitivity\.json.*measure it again") as raised:
+    with pytest.raises(ValueError, match=r"sensitivity\.json.*copy the supernet") as raised:
         SensitivityTable.load(path)
     assert "\n" not in str(raised.value)
 
 
 def test_a_missing_table_is_one_line_with_the_next_step(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no sensitivity table at .*; measure it"):
+    with pytest.raises(FileNotFoundError, match="no sensitivity table at .*; copy the supernet"):
         SensitivityTable.load(tmp_path / "sensitivity.json")
-
-
-def test_sensitivities_are_measured_once_for_the_same_weights(tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def measure() -> SensitivityTable:
-        calls.append(1)
-        return TABLE
-
-    path = tmp_path / "sensitivity.json"
-    assert load_or_measure(path, "f1", measure) == load_or_measure(path, "f1", measure) == TABLE
-    assert len(calls) == 1
-    load_or_measure(path, "f2", measure)
-    assert len(calls) == 2
 
 
 def test_a_subnet_is_measured_once_for_each_text_and_supernet(tmp_path: Path) -> None:
