@@ -39,9 +39,9 @@ def interacting(units: int, seed: int) -> Problem:
 def test_it_improves_on_the_exact_solution_where_losses_interact(seed: int) -> None:
     problem = interacting(121, seed)
     exact = ExactSearch().search(problem).candidates
-    started = time.perf_counter()
+    started = time.process_time()
     found = OptunaSearch().search(problem, exact, seed=0)
-    assert time.perf_counter() - started < 4.0
+    assert time.process_time() - started < 4.0
     assert found.candidates[0].loss < 0.995 * exact[0].loss
     assert found.candidates[0].source == "optuna"
 
