@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import logging
 import re
 from collections import defaultdict
@@ -51,10 +53,11 @@ def load_model(source: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
     place, options = _locate(source)
     model: Any
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=torch.float32, trust_remote_code=trust_remote_code, **_weights(options), **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
+        with contextlib.redirect_stderr(io.StringIO()):  # reading GGUF draws a bar that no option switches off
+            model = AutoModelForCausalLM.from_pretrained(
+                place, dtype=torch.float32, trust_remote_code=trust_remote_code, **_weights(options), **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
     except Exception as error:
         raise ValueError(_explain(source, error)) from error
     model.config.__dict__.pop("quantization_config", None)  # GGUF weights are plain floats once loaded
