@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from supernet.model import spec_of_model
 from supernet.space import Choice, Subnet
-from supernet.spec import EMBEDDING, HEAD, LinearSpec, ModelSpec, UnitSpec
+from supernet.spec import ModelSpec
 
-ROLES = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "o", "gate_proj": "gate_up", "up_proj": "gate_up"}
 COMMON: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 128,
@@ -62,62 +62,16 @@ def round_to_nearest(weight: NDArray[np.float32], choice: Choice) -> Folded:
     return Folded(codes.astype(np.uint8).reshape(rows, columns), scale, zero.astype(np.uint8))
 
 
-def spec_of(model: Any, name: str) -> ModelSpec:
-    """The spec of a loaded Hugging Face model, read from its modules."""
-    config = model.config
-    tied = bool(config.tie_word_embeddings)
-    grouped: dict[str, tuple[str, int | None, list[LinearSpec]]] = {}
-    quantized = set()
-    for path, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(module, torch.nn.Embedding):
-            unit, role, layer = path, EMBEDDING, None
-        elif isinstance(module, torch.nn.Linear) and path == "lm_head":
-            if tied:
-                continue
-            unit, role, layer = path, HEAD, None
-        elif isinstance(module, torch.nn.Linear):
-            parent, tail = path.rsplit(".", 1)
-            role = ROLES.get(tail, "down" if tail == "down_proj" else tail)
-            unit = f"{parent}.{role if role in ('qkv', 'gate_up') else tail}"
-            layer = int(path.split(".")[2])
-        else:
-            continue
-        assert weight is not None
-        linear = LinearSpec(path, weight.shape[0], weight.shape[1], getattr(module, "bias", None) is not None)
-        grouped.setdefault(unit, (role, layer, []))[2].append(linear)
-        quantized.add(path + ".weight")
-    units = tuple(UnitSpec(unit, role, layer, tuple(ls)) for unit, (role, layer, ls) in grouped.items())
-    floats = sum(p.numel() for n, p in model.named_parameters() if n not in quantized)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rope = getattr(config, "rope_parameters", None) or {}
-    return ModelSpec(
-        name=name,
-        architecture=config.architectures[0],
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=head_dim,
-        vocab_size=config.vocab_size,
-        max_context=config.max_position_embeddings,
-        tied=tied,
-        float_parameters=floats,
-        units=units,
-        rotary_dim=int(head_dim * rope.get("partial_rotary_factor", 1.0)),
-    )
-
-
 class RoundedModel:
     """What a runtime's exporter reads of a supernet, over one Hugging Face folder."""
 
-    def __init__(self, folder: Path, subnet: Subnet | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM
 
         self.path = folder
         self.model_dir = folder
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.spec = spec_of(self.model, folder.name)
+        self.spec = spec_of_model(self.model, folder.name)
         self.fingerprint = "rounded-" + folder.name
         self.weights = {n: p.detach().numpy() for n, p in self.model.named_parameters()}
 

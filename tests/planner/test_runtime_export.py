@@ -14,7 +14,6 @@ from planner.runtimes.onnxruntime import fresh, storage, template
 from planner.runtimes.onnxruntime.export import CONFIG, WEIGHTS, write_model
 from planner.runtimes.onnxruntime.packing import pack, unpack
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
-from supernet.model import spec_of_model
 from supernet.space import Choice, Subnet
 from tests.planner.runtime_fixtures import FAMILIES, RoundedModel, mixed, save_tiny
 
@@ -23,7 +22,9 @@ RUNTIME = OnnxRuntime()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[RoundedModel, Subnet, Path]:
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RoundedModel, Subnet, Path]:
     root = tmp_path_factory.mktemp(request.param)
     files = RoundedModel(save_tiny(request.param, root / "model"))
     subnet, out = mixed(files.spec), root / "package"
@@ -53,14 +54,6 @@ def test_predicted_bytes_are_the_bytes_on_disk(exported: tuple[RoundedModel, Sub
     predicted = sum(RUNTIME.disk_bytes(files.spec, unit, subnet[unit.name]) for unit in files.spec.units)
     predicted += RUNTIME.fixed_disk_bytes(files.spec, Workload(CONTEXT, 1, 16))
     assert predicted == (out / WEIGHTS).stat().st_size
-
-
-def test_the_fixture_reads_a_model_as_the_supernet_does(exported: tuple[RoundedModel, Subnet, Path]) -> None:
-    files, _, _ = exported
-    spec = spec_of_model(files.model, files.spec.name)
-    assert (spec.units, spec.float_parameters, spec.rotary_dim) == (
-        files.spec.units, files.spec.float_parameters, files.spec.rotary_dim
-    )  # fmt: skip
 
 
 def test_the_package_generates_within_the_workloads_context(exported: tuple[RoundedModel, Subnet, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -22,7 +23,8 @@ SHAPES = (
 )  # fmt: skip
 QUICK_SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (2048, 8192), (576, 49152))
 GROUP_SIZES = (32, 64, 128)
-QUICK_GROUP_SIZES = (32, 128)
+QUICK_GROUP_SIZES = WIDE_GROUP_SIZES = (32, 128)
+WIDE = 2048
 ROWS = (1, 16, 128, 512)
 QUICK_ROWS = (1, 128)
 BITS = (2, 4, 8)
@@ -31,6 +33,7 @@ MAX_OUTPUT_BYTES = 2**28  # a graph keeps the outputs of all its products
 LARGEST_COPY_BYTES = 2**28
 MAX_COPIES = 256  # each differs by a byte
 TRIES = 3
+SECONDS, QUICK_SECONDS = 40.0, 12.0  # of trying again where a timing was disturbed
 STEADY = 0.15  # relative spread of an undisturbed timing
 
 
@@ -40,17 +43,21 @@ def measure(threads: int, cache_bytes: int, quick: bool = False, progress: Progr
     Weights are repeated until they take twice `cache_bytes`, so that every product reads its weights from memory.
     """
     shapes, groups, rows = (QUICK_SHAPES, QUICK_GROUP_SIZES, QUICK_ROWS) if quick else (SHAPES, GROUP_SIZES, ROWS)
-    cases = [(k, n, Choice(b, g)) for k, n in shapes for b in BITS for g in groups if k % g == 0]
+    cases = [
+        (k, n, Choice(b, g)) for k, n in shapes for b in BITS for g in (groups if k < WIDE else WIDE_GROUP_SIZES) if k % g == 0
+    ]
     entries: list[KernelEntry] = []
+    patient_until = time.monotonic() + (QUICK_SECONDS if quick else SECONDS)
     for done, (inputs, outputs, choice) in enumerate(cases):
-        entries += measure_product(inputs, outputs, choice, rows, threads, cache_bytes)
+        tries = TRIES if time.monotonic() < patient_until else 1
+        entries += measure_product(inputs, outputs, choice, rows, threads, cache_bytes, tries)
         if progress:
             progress(f"{inputs} x {outputs} at {choice.bits} bits", (done + 1) / len(cases))
     return entries
 
 
 def measure_product(
-    inputs: int, outputs: int, choice: Choice, rows: tuple[int, ...], threads: int, cache_bytes: int
+    inputs: int, outputs: int, choice: Choice, rows: tuple[int, ...], threads: int, cache_bytes: int, tries: int = 1
 ) -> Iterator[KernelEntry]:
     cold = min(2 * cache_bytes, LARGEST_COPY_BYTES)
     copies = max(2, min(MAX_COPIES, -(-cold // matrix_bytes(inputs, outputs, choice))))
@@ -63,17 +70,17 @@ def measure_product(
         if 2 * count * inputs * outputs > MAX_OPERATIONS or repeats * count * outputs * 4 > MAX_OUTPUT_BYTES:
             continue
         feed = {"x": rng.standard_normal((count, inputs), np.float32)}
-        timing = per_call(undisturbed(partial(run.run, ["y0"], feed)), repeats)
+        timing = per_call(undisturbed(partial(run.run, ["y0"], feed), tries), repeats)
         yield KernelEntry(
             "onnxruntime", choice.bits, choice.group_size, count, inputs, outputs, threads,
             timing.median_ms, timing.p10_ms, timing.p90_ms, timing.repeats,
         )  # fmt: skip
 
 
-def undisturbed(fn: Callable[[], object]) -> Timing:
-    """The fastest of up to TRIES timings; one that is already steady is enough."""
+def undisturbed(fn: Callable[[], object], tries: int) -> Timing:
+    """The fastest of up to `tries` timings; one that is already steady is enough."""
     best = time_callable(fn, min_repeats=4, min_time_s=0.03)
-    for _ in range(TRIES - 1):
+    for _ in range(tries - 1):
         if best.spread < STEADY:
             break
         again = time_callable(fn, min_repeats=4, min_time_s=0.03)
@@ -87,7 +94,7 @@ def best_threads(available: int, cache_bytes: int) -> int:
     choice = Choice(4, 32)
 
     def cost_ms(threads: int) -> float:
-        (entry,) = measure_product(1024, 3072, choice, (1,), threads, cache_bytes)
+        (entry,) = measure_product(1024, 3072, choice, (1,), threads, cache_bytes, TRIES)
         return entry.p90_ms
 
     return available if available > 1 and cost_ms(available) < cost_ms(1) else 1

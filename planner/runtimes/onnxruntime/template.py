@@ -142,7 +142,7 @@ def run_builder(source: Path, out: Path, scratch: Path) -> None:
         log = Path(tempfile.gettempdir()) / "bitfleet-builder.log"
         log.write_text(done.stdout + done.stderr)
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(f"onnxruntime-genai's builder must accept the model, it said {last!r}; all it said is in {log}")
+        raise ValueError(f"onnxruntime-genai's builder must accept the model, it said {last!r}; its log is {log}")
 
 
 def weight_of(node: Any, initializers: dict[str, Any]) -> str | None:

@@ -1,0 +1,106 @@
+"""What every runtime promises the planner."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from planner.memory import estimate_memory
+from planner.request import Workload
+from planner.runtimes import RUNTIMES
+from planner.runtimes.base import DECODE, ESTIMATE, EXACT, MEASURED, PREFILL, Runtime
+from profiles.device import DeviceProfile
+from supernet.space import Choice, Subnet
+from supernet.spec import EMBEDDING, LinearSpec, ModelSpec, UnitSpec
+from tests.planner.runtime_fixtures import RoundedModel, save_tiny
+
+DEVICE = DeviceProfile(
+    name="test", kind="cpu", vendor="test", model="test", memory_bytes=2**34, measured=False, source="test",
+    date="2026-01-01", threads=1, bandwidth_bytes_per_s=2e10, bandwidth_basis="datasheet", int8_ops_per_s=1e12,
+)  # fmt: skip
+WORKLOAD = Workload(128, 1, 32)
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    return RUNTIMES[request.param]()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> RoundedModel:
+    return RoundedModel(save_tiny("qwen2", tmp_path_factory.mktemp("files") / "model"))
+
+
+def loadable(runtime: Runtime, spec: ModelSpec) -> Iterator[Subnet]:
+    """A subnet for each choice that all units, or all but the tables, can take."""
+    for choice in (Choice(bits, 32) for bits in range(1, 9)):
+        options = {unit.name: (choice, Choice(8, 32)) for unit in spec.units}
+        kept = {u.name: [c for c in options[u.name] if runtime.refusal(spec, u, c) is None] for u in spec.units}
+        if all(kept.values()):
+            yield Subnet.of({name: choices[0] for name, choices in kept.items()})
+
+
+def test_names_are_its_own(runtime: Runtime) -> None:
+    assert RUNTIMES[runtime.name] is type(runtime)
+
+
+def test_it_loads_something_and_says_why_not(runtime: Runtime, files: RoundedModel) -> None:
+    assert runtime.model_refusal(files.spec) is None
+    assert len({subnet.digest for subnet in loadable(runtime, files.spec)}) > 1
+    unit = files.spec.units[1]
+    refusal = runtime.refusal(files.spec, unit, Choice(4, 48))
+    assert refusal is not None and "48" in refusal
+
+
+def test_an_unknown_architecture_is_refused(runtime: Runtime) -> None:
+    unit = UnitSpec("embed", EMBEDDING, None, (LinearSpec("embed", 64, 64),))
+    spec = ModelSpec("odd", "OddForCausalLM", 1, 64, 1, 1, 64, 64, 64, True, 0, (unit,))
+    refusal = runtime.model_refusal(spec)
+    assert refusal is not None and "OddForCausalLM" in refusal
+
+
+def test_estimates_are_additive_over_units(runtime: Runtime, files: RoundedModel) -> None:
+    """The exact solver relies on it: changing one unit changes the items of that unit, and no others."""
+    spec = files.spec
+    first, *_, last = loadable(runtime, spec)
+    for unit in spec.units:
+        changed = first.replace(unit.name, last[unit.name])
+        for items in (
+            lambda s: runtime.memory_items(spec, s, WORKLOAD, DEVICE),
+            lambda s: runtime.latency_items(spec, s, WORKLOAD, DEVICE, PREFILL),
+            lambda s: runtime.latency_items(spec, s, WORKLOAD, DEVICE, DECODE),
+        ):
+            rest = [[item for item in items(s) if item.unit != unit.name] for s in (first, changed)]
+            assert rest[0] == rest[1]
+
+
+def test_every_number_has_a_basis(runtime: Runtime, files: RoundedModel) -> None:
+    subnet = next(loadable(runtime, files.spec))
+    for item in (
+        *runtime.memory_items(files.spec, subnet, WORKLOAD, DEVICE),
+        *runtime.latency_items(files.spec, subnet, WORKLOAD, DEVICE, PREFILL),
+    ):
+        assert item.basis in (EXACT, MEASURED, ESTIMATE)
+    assert estimate_memory(runtime, files.spec, subnet, WORKLOAD, DEVICE).total_bytes > 0
+
+
+def test_written_bytes_are_the_predicted_ones_and_the_package_runs(
+    runtime: Runtime, files: RoundedModel, tmp_path: Path
+) -> None:
+    *_, subnet = loadable(runtime, files.spec)
+    runtime.write(files, subnet, WORKLOAD, 1, tmp_path)
+    predicted = sum(runtime.disk_bytes(files.spec, unit, subnet[unit.name]) for unit in files.spec.units)
+    predicted += runtime.fixed_disk_bytes(files.spec, WORKLOAD)
+    assert predicted == sum((tmp_path / name).stat().st_size for name in runtime.weight_files())
+    found = runtime.measure(tmp_path, WORKLOAD)
+    assert found.peak_bytes > predicted and found.ttft_ms > 0 and found.tpot_ms > 0
+
+
+def test_planning_imports_neither_torch_nor_the_runtime(runtime: Runtime) -> None:
+    code = "import sys, planner.runtimes, planner.memory, planner.latency; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "onnx", "onnxruntime", "onnxruntime_genai"} & set(loaded)
