@@ -43,9 +43,8 @@ def measure(threads: int, cache_bytes: int, quick: bool = False, progress: Progr
     Weights are repeated until they take twice `cache_bytes`, so that every product reads its weights from memory.
     """
     shapes, groups, rows = (QUICK_SHAPES, QUICK_GROUP_SIZES, QUICK_ROWS) if quick else (SHAPES, GROUP_SIZES, ROWS)
-    cases = [
-        (k, n, Choice(b, g)) for k, n in shapes for b in BITS for g in (groups if k < WIDE else WIDE_GROUP_SIZES) if k % g == 0
-    ]
+    sizes = {shape: groups if shape[0] < WIDE else WIDE_GROUP_SIZES for shape in shapes}
+    cases = [(k, n, Choice(b, g)) for k, n in shapes for b in BITS for g in sizes[k, n] if k % g == 0]
     entries: list[KernelEntry] = []
     patient_until = time.monotonic() + (QUICK_SECONDS if quick else SECONDS)
     for done, (inputs, outputs, choice) in enumerate(cases):
