@@ -43,7 +43,7 @@ from supernet.train import Trainer, TrainOptions, drop_losing, steps_for
 HELD_OUT = 6  # windows that judge and never train
 CALIBRATION = 64  # windows for the Hessians
 SENSITIVITY = 4  # windows for the sensitivities' gradients
-SAMPLED = 192  # windows that a model writes for itself: more would take longer than training on them
+SAMPLED = 122  # windows that a model writes for itself: with those held out, one batch of generation
 READ = 4096  # windows that are drawn from a text at most
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from supernet.text import read_windows, sample_windows, spread_windows
+from supernet.text import _draw, read_windows, sample_windows, spread_windows
 from tests.tiny import TEXT, tiny_model, tiny_tokenizer
 
 
@@ -102,3 +102,11 @@ def test_a_model_writes_its_own_text() -> None:
     mean = logits.gather(-1, windows[:, 1:].unsqueeze(-1)).mean()
     chance = logits.gather(-1, torch.randint(256, (5, 23, 1), generator=torch.Generator().manual_seed(0))).mean()
     assert mean > chance + 0.5
+
+
+def test_drawing_follows_the_probabilities() -> None:
+    probabilities = torch.tensor([0.5, 0.0, 0.2, 0.3]).expand(20_000, 4)
+    drawn = _draw(probabilities, torch.Generator().manual_seed(0)).flatten()
+    shares = torch.bincount(drawn, minlength=4) / 20_000
+    assert shares[1] == 0
+    assert torch.allclose(shares, probabilities[0], atol=0.015)
