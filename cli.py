@@ -79,6 +79,8 @@ def profile() -> None:
 def profile_device(device: str, quick: bool, out: Path | None, as_json: bool) -> None:
     """Measure this machine and write its profile."""
     path = out or own_profile_path()
+    if out is not None:
+        check_parent(out)
     found = measure_device(device, quick, path)
     if as_json:
         emit(found.to_json())
@@ -226,9 +228,15 @@ def plan(
         None if ttft is None else parse_duration(ttft),
         None if disk is None else parse_bytes(disk),
     )
+    check_parent(out)
     loader = runtime_named(runtime)
-    target = own_device(runtime) if device is None else device_named(device)
-    files = supernet_files(supernet)
+    # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
+    named = None if device is None else device_named(device)
+    files = None if supernet is None else trained_supernet(supernet)
+    if files is not None:
+        Workload.for_model(files.spec, context, batch, prompt_tokens)
+    target = named or own_device(runtime)
+    files = files or default_supernet()
     made = pipeline.plan(
         files,
         loader,
@@ -386,12 +394,22 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
         raise ValueError(f"{option} must be whole numbers with commas such as 2,3,4,8, got {text!r}") from None
 
 
-def supernet_files(path: str | None) -> SupernetFiles:
-    """The supernet in a folder; without one the embedded default's, made on first use and kept in the cache."""
+def check_parent(out: Path) -> None:
+    """FileNotFoundError before the work and not after it."""
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"no folder {out.parent} to write {out.name} into; make it, or give another --out")
+
+
+def trained_supernet(path: str) -> SupernetFiles:
     from supernet.checkpoint import open_supernet
 
-    if path is not None:
-        return open_supernet(Path(path).resolve())  # a plan keeps the path, and may be exported from another folder
+    return open_supernet(Path(path).resolve())  # a plan keeps the path, and may be exported from another folder
+
+
+def default_supernet() -> SupernetFiles:
+    """The embedded default model's supernet, made on first use and kept in the cache."""
+    from supernet.checkpoint import open_supernet
+
     home = default_supernet_path()
     if home.is_dir():
         files = open_supernet(home, unfinished=True)

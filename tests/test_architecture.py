@@ -26,7 +26,6 @@ FAMILIES = (
     "supernet.grids",
     "supernet.quantizers",
     "supernet.samplers",
-    "supernet.schedules",
 )
 HEAVY = ("torch", "transformers", "accelerate", "onnx", "onnxruntime", "onnxruntime_genai", "optuna", "scipy")
 

@@ -50,7 +50,7 @@ def test_nothing_else_is_inside(unpacked: Path) -> None:
 
 
 def test_it_imports_from_the_wheel_and_not_from_the_checkout(unpacked: Path) -> None:
-    code = "import cli, planner, profiles, supernet; print(cli.__file__, *planner.__path__, *profiles.__path__, *supernet.__path__)"
+    code = "import cli, planner as p, profiles as q, supernet as s; print(*(m.__spec__.origin for m in (cli, p, q, s)))"
     done = _python(unpacked, "-c", code)
     assert done.returncode == 0, done.stderr
     assert all(Path(place).is_relative_to(unpacked) for place in done.stdout.split())

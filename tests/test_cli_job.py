@@ -1,0 +1,261 @@
+"""The whole job through the command line, on a tiny real model: train, evaluate, plan, export, verify, run."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.planner.runtime_fixtures import save_tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+DEVICE = "laptop-i5-1240p-8gb"
+DATA = str(ROOT / "LICENSE")  # text that is there; sampling it from the model is tested with the supernet
+TRAIN = ("--bits", "2,4,8", "--group-size", "32", "--quantizer", "rtn", "--data", DATA, "--steps", "2")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def supernet(model: Path) -> Path:
+    out = model.parent / "net"
+    done = command("train", model, *TRAIN, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def plan(supernet: Path) -> Path:
+    out = supernet.parent / "plan.json"
+    done = command(
+        "plan",
+        supernet,
+        "--mem",
+        "200MB",
+        "--context",
+        128,
+        "--prompt-tokens",
+        64,
+        "--device",
+        DEVICE,
+        "--trials",
+        20,
+        "--out",
+        out,
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def package(plan: Path) -> Path:
+    out = plan.parent / "package"
+    done = command("export", plan, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """One command in a process of its own, as a person starts it."""
+    line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, **options)
+
+
+def test_training_says_what_the_adapters_won_and_what_comes_next(bitfleet: Any, model: Path, tmp_path: Path) -> None:
+    done = bitfleet("train", model, *TRAIN, "--adapter", "lora", "--sampler", "uniform", "--out", tmp_path / "net")
+    assert done.code == 0, done.err
+    assert "CODES ALONE" in done.out
+    assert done.out.splitlines()[-1] == f"next: bitfleet plan {tmp_path / 'net'} --mem SIZE"
+    again = bitfleet("train", model, *TRAIN, "--out", tmp_path / "net")
+    assert again.code == 2
+    assert "already holds a supernet" in again.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--group-size", "48"], "use 16, 32, 64, 128"),
+        (["--bits", "2,9"], "2 to 8"),
+        (["--data", "no-such-text.txt"], "no-such-text.txt"),
+        (["--steps", "0"], "steps"),
+    ],
+    ids=["group size", "bits", "data", "steps"],
+)
+def test_training_refuses_what_cannot_work_and_writes_nothing(
+    bitfleet: Any, model: Path, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    done = bitfleet("train", model, *TRAIN, *arguments, "--out", tmp_path / "net")
+    assert done.code == 2, done.err
+    assert told in done.error
+    assert not (tmp_path / "net").exists()
+
+
+def test_text_that_is_too_short_is_refused(bitfleet: Any, model: Path, supernet: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("Too short.")
+    trained = bitfleet("train", model, *TRAIN, "--data", short, "--out", tmp_path / "net")
+    evaluated = bitfleet("evaluate", supernet, "--text", short)
+    for done in (trained, evaluated):
+        assert done.code == 2, done.err
+        assert "give more text" in done.error
+
+
+def test_interrupted_training_exits_130_and_goes_on(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "net"
+    line = [sys.executable, str(ROOT / "cli.py"), "train", str(model), *TRAIN[:-1], "2000", "--out", str(out)]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for said in process.stderr:
+        if "train, KL" in said:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130, rest
+    assert "error: interrupted" in rest
+    assert "Traceback" not in rest
+    unfinished = command("plan", out, "--mem", "1GB", "--device", DEVICE)
+    assert unfinished.returncode == 2
+    assert "--resume" in unfinished.stderr
+
+
+def test_evaluate_as_text_and_as_json(bitfleet: Any, supernet: Path, plan: Path) -> None:
+    assert [line.split()[0] for line in bitfleet("evaluate", supernet).out.splitlines()[1:]] == ["2", "4", "8"]
+    by_bits = json.loads(bitfleet("evaluate", supernet, "--json").out)
+    losses = [quality["kl"] for quality in by_bits]
+    assert losses == sorted(losses, reverse=True)
+    (planned,) = json.loads(bitfleet("evaluate", supernet, "--subnet", plan, "--json").out)
+    assert planned["kl"] == pytest.approx(json.loads(plan.read_text())["compared"][0]["measured"]["kl"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--bits", "3"], "use one of 2, 4, 8"),
+        (["--bits", "4", "--subnet", "x.json"], "exclude each other"),
+        (["--subnet", "no-such.json"], "no-such.json"),
+    ],
+    ids=["bits", "both", "missing"],
+)
+def test_evaluate_refuses_what_the_supernet_has_not(
+    bitfleet: Any, supernet: Path, arguments: list[str], told: str
+) -> None:
+    done = bitfleet("evaluate", supernet, *arguments)
+    assert done.code == 2
+    assert told in done.error
+
+
+def test_plan_prints_the_promise_the_bits_and_the_next_command(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    options = ("--context", 128, "--prompt-tokens", 64, "--device", DEVICE, "--trials", 20, "--out", out)
+    done = bitfleet("plan", supernet, "--mem", "0.2 GB", *options)
+    assert done.code == 0, done.err
+    for said in ("peak memory", "200.0 MB", "time per token", "estimate", "bits by layer", "qkv", "was not measured"):
+        assert said in done.out
+    assert done.out.splitlines()[-1] == f"next: bitfleet export {out} --out DIR"
+    printed = json.loads(bitfleet("plan", supernet, "--mem", "200MB", *options, "--json").out)
+    assert printed == json.loads(out.read_text())
+
+
+def test_a_plan_for_a_known_device_is_quick_and_loads_no_torch(supernet: Path, plan: Path) -> None:
+    """The finalists were measured by the first plan, so a second one is arithmetic."""
+    code = "import sys, cli\ntry: cli.main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    options = ["plan", supernet, "--mem", "200MB", "--context", "128", "--device", DEVICE, "--trials", "20"]
+    line = [sys.executable, "-c", code, *options, "--out", plan.with_name("again.json")]
+    done = subprocess.run(list(map(str, line)), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "False"
+
+
+def test_a_budget_that_cannot_be_met_exits_3_and_names_the_smallest(
+    bitfleet: Any, supernet: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "plan.json"
+    options = ("--context", 128, "--prompt-tokens", 64, "--device", DEVICE, "--trials", 20, "--out", out)
+    done = bitfleet("plan", supernet, "--mem", "10MB", *options)
+    assert done.code == 3
+    assert not out.exists()
+    smallest = done.error.rpartition("use --mem ")[2]
+    assert bitfleet("plan", supernet, "--mem", smallest, *options).code == 0
+
+
+def test_a_context_beyond_the_models_is_refused(bitfleet: Any, supernet: Path) -> None:
+    done = bitfleet("plan", supernet, "--mem", "1GB", "--context", 300, "--device", DEVICE)
+    assert done.code == 2
+    assert "--context 256" in done.error
+
+
+def test_plan_without_a_device_is_for_this_machine(bitfleet: Any, supernet: Path, own_cache: Path) -> None:
+    """A cached profile is used, with the memory that is available now."""
+    import dataclasses
+
+    from profiles.detect import detect
+
+    found, _ = detect("cpu", measure_bandwidth=False)
+    known = dataclasses.replace(found, available_bytes=1, bandwidth_bytes_per_s=1e10, bandwidth_basis="theoretical")
+    known.save(own_cache / "device.json")
+    out = own_cache / "plan.json"
+    done = bitfleet("plan", supernet, "--mem", "200MB", "--context", 128, "--trials", 20, "--out", out)
+    assert done.code == 0, done.err
+    made = json.loads(out.read_text())
+    assert made["device"]["name"] == found.name
+    assert made["device"]["usable_bytes"] > 1
+
+
+def test_export_verify_and_run(bitfleet: Any, package: Path) -> None:
+    done = bitfleet("verify", package, "--json")
+    assert done.code in (0, 1), done.err
+    report = json.loads(done.out)
+    assert done.code == (0 if report["holds"] else 1)
+    rows = {row["name"]: row for row in report["rows"]}
+    assert rows["weights on disk"]["holds"] is True
+    assert rows["KL to the supernet"]["holds"] is True
+    assert rows["time per token"]["holds"] is None  # the plan is for a device of the catalogue
+    text = bitfleet("verify", package).out
+    assert "PROMISED" in text
+    assert "MEASURED" in text
+    assert bitfleet("run", package, "Hello", "--max-tokens", 4).code == 0
+
+
+def test_a_damaged_package_is_refused(bitfleet: Any, package: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(package, tmp_path / "copy")
+    weights = copy / "model.onnx.data"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    weights.write_bytes(data)
+    done = bitfleet("verify", copy)
+    assert done.code == 2
+    assert "SHA-256" in done.error
+    weights.unlink()
+    assert "lacks model.onnx.data" in bitfleet("verify", copy).error
+
+
+def test_a_folder_with_something_else_is_not_overwritten(bitfleet: Any, plan: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    done = bitfleet("export", plan, "--out", tmp_path)
+    assert done.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_write_that_fails_exits_5_and_leaves_nothing(plan: Path, tmp_path: Path) -> None:
+    """A limit on the size of files fails a write the way a full disk does."""
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    out = tmp_path / "package"
+    done = command("export", plan, "--out", out, preexec_fn=small_files, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert done.returncode == 5, done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
