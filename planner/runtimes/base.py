@@ -47,6 +47,7 @@ class Runtime(ABC):
     """One inference runtime. Planning methods import neither torch nor the runtime itself."""
 
     name: ClassVar[str]
+    device_kinds: ClassVar[tuple[str, ...]]  # the kinds of device profile it runs on
 
     @abstractmethod
     def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:

@@ -25,6 +25,7 @@ class OnnxRuntime(Runtime):
     """onnxruntime-genai on CPU, products in `MatMulNBits` with int8 activations."""
 
     name = "onnxruntime"
+    device_kinds = ("cpu",)
 
     def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:
         if choice.grid != "int":
