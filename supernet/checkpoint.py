@@ -70,6 +70,11 @@ class SupernetFiles:
         return self.path / "model"
 
     @property
+    def deploys(self) -> str:
+        """How the adapters reach a runtime: folded into the `scales`, or as a low-rank `side` path."""
+        return str(self.info["adapter"]["deploys"])
+
+    @property
     def finished(self) -> bool:
         return bool(self.info.get("finished"))
 

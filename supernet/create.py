@@ -143,7 +143,7 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
     info = {
         "source": source,
         "recipe": recipe.to_json(),
-        "adapter": {"name": recipe.adapter, "options": {}},
+        "adapter": {"name": recipe.adapter, "options": {}, "deploys": ADAPTERS[recipe.adapter].deploys},
         "text": recipe.data or "sampled from the full model",
         "trust_remote_code": recipe.trust_remote_code,
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "accelerate")},
