@@ -36,9 +36,9 @@ def to_peft(supernet: Supernet, subnet: Subnet) -> Any:
     config = LoraConfig(
         r=rank, lora_alpha=round(first.scaling * rank), target_modules=list(loras), task_type="CAUSAL_LM"
     )
-    wrapped = get_peft_model(model, config)
+    wrapped: Any = get_peft_model(model, config)
     for name, (_, lora) in loras.items():
-        layer = wrapped.base_model.model.get_submodule(name)
+        layer: Any = wrapped.base_model.model.get_submodule(name)
         layer.lora_A["default"].weight.copy_(lora.down)
         layer.lora_B["default"].weight.copy_(lora.up)
     return wrapped.eval()
