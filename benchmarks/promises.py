@@ -28,7 +28,10 @@ from profiles.device import DeviceProfile
 from supernet.space import Subnet
 
 # context, prompt, and where the budget lies between the smallest (0) and the largest (1) subnet
-CASES = [(512, 128, 0.1), (512, 128, 0.35), (512, 64, 0.6), (1024, 256, 0.2), (1024, 512, 0.8), (2048, 128, 0.45), (4096, 512, 1.0), (4096, 128, 0.05)]  # fmt: skip
+CASES = [
+    (512, 128, 0.1), (512, 128, 0.35), (512, 64, 0.6), (1024, 256, 0.2), (1024, 512, 0.8), (2048, 128, 0.45),
+    (4096, 512, 1.0), (4096, 128, 0.05),
+]  # fmt: skip
 MEMORY, TIME, KL = 0.10, 0.20, 0.01
 
 

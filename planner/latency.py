@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from planner.memory import weakest
-from planner.runtimes.base import DECODE, PREFILL, LatencyItem, Runtime
+from planner.runtimes.base import DECODE, PREFILL, LatencyItem, Runtime, weakest
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
 
@@ -31,7 +30,7 @@ class LatencyEstimate:
 
     @property
     def basis(self) -> str:
-        return weakest([item.basis for item in (*self.prefill, *self.decode)])
+        return weakest(item.basis for item in (*self.prefill, *self.decode))
 
     @property
     def spread(self) -> float:

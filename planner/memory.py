@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from planner.runtimes.base import ESTIMATE, EXACT, MEASURED, MemoryItem, Runtime
+from planner.runtimes.base import MemoryItem, Runtime, weakest
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """`total_bytes` is the sum of the items. `basis` is the weakest of theirs: estimate, measured or exact."""
+    """`total_bytes` is the sum of the items. `basis` is the weakest of theirs."""
 
     items: tuple[MemoryItem, ...]
 
@@ -22,15 +22,11 @@ class MemoryEstimate:
 
     @property
     def basis(self) -> str:
-        return weakest([item.basis for item in self.items])
+        return weakest(item.basis for item in self.items)
 
     def to_json(self) -> dict[str, Any]:
         items = [asdict(item) for item in self.items]
         return {"total_bytes": self.total_bytes, "basis": self.basis, "items": items}
-
-
-def weakest(bases: list[str]) -> str:
-    return next((basis for basis in (ESTIMATE, MEASURED) if basis in bases), EXACT)
 
 
 def estimate_memory(

@@ -38,8 +38,10 @@ APART = 0.05
 class Supernet(Protocol):
     """What planning reads of an open supernet."""
 
-    path: Path
-
+    @property
+    def path(self) -> Path: ...
+    @property
+    def deploys(self) -> str: ...
     @property
     def spec(self) -> ModelSpec: ...
     @property
@@ -69,6 +71,11 @@ def plan(
     spec, refusal = files.spec, _refusal(runtime, device)
     if refusal is not None:
         raise ValueError(f"{refusal}, got {device.name}; plan for another --device")
+    if files.deploys not in runtime.deploys:
+        raise ValueError(
+            f"{runtime.name} runs adapters folded into {' or '.join(runtime.deploys)}, those of {files.path} deploy "
+            f"as a {files.deploys} path, which it would run slowly; train with --adapter scales"
+        )
     workload.check(spec)
     space, dropped = loadable(files.space, spec, runtime)
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
@@ -266,5 +273,5 @@ def profile_device(
 
 
 def _refusal(runtime: Runtime, device: DeviceProfile) -> str | None:
-    kinds = getattr(runtime, "device_kinds", ("cpu",))
+    kinds = runtime.device_kinds
     return None if device.kind in kinds else f"{runtime.name} runs on {' and '.join(kinds)}, not on {device.kind}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,16 @@ from supernet.spec import ModelSpec, UnitSpec
 
 EXACT = "exact"  # arithmetic on the model's shapes
 MEASURED = "measured"  # from the profile's measurements of this runtime on this device
+INTERPOLATED = "interpolated"  # between measurements of other sizes
+MODELLED = "modelled"  # by a rule that held wherever it was checked, on other devices
 ESTIMATE = "estimate"  # from datasheet numbers or the runtime's usual costs; nothing on the device was measured
+BASES = (EXACT, MEASURED, INTERPOLATED, MODELLED, ESTIMATE)  # strongest first
+
+
+def weakest(bases: Iterable[str]) -> str:
+    """What a sum rests on: the weakest of its parts."""
+    return max(bases, key=BASES.index, default=EXACT)
+
 
 PREFILL = "prefill"
 DECODE = "decode"
@@ -48,6 +57,7 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     device_kinds: ClassVar[tuple[str, ...]]  # the kinds of device profile it runs on
+    deploys: ClassVar[tuple[str, ...]]  # how an adapter may reach it: folded into the `scales`, as a `side` path
 
     @abstractmethod
     def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:

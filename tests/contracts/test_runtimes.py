@@ -12,7 +12,7 @@ import pytest
 from planner.memory import estimate_memory
 from planner.request import Workload
 from planner.runtimes import RUNTIMES
-from planner.runtimes.base import DECODE, ESTIMATE, EXACT, MEASURED, PREFILL, Runtime
+from planner.runtimes.base import BASES, DECODE, PREFILL, Runtime
 from profiles.device import DeviceProfile
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, LinearSpec, ModelSpec, UnitSpec
@@ -84,7 +84,7 @@ def test_every_number_has_a_basis(runtime: Runtime, files: RoundedModel) -> None
         *runtime.memory_items(files.spec, subnet, WORKLOAD, DEVICE),
         *runtime.latency_items(files.spec, subnet, WORKLOAD, DEVICE, PREFILL),
     ):
-        assert item.basis in (EXACT, MEASURED, ESTIMATE)
+        assert item.basis in BASES
     assert estimate_memory(runtime, files.spec, subnet, WORKLOAD, DEVICE).total_bytes > 0
 
 

@@ -45,6 +45,7 @@ class Files:
     spec: ModelSpec
     space: SearchSpace
     fingerprint: str = "f1"
+    deploys: str = "scales"
 
 
 DEVICE = DeviceProfile(
@@ -238,3 +239,8 @@ def test_planning_on_cached_numbers_never_imports_torch(files: Files) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(files.path)], capture_output=True, text=True, timeout=120)
     assert (done.stdout.strip(), done.returncode) == ("False False", 0), done.stderr
+
+
+def test_adapters_that_would_run_slowly_are_refused(files: Files) -> None:
+    with pytest.raises(ValueError, match=r"deploy as a side path, .* slowly; train with --adapter scales"):
+        pipeline.plan(replace(files, deploys="side"), RUNTIMES["onnxruntime"](), DEVICE, WORKLOAD, BUDGET)

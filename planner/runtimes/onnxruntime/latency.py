@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.runtimes.base import DECODE, ESTIMATE, MEASURED, PREFILL, LatencyItem
+from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, weakest
 from planner.runtimes.onnxruntime import costs, storage
 from planner.runtimes.onnxruntime.memory import layer_values
 from profiles.roofline import roofline
@@ -24,7 +24,7 @@ def product_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs: int
     table = device.kernels
     found = table.estimate(costs.RUNTIME, choice.bits, choice.group_size, rows, inputs, outputs)
     if found is not None:
-        return found.ms, found.spread, MEASURED
+        return found.ms, found.spread, found.basis
     sizes = {e.group_size for e in table.entries if (e.runtime, e.bits) == (costs.RUNTIME, choice.bits)}
     if sizes:  # beyond the measured group sizes: the nearest, which differs by the bytes of the scales
         nearest = min(sizes, key=lambda size: abs(size.bit_length() - choice.group_size.bit_length()))
@@ -49,7 +49,7 @@ def unit_ms(
     parts = [product_ms(device, choice, rows, k, n) for k, n in storage.products(spec, unit)]
     total = sum(ms for ms, _, _ in parts)
     spread = sum(ms * spread for ms, spread, _ in parts) / total if total else 0.0
-    basis = ESTIMATE if any(basis == ESTIMATE for _, _, basis in parts) else MEASURED
+    basis = weakest(basis for _, _, basis in parts)
     return LatencyItem(unit.name, total, basis, unit.name, spread)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.runtimes.base import EXACT, MemoryItem
+from planner.runtimes.base import EXACT, MODELLED, MemoryItem, weakest
 from planner.runtimes.onnxruntime import costs, storage
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
@@ -76,7 +76,7 @@ def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[
     factor, factor_basis = costs.value(device, costs.ACTIVATIONS)
     base, base_basis = costs.value(device, costs.BASE)
     units = tuple(
-        MemoryItem(unit.name, unit_bytes(spec, unit, subnet[unit.name]), EXACT, unit.name) for unit in spec.units
+        MemoryItem(unit.name, unit_bytes(spec, unit, subnet[unit.name]), MODELLED, unit.name) for unit in spec.units
     )
     rest = [
         MemoryItem("norms, biases and rotary tables", storage.float_bytes(spec, workload.context), EXACT),
@@ -87,5 +87,5 @@ def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[
     for unit in spec.units:
         if unit.role == EMBEDDING:
             extra = overlap_bytes(spec, subnet[unit.name], workload, factor)
-            rest.append(MemoryItem("loading the embedding", extra, factor_basis, unit.name))
+            rest.append(MemoryItem("loading the embedding", extra, weakest((factor_basis, MODELLED)), unit.name))
     return (*units, *rest)
