@@ -57,7 +57,7 @@ lint: $(VENV)/stamp-package
 	$(BIN)/mypy
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # Real commands, each shown before it runs; everything lands in ./demo.
 demo: install

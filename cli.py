@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 OK, BROKEN, BAD_INPUT, OVER_BUDGET, NOT_INSTALLED, SYSTEM, BUG, INTERRUPTED = 0, 1, 2, 3, 4, 5, 70, 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EPILOG = """\b
 Exit codes:
   0    ok
@@ -696,8 +697,11 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)):
         return BAD_INPUT, text
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return SYSTEM, f"{text}; free some space or choose another --out" if full else text
+        return SYSTEM, f"{text}; free some space or choose another --out" if error.errno in FULL else text
+    if (
+        type(error).__name__ == "SafetensorError" and "I/O error" in text
+    ):  # how writing a tensor file reports a full disk
+        return SYSTEM, f"{text}; free some space or choose another --out"
     if isinstance(error, MemoryError):
         return SYSTEM, "out of memory; close programs or use a smaller model"
     if isinstance(error, ValueError):
