@@ -163,6 +163,7 @@ def train(
 @click.option("--subnet", type=click.Path(path_type=Path), help="A plan, or a JSON object of unit: choice.")
 @click.option("--bits", type=int, help="Every linear at these bits.")
 @click.option("--text", metavar="FILE", help="What to evaluate on; the default is the supernet's held-out text.")
+@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model.")
 @click.option("--windows", type=int, default=16, show_default=True, help="Windows of --text.")
 @click.option("--window-tokens", type=int, default=512, show_default=True, help="Tokens of each.")
 @JSON
@@ -173,6 +174,7 @@ def evaluate(
     text: str | None,
     windows: int,
     window_tokens: int,
+    trust_remote_code: bool,
     as_json: bool,
 ) -> None:
     """KL to the full model, perplexity and top-1 agreement, of one subnet or of every uniform one."""
@@ -183,8 +185,9 @@ def evaluate(
     from supernet.evaluate import evaluate
 
     with progress() as report:
-        reference = files.reference() if text is None else full_model_on(files, text, windows, window_tokens, report)
-        found = evaluate(files.load(), list(subnets.values()), reference, report)
+        trust = trust_remote_code
+        reference = full_model_on(files, text, windows, window_tokens, trust, report) if text else files.reference()
+        found = evaluate(files.load(trust), list(subnets.values()), reference, report)
     if as_json:
         emit([{"subnet": name, **quality.to_json()} for name, quality in zip(subnets, found, strict=True)])
     else:
@@ -434,6 +437,7 @@ def default_supernet_path() -> Path:
 def measured_quality(files: SupernetFiles) -> MeasuredQuality:
     """Measures subnets on the supernet's held-out text, loading its weights only where a subnet was never measured."""
     from planner.quality import EVALUATIONS_FILE, MeasuredQuality, Quality
+    from supernet.space import Subnet
 
     loaded: list[Any] = []
 
@@ -445,7 +449,8 @@ def measured_quality(files: SupernetFiles) -> MeasuredQuality:
             loaded[:] = [files.load(), files.reference()]
         return [quality.to_json() for quality in evaluate(loaded[0], subnets, loaded[1])]
 
-    return MeasuredQuality(files.path / EVALUATIONS_FILE, files.fingerprint, "held-out", measure)
+    known = {Subnet.from_json(record["subnet"]).digest: record["quality"] for record in files.info["evaluations"]}
+    return MeasuredQuality(files.path / EVALUATIONS_FILE, files.fingerprint, "held-out", measure, known)
 
 
 def chosen_subnets(files: SupernetFiles, path: Path | None, bits: int | None) -> dict[str, Subnet]:
@@ -466,13 +471,15 @@ def chosen_subnets(files: SupernetFiles, path: Path | None, bits: int | None) ->
     return {path.name: subnet}
 
 
-def full_model_on(files: SupernetFiles, text: str, windows: int, window_tokens: int, report: Any) -> Reference:
+def full_model_on(
+    files: SupernetFiles, text: str, windows: int, window_tokens: int, trust: bool, report: Any
+) -> Reference:
     """What the full model says of other text than the supernet's own; needs the model that it was made from."""
     from supernet.evaluate import Reference
     from supernet.model import load_model
     from supernet.text import read_windows
 
-    model, tokenizer = load_model(files.info["source"], bool(files.info["trust_remote_code"]))
+    model, tokenizer = load_model(files.info["source"], trust)
     return Reference.of(model, read_windows(text, tokenizer, windows, window_tokens), report)
 
 

@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--supernet", help="a folder that `bitfleet train` made; the default is the embedded model's")
     arguments = parser.parse_args()
-    files = cli.supernet_files(arguments.supernet)
+    files = cli.trained_supernet(arguments.supernet) if arguments.supernet else cli.default_supernet()
     rows, planned, exact = [], [], []
     for device, memory in CASES:
         forget(files.path)

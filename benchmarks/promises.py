@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--supernet", help="a folder that `bitfleet train` made; the default is the embedded model's")
     parser.add_argument("--device", type=Path, help="a profile of this machine; the default is the cached one")
     arguments = parser.parse_args()
-    files = cli.supernet_files(arguments.supernet)
+    files = cli.trained_supernet(arguments.supernet) if arguments.supernet else cli.default_supernet()
     device = DeviceProfile.load(arguments.device) if arguments.device else cli.own_device(cli.RUNTIME)
     cases = [measured(files, device, *case) for case in CASES]
     rows = [

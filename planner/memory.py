@@ -29,8 +29,6 @@ class MemoryEstimate:
         return {"total_bytes": self.total_bytes, "basis": self.basis, "items": items}
 
 
-def estimate_memory(
-    runtime: Runtime, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any
-) -> MemoryEstimate:
+def estimate_memory(runtime: Runtime, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> MemoryEstimate:
     """Peak memory of a process that loads the subnet's package and serves `workload` on `device`."""
     return MemoryEstimate(runtime.memory_items(spec, subnet, workload, device))

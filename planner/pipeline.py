@@ -169,9 +169,7 @@ def _search(problem: Problem, uniforms: Sequence[Candidate], trials: int, seed: 
     return exact, OptunaSearch(trials=trials).search(problem, exact.candidates, seed)
 
 
-def _finalists(
-    candidates: Sequence[Candidate], uniforms: Sequence[Candidate], top: int
-) -> list[tuple[str, Candidate]]:
+def _finalists(candidates: Sequence[Candidate], uniforms: Sequence[Candidate], top: int) -> list[tuple[str, Candidate]]:
     """The best `top` mixed candidates that differ enough to be told apart, and the best uniform one, whatever its rank.
 
     Where a uniform subnet is expected to be best of all, no mixed one is worth measuring.
@@ -194,9 +192,7 @@ def _distance(a: Subnet, b: Subnet) -> int:
     return sum(a[unit] != choice for unit, choice in b)
 
 
-def _compare(
-    costs: Costs, finalists: Sequence[tuple[str, Candidate]], measure: Measure | None
-) -> tuple[Compared, ...]:
+def _compare(costs: Costs, finalists: Sequence[tuple[str, Candidate]], measure: Measure | None) -> tuple[Compared, ...]:
     """The finalists with all their numbers, best first: by what they were measured to lose, else by prediction."""
     subnets = [candidate.subnet for _, candidate in finalists]
     measured: Sequence[Any] = [{} for _ in subnets] if measure is None else measure(subnets)

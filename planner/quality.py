@@ -90,7 +90,11 @@ class SensitivityTable:
 class MeasuredQuality:
     """Measures subnets once: results are kept in a file, by supernet, text and subnet, each saved as it comes."""
 
-    def __init__(self, path: Path, supernet: str, text: str, measure: Measure) -> None:
+    def __init__(
+        self, path: Path, supernet: str, text: str, measure: Measure, known: Mapping[str, Quality] | None = None
+    ) -> None:
+        """`known` are measurements made while training, by the subnet's digest."""
+        self.known = dict(known or {})
         self.path = path
         self.key = f"{supernet}/{text}"
         self.measure = measure
@@ -100,7 +104,7 @@ class MeasuredQuality:
         return [self._one(subnet) for subnet in subnets]
 
     def _one(self, subnet: Subnet) -> Quality:
-        known = self._read().get(self.key, {}).get(subnet.digest)
+        known = self.known.get(subnet.digest) or self._read().get(self.key, {}).get(subnet.digest)
         if known is not None:
             return dict(known)
         (quality,) = self.measure([subnet])

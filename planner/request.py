@@ -53,16 +53,17 @@ class Workload:
         for name in ("context", "batch", "prompt_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.prompt_tokens > self.context:
-            raise ValueError(f"prompt_tokens must fit the context of {self.context} tokens, got {self.prompt_tokens}")
+        if self.prompt_tokens >= self.context:  # an answer needs room, too
+            raise ValueError(f"prompt_tokens must be below the context of {self.context}, got {self.prompt_tokens}")
 
     @classmethod
     def for_model(
         cls, spec: ModelSpec, context: int | None = None, batch: int = 1, prompt_tokens: int | None = None
     ) -> Workload:
-        """With what was not asked filled in: a context of 4096 tokens or what the model can, a prompt of 128."""
+        """With what was not asked filled in: a context of 4096 tokens or what the model can, a prompt of 128
+        or half the context."""
         context = min(DEFAULT_CONTEXT, spec.max_context) if context is None else context
-        prompt_tokens = min(DEFAULT_PROMPT_TOKENS, context) if prompt_tokens is None else prompt_tokens
+        prompt_tokens = min(DEFAULT_PROMPT_TOKENS, max(1, context // 2)) if prompt_tokens is None else prompt_tokens
         workload = cls(context, batch, prompt_tokens)
         workload.check(spec)
         return workload

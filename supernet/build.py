@@ -213,10 +213,7 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
 @torch.no_grad()
 def extract(supernet: Supernet, subnet: Subnet) -> Any:
     """A plain float32 Hugging Face model whose weights are the subnet's, adapters merged."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("cpu"):
-        model = AutoModelForCausalLM.from_config(supernet.model.config)
+    model = type(supernet.model)(supernet.model.config)
     state = dict(supernet.floats)
     for unit in supernet.spec.units:
         for linear in unit.linears:

@@ -145,21 +145,26 @@ class SupernetFiles:
         parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Reference(**parts, softcap=self.info.get("softcap"))
 
-    def load(self) -> Supernet:
-        """The supernet as a model, in float32, its adapters in place."""
+    def load(self, trust_remote_code: bool = False) -> Supernet:
+        """The supernet as a model, in float32, its adapters in place.
+
+        ValueError where the model brings Python code of its own and `trust_remote_code` does not allow it: the folder
+        may be a stranger's, so what it says of itself allows nothing.
+        """
         from transformers import AutoConfig
 
         from supernet.build import assemble
 
         self.check_hashes()
-        remote = bool(self.info.get("trust_remote_code"))
-        config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=remote)
+        if self.info["recipe"]["trust_remote_code"] and not trust_remote_code:
+            raise ValueError(f"the model of {self.path} runs Python code of its own; allow it with --trust-remote-code")
+        config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=trust_remote_code)
         weights = {
             linear.name: {choice: self.stored(linear.name, choice) for choice in self.space[unit.name]}
             for unit in self.spec.units
             for linear in unit.linears
         }
-        supernet = assemble(config, self.spec, self.space, self.float_tensors(), weights, remote)
+        supernet = assemble(config, self.spec, self.space, self.float_tensors(), weights, trust_remote_code)
         if ADAPTERS_FILE in self.hashes:
             self._load_adapters(supernet)
         return supernet

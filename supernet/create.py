@@ -111,8 +111,8 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
     files = open_supernet(out, unfinished=True)
     if files.info.get("source") != source and started:
         raise ValueError(f"{out} was begun from {files.info.get('source')}, got {source}; give the same model")
+    supernet = files.load(recipe.trust_remote_code)
     recipe = Recipe.from_json(files.info["recipe"])
-    supernet = files.load()
     supernet.model.to(accelerator.device)
     trainer = _train(files, model, supernet, recipe, accelerator, report)
     if accelerator.is_main_process:
@@ -145,7 +145,6 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
         "recipe": recipe.to_json(),
         "adapter": {"name": recipe.adapter, "options": {}, "deploys": ADAPTERS[recipe.adapter].deploys},
         "text": recipe.data or "sampled from the full model",
-        "trust_remote_code": recipe.trust_remote_code,
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "accelerate")},
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -236,7 +235,7 @@ def _finish(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_text(files.path / "sensitivity.json", json.dumps(sensitivity, indent=1) + "\n")
-    evaluations = [{"subnet": subnet.to_json(), **quality.to_json()} for subnet, quality in measured.items()]
+    evaluations = [{"subnet": subnet.to_json(), "quality": quality.to_json()} for subnet, quality in measured.items()]
     finished = {**files.info, "evaluations": evaluations, "finished": True}
     done = save_index(files.path, files.spec, files.space, finished, tuple(files.hashes))
     for name in (WINDOWS, TRAINING):

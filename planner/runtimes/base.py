@@ -76,9 +76,7 @@ class Runtime(ABC):
         """Exact bytes in the weight files that no choice changes: norms, biases, rotary tables."""
 
     @abstractmethod
-    def memory_items(
-        self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any
-    ) -> tuple[MemoryItem, ...]:
+    def memory_items(self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:
         """Peak memory of a process that serves the workload, itemised."""
 
     @abstractmethod

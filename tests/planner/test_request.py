@@ -46,7 +46,7 @@ def test_any_other_duration_says_what_is_accepted(text: str) -> None:
 
 def test_a_workload_fills_in_what_was_not_asked() -> None:
     assert Workload.for_model(SPEC) == Workload(context=2048, batch=1, prompt_tokens=128)
-    assert Workload.for_model(SPEC, context=64) == Workload(context=64, batch=1, prompt_tokens=64)
+    assert Workload.for_model(SPEC, context=64) == Workload(context=64, batch=1, prompt_tokens=32)
 
 
 def test_a_context_beyond_the_model_is_refused_in_one_line() -> None:
@@ -54,7 +54,7 @@ def test_a_context_beyond_the_model_is_refused_in_one_line() -> None:
         Workload.for_model(SPEC, context=4096)
 
 
-@pytest.mark.parametrize("values", [{"context": 0}, {"context": 8, "batch": 0}, {"context": 8, "prompt_tokens": 9}])
+@pytest.mark.parametrize("values", [{"context": 0}, {"context": 8, "batch": 0}, {"context": 8, "prompt_tokens": 8}])
 def test_a_workload_that_cannot_be_is_refused(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="got"):
         Workload(**values)

@@ -54,7 +54,7 @@ def test_a_finished_folder_holds_what_planning_reads(finished: Path) -> None:
     assert len(files.info["losses"]) == files.info["steps"] == 6
     for bits in (2, 4, 8):
         uniform = files.space.uniform(files.spec, bits)
-        kl = next(e["kl"] for e in files.info["evaluations"] if e["subnet"] == uniform.to_json())
+        kl = next(e["quality"]["kl"] for e in files.info["evaluations"] if e["subnet"] == uniform.to_json())
         assert table.predict(uniform) == pytest.approx(kl, rel=1e-6)
 
 
@@ -71,7 +71,7 @@ def test_loading_gives_the_subnets_that_were_measured(finished: Path) -> None:
     for record in files.info["evaluations"]:
         subnet = type(files.space.uniform(files.spec, 8)).from_json(record["subnet"])
         (quality,) = evaluate(supernet, [subnet], files.reference())
-        assert quality.kl == pytest.approx(record["kl"], rel=1e-5)
+        assert quality.kl == pytest.approx(record["quality"]["kl"], rel=1e-5)
 
 
 def test_folded_weights_are_what_the_subnet_computes_with(finished: Path) -> None:
@@ -196,3 +196,13 @@ def test_a_window_beyond_the_context_is_refused(source: str, data: str, tmp_path
     with pytest.raises(ValueError, match="window_tokens must be within the model's 128, got 256"):
         create(source, tmp_path / "out", Recipe(data=data, window_tokens=256, group_size=16))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stranger_s_folder_cannot_allow_its_own_code(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    data = json.loads((copy / SUPERNET).read_text())
+    data["info"]["recipe"]["trust_remote_code"] = True
+    (copy / SUPERNET).write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="runs Python code of its own; allow it with --trust-remote-code"):
+        open_supernet(copy).load()

@@ -96,9 +96,7 @@ def _choice_of(parts: tuple[Rows, ...], by_linear: dict[str, tuple[str, Choice]]
     return units.pop()[1]
 
 
-def quantized(
-    files: Any, name: str, parts: tuple[Rows, ...], choice: Choice
-) -> Iterator[tuple[str, np.ndarray]]:
+def quantized(files: Any, name: str, parts: tuple[Rows, ...], choice: Choice) -> Iterator[tuple[str, np.ndarray]]:
     """The codes, scales and zeros of one matrix, named after it."""
     folded = [files.folded(rows.linear, choice) for rows in parts]
 

@@ -41,9 +41,7 @@ def product_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs: int
     return found.ms, found.spread, ESTIMATE
 
 
-def unit_ms(
-    spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any
-) -> LatencyItem:
+def unit_ms(spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any) -> LatencyItem:
     all_rows = workload.batch * (workload.prompt_tokens if phase == PREFILL else 1)
     rows = workload.batch if storage.runs_on_last_row(unit) else all_rows
     parts = [product_ms(device, choice, rows, k, n) for k, n in storage.products(spec, unit)]
@@ -53,9 +51,7 @@ def unit_ms(
     return LatencyItem(unit.name, total, basis, unit.name, spread)
 
 
-def items(
-    spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str
-) -> tuple[LatencyItem, ...]:
+def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str) -> tuple[LatencyItem, ...]:
     units = tuple(unit_ms(spec, unit, subnet[unit.name], workload, phase, device) for unit in spec.units)
     return units + around(spec, workload, device, phase)
 

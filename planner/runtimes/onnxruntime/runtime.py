@@ -129,5 +129,5 @@ def require() -> None:
 
     missing = [name for name in ("onnx", "onnxruntime", "onnxruntime_genai") if find_spec(name) is None]
     if missing:
-        names = ", ".join(missing)
-        raise ImportError(f"the onnxruntime runtime needs {names}; run: pip install 'bitfleet[onnxruntime]'")
+        names = [name.replace("_", "-") for name in missing]
+        raise ImportError(f"the onnxruntime runtime needs {', '.join(names)}; run: pip install {' '.join(names)}")

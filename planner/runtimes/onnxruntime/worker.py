@@ -94,9 +94,7 @@ def all_positions(folder: Path) -> tuple[Any, Any]:
     options.log_severity_level = 3
     options.intra_op_num_threads = config["model"]["decoder"]["session_options"].get("intra_op_num_threads", 0)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, config
 
 
