@@ -62,6 +62,7 @@ def load_model(source: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
         raise ValueError(_explain(source, error)) from error
     model.config.__dict__.pop("quantization_config", None)  # GGUF weights are plain floats once loaded
     model.hf_quantizer = None
+    model.config.architectures = [type(model).__name__]  # GGUF does not say it, exporters ask for it
     return model.eval().requires_grad_(False), tokenizer
 
 

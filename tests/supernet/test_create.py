@@ -129,7 +129,10 @@ def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
     assert sum(unit.weights for unit in spec.units) + spec.float_parameters == 134_515_008
     text = tokenizer("The capital of France is", return_tensors="pt")
     assert tokenizer.decode(model.generate(**text, max_new_tokens=2, do_sample=False)[0]).endswith(" Paris.")
-    model.save_pretrained(tmp_path)  # no quantization mark is left
+    model.config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["architectures"] == ["LlamaForCausalLM"]
+    assert "quantization_config" not in saved
 
 
 def test_folders_in_use_are_refused(source: str, finished: Path, tmp_path: Path) -> None:
