@@ -437,20 +437,18 @@ def default_supernet_path() -> Path:
 def measured_quality(files: SupernetFiles) -> MeasuredQuality:
     """Measures subnets on the supernet's held-out text, loading its weights only where a subnet was never measured."""
     from planner.quality import EVALUATIONS_FILE, MeasuredQuality, Quality
-    from supernet.space import Subnet
-
-    loaded: list[Any] = []
 
     def measure(subnets: Sequence[Subnet]) -> list[Quality]:
+        import torch
+
+        from supernet.create import compute_dtype
         from supernet.evaluate import evaluate
 
-        if not loaded:
-            note("loading the supernet to measure what the finalists lose")
-            loaded[:] = [files.load(), files.reference()]
-        return [quality.to_json() for quality in evaluate(loaded[0], subnets, loaded[1])]
+        note(f"measuring what {len(subnets)} finalists lose")
+        dtype = compute_dtype(torch.device("cpu"))
+        return [quality.to_json() for quality in evaluate(files.load(), subnets, files.reference(), dtype=dtype)]
 
-    known = {Subnet.from_json(record["subnet"]).digest: record["quality"] for record in files.info["evaluations"]}
-    return MeasuredQuality(files.path / EVALUATIONS_FILE, files.fingerprint, "held-out", measure, known)
+    return MeasuredQuality(files.path / EVALUATIONS_FILE, files.fingerprint, "held-out", measure)
 
 
 def chosen_subnets(files: SupernetFiles, path: Path | None, bits: int | None) -> dict[str, Subnet]:

@@ -27,8 +27,8 @@ from profiles.kernels import KernelTable
 from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
-TRIALS = 1000
-TOP = 3
+TRIALS = 400
+TOP = 2
 DEPTHS = 4
 """Units of one role are priced in this many stretches of depth."""
 APART = 0.05

@@ -88,36 +88,25 @@ class SensitivityTable:
 
 
 class MeasuredQuality:
-    """Measures subnets once: results are kept in a file, by supernet, text and subnet, each saved as it comes."""
+    """Measures subnets once: results are kept in a file, by supernet, text and subnet."""
 
-    def __init__(
-        self, path: Path, supernet: str, text: str, measure: Measure, known: Mapping[str, Quality] | None = None
-    ) -> None:
-        """`known` are measurements made while training, by the subnet's digest."""
-        self.known = dict(known or {})
+    def __init__(self, path: Path, supernet: str, text: str, measure: Measure) -> None:
         self.path = path
         self.key = f"{supernet}/{text}"
         self.measure = measure
         self.measured = 0
 
     def __call__(self, subnets: Sequence[Subnet]) -> list[Quality]:
-        return [self._one(subnet) for subnet in subnets]
-
-    def _one(self, subnet: Subnet) -> Quality:
-        known = self.known.get(subnet.digest) or self._read().get(self.key, {}).get(subnet.digest)
-        if known is not None:
-            return dict(known)
-        (quality,) = self.measure([subnet])
-        self.measured += 1
-        return self.keep(subnet, quality)
-
-    def keep(self, subnet: Subnet, quality: Any) -> Quality:
-        """Remember a measurement that was made elsewhere, on the same text."""
-        result = as_quality(quality)
-        stored = self._read()  # now, and not from before it was measured: another plan may have written since
-        stored.setdefault(self.key, {})[subnet.digest] = result
-        write_json(self.path, stored)
-        return result
+        known = self._read().get(self.key, {})
+        new = [subnet for subnet in dict.fromkeys(subnets) if subnet.digest not in known]
+        if new:
+            found = {subnet.digest: as_quality(q) for subnet, q in zip(new, self.measure(new), strict=True)}
+            self.measured += len(new)
+            stored = self._read()  # again, and not from before they were measured: another plan may have written since
+            known = stored.setdefault(self.key, {})
+            known.update(found)
+            write_json(self.path, stored)
+        return [dict(known[subnet.digest]) for subnet in subnets]
 
     def _read(self) -> dict[str, Any]:
         if not self.path.exists():

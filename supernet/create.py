@@ -40,10 +40,10 @@ from supernet.sensitivity import measure_sensitivities
 from supernet.text import sample_windows, spread_windows
 from supernet.train import Trainer, TrainOptions, drop_losing, steps_for
 
-HELD_OUT = 6  # windows that judge and never train
+HELD_OUT = 4  # windows that judge and never train
 CALIBRATION = 64  # windows for the Hessians
 SENSITIVITY = 4  # windows for the sensitivities' gradients
-SAMPLED = 122  # windows that a model writes for itself: with those held out, one batch of generation
+SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
 READ = 4096  # windows that are drawn from a text at most
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
 

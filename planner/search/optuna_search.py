@@ -2,8 +2,9 @@
 
 Losses measured one unit at a time do not tell how units interact. A trial multiplies the losses of each group by a
 price, solves that cheaper problem greedily, and is judged by the objective of the whole subnet. Sixteen prices are
-easier to search than a hundred choices: on 121 units with pairwise interactions, 1000 trials over prices found 2 to 5 %
-less loss than the exact additive solution, and over one categorical per unit nothing at all. TPE found as much, slower.
+easier to search than a hundred choices: on 121 units with pairwise interactions, 1000 trials over prices found about
+1 to 5 % less loss than the exact additive solution, and over one categorical per unit nothing at all. TPE found as
+much, slower.
 """
 
 from __future__ import annotations

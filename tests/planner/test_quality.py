@@ -89,6 +89,7 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> Non
         return [Quality(0.5, 60.0, 0.7, 4096)]
 
     path = tmp_path / "evaluations.json"
+    MeasuredQuality(path, "f", "t", measure)([SUBNET])
     with pytest.raises(KeyboardInterrupt):
         MeasuredQuality(path, "f", "t", measure)([SUBNET, SUBNET.replace("a", Choice(4, 32))])
     assert list(json.loads(path.read_text())["f/t"]) == [SUBNET.digest]

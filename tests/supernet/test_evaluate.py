@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from supernet.adapters import TrainedScales
 from supernet.build import extract
-from supernet.evaluate import Quality, Reference, compare, evaluate
+from supernet.evaluate import Quality, Reference, evaluate
 from supernet.quantizers import GPTQ
 from supernet.sensitivity import fisher, measure_sensitivities
 from tests.supernet.conftest import Made, make
@@ -34,19 +34,41 @@ def test_quality_is_its_definition(family: str) -> None:
     assert Quality.from_json(quality.to_json()) == quality
 
 
-def test_the_full_model_loses_nothing_to_itself() -> None:
+def test_a_model_loses_nothing_to_itself() -> None:
     made = make()
-    reference = Reference.of(made.model, windows(2, 16))
-    (quality,) = compare([lambda ids: made.model(ids).logits], reference)
-    assert quality.kl == pytest.approx(0, abs=1e-6)
+    best = made.space.uniform(made.spec, 8)
+    reference = Reference.of(extract(made.supernet, best), windows(2, 16))
+    (quality,) = evaluate(made.supernet, [best], reference)
+    assert quality.kl == pytest.approx(0, abs=1e-5)
     assert quality.top1 == 1
+
+
+def test_bfloat16_is_near_float32() -> None:
+    made = make()
+    reference = Reference.of(made.model, windows(4, 32))
+    subnets = [made.space.uniform(made.spec, bits) for bits in (2, 3)]
+    exact = evaluate(made.supernet, subnets, reference)
+    for ours, theirs in zip(evaluate(made.supernet, subnets, reference, dtype=torch.bfloat16), exact, strict=True):
+        assert ours.kl == pytest.approx(theirs.kl, rel=0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("batch", [1, 40, 2048])
+def test_the_batch_changes_nothing(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make()
+    reference = Reference.of(made.model, windows(3, 16))
+    subnets = [made.space.uniform(made.spec, bits) for bits in (2, 3)]
+    whole = evaluate(made.supernet, subnets, reference)
+    monkeypatch.setattr("supernet.evaluate.BATCH_TOKENS", batch)
+    for ours, theirs in zip(evaluate(made.supernet, subnets, reference), whole, strict=True):
+        assert ours.kl == pytest.approx(theirs.kl, rel=1e-4)
 
 
 def test_subnets_are_judged_alike_alone_and_together(made: Made) -> None:
     reference = Reference.of(made.model, windows(2, 16))
     subnets = [made.space.uniform(made.spec, bits) for bits in (2, 4, 8)]
     together = evaluate(made.supernet, subnets, reference)
-    assert together == [evaluate(made.supernet, [subnet], reference)[0] for subnet in subnets]
+    alone = [evaluate(made.supernet, [subnet], reference)[0] for subnet in subnets]
+    assert [q.kl for q in together] == pytest.approx([q.kl for q in alone], rel=1e-5)
     assert [q.kl for q in together] == sorted((q.kl for q in together), reverse=True)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+SETTLE_S = 4.0
+
 
 def peak_bytes() -> int:
     """The highest resident memory this process has had. Linux keeps it per process; elsewhere the C library does."""
@@ -32,9 +34,10 @@ def peak_bytes() -> int:
 def measure(
     folder: Path, prompt_tokens: int, new_tokens: int, max_length: int, batch: int, repeats: int
 ) -> dict[str, float]:
-    """Load, prefill and generate greedily, `repeats` times; the fastest time to first token and the fastest median.
+    """Load, prefill and generate greedily; the fastest time to first token and the fastest median time per token.
 
-    The fastest, because whatever else the machine does only ever adds.
+    The fastest, because whatever else the machine does only ever adds: at least `repeats` times, and where that is
+    quick for SETTLE_S, so that a short disturbance does not cover them all.
     """
     import onnxruntime_genai as genai
 
@@ -43,8 +46,11 @@ def measure(
     model = genai.Model(genai.Config(str(folder)))
     loaded = peak_bytes()
     new_tokens = min(new_tokens, max_length - prompt_tokens)
-    first, steps, peak = [], [], 0
-    for _ in range(repeats):
+    first: list[float] = []
+    steps: list[float] = []
+    peak = 0
+    started = time.perf_counter()
+    while len(first) < repeats or (repeats > 1 and time.perf_counter() - started < SETTLE_S):
         options = genai.GeneratorParams(model)
         options.set_search_options(max_length=max_length, min_length=max_length, do_sample=False, batch_size=batch)
         generator = genai.Generator(model, options)
