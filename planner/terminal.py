@@ -1,0 +1,205 @@
+"""What a person sees of bitfleet: tables and JSON on stdout; notes and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+    from planner.verify import VerifyReport
+    from profiles.device import DeviceProfile
+    from supernet.checkpoint import SupernetFiles
+    from supernet.space import Subnet
+    from supernet.spec import ModelSpec
+
+
+def emit(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """A line for the person at the terminal; never part of the data."""
+    click.echo(text, err=True)
+
+
+def first_process() -> bool:
+    """Whether this is the process that talks, of those that `accelerate launch` starts."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as their longest cell; the header, () for none, is bold on a terminal and plain in a pipe."""
+    lines = [tuple(row) for row in (header, *rows) if row]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for number, line in enumerate(lines):
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        click.echo(click.style(text, bold=True) if header and number == 0 else text)
+
+
+def size(count: int | float | None) -> str:
+    """Bytes as people read them: 1 MB is 10^6 bytes, as in the memory strings that `--mem` takes."""
+    if count is None:
+        return "-"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def milliseconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value / 1e3:.2f} s" if value >= 1e3 else f"{value:.1f} ms"
+
+
+def rate(bytes_per_s: float | None) -> str:
+    return "-" if bytes_per_s is None else f"{bytes_per_s / 1e9:.0f} GB/s"
+
+
+def print_device(device: DeviceProfile) -> None:
+    threads = f"{device.cores_physical} physical, {device.threads} threads used" if device.cores_physical else ""
+    rows = [
+        ("name", device.name),
+        ("model", device.model),
+        ("kind", f"{device.kind} {device.architecture or ''}"),
+        ("cores", threads),
+        ("instruction sets", " ".join(device.instruction_sets)),
+        ("memory", f"{size(device.memory_bytes)}, usable {size(device.usable_bytes)}"),
+        ("bandwidth", f"{rate(device.bandwidth_bytes_per_s)} {device.bandwidth_basis or ''}"),
+        ("kernels", f"{len(device.kernels.entries)} products measured" if device.kernels else "none measured"),
+        ("basis", "measured" if device.measured else "a datasheet; a plan's latency for it is an estimate"),
+        ("date", device.date),
+        ("source", device.source),
+        ("notes", device.notes),
+    ]
+    table((), [row for row in rows if row[1]])
+
+
+def print_training(files: SupernetFiles) -> None:
+    """What the adapters won, by bits; an adapter that won nothing was dropped."""
+    trial = files.info["trial"]
+    rows = [
+        (bits, f"{kl['without']:.4f}", f"{kl['with']:.4f}", "kept" if kl["with"] < kl["without"] else "dropped")
+        for bits, kl in trial.items()
+    ]
+    click.echo(f"{files.path}: {files.info['steps']} steps; KL per token to the full model on held-out text")
+    table(("BITS", "CODES ALONE", "TRAINED", "ADAPTERS"), rows)
+
+
+def print_plan(made: Plan, spec: ModelSpec) -> None:
+    """What is promised beside the limit and the best uniform subnet, then the bits, then what to know."""
+    load, chosen, limits = made.workload, made.chosen, made.limits
+    uniform = None if made.uniform is chosen else made.uniform
+    click.echo(
+        f"{spec.name} on {made.device['name']} with {made.runtime}: context {load.context}, batch {load.batch}, "
+        f"prompt {load.prompt_tokens} tokens"
+    )
+    columns, speed = [chosen, *([uniform] if uniform else [])], made.latency["basis"]
+    rows = [
+        ("peak memory", *(size(c.memory_bytes) for c in columns), size(limits.memory_bytes), made.memory["basis"]),
+        ("weight files", *(size(c.disk_bytes) for c in columns), size(limits.disk_bytes), "exact"),
+        ("time per token", *(milliseconds(c.tpot_ms) for c in columns), milliseconds(limits.tpot_ms), speed),
+        ("time to first token", *(milliseconds(c.ttft_ms) for c in columns), milliseconds(limits.ttft_ms), speed),
+        ("mean bits of linears", *(f"{c.mean_bits:.2f}" for c in columns), "-", "exact"),
+        ("KL per token", *(f"{c.predicted_kl:.4f}" for c in columns), "-", "predicted"),
+    ]
+    for key, label in (("kl", "KL per token"), ("perplexity", "perplexity"), ("top1", "top-1 agreement")):
+        if key in chosen.measured:
+            rows.append(
+                (label, *(f"{c.measured[key]:.4g}" if key in c.measured else "-" for c in columns), "-", "measured")
+            )
+    header = ("", "PLANNED", *([f"BEST UNIFORM ({uniform.mean_bits:.0f} bits)"] if uniform else []), "LIMIT", "BASIS")
+    table(header, rows)
+    print_items(made, spec)
+    print_bits(made.subnet, spec)
+    for line in made.notes:
+        click.echo(f"note: {line}")
+
+
+def print_items(made: Plan, spec: ModelSpec) -> None:
+    """Peak memory and time per token by item; the linears, of which there are hundreds, as one."""
+    tables = {unit.name for unit in spec.units if unit.is_table}
+    for title, items, key, shown in (
+        ("peak memory", made.memory["items"], "bytes", size),
+        ("time per token", made.latency["decode"], "ms", milliseconds),
+    ):
+        sums: dict[tuple[str, str], float] = {}
+        for item in items:
+            name = "linears" if item["unit"] and item["unit"] not in tables else item["name"]
+            sums[name, item["basis"]] = sums.get((name, item["basis"]), 0) + item[key]
+        click.echo()
+        table(
+            (f"{title}, by item", "", ""),
+            [(name, shown(value), basis) for (name, basis), value in sums.items() if value],
+        )
+
+
+def print_verified(found: VerifyReport) -> None:
+    shown: dict[str, Callable[[float], str]] = {"bytes": size, "ms": milliseconds}
+    rows = []
+    for row in found.rows:
+        cells = ["-" if v is None else shown.get(row.unit, "{:.4g}".format)(v) for v in (row.promised, row.measured)]
+        verdict = "not checked" if row.holds is None else "holds" if row.holds else "BROKEN"
+        allowed = f"+{row.tolerance:.0%}" if row.tolerance else ""
+        rows.append((row.name, *cells, allowed, verdict, row.note))
+    table(("PROMISE", "PROMISED", "MEASURED", "ALLOWED", "", ""), rows)
+
+
+def print_bits(subnet: Subnet, spec: ModelSpec) -> None:
+    """One digit a layer, one line a role; wide models wrap every 100 layers."""
+    roles: dict[str, dict[int, int]] = {}
+    for unit in spec.units:
+        roles.setdefault(unit.role, {})[-1 if unit.layer is None else unit.layer] = subnet[unit.name].bits
+    width = max(len(role) for role in roles)
+    click.echo()
+    click.echo(click.style(f"{'bits by layer':<{width}}  0 to {spec.num_layers - 1}", bold=True))
+    for role, layers in roles.items():
+        inside = (str(layers.get(layer, "-")) for layer in range(spec.num_layers))
+        digits = str(layers[-1]) if -1 in layers else "".join(inside)
+        for start in range(0, len(digits), 100):
+            click.echo(f"{role if start == 0 else '':<{width}}  {digits[start : start + 100]}")
+    click.echo()
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """Gives `report(what, done, total=1.0)`: a bar on a terminal; lines elsewhere.
+
+    What follows a comma in `what` may change within a stage: "train, KL 0.412".
+    """
+    if not sys.stderr.isatty():
+        yield plain_report()
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    columns = Progress.get_default_columns()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: float, total: float = 1.0) -> None:
+            stage = what.partition(",")[0]
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(what, total=total)
+            bars.update(tasks[stage], description=what, completed=done, total=total)
+
+        yield report
+
+
+def plain_report() -> Any:
+    """A line when a stage begins, then at most one every ten seconds: a log stays short and never looks dead."""
+    stage, last = "", 0.0
+
+    def report(what: str, done: float, total: float = 1.0) -> None:
+        nonlocal stage, last
+        now, name = time.monotonic(), what.partition(",")[0]
+        if name != stage or now - last >= 10:
+            stage, last = name, now
+            note(f"{100 * done / total if total else 100:3.0f} %  {what}")
+
+    return report
