@@ -82,9 +82,9 @@ def print_device(device: DeviceProfile) -> None:
 
 def print_training(files: SupernetFiles) -> None:
     """What the adapters won, by bits; an adapter that won nothing was dropped."""
-    trial = files.info["trial"]
+    trial, kept = files.info["trial"], files.info["adapted_bits"]
     rows = [
-        (bits, f"{kl['without']:.4f}", f"{kl['with']:.4f}", "kept" if kl["with"] < kl["without"] else "dropped")
+        (bits, f"{kl['without']:.4f}", f"{kl['with']:.4f}", "kept" if bits in kept else "dropped")
         for bits, kl in trial.items()
     ]
     click.echo(f"{files.path}: {files.info['steps']} steps; KL per token to the full model on held-out text")

@@ -46,6 +46,7 @@ SENSITIVITY = 4  # windows for the sensitivities' gradients
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
 READ = 4096  # windows that are drawn from a text at most
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
+ADAPTED = 2  # so many of the smallest bit-widths have adapters: each further one takes its share of the steps
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _train(
     files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, accelerator: Any, progress: Progress
 ) -> Trainer:
     adapter = ADAPTERS[recipe.adapter]
-    supernet.adapt(adapter, [b for b in recipe.bits if b <= ADAPTED_BITS], recipe.seed)
+    supernet.adapt(adapter, [b for b in recipe.bits if b <= ADAPTED_BITS][:ADAPTED], recipe.seed)
     supernet.model.to(accelerator.device)
     dtype = compute_dtype(accelerator.device)
     supernet.set_dtype(dtype)
@@ -221,6 +222,7 @@ def _finish(
         "steps": trainer.options.steps,
         "learning_rate": trainer.options.learning_rate,
         "losses": [round(loss, 5) for loss in trainer.losses],
+        "adapted_bits": sorted({str(c.bits) for m in supernet.matrices.values() for c in m.choices if m.adapter(c)}),
         "trial": {str(bits): {"without": frozen, "with": trained} for bits, (frozen, trained) in trial.items()},
     }
     files = save_adapters(files, supernet, info)

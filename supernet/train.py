@@ -25,6 +25,7 @@ from supernet.space import SearchSpace, Subnet
 
 LOSS_TOKENS = 512  # logits are made for so many tokens at a time: a vocabulary is wide
 WARMUP = 0.05  # share of the steps in which the learning rate rises
+CLEARLY = 0.95  # KL with adapters must be below this share of the KL without them
 LAST_RATE = 0.05  # share of the learning rate that is left at the end of its cosine
 
 
@@ -216,7 +217,8 @@ def steps_for(minutes: float, trainer_step: Callable[[], float], least: int = 8)
 
 
 def drop_losing(supernet: Supernet, kl: Callable[[Sequence[Subnet]], list[float]]) -> dict[int, tuple[float, float]]:
-    """Adapters on trial: those of a bit-width go where its uniform subnet is no better with them on held-out text.
+    """Adapters on trial: those of a bit-width go where its uniform subnet is not clearly better with them, on held-out
+    text. A few windows are not every text, so a win by less than `CLEARLY` does not count.
 
     Returns KL per token (without, with) by bits.
     """
@@ -237,4 +239,4 @@ def drop_losing(supernet: Supernet, kl: Callable[[Sequence[Subnet]], list[float]
 def _wins(verdicts: dict[int, tuple[float, float]], matrix: Any, choice: str) -> bool:
     bits = next(c.bits for c in matrix.choices if str(c) == choice)
     frozen, trained = verdicts[bits]
-    return trained < frozen
+    return trained < CLEARLY * frozen
