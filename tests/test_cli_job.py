@@ -135,7 +135,8 @@ def test_evaluate_as_text_and_as_json(bitfleet: Any, supernet: Path, plan: Path)
     losses = [quality["kl"] for quality in by_bits]
     assert losses == sorted(losses, reverse=True)
     (planned,) = json.loads(bitfleet("evaluate", supernet, "--subnet", plan, "--json").out)
-    assert planned["kl"] == pytest.approx(json.loads(plan.read_text())["compared"][0]["measured"]["kl"], rel=1e-4)
+    measured = json.loads(plan.read_text())["compared"][0]["measured"]["kl"]
+    assert planned["kl"] == pytest.approx(measured, abs=2e-3)  # finalists are measured in bfloat16
 
 
 @pytest.mark.parametrize(
