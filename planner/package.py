@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 from planner.jsonfile import read_json
 from planner.plan import Plan
 from planner.runtimes.base import Progress, Runtime
+from supernet.files import sha256
 
 MANIFEST = "manifest.json"
 KIND = "bitfleet package"
@@ -135,8 +135,3 @@ def open_package(path: Path) -> Package:
         return Package(path, Plan.from_json(data["plan"]), entries, data["versions"], data["date"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path / MANIFEST} is damaged ({error}); {_REMAKE}") from None
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
