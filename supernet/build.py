@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from supernet.grids import QuantizedWeight
 from supernet.linear import Quantized, SuperEmbedding, SuperLinear, TiedHead
 from supernet.model import hidden_states, name_of
 from supernet.quantizers import RTN, Quantizer
+from supernet.sharing import Agreement, Decoupled, Sharing
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec, UnitSpec
 
@@ -124,6 +125,19 @@ class Supernet:
         for unit in self.spec.units:
             for linear in unit.linears:
                 self.matrices[linear.name].select(subnet[unit.name])
+        adapters = self.adapters(subnet)
+        if adapters:
+            encoding = self.encode(subnet)
+            for adapter in adapters.values():
+                adapter.condition(encoding)
+
+    def encode(self, subnet: Subnet) -> Tensor:
+        """Every unit's bits, from -1 at its smallest choice to 1 at its largest, `(units,)`."""
+        values = []
+        for unit, choices in self.space:
+            low, high = choices[0].bits, choices[-1].bits
+            values.append(2 * (subnet[unit].bits - low) / max(high - low, 1) - 1)
+        return torch.tensor(values)
 
     def adapters(self, subnet: Subnet) -> dict[str, Adapter]:
         """The adapters that `subnet` computes with, by `linear|choice`."""
@@ -139,17 +153,42 @@ class Supernet:
             if isinstance(matrix, SuperEmbedding):
                 matrix.dtype = dtype
 
-    def adapt(self, adapter: type[Adapter], bits: Sequence[int], seed: int, **options: Any) -> None:
-        """Give every linear at these `bits` an adapter of its own. Tables have none."""
+    def adapt(
+        self, adapter: type[Adapter], bits: Sequence[int], seed: int, sharing: Sharing | None = None,
+        agreement: Mapping[str, Agreement] | None = None, full: Any = None, **options: Any,
+    ) -> None:  # fmt: skip
+        """Give every linear adapters at these `bits`, as `sharing` says: one for each choice where it is None.
+
+        `agreement` by unit is for a sharing that measures; `full` is the full model, for adapters that want its
+        weights. Adapters there were are replaced; tables have none.
+        """
         generator = torch.Generator().manual_seed(seed)
+        options = adapter.options(len(self.spec.units)) | options
         for unit in self.spec.units:
             if unit.is_table:
                 continue
+            adapted = [choice for choice in self.space[unit.name] if choice.bits in bits]
+            groups = (sharing or Decoupled()).groups(adapted, (agreement or {}).get(unit.name, {}))
             for linear in unit.linears:
                 matrix = self.matrices[linear.name]
-                for choice in matrix.choices:
-                    if choice.bits in bits:
-                        matrix.adapters[str(choice)] = adapter(matrix.stored(choice), generator, **options)
+                matrix.adapters = nn.ModuleDict()
+                weight = None if full is None else full.get_submodule(linear.name).weight
+                for group in groups:
+                    matrix.adapt(group, adapter(matrix.stored(group[0]), generator, weight, **options))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Put every adapter that folds where it belongs: into the codes, scales or zeros. Side paths stay adapters."""
+        for matrix in self.matrices.values():
+            for choice in matrix.choices:
+                adapter = matrix.adapter(choice)
+                if adapter is not None and adapter.deploys != "side":
+                    matrix.store(adapter.fold(matrix.stored(choice)))
+                    matrix.drop([choice])
+
+    def weights(self) -> Weights:
+        """The frozen weights by linear and choice."""
+        return {name: {c: matrix.stored(c) for c in matrix.choices} for name, matrix in self.matrices.items()}
 
 
 def build(model: Any, spec: ModelSpec, space: SearchSpace, weights: Weights) -> Supernet:
@@ -213,6 +252,7 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
 @torch.no_grad()
 def extract(supernet: Supernet, subnet: Subnet) -> Any:
     """A plain float32 Hugging Face model whose weights are the subnet's, adapters merged."""
+    supernet.activate(subnet)
     model = type(supernet.model)(supernet.model.config)
     state = dict(supernet.floats)
     for unit in supernet.spec.units:

@@ -4,10 +4,11 @@
     model/                  the model's config and tokenizer
     codes.safetensors       codes, scales and zeros of every matrix at every choice
     floats.safetensors      what is never quantized: norms, biases
-    adapters.safetensors    the trained adapters
+    adapters.safetensors    trained adapters that do not fold into the codes
     reference.safetensors   held-out windows, and what the full model says of them
     sensitivity.json        what each choice of each unit costs
-    windows.safetensors, training.safetensors    while training: its windows, and where it is
+    start.safetensors, windows.safetensors, training.safetensors
+                            while training: the codes it started from, its windows, and where it is
 
 Opening reads JSON alone and imports no torch; tensors are read when asked for.
 """
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
     from supernet.evaluate import Reference
     from supernet.grids import QuantizedWeight
 
-FORMAT = 1
+FORMAT = 2
 SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
 ADAPTERS_FILE, REFERENCE = "adapters.safetensors", "reference.safetensors"
-WINDOWS, TRAINING = "windows.safetensors", "training.safetensors"
+START, WINDOWS, TRAINING = "start.safetensors", "windows.safetensors", "training.safetensors"
 _PARTS = ("codes", "scale", "zero")
 
 
@@ -50,6 +51,10 @@ class FoldedWeight:
     zero: Tensor
 
 
+def fingerprint_of(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(sorted(hashes.items()))).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class SupernetFiles:
     """A supernet's folder, open. `info` says how it was made; `fingerprint` changes when any weight does."""
@@ -63,7 +68,7 @@ class SupernetFiles:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(dict(sorted(self.hashes.items()))).encode()).hexdigest()[:16]
+        return fingerprint_of(self.hashes)
 
     @property
     def model_dir(self) -> Path:
@@ -71,7 +76,7 @@ class SupernetFiles:
 
     @property
     def deploys(self) -> str:
-        """How the adapters reach a runtime: folded into the `scales`, or as a low-rank `side` path."""
+        """How the adapters reach a runtime: folded into `scales`, `codes` or `zeros`, or as a low-rank `side` path."""
         return str(self.info["adapter"]["deploys"])
 
     @property
@@ -101,26 +106,19 @@ class SupernetFiles:
         """The frozen codes of one matrix at one choice."""
         from supernet.grids import QuantizedWeight
 
-        file = self.tensors(CODES)
+        file = self.tensors(START if START in self.hashes else CODES)
         in_features = next(lin.in_features for unit in self.spec.units for lin in unit.linears if lin.name == linear)
         codes, scale, zero = (file.get_tensor(f"{linear}|{choice}|{part}") for part in _PARTS)
         return QuantizedWeight(codes, scale, zero, choice, in_features)
 
     def folded(self, linear: str, choice: Choice) -> FoldedWeight:
-        """What a runtime stores for one matrix at one choice."""
+        """What a runtime stores for one matrix at one choice; ValueError where an adapter is left beside it."""
         from supernet.grids import IntegerGrid
 
+        if ADAPTERS_FILE in self.hashes:
+            raise ValueError(f"the adapters of {self.path} do not fold into its codes; export it with PEFT")
         weight = self.stored(linear, choice)
-        state = self._adapter_state(linear, choice)
-        if state:
-            weight = self._adapter(weight, state).fold(weight)
         return FoldedWeight(IntegerGrid().codes(weight), weight.scale, weight.zero)
-
-    def _adapter_state(self, linear: str, choice: Choice) -> dict[str, Tensor]:
-        if ADAPTERS_FILE not in self.hashes:
-            return {}
-        file, prefix = self.tensors(ADAPTERS_FILE), f"{linear}|{choice}|"
-        return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
 
     def _adapter(self, weight: QuantizedWeight, state: dict[str, Tensor]) -> Any:
         import torch
@@ -172,15 +170,17 @@ class SupernetFiles:
     def _load_adapters(self, supernet: Supernet) -> None:
         from collections import defaultdict
 
+        from supernet.linear import TOGETHER
+
         file = self.tensors(ADAPTERS_FILE)
         states: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
         for key in file.keys():  # noqa: SIM118
-            linear, choice, parameter = key.split("|")
-            states[linear, choice][parameter] = file.get_tensor(key)
-        for (linear, choice), state in states.items():
+            linear, choices, parameter = key.split("|")
+            states[linear, choices][parameter] = file.get_tensor(key)
+        for (linear, names), state in states.items():
             matrix = supernet.matrices[linear]
-            adapter = self._adapter(matrix.stored(Choice.parse(choice)), state)
-            matrix.adapters[choice] = adapter.requires_grad_(False)
+            choices = [Choice.parse(name) for name in names.split(TOGETHER)]
+            matrix.adapt(choices, self._adapter(matrix.stored(choices[0]), state).requires_grad_(False))
 
 
 def open_supernet(path: str | Path, unfinished: bool = False) -> SupernetFiles:
@@ -209,17 +209,11 @@ def save_start(
     path: Path, supernet: Supernet, weights: Weights, reference: Reference, windows: Tensor,
     config: Any, tokenizer: Any, info: Mapping[str, Any],
 ) -> SupernetFiles:  # fmt: skip
-    """Write everything that training does not change, into an empty or new folder."""
+    """Write what training starts from, into an empty or new folder."""
     from supernet.files import write_tensors
 
     path.mkdir(parents=True, exist_ok=True)
-    codes = {
-        f"{linear}|{choice}|{part}": getattr(weight, part)
-        for linear, choices in weights.items()
-        for choice, weight in choices.items()
-        for part in _PARTS
-    }
-    write_tensors(path / CODES, codes)
+    _save_codes(path / START, weights)
     write_tensors(path / FLOATS, supernet.floats)
     held_out = {"windows": reference.windows, "hidden": reference.hidden, "head": reference.head}
     write_tensors(path / REFERENCE, held_out | ({} if reference.bias is None else {"bias": reference.bias}))
@@ -228,26 +222,52 @@ def save_start(
     tokenizer.save_pretrained(path / "model")
     supernet.model.generation_config.save_pretrained(path / "model")
     begun = {**info, "softcap": reference.softcap, "finished": False}
-    return save_index(path, supernet.spec, supernet.space, begun, (CODES, FLOATS, REFERENCE))
+    return save_index(path, supernet.spec, supernet.space, begun, hashes_of(path, (START, FLOATS, REFERENCE)))
 
 
-def save_adapters(files: SupernetFiles, supernet: Supernet, info: Mapping[str, Any]) -> SupernetFiles:
-    """Write the trained adapters and what training found; the supernet is not finished before its sensitivities."""
+def write_trained(path: Path, supernet: Supernet) -> tuple[str, ...]:
+    """Write what was trained: codes with the adapters folded in, and the adapters that do not fold.
+
+    Returns the names of the finished supernet's weight files. What training starts from is still there, and so is its
+    index: a run that stops before `save_index` goes on as if this had not happened.
+    """
     from supernet.files import write_tensors
     from supernet.train import adapter_parameters
 
-    write_tensors(files.path / ADAPTERS_FILE, adapter_parameters(supernet))
-    names = (*files.hashes, ADAPTERS_FILE)
-    return save_index(files.path, files.spec, files.space, {**files.info, **info}, tuple(dict.fromkeys(names)))
+    supernet.fold()
+    _save_codes(path / CODES, supernet.weights())
+    left = adapter_parameters(supernet)
+    if left:
+        write_tensors(path / ADAPTERS_FILE, left)
+    return (CODES, FLOATS, REFERENCE, *([ADAPTERS_FILE] if left else []))
+
+
+def _save_codes(path: Path, weights: Weights) -> None:
+    from supernet.files import write_tensors
+
+    codes = {
+        f"{linear}|{choice}|{part}": getattr(weight, part)
+        for linear, choices in weights.items()
+        for choice, weight in choices.items()
+        for part in _PARTS
+    }
+    write_tensors(path, codes)
+
+
+def hashes_of(path: Path, names: tuple[str, ...]) -> dict[str, str]:
+    from supernet.files import sha256
+
+    return {name: sha256(path / name) for name in names}
 
 
 def save_index(
-    path: Path, spec: ModelSpec, space: SearchSpace, info: Mapping[str, Any], names: tuple[str, ...]
+    path: Path, spec: ModelSpec, space: SearchSpace, info: Mapping[str, Any], hashes: Mapping[str, str]
 ) -> SupernetFiles:
-    """Write `supernet.json` with the hashes of the named files; last, since it is what makes the folder a supernet."""
-    from supernet.files import sha256, write_text
+    """Write `supernet.json`; last, since it is what makes the folder a supernet."""
+    from supernet.files import write_text
 
-    hashes = {name: sha256(path / name) for name in names}
-    data = {"format": FORMAT, "info": dict(info), "hashes": hashes, "space": space.to_json(), "model": spec.to_json()}
+    data = {
+        "format": FORMAT, "info": dict(info), "hashes": dict(hashes), "space": space.to_json(), "model": spec.to_json()
+    }  # fmt: skip
     write_text(path / SUPERNET, json.dumps(data, indent=1) + "\n")
-    return SupernetFiles(path, spec, space, dict(info), hashes)
+    return SupernetFiles(path, spec, space, dict(info), dict(hashes))

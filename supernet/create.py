@@ -22,14 +22,17 @@ from torch import Tensor
 from supernet.adapters import ADAPTERS
 from supernet.build import Progress, Supernet, build, make_space, quantize, silent
 from supernet.checkpoint import (
+    START,
     SUPERNET,
     TRAINING,
     WINDOWS,
     SupernetFiles,
+    fingerprint_of,
+    hashes_of,
     open_supernet,
-    save_adapters,
     save_index,
     save_start,
+    write_trained,
 )  # fmt: skip
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_text
@@ -144,7 +147,11 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
     info = {
         "source": source,
         "recipe": recipe.to_json(),
-        "adapter": {"name": recipe.adapter, "options": {}, "deploys": ADAPTERS[recipe.adapter].deploys},
+        "adapter": {
+            "name": recipe.adapter,
+            "options": ADAPTERS[recipe.adapter].options(len(spec.units)),
+            "deploys": ADAPTERS[recipe.adapter].deploys,
+        },
         "text": recipe.data or "sampled from the full model",
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "accelerate")},
         "python": platform.python_version(),
@@ -225,21 +232,21 @@ def _finish(
         "adapted_bits": sorted({str(c.bits) for m in supernet.matrices.values() for c in m.choices if m.adapter(c)}),
         "trial": {str(bits): {"without": frozen, "with": trained} for bits, (frozen, trained) in trial.items()},
     }
-    files = save_adapters(files, supernet, info)
+    hashes = hashes_of(files.path, write_trained(files.path, supernet))
     windows = read_tensors(files.path / WINDOWS)[0]["windows"][:SENSITIVITY]
     table, measured = measure_sensitivities(model, supernet, windows, reference, recipe.seed, progress)
     sensitivity = {
         "base": "the full model; scaled so that uniform subnets add up to what they were measured to lose",
         "units": {unit: {str(choice): kl for choice, kl in choices.items()} for unit, choices in table.items()},
         "text": {"source": files.info["text"], "windows": len(windows), "tokens": windows.numel()},
-        "supernet": files.fingerprint,
+        "supernet": fingerprint_of(hashes),
         "versions": files.info["versions"],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_text(files.path / "sensitivity.json", json.dumps(sensitivity, indent=1) + "\n")
     evaluations = [{"subnet": subnet.to_json(), "quality": quality.to_json()} for subnet, quality in measured.items()]
-    finished = {**files.info, "evaluations": evaluations, "finished": True}
-    done = save_index(files.path, files.spec, files.space, finished, tuple(files.hashes))
-    for name in (WINDOWS, TRAINING):
+    finished = {**files.info, **info, "evaluations": evaluations, "finished": True}
+    done = save_index(files.path, files.spec, files.space, finished, hashes)
+    for name in (START, WINDOWS, TRAINING):
         (files.path / name).unlink(missing_ok=True)
     return done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,14 @@ from supernet.adapters.base import frozen_product
 from supernet.grids import GRIDS, QuantizedWeight
 from supernet.space import Choice
 
+TOGETHER = "+"  # joins the choices that share an adapter, in its name
+
 
 class Quantized(nn.Module):
-    """Every stored choice of one matrix: packed codes, scales and zeros as buffers, adapters as parameters."""
+    """Every stored choice of one matrix: packed codes, scales and zeros as buffers, adapters as parameters.
+
+    `adapters` names each by the choices that it serves, such as `int2g64` or `int2g64+int3g64`.
+    """
 
     def __init__(self, weights: Mapping[Choice, QuantizedWeight]) -> None:
         super().__init__()
@@ -39,8 +44,24 @@ class Quantized(nn.Module):
         codes, scale, zero = (getattr(self, f"{choice}_{part}") for part in ("codes", "scale", "zero"))
         return QuantizedWeight(codes, scale, zero, choice, self.in_features)
 
+    def store(self, weight: QuantizedWeight) -> None:
+        """Replace the frozen codes, scales and zeros of the weight's choice."""
+        for part in ("codes", "scale", "zero"):
+            setattr(self, f"{weight.choice}_{part}", getattr(weight, part))
+
     def adapter(self, choice: Choice) -> Adapter | None:
-        return dict(self.adapters.items()).get(str(choice))  # type: ignore[return-value]
+        found = (a for name, a in self.adapters.items() if str(choice) in name.split(TOGETHER))
+        return next(found, None)  # type: ignore[arg-type]
+
+    def adapt(self, choices: Sequence[Choice], adapter: Adapter) -> None:
+        """Train `choices` through `adapter`, all of them through this one."""
+        self.adapters[TOGETHER.join(map(str, choices))] = adapter
+
+    def drop(self, lost: Iterable[Choice]) -> None:
+        """Leave these choices without an adapter."""
+        gone = set(map(str, lost))
+        kept = {name: [c for c in name.split(TOGETHER) if c not in gone] for name in self.adapters}
+        self.adapters = nn.ModuleDict({TOGETHER.join(c): self.adapters[name] for name, c in kept.items() if c})
 
     @torch.no_grad()
     def folded(self, choice: Choice) -> QuantizedWeight:

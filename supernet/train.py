@@ -230,13 +230,8 @@ def drop_losing(supernet: Supernet, kl: Callable[[Sequence[Subnet]], list[float]
         matrix.adapters = torch.nn.ModuleDict()
     frozen = kl(subnets)
     verdicts = dict(zip(bits, zip(frozen, trained, strict=True), strict=True))
+    losing = {b for b, (without, having) in verdicts.items() if having >= CLEARLY * without}
     for name, matrix in supernet.matrices.items():
-        winners = {k: a for k, a in kept[name].items() if _wins(verdicts, matrix, k)}
-        matrix.adapters = torch.nn.ModuleDict(winners)
+        matrix.adapters = kept[name]
+        matrix.drop(choice for choice in matrix.choices if choice.bits in losing)
     return verdicts
-
-
-def _wins(verdicts: dict[int, tuple[float, float]], matrix: Any, choice: str) -> bool:
-    bits = next(c.bits for c in matrix.choices if str(c) == choice)
-    frozen, trained = verdicts[bits]
-    return trained < CLEARLY * frozen

@@ -10,21 +10,32 @@ from torch import Tensor, nn
 
 from supernet.grids import GRIDS, QuantizedWeight
 
-Deploys = Literal["scales", "side"]
+Deploys = Literal["scales", "codes", "zeros", "side"]
 
 
 class Adapter(nn.Module, ABC):
-    """Trained on top of one linear's frozen codes at one choice. Starts as the identity.
+    """Trained on top of one linear's frozen codes, at one choice or at several that share it. Starts as the identity.
 
-    `deploys` says how it reaches a runtime: folded into the `scales`, at no cost, or kept as a low-rank `side` path.
+    `deploys` says how it reaches a runtime: folded into the `scales` or the `codes`, at no cost; folded into the
+    `zeros`, which are floats from then on; or kept as a low-rank `side` path.
     """
 
     deploys: ClassVar[Deploys]
     learning_rate: ClassVar[float]
+    shareable: ClassVar[bool] = True  # whether one instance can serve several choices of a linear
+    straight_through: ClassVar[tuple[str, ...]] = ()  # parameters whose gradient is that of no rounding
 
-    def __init__(self, weight: QuantizedWeight, generator: torch.Generator) -> None:
-        """A member makes its parameters for `weight` here; anything random comes from `generator`."""
+    def __init__(self, weight: QuantizedWeight, generator: torch.Generator, full: Tensor | None = None) -> None:
+        """A member makes its parameters for `weight` here; anything random comes from `generator`.
+
+        `full` is the matrix that was quantized, for members that need to know where in its cell a weight lies.
+        """
         super().__init__()
+
+    @classmethod
+    def options(cls, units: int) -> dict[str, Any]:
+        """Arguments that follow from the model, which has so many units; a supernet's folder records them."""
+        return {}
 
     @abstractmethod
     def forward(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
@@ -34,9 +45,18 @@ class Adapter(nn.Module, ABC):
     def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
         """The weight that a runtime stores: with the adapter inside where it folds, else unchanged."""
 
-    @abstractmethod
     def effective(self, weight: QuantizedWeight) -> Tensor:
         """The float32 matrix `(out_features, in_features)` that `forward` multiplies by."""
+        folded = GRIDS[weight.choice.grid].dequantize(self.fold(weight), torch.float32)
+        side = self.low_rank()
+        return folded if side is None else folded + (side[0] @ side[1]).detach()
+
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """What is left beside the folded weight: `(out_features, rank)` and `(rank, in_features)`, or nothing."""
+        return None
+
+    def condition(self, encoding: Tensor) -> None:
+        """Told of the whole subnet when it is activated, as `Supernet.encode` describes it."""
 
 
 def frozen_product(x: Tensor, weight: QuantizedWeight, scale: Tensor | None = None) -> Tensor:

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from supernet.adapters.base import Adapter, frozen_product
-from supernet.grids import GRIDS, QuantizedWeight
+from supernet.grids import QuantizedWeight
 
 
 class LoRA(Adapter):
     deploys = "side"
     learning_rate = 1e-3
 
-    def __init__(self, weight: QuantizedWeight, generator: torch.Generator, rank: int = 16) -> None:
-        super().__init__(weight, generator)
+    def __init__(
+        self, weight: QuantizedWeight, generator: torch.Generator, full: Tensor | None = None, rank: int = 16
+    ) -> None:
+        super().__init__(weight, generator, full)
         out_features, in_features = weight.shape
         bound = 1 / math.sqrt(in_features)
         start = torch.rand(rank, in_features, generator=generator) * 2 * bound - bound
@@ -35,6 +37,5 @@ class LoRA(Adapter):
     def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
         return weight
 
-    def effective(self, weight: QuantizedWeight) -> Tensor:
-        frozen = GRIDS[weight.choice.grid].dequantize(weight, torch.float32)
-        return frozen + self.scaling * (self.up @ self.down).detach()
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        return self.scaling * self.up, self.down

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from supernet.adapters.base import Adapter, frozen_product
-from supernet.grids import GRIDS, QuantizedWeight
+from supernet.grids import QuantizedWeight
 
 
 class TrainedScales(Adapter):
     deploys = "scales"
     learning_rate = 5e-3
 
-    def __init__(self, weight: QuantizedWeight, generator: torch.Generator) -> None:
-        super().__init__(weight, generator)
+    def __init__(self, weight: QuantizedWeight, generator: torch.Generator, full: Tensor | None = None) -> None:
+        super().__init__(weight, generator, full)
         self.delta = nn.Parameter(torch.zeros_like(weight.scale))
 
     def forward(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
@@ -28,6 +28,3 @@ class TrainedScales(Adapter):
 
     def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
         return replace(weight, scale=(weight.scale * (1 + self.delta)).detach())
-
-    def effective(self, weight: QuantizedWeight) -> Tensor:
-        return GRIDS[weight.choice.grid].dequantize(self.fold(weight), torch.float32)

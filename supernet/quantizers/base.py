@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from supernet.grids import QuantizedWeight
 from supernet.space import Choice
+
+if TYPE_CHECKING:
+    from supernet.build import Progress, Supernet
 
 
 class Quantizer(ABC):
@@ -26,6 +29,16 @@ class Quantizer(ABC):
         `hessian` is `X^T X` over the matrix's calibration inputs, float32 `(in_features, in_features)`; None where
         `needs_hessian` is False. A group size that does not divide in_features raises ValueError.
         """
+
+    def refine(
+        self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, seed: int, progress: Progress
+    ) -> None:
+        """Improve the codes of a whole supernet, for members that look beyond one matrix; the others leave it be.
+
+        `full` is the full model in float32, `teacher` the same in the dtype that the supernet computes in; `windows`
+        `(n, tokens)`.
+        """
+        return
 
 
 def check_groups(weight: Tensor, choices: Sequence[Choice]) -> None:

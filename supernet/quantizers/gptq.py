@@ -5,8 +5,7 @@ As in QA-LoRA and LLM-QFA: asymmetric, groups along the inputs, act-order off. E
 one pass, their rows stacked: rows do not interact, and all share one Hessian. The Hessian comes from the full model's
 own activations, since a supernet has no single quantized predecessor (the papers quantize sequentially).
 
-`clip` shrinks a group's range where that lowers its squared error (as the reference code's `mse` option does): at
-2 bits the full range of a group wastes most of its four levels on the tails.
+`clip` shrinks a group's range where that lowers its squared error, as the reference code's `mse` option does.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
 
 BLOCK = 32  # columns whose updates to the rest of the matrix are done in one product
-SHRINKS = tuple(1 - 0.05 * step for step in range(13))  # candidate ranges: 100 % down to 40 %
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,8 @@ class GPTQ(Quantizer):
                     group = rest[column : column + group_size].clone()
                     ahead = stop - column  # columns of the group beyond this block have this block's errors to come
                     group[ahead:] -= factor[start:stop, stop : column + group_size].T @ errors
-                    scale, zero = self._range(grid, group.T, bits.unsqueeze(1))
+                    ranges = grid.clipped if self.clip else grid.parameters
+                    scale, zero = (part.squeeze(1) for part in ranges(group.T, bits.unsqueeze(1)))
                     scales.append(scale)
                     zeros.append(zero)
                 codes[column] = code = grid.encode(rest[column], scale, zero, bits)
@@ -78,21 +77,6 @@ class GPTQ(Quantizer):
         scale, zero = torch.stack(scales, 1), torch.stack(zeros, 1)
         parts = zip(choices, codes.T.split(rows), scale.split(rows), zero.split(rows), strict=True)
         return {choice: grid.pack(c, s, z, choice, columns) for choice, c, s, z in parts}
-
-    def _range(self, grid: IntegerGrid, group: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero of one group, both `(rows,)`; `group` is `(rows, group_size)`, `bits` `(rows, 1)`."""
-        low = group.amin(1, keepdim=True).clamp(max=0)
-        high = group.amax(1, keepdim=True).clamp(min=0)
-        best_scale, best_zero = grid.from_range(low, high, bits)
-        best = torch.full_like(low, torch.inf)
-        for shrink in SHRINKS if self.clip else ():
-            scale, zero = grid.from_range(low * shrink, high * shrink, bits)
-            error = ((grid.encode(group, scale, zero, bits) - zero) * scale - group).square().sum(1, keepdim=True)
-            better = error < best
-            best = torch.where(better, error, best)
-            best_scale = torch.where(better, scale, best_scale)
-            best_zero = torch.where(better, zero, best_zero)
-        return best_scale.squeeze(1), best_zero.squeeze(1)
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:

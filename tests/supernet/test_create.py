@@ -14,7 +14,7 @@ import torch
 
 from planner.quality import SensitivityTable
 from supernet.build import extract
-from supernet.checkpoint import ADAPTERS_FILE, CODES, SUPERNET, open_supernet
+from supernet.checkpoint import CODES, SUPERNET, open_supernet
 from supernet.create import Recipe, create
 from supernet.evaluate import evaluate
 from supernet.grids import IntegerGrid
@@ -48,7 +48,7 @@ def test_a_finished_folder_holds_what_planning_reads(finished: Path) -> None:
     files = open_supernet(finished)
     assert files.finished
     assert sorted(p.name for p in finished.iterdir()) == sorted(
-        [SUPERNET, CODES, ADAPTERS_FILE, "floats.safetensors", "reference.safetensors", "sensitivity.json", "model"]
+        [SUPERNET, CODES, "floats.safetensors", "reference.safetensors", "sensitivity.json", "model"]
     )
     table = SensitivityTable.load(finished / "sensitivity.json")
     table.check(files.space, files.fingerprint)
@@ -167,9 +167,9 @@ def test_another_model_cannot_go_on(source: str, tmp_path: Path) -> None:
         (lambda p: (p / SUPERNET).unlink(), "no supernet at"),
         (lambda p: (p / SUPERNET).write_text("{"), "supernet.json is damaged"),
         (lambda p: (p / SUPERNET).write_text("{}"), "supernet.json is damaged"),
-        (lambda p: (p / SUPERNET).write_text(json.dumps({"format": 9})), "has format 9, this version reads 1"),
+        (lambda p: (p / SUPERNET).write_text(json.dumps({"format": 9})), "has format 9, this version reads 2"),
         (lambda p: (p / CODES).write_bytes((p / CODES).read_bytes()[:-9]), "is damaged"),
-        (lambda p: (p / ADAPTERS_FILE).unlink(), "lacks adapters.safetensors"),
+        (lambda p: (p / CODES).unlink(), "lacks codes.safetensors"),
     ],
 )
 def test_a_damaged_folder_is_one_clear_line(damage, error: str, finished: Path, tmp_path: Path) -> None:

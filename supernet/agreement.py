@@ -1,0 +1,60 @@
+"""Whether the choices of a unit pull a shared adapter the same way (arXiv 2203.15207, section 3.2)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supernet.build import Progress, Supernet, silent
+from supernet.sharing import Agreement
+from supernet.space import Choice
+from supernet.train import distill
+
+
+def measure_agreement(
+    teacher: Any, supernet: Supernet, bits: Sequence[int], batches: Sequence[Tensor], progress: Progress = silent
+) -> dict[str, Agreement]:
+    """By unit: the cosine of the gradients that uniform subnets of two bit-widths leave on its adapters, averaged over
+    `batches` of windows `(batch, tokens)`.
+
+    The supernet's adapters at `bits` must be shared. About `len(bits) * len(batches)` training steps; nothing moves.
+    """
+    sums: dict[str, dict[tuple[Choice, Choice], float]] = defaultdict(lambda: defaultdict(float))
+    for number, ids in enumerate(batches):
+        gradients = {b: _gradients(teacher, supernet, b, ids) for b in bits}
+        for low, high in combinations(sorted(bits), 2):
+            for unit, ours in gradients[low].items():
+                cosine = torch.cosine_similarity(ours, gradients[high][unit], dim=0).item()
+                pair = (_choice(supernet, unit, low), _choice(supernet, unit, high))
+                sums[unit][pair] += cosine / len(batches)
+        progress("gradient agreement", number + 1, len(batches))
+    return {unit: dict(pairs) for unit, pairs in sums.items()}
+
+
+def _gradients(teacher: Any, supernet: Supernet, bits: int, ids: Tensor) -> dict[str, Tensor]:
+    """The gradient on every unit's adapters, flat, with the uniform subnet of `bits` active."""
+    subnet = supernet.space.uniform(supernet.spec, bits)
+    supernet.activate(subnet)
+    adapters = supernet.adapters(subnet)
+    parameters = [p for adapter in adapters.values() for p in adapter.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    distill(teacher, supernet.model, ids)
+    found = {}
+    for unit in supernet.spec.units:
+        mine = [a for lin in unit.linears if (a := supernet.matrices[lin.name].adapter(subnet[unit.name]))]
+        grads = [p.grad.flatten() for adapter in mine for p in adapter.parameters() if p.grad is not None]
+        if grads:
+            found[unit.name] = torch.cat(grads)
+    for parameter in parameters:
+        parameter.grad = None
+    return found
+
+
+def _choice(supernet: Supernet, unit: str, bits: int) -> Choice:
+    return next(choice for choice in supernet.space[unit] if choice.bits == bits)

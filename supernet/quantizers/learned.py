@@ -1,0 +1,236 @@
+"""Learned rounding, one decoder block after the other (AutoRound, Cheng et al., arXiv 2309.05516; block-wise
+reconstruction as in BRECQ, Li et al., arXiv 2102.05426).
+
+For each bit-width, a block's codes and scales move by signed gradients until its output is near that of the full
+model's block. Its input comes from the quantized blocks before it, its target from the full model alone.
+
+Near is measured where it counts. To second order, an error d of a block's output costs 1/2 E[(g . d)^2], with g the
+gradient of log p(y) and y drawn from the model. BRECQ keeps the squares of g for every token and channel; here they are
+one weight for each token times one for each channel, which fit in memory at any size. Plain squared error is ruled by
+the few tokens whose activations are a thousand times the others' and on which little depends: on SmolLM2 at 3 bits it
+left twice the KL (docs/log.md).
+
+AutoRound's offsets move by at most half a code and its steps shrink from 1 / steps to 0, as here; it tunes the range
+of each group, here the scales.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from supernet.adapters.rounding import Rounding
+from supernet.grids import IntegerGrid, QuantizedWeight
+from supernet.quantizers.base import Quantizer, check_groups
+from supernet.space import Choice
+
+if TYPE_CHECKING:
+    from supernet.build import Progress, Supernet
+
+HALF = 0.499  # codes that an offset starts from its cell's centre at most: all but the cell's edge
+SCALE_RATE = 0.1  # relative step of a scale, as a share of an offset's step in codes
+AT_ONCE = 16  # windows that go through a block side by side
+
+
+@dataclass(frozen=True)
+class Learned(Quantizer):
+    """`steps` of `batch` windows for every block and bit-width."""
+
+    steps: int = 50
+    batch: int = 8
+
+    needs_hessian = False
+
+    def quantize(
+        self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
+    ) -> dict[Choice, QuantizedWeight]:
+        """Where learning starts: the nearest codes, ranges clipped where that lowers a group's squared error."""
+        check_groups(weight, choices)
+        grid, found = IntegerGrid(), {}
+        for choice in choices:
+            grouped = weight.view(weight.shape[0], -1, choice.group_size)
+            scale, zero = grid.clipped(grouped, torch.tensor(choice.bits, device=weight.device))
+            codes = grid.encode(grouped, scale, zero, choice.bits).flatten(1)
+            found[choice] = grid.pack(codes, scale.squeeze(-1), zero.squeeze(-1), choice, weight.shape[1])
+        return found
+
+    def refine(
+        self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, seed: int, progress: Progress
+    ) -> None:
+        layers = decoder_layers(teacher)
+        weights = output_weights(teacher, layers, windows, seed, progress)
+        arguments = layer_arguments(teacher, layers, windows[:1])
+        with torch.no_grad():
+            exact = torch.cat([first_inputs(teacher, layers[0], part) for part in windows.split(AT_ONCE)])
+        chains = {bits: exact for bits in supernet.space.bits(supernet.spec)}
+        draw = torch.Generator().manual_seed(seed)
+        for number, (layer, ours) in enumerate(zip(layers, decoder_layers(supernet.model), strict=True)):
+            run = _Block(number, layer, ours, arguments[number], *(part[number] for part in weights))
+            target = run.through(layer, exact)
+            change = run.error(target, exact, slice(None)).item()
+            for bits, inputs in chains.items():
+                trained = _adapt(supernet, full, number, bits)
+                for step in range(self.steps):
+                    rows = torch.randint(len(windows), (min(self.batch, len(windows)),), generator=draw)
+                    run.backward(inputs[rows], target[rows], rows, change)
+                    _move(trained, (1 - step / self.steps) / self.steps)
+                _fold(supernet, number, bits)
+                chains[bits] = run.through(ours, inputs)
+            exact = target
+            progress("learn rounding", number + 1, len(layers))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One decoder block: of the full model, of the supernet, what else it is called with, and what its errors cost."""
+
+    number: int
+    layer: nn.Module
+    ours: nn.Module
+    arguments: dict[str, Any]
+    tokens: Tensor
+    channels: Tensor
+
+    @torch.no_grad()
+    def through(self, layer: nn.Module, inputs: Tensor) -> Tensor:
+        return torch.cat([_output(layer(part, **self.arguments)) for part in inputs.split(AT_ONCE)])
+
+    def error(self, ours: Tensor, target: Tensor, rows: Any) -> Tensor:
+        squares = (ours.float() - target.float()).square()
+        return ((squares * self.channels).mean(-1) * self.tokens[rows]).mean()
+
+    def backward(self, inputs: Tensor, target: Tensor, rows: Tensor, change: float) -> None:
+        output = _output(self.ours(inputs, **self.arguments))
+        (self.error(output, target, rows) / change).backward()
+
+
+def _adapt(supernet: Supernet, full: Any, layer: int, bits: int) -> list[Rounding]:
+    made = []
+    for name, choice in _linears(supernet, layer, bits):
+        matrix = supernet.matrices[name]
+        matrix.select(choice)
+        weight = full.get_submodule(name).weight
+        adapter = Rounding(matrix.stored(choice), torch.Generator(), weight, rank=None, margin=HALF)
+        matrix.adapt([choice], adapter)
+        made.append(adapter)
+    return made
+
+
+@torch.no_grad()
+def _move(adapters: Sequence[Rounding], step: float) -> None:
+    """Signed descent: what a code's error is worth differs by orders of magnitude between groups, its range does not."""
+    for adapter in adapters:
+        adapter.offset.sub_(adapter.offset.grad.sign_(), alpha=step).clamp_(-0.5, 0.5)
+        adapter.delta.sub_(adapter.delta.grad.sign_(), alpha=step * SCALE_RATE)
+        adapter.offset.grad = adapter.delta.grad = None
+
+
+def _fold(supernet: Supernet, layer: int, bits: int) -> None:
+    for name, choice in _linears(supernet, layer, bits):
+        matrix = supernet.matrices[name]
+        adapter = matrix.adapter(choice)
+        assert adapter is not None
+        matrix.store(adapter.fold(matrix.stored(choice)))
+        matrix.drop([choice])
+
+
+def _linears(supernet: Supernet, layer: int, bits: int) -> list[tuple[str, Choice]]:
+    units = [unit for unit in supernet.spec.units if unit.layer == layer]
+    found = ((u, next((c for c in supernet.space[u.name] if c.bits == bits), None)) for u in units)
+    return [(linear.name, choice) for unit, choice in found if choice for linear in unit.linears]
+
+
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """The decoder's blocks, in order."""
+    pattern = re.compile(r"(?:^|\.)layers\.\d+$")
+    return [module for name, module in model.named_modules() if pattern.search(name)]
+
+
+def layer_arguments(model: Any, layers: Sequence[nn.Module], window: Tensor) -> list[dict[str, Any]]:
+    """What the model calls each block with beside its input, read off one window `(1, tokens)`."""
+    found: list[dict[str, Any]] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args, kwargs: found.append(dict(kwargs)), with_kwargs=True)
+        for layer in layers
+    ]
+    try:
+        with torch.no_grad():
+            model.base_model(input_ids=window.to(model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+class _Stop(Exception):
+    """Enough was seen."""
+
+
+def first_inputs(model: Any, first: nn.Module, windows: Tensor) -> Tensor:
+    """What the first block reads."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0])
+        raise _Stop
+
+    hook = first.register_forward_pre_hook(keep)
+    try:
+        model.base_model(input_ids=windows.to(model.device), use_cache=False)
+    except _Stop:
+        return found[0]
+    finally:
+        hook.remove()
+    raise ValueError(f"{type(model).__name__} does not run its first block; learned rounding cannot calibrate it")
+
+
+def output_weights(
+    model: Any, layers: Sequence[nn.Module], windows: Tensor, seed: int, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """What an error of a block's output costs: `(layers, windows, tokens)` and `(layers, hidden_size)`, mean 1 each."""
+    from supernet.model import hidden_states, logits_of
+
+    count, length = windows.shape
+    tokens = torch.zeros(len(layers), count, length, device=model.device)
+    channels = torch.zeros(len(layers), model.config.get_text_config().hidden_size, device=model.device)
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+
+    def watch(number: int, start: int) -> Callable[..., None]:
+        def collect(grad: Tensor) -> None:
+            squares = grad.float().square()
+            tokens[number, start : start + len(grad)] = squares.mean(-1)
+            channels[number].add_(squares.sum((0, 1)))
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            _output(output).register_hook(collect)
+
+        return hook
+
+    embedded = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
+    try:
+        for start in range(0, count, 4):
+            hooks = [layer.register_forward_hook(watch(n, start)) for n, layer in enumerate(layers)]
+            try:
+                hidden = hidden_states(model, windows[start : start + 4].to(model.device))
+                leaf = hidden.detach().requires_grad_()
+                log_probs = logits_of(model, leaf.flatten(0, 1)).float().log_softmax(-1)
+                drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
+                log_probs.gather(1, drawn).sum().backward()
+                hidden.backward(leaf.grad)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            progress("weigh errors", min(start + 4, count), count)
+    finally:
+        embedded.remove()
+    tiny = torch.finfo(torch.float32).tiny
+    return tokens / tokens.mean((1, 2), keepdim=True).clamp(min=tiny), channels / channels.mean(1, keepdim=True).clamp(min=tiny)
+
+
+def _output(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
