@@ -137,15 +137,28 @@ def profile_show(name: str, as_json: bool) -> None:
 @click.option("--quantizer", default="gptq", show_default=True, metavar="rtn|gptq", help="How codes are found.")
 @click.option("--adapter", default="scales", show_default=True, metavar="scales|lora", help="What is trained.")
 @click.option(
-    "--sampler", default="balanced", show_default=True, metavar="uniform|balanced", help="What a step trains."
+    "--sampler",
+    default="balanced",
+    show_default=True,
+    metavar="uniform|balanced|sandwich|shift",
+    help="What a step trains.",
 )
+@click.option(
+    "--schedule",
+    default="constant",
+    show_default=True,
+    metavar="constant|progressive|delayed",
+    help="Which bits a step may draw.",
+)
+@click.option("--teacher", default="full", show_default=True, metavar="full|largest", help="What subnets learn from.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the training in --out that was stopped.")
 @click.option("--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write it.  [default: supernet-MODEL]")
 def train(
     model: str, bits: str, group_size: int, data: str | None, steps: int | None, minutes: float, quantizer: str,
-    adapter: str, sampler: str, seed: int, resume: bool, trust_remote_code: bool, out: Path | None,
+    adapter: str, sampler: str, schedule: str, teacher: str, seed: int, resume: bool, trust_remote_code: bool,
+    out: Path | None,
 ) -> None:  # fmt: skip
     """Make the supernet of MODEL: a Hugging Face folder, a hub id, a .gguf file, or smollm2-135m-instruct.
 
@@ -156,8 +169,8 @@ def train(
     from supernet.create import Recipe, create
 
     recipe = Recipe(
-        bits=numbers, group_size=group_size, quantizer=quantizer, adapter=adapter, sampler=sampler, data=data,
-        steps=steps, minutes=minutes, seed=seed, trust_remote_code=trust_remote_code,
+        bits=numbers, group_size=group_size, quantizer=quantizer, adapter=adapter, sampler=sampler, schedule=schedule,
+        teacher=teacher, data=data, steps=steps, minutes=minutes, seed=seed, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with progress() as report:
         files = create(model, path, recipe, resume, report)

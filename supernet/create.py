@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -39,9 +39,10 @@ from supernet.files import read_tensors, write_text
 from supernet.model import check_head, load_model, spec_of_model
 from supernet.quantizers import QUANTIZERS
 from supernet.samplers import SAMPLERS
+from supernet.schedules import SCHEDULES
 from supernet.sensitivity import measure_sensitivities
 from supernet.text import sample_windows, spread_windows
-from supernet.train import Trainer, TrainOptions, drop_losing, steps_for
+from supernet.train import TEACHERS, Trainer, TrainOptions, check_system, drop_losing, steps_for
 
 HELD_OUT = 4  # windows that judge and never train
 CALIBRATION = 64  # windows for the Hessians
@@ -50,6 +51,7 @@ SAMPLED = 124  # windows that a model writes for itself: with those held out, on
 READ = 4096  # windows that are drawn from a text at most
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
 ADAPTED = 2  # so many of the smallest bit-widths have adapters: each further one takes its share of the steps
+PROBED = 100  # steps of the training whose work tells how many fit into the minutes
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Recipe:
     quantizer: str = "gptq"
     adapter: str = "scales"
     sampler: str = "balanced"
+    schedule: str = "constant"
+    teacher: str = "full"
     data: str | None = None
     steps: int | None = None
     minutes: float = 15.0
@@ -73,7 +77,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.bits or list(self.bits) != sorted(set(self.bits)) or not set(self.bits) <= set(range(2, 9)):
             raise ValueError(f"bits must be rising numbers from 2 to 8, got {list(self.bits)}; use for example 2,3,4,8")
-        for name, family in (("quantizer", QUANTIZERS), ("adapter", ADAPTERS), ("sampler", SAMPLERS)):
+        families: dict[str, Collection[str]] = {
+            "quantizer": QUANTIZERS,
+            "adapter": ADAPTERS,
+            "sampler": SAMPLERS,
+            "schedule": SCHEDULES,
+            "teacher": TEACHERS,
+        }
+        for name, family in families.items():
             if getattr(self, name) not in family:
                 raise ValueError(f"{name} must be one of {', '.join(family)}, got {getattr(self, name)!r}")
         for name, least in (("group_size", 8), ("batch", 1), ("window_tokens", 8)):
@@ -83,6 +94,13 @@ class Recipe:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
+        widths = len(self.adapted_bits)
+        check_system(SAMPLERS[self.sampler], SCHEDULES[self.schedule], self.teacher, widths)
+
+    @property
+    def adapted_bits(self) -> tuple[int, ...]:
+        """The bit-widths that have adapters."""
+        return tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)[:ADAPTED]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "bits": list(self.bits)}
@@ -183,7 +201,7 @@ def _train(
     files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, accelerator: Any, progress: Progress
 ) -> Trainer:
     adapter = ADAPTERS[recipe.adapter]
-    supernet.adapt(adapter, [b for b in recipe.bits if b <= ADAPTED_BITS][:ADAPTED], recipe.seed)
+    supernet.adapt(adapter, recipe.adapted_bits, recipe.seed)
     supernet.model.to(accelerator.device)
     dtype = compute_dtype(accelerator.device)
     supernet.set_dtype(dtype)
@@ -192,10 +210,9 @@ def _train(
 
     def trainer(steps: int) -> Trainer:
         rate = recipe.learning_rate or adapter.learning_rate
-        options = TrainOptions(steps, rate, recipe.batch, recipe.seed)
-        return Trainer(
-            teacher, supernet, windows, SAMPLERS[recipe.sampler](), options, accelerator, files.path / TRAINING
-        )
+        options = TrainOptions(steps, rate, recipe.batch, recipe.seed, teacher=recipe.teacher)
+        sampler, schedule = SAMPLERS[recipe.sampler](), SCHEDULES[recipe.schedule]()
+        return Trainer(teacher, supernet, windows, sampler, options, accelerator, files.path / TRAINING, schedule)
 
     steps = recipe.steps or _recorded_steps(files) or _fitting_steps(trainer, recipe, accelerator)
     run = trainer(steps)
@@ -214,8 +231,8 @@ def _fitting_steps(trainer: Any, recipe: Recipe, accelerator: Any) -> int:
     """Steps that fit into the minutes, the same for every process."""
     from accelerate.utils import broadcast_object_list
 
-    probe = trainer(1)
-    steps = [steps_for(recipe.minutes, probe.try_step)]
+    probe = trainer(PROBED)
+    steps = [steps_for(recipe.minutes, probe.try_step, probe.average_work())]
     return broadcast_object_list(steps)[0] if accelerator.num_processes > 1 else steps[0]
 
 

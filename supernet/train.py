@@ -1,8 +1,9 @@
-"""Training: sampler -> distillation loss -> step. Resumable, and the same on any number of processes.
+"""Training: schedule -> sampler -> distillation loss -> step. Resumable, and the same on any number of processes.
 
-A step trains one subnet on one batch: the loss is the KL divergence per token from the full model, and only the
-sampled adapters move, so bit-widths do not interfere (LLM-QFA, arXiv 2405.20202, section 3.2). Which subnet and which
-windows a step takes depends on the seed and the step alone. Processes split a batch and average their gradients.
+A step trains one subnet or several on one batch: the loss is the KL divergence per token from the full model, and only
+the sampled adapters move, so bit-widths do not interfere (LLM-QFA, arXiv 2405.20202, section 3.2). Which windows a step
+takes depends on the seed and the step alone, which subnets on what the checkpoint holds as well. Processes split a
+batch and average their gradients.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,24 +22,31 @@ from torch import Tensor
 from supernet.build import Progress, Supernet, silent
 from supernet.files import read_tensors, write_tensors
 from supernet.model import hidden_states, logits_of
-from supernet.samplers import Sampler
-from supernet.space import SearchSpace, Subnet
+from supernet.samplers import Sampler, Trained, bits_of
+from supernet.schedules import Constant, Schedule
+from supernet.space import Choice, SearchSpace, Subnet
 
 LOSS_TOKENS = 512  # logits are made for so many tokens at a time: a vocabulary is wide
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 CLEARLY = 0.95  # KL with adapters must be below this share of the KL without them
 LAST_RATE = 0.05  # share of the learning rate that is left at the end of its cosine
+TEACHERS = ("full", "largest")  # what subnets learn from: the full model, or the largest subnet of their step
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """`batch` windows a step over all processes; a checkpoint every `save_every` steps."""
+    """`batch` windows a step over all processes; a checkpoint every `save_every` steps.
+
+    `teacher` "largest" is in-place distillation (BigNAS, arXiv 2003.11142, section 3.1; DepS, arXiv 2407.06167): the
+    largest subnet of a step learns from the full model, the others from its output.
+    """
 
     steps: int
     learning_rate: float
     batch: int = 4
     seed: int = 0
     save_every: int = 20
+    teacher: str = "full"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "save_every"):
@@ -45,6 +54,8 @@ class TrainOptions:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.teacher not in TEACHERS:
+            raise ValueError(f"teacher must be one of {', '.join(TEACHERS)}, got {self.teacher!r}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,6 +79,30 @@ def trained_space(supernet: Supernet) -> SearchSpace:
     return SearchSpace.of({unit: adapted[unit] or choices[-1:] for unit, choices in supernet.space})
 
 
+def check_system(sampler: type[Sampler], schedule: type[Schedule], teacher: str, widths: int) -> None:
+    """ValueError where parts of a training system make no sense together; `widths` bit-widths have adapters."""
+    for part, member, plain in (("sampler", sampler, "balanced"), ("schedule", schedule, "constant")):
+        if widths < member.least_widths:
+            raise ValueError(
+                f"{part} {_name(member)} needs at least {member.least_widths} bit-widths with adapters, got {widths}; "
+                f"use more small bit-widths, such as 2 and 3, or {part} {plain}"
+            )
+    if teacher == "largest" and not sampler.several:
+        raise ValueError(
+            f"teacher largest needs a sampler that draws several subnets a step, got {_name(sampler)}, which draws one;"
+            f" use sampler sandwich, or teacher full"
+        )
+
+
+def _name(member: type) -> str:
+    return member.__name__.lower()
+
+
+def passes(subnets: int) -> int:
+    """Forward passes that a step costs: one of the full model, and three for each subnet, backward costing two."""
+    return 1 + 3 * subnets
+
+
 def batch_at(windows: Tensor, step: int, batch: int, seed: int) -> Tensor:
     """The windows of a step: every epoch shuffles anew."""
     rows = []
@@ -78,35 +113,48 @@ def batch_at(windows: Tensor, step: int, batch: int, seed: int) -> Tensor:
     return windows[torch.stack(rows)]
 
 
-def distill(teacher: Any, student: Any, ids: Tensor) -> float:
-    """KL per token of the student from the teacher on `ids` `(batch, tokens)`; leaves gradients, returns the loss.
+@dataclass(frozen=True)
+class Target:
+    """What a subnet learns from: a model's last hidden states on the batch, detached, and the model for its head."""
 
-    The head is frozen, so each stretch of tokens gives the gradient of its hidden states and its logits are dropped.
+    model: Any
+    hidden: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Any, ids: Tensor) -> Target:
+        return cls(model, hidden_states(model, ids))
+
+
+def distill(teacher: Target, student: Any, ids: Tensor) -> tuple[float, Target]:
+    """KL per token of the student from the teacher on `ids` `(batch, tokens)`; adds to the gradients.
+
+    Returns the loss, and the student as a target of other subnets: heads are frozen and the same for all of them. That
+    is also why each stretch of tokens can give the gradient of its hidden states and drop its logits.
     """
-    with torch.no_grad():
-        targets = hidden_states(teacher, ids).flatten(0, 1)
     hidden = hidden_states(student, ids)
     leaf = hidden.detach().requires_grad_()
     total = 0.0
-    for target, ours in zip(targets.split(LOSS_TOKENS), leaf.flatten(0, 1).split(LOSS_TOKENS), strict=True):
+    targets = teacher.hidden.flatten(0, 1).split(LOSS_TOKENS)
+    for target, ours in zip(targets, leaf.flatten(0, 1).split(LOSS_TOKENS), strict=True):
         logits = logits_of(student, ours)
         with torch.no_grad():
-            full = logits_of(teacher, target).float().log_softmax(-1)
+            full = logits_of(teacher.model, target).float().log_softmax(-1)
             mine = logits.float().log_softmax(-1)
             likely = full.exp()
             total += (likely * (full - mine)).sum().item() / ids.numel()
             slope = (mine.exp() - likely) / ids.numel()  # of the KL divergence, with respect to the student's logits
         logits.backward(slope.to(logits.dtype))
     hidden.backward(leaf.grad)
-    return total
+    return total, Target(student, hidden.detach())
 
 
 class Trainer:
-    """One run: its adapters, its optimizer, the losses so far, and its checkpoint."""
+    """One run: its adapters, its optimizer, what its steps found so far, and its checkpoint."""
 
     def __init__(
         self, teacher: Any, supernet: Supernet, windows: Tensor, sampler: Sampler, options: TrainOptions,
-        accelerator: Any, checkpoint: Path,
+        accelerator: Any, checkpoint: Path, schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         if options.batch % accelerator.num_processes:
             raise ValueError(
@@ -116,20 +164,28 @@ class Trainer:
         self.teacher, self.supernet, self.windows = teacher, supernet, windows
         self.sampler, self.options, self.accelerator = sampler, options, accelerator
         self.checkpoint = checkpoint
+        self.schedule = schedule or Constant()
         self.space = trained_space(supernet)
+        widths = max(len(choices) for _, choices in self.space)
+        check_system(type(sampler), type(self.schedule), options.teacher, widths)
         self.parameters = adapter_parameters(supernet)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=options.learning_rate, weight_decay=0.0)
-        self.losses: list[float] = []
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=options.learning_rate, weight_decay=0.0)
+        self.history: list[tuple[Trained, ...]] = []
+
+    @property
+    def losses(self) -> list[float]:
+        """One number a step: the mean over its subnets."""
+        return [_loss(trained) for trained in self.history]
 
     def run(self, progress: Progress = silent) -> list[float]:
         """Train to the last step, from the first or from where `resume` left off; returns every step's loss."""
         try:
-            while len(self.losses) < self.options.steps:
-                self.losses.append(self.step(len(self.losses)))
-                progress(f"train, KL {self.losses[-1]:.3f}", len(self.losses), self.options.steps)
-                if len(self.losses) % self.options.save_every == 0:
+            while len(self.history) < self.options.steps:
+                self.history.append(self.step(len(self.history)))
+                progress(f"train, KL {_loss(self.history[-1]):.3f}", len(self.history), self.options.steps)
+                if len(self.history) % self.options.save_every == 0:
                     self.save()
         except KeyboardInterrupt:
             self.save()
@@ -137,28 +193,70 @@ class Trainer:
         self.save()
         return self.losses
 
-    def step(self, step: int) -> float:
-        loss = self._gradients(step)
+    def step(self, step: int) -> tuple[Trained, ...]:
+        subnets = self.draw(step)
+        losses = torch.tensor(self._gradients(subnets, step), device=self.accelerator.device)
         self._average([p.grad for p in self.parameters.values() if p.grad is not None])
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.rate(step)
+            group["lr"] = self.options.rate(step) * self._factor(group["choice"], step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(self.accelerator.reduce(torch.tensor(loss, device=self.accelerator.device), "mean"))
+        found = zip(subnets, self.accelerator.reduce(losses, "mean").tolist(), strict=True)
+        return tuple(Trained(bits_of(subnet, self.space), loss) for subnet, loss in found)
 
-    def try_step(self) -> float:
-        """The work of a step, to time it: nothing moves."""
-        loss = self._gradients(0)
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss
-
-    def _gradients(self, step: int) -> float:
+    def draw(self, step: int) -> tuple[Subnet, ...]:
+        """The subnets of a step."""
         options = self.options
-        ids = batch_at(self.windows, step, options.batch, options.seed)
+        opened = self.schedule.open(self.space, step, options.steps)
+        return self.sampler.sample(opened, step, options.steps, options.seed, self.history)
+
+    def try_step(self) -> None:
+        """The work of the last step, which finds everything open, to time it: nothing moves."""
+        last = self.options.steps - 1
+        self._gradients(self.draw(last), last)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def average_work(self) -> float:
+        """The work of an average step as a share of `try_step`'s: while choices are closed, subnets may be fewer."""
+        work = [passes(len(self.draw(step))) for step in range(self.options.steps)]
+        return fmean(work) / work[-1]
+
+    def _gradients(self, subnets: Sequence[Subnet], step: int) -> list[float]:
+        """Leaves the gradient of the mean of the subnets' losses, and returns these.
+
+        The mean, not the sum: its size does not depend on how many subnets there are, so Adam's moments stay comparable
+        when a schedule changes their number, and what is descended is the loss that is shown.
+        """
+        ids = batch_at(self.windows, step, self.options.batch, self.options.seed)
         ids = ids[self.accelerator.process_index :: self.accelerator.num_processes].to(self.accelerator.device)
-        subnet = self.sampler.sample(self.space, step, options.steps, options.seed)
-        self.supernet.activate(subnet)
-        return distill(self.teacher, self.supernet.model, ids)
+        target = Target.of(self.teacher, ids)
+        losses: list[float] = []
+        for subnet in subnets:
+            self.supernet.activate(subnet)
+            loss, own = distill(target, self.supernet.model, ids)
+            if self.options.teacher == "largest" and not losses:
+                target = own  # the first of several is the largest
+            losses.append(loss)
+        for parameter in self.parameters.values():
+            if parameter.grad is not None and len(subnets) > 1:
+                parameter.grad /= len(subnets)
+        return losses
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """One group of parameters for each choice, so that a schedule can set its learning rate.
+
+        Adam divides the size of a gradient out again, so scaling gradients would do nothing. Adapters that a step did
+        not draw have no gradient, and AdamW leaves them and their moments alone, whatever their rate.
+        """
+        choices = {str(choice): choice for _, options in self.space for choice in options}
+        groups: dict[str, list[torch.nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            groups.setdefault(name.split("|")[1], []).append(parameter)
+        return [{"params": members, "choice": choices.get(key)} for key, members in groups.items()]
+
+    def _factor(self, choice: Choice | None, step: int) -> float:
+        """The schedule's factor on a learning rate; 1 for parameters that belong to no one choice."""
+        return 1.0 if choice is None else self.schedule.rate(choice, self.space, step, self.options.steps)
 
     def _average(self, grads: Sequence[Tensor]) -> None:
         if self.accelerator.num_processes == 1:
@@ -168,7 +266,7 @@ class Trainer:
             grad.copy_(part.view_as(grad))
 
     def save(self) -> None:
-        """Adapters, optimizer state and losses in one file, replaced in one go; the main process writes."""
+        """Adapters, optimizer state and history in one file, replaced in one go; the main process writes."""
         if not self.accelerator.is_main_process:
             return
         tensors = {}
@@ -176,13 +274,17 @@ class Trainer:
             tensors[name] = parameter.detach()
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{name}/{key}"] = value
-        write_tensors(self.checkpoint, tensors, {"losses": self.losses, "options": self.options.to_json()})
+        history = [[[one.bits, one.loss] for one in trained] for trained in self.history]
+        meta = {"losses": self.losses, "history": history, "options": self.options.to_json()}
+        write_tensors(self.checkpoint, tensors, meta)
 
     def resume(self) -> None:
         """Go on from the checkpoint; from the first step where there is none yet."""
         if not self.checkpoint.exists():
             return
         tensors, meta = read_tensors(self.checkpoint)
+        if "history" not in meta:
+            raise ValueError(f"the checkpoint {self.checkpoint} is of an earlier version; train into a new folder")
         for name, parameter in self.parameters.items():
             if name not in tensors:
                 raise ValueError(f"the checkpoint {self.checkpoint} is of another supernet; train into a new folder")
@@ -193,7 +295,11 @@ class Trainer:
                 self.optimizer.state[parameter] = {
                     key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
                 }
-        self.losses = list(meta["losses"])
+        self.history = [tuple(Trained(bits, loss) for bits, loss in trained) for trained in meta["history"]]
+
+
+def _loss(trained: Sequence[Trained]) -> float:
+    return fmean(one.loss for one in trained)
 
 
 def adapter_parameters(supernet: Supernet) -> dict[str, torch.nn.Parameter]:
@@ -206,14 +312,17 @@ def adapter_parameters(supernet: Supernet) -> dict[str, torch.nn.Parameter]:
     }
 
 
-def steps_for(minutes: float, trainer_step: Callable[[], float], least: int = 8) -> int:
-    """How many steps fit into `minutes`, from the time that two of them take after one to warm up."""
+def steps_for(minutes: float, trainer_step: Callable[[], None], share: float = 1.0, least: int = 8) -> int:
+    """How many steps fit into `minutes`, from the time that two of them take after one to warm up.
+
+    An average step does `share` of their work.
+    """
     trainer_step()
     started = time.perf_counter()
     trainer_step()
     trainer_step()
     seconds = (time.perf_counter() - started) / 2
-    return max(least, int(minutes * 60 / seconds) - 3)
+    return max(least, int((minutes * 60 / seconds - 3) / share))
 
 
 def drop_losing(supernet: Supernet, kl: Callable[[Sequence[Subnet]], list[float]]) -> dict[int, tuple[float, float]]:

@@ -89,8 +89,10 @@ def test_training_says_what_the_adapters_won_and_what_comes_next(bitfleet: Any, 
         (["--bits", "2,9"], "2 to 8"),
         (["--data", "no-such-text.txt"], "no-such-text.txt"),
         (["--steps", "0"], "steps"),
+        (["--teacher", "largest"], "use sampler sandwich, or teacher full"),
+        (["--bits", "4,8", "--schedule", "progressive"], "such as 2 and 3, or schedule constant"),
     ],
-    ids=["group size", "bits", "data", "steps"],
+    ids=["group size", "bits", "data", "steps", "teacher", "schedule"],
 )
 def test_training_refuses_what_cannot_work_and_writes_nothing(
     bitfleet: Any, model: Path, tmp_path: Path, arguments: list[str], told: str
@@ -99,6 +101,15 @@ def test_training_refuses_what_cannot_work_and_writes_nothing(
     assert done.code == 2, done.err
     assert told in done.error
     assert not (tmp_path / "net").exists()
+
+
+def test_training_systems_are_chosen_by_name(bitfleet: Any, model: Path, tmp_path: Path) -> None:
+    system = {"--sampler": "sandwich", "--schedule": "delayed", "--teacher": "largest"}
+    chosen = [part for pair in system.items() for part in pair]
+    done = bitfleet("train", model, *TRAIN, *chosen, "--out", tmp_path / "net")
+    assert done.code == 0, done.err
+    recipe = json.loads((tmp_path / "net" / "supernet.json").read_text())["info"]["recipe"]
+    assert {option: recipe[option.removeprefix("--")] for option in system} == system
 
 
 def test_text_that_is_too_short_is_refused(bitfleet: Any, model: Path, supernet: Path, tmp_path: Path) -> None:

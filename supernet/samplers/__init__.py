@@ -1,9 +1,11 @@
-"""Samplers: which subnet a training step trains."""
+"""Samplers: which subnets a training step trains."""
 
 from supernet.samplers.balanced import Balanced
-from supernet.samplers.base import Sampler
+from supernet.samplers.base import History, Sampler, Trained, bits_of
+from supernet.samplers.sandwich import Sandwich
+from supernet.samplers.shift import Shift
 from supernet.samplers.uniform import Uniform
 
-SAMPLERS: dict[str, type[Sampler]] = {"uniform": Uniform, "balanced": Balanced}
+SAMPLERS: dict[str, type[Sampler]] = {"uniform": Uniform, "balanced": Balanced, "sandwich": Sandwich, "shift": Shift}
 
-__all__ = ["SAMPLERS", "Balanced", "Sampler", "Uniform"]
+__all__ = ["SAMPLERS", "Balanced", "History", "Sampler", "Sandwich", "Shift", "Trained", "Uniform", "bits_of"]

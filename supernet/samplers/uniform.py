@@ -6,11 +6,10 @@ ever trained: the ablation of LLM-QFA.
 
 from __future__ import annotations
 
-from supernet.samplers.base import Sampler, generator
+from supernet.samplers.base import History, Sampler, evenly, generator
 from supernet.space import SearchSpace, Subnet
 
 
 class Uniform(Sampler):
-    def sample(self, space: SearchSpace, step: int, steps: int, seed: int) -> Subnet:
-        draw = generator(seed, step)
-        return Subnet(tuple((unit, draw.choice(choices)) for unit, choices in space))
+    def sample(self, space: SearchSpace, step: int, steps: int, seed: int, history: History) -> tuple[Subnet, ...]:
+        return (evenly(generator(seed, step), space),)

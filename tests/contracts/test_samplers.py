@@ -1,51 +1,114 @@
-"""Every sampler: draws inside the space, the same for the same seed and step."""
+"""Every sampler: draws inside the space, the same for the same arguments."""
 
 from __future__ import annotations
 
+import random
 from statistics import mean
 
 import pytest
 
-from supernet.samplers import SAMPLERS, Balanced, Uniform
-from supernet.samplers.balanced import mean_bits, probabilities
+from supernet.samplers import SAMPLERS, Balanced, History, Sampler, Sandwich, Trained, Uniform, bits_of
+from supernet.samplers.balanced import mean_bits
+from supernet.samplers.entropy import around, probabilities
 from supernet.space import Choice, SearchSpace, Subnet
 
 BITS = (2, 3, 4)
 SPACE = SearchSpace.of(
     {f"layers.{i}": tuple(Choice(b, 64) for b in BITS) for i in range(120)} | {"embedding": (Choice(8, 64),)}
 )
+LARGEST, SMALLEST = (
+    Subnet(tuple((unit, choices[end]) for unit, choices in SPACE)) for end in (-1, 0)
+)  # fmt: skip
+# Two units of different choices and one that has none to make: nothing may count on all units being alike.
+UNEVEN = SearchSpace.of(
+    {"a": (Choice(2, 64), Choice(3, 64)), "b": (Choice(3, 64), Choice(8, 64)), "c": (Choice(4, 64),)}
+)
 
 
-def bits_of(subnet: Subnet) -> float:
-    return mean(choice.bits for unit, choice in subnet if unit != "embedding")
+def past(steps: int, seed: int = 0) -> list[tuple[Trained, ...]]:
+    draw = random.Random(seed)
+    return [(Trained(draw.uniform(2, 4), draw.uniform(0.1, 5)),) for _ in range(steps)]
+
+
+def run(sampler: Sampler, steps: int, seed: int = 0, space: SearchSpace = SPACE) -> list[Subnet]:
+    """What a training of `steps` draws; losses are those of a model that learns nothing."""
+    history: list[tuple[Trained, ...]] = []
+    drawn: list[Subnet] = []
+    for step in range(steps):
+        subnets = sampler.sample(space, step, steps, seed, history)
+        history.append(tuple(Trained(bits_of(subnet, space), 1.0) for subnet in subnets))
+        drawn += subnets
+    return drawn
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_draws_inside_the_space_and_repeats(name: str) -> None:
+@pytest.mark.parametrize("history", [[], past(19)], ids=["no history", "history"])
+def test_draws_inside_the_space_and_repeats(name: str, history: History) -> None:
+    sampler, known = SAMPLERS[name](), list(history)
+    for step in range(20):
+        subnets = sampler.sample(SPACE, step, 20, 7, history)
+        assert all(subnet in SPACE for subnet in subnets)
+        assert subnets == SAMPLERS[name]().sample(SPACE, step, 20, 7, tuple(history))
+    assert sampler.sample(SPACE, 3, 20, 7, history) != sampler.sample(SPACE, 3, 20, 8, history)
+    assert list(history) == known
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_says_whether_it_draws_several_and_each_once_the_largest_first(name: str) -> None:
     sampler = SAMPLERS[name]()
     for step in range(20):
-        subnet = sampler.sample(SPACE, step, 20, 7)
-        assert subnet in SPACE
-        assert subnet == sampler.sample(SPACE, step, 20, 7)
-    assert sampler.sample(SPACE, 3, 20, 7) != sampler.sample(SPACE, 3, 20, 8)
+        subnets = sampler.sample(SPACE, step, 20, 0, past(step))
+        assert len(subnets) == len(set(subnets))
+        assert (len(subnets) > 1) == sampler.several
+        if sampler.several:
+            assert subnets[0] == LARGEST
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_choice_of_every_unit_is_drawn(name: str) -> None:
-    sampler = SAMPLERS[name]()
     seen: dict[str, set[Choice]] = {unit: set() for unit, _ in SPACE}
-    for step in range(200):
-        for unit, choice in sampler.sample(SPACE, step, 200, 0):
+    for subnet in run(SAMPLERS[name](), 200):
+        for unit, choice in subnet:
             seen[unit].add(choice)
     assert all(seen[unit] == set(choices) for unit, choices in SPACE)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_units_may_differ_in_their_choices(name: str) -> None:
+    drawn = run(SAMPLERS[name](), 40, space=UNEVEN)
+    assert all(subnet in UNEVEN for subnet in drawn)
+    assert {unit: {subnet[unit] for subnet in drawn} for unit, _ in UNEVEN} == {u: set(c) for u, c in UNEVEN}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_open_subnet_is_drawn_and_once(name: str) -> None:
+    """What a schedule leaves open at first."""
+    only = SearchSpace(tuple((unit, choices[-1:]) for unit, choices in SPACE))
+    assert SAMPLERS[name]().sample(only, 0, 20, 0, ()) == (LARGEST,)
+    assert SAMPLERS[name]().sample(only, 9, 20, 0, past(9)) == (LARGEST,)
+
+
+def test_bits_are_those_of_the_units_that_have_a_choice() -> None:
+    subnet = SMALLEST.replace("layers.7", Choice(4, 64))
+    assert bits_of(subnet, SPACE) == pytest.approx(2 + 2 / 120)
+    assert bits_of(Subnet.of({"a": Choice(3, 64), "b": Choice(8, 64), "c": Choice(4, 64)}), UNEVEN) == 5.5
+    assert bits_of(Subnet.of({"c": Choice(4, 64)}), SearchSpace.of({"c": (Choice(4, 64),)})) == 4
+
+
 def test_uniform_sampling_misses_the_ends_and_balanced_reaches_them() -> None:
-    uniform = [bits_of(Uniform().sample(SPACE, step, 100, 0)) for step in range(100)]
-    balanced = [bits_of(Balanced().sample(SPACE, step, 100, 0)) for step in range(100)]
+    uniform = [bits_of(subnet, SPACE) for subnet in run(Uniform(), 100)]
+    balanced = [bits_of(subnet, SPACE) for subnet in run(Balanced(), 100)]
     assert max(abs(m - 3) for m in uniform) < 0.4  # sd of the mean: 0.82 / sqrt(120) = 0.075
     assert min(balanced) == 2
     assert max(balanced) == 4
+
+
+def test_a_sandwich_is_the_ends_and_two_random_subnets() -> None:
+    for step in range(20):
+        largest, smallest, *between = Sandwich().sample(SPACE, step, 20, 0, ())
+        assert (largest, smallest) == (LARGEST, SMALLEST)
+        assert len(between) == 2
+        assert all(2.6 < bits_of(subnet, SPACE) < 3.4 for subnet in between)  # five standard deviations
 
 
 def test_the_mean_follows_equation_5() -> None:
@@ -64,8 +127,13 @@ def test_probabilities_at_two_and_a_half_bits_are_the_known_ones() -> None:
     assert probabilities(BITS, 2.5) == pytest.approx([0.616, 0.268, 0.116], abs=1e-3)
 
 
+def test_a_mean_that_a_unit_cannot_have_becomes_the_nearest_it_can() -> None:
+    drawn = around(random.Random(0), UNEVEN, 2.0)
+    assert [choice.bits for _, choice in drawn] == [2, 3, 4]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75])
 def test_units_draw_around_the_mean_of_their_step(share: float) -> None:
     step = round(100 * share)
-    drawn = [bits_of(Balanced().sample(SPACE, step, 100, seed)) for seed in range(30)]
+    drawn = [bits_of(*Balanced().sample(SPACE, step, 100, seed, ()), SPACE) for seed in range(30)]
     assert mean(drawn) == pytest.approx(mean_bits(step, 100, 2, 4), abs=0.06)

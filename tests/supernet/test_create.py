@@ -108,6 +108,30 @@ def test_a_stopped_run_goes_on_to_the_same_supernet(stop: str, source: str, fini
     assert files.hashes == open_supernet(finished).hashes
 
 
+def test_another_training_system_goes_on_as_well(source: str, data: str, tmp_path: Path) -> None:
+    """DepS: what was trained before the stop decides nothing, what the folder says of the system does."""
+    system = Recipe(
+        bits=(2, 4, 8), group_size=16, quantizer="rtn", data=data, steps=8, batch=2, window_tokens=16,
+        sampler="sandwich", schedule="delayed", teacher="largest",
+    )  # fmt: skip
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.startswith("train") and done == 6:
+            raise KeyboardInterrupt
+
+    whole = create(source, tmp_path / "whole", system)
+    with pytest.raises(KeyboardInterrupt):
+        create(source, tmp_path / "part", system, progress=interrupt)
+    files = create(source, tmp_path / "part", RECIPE, resume=True)
+    assert files.hashes == whole.hashes
+    assert files.info["losses"] == whole.info["losses"]
+    assert {name: files.info["recipe"][name] for name in ("sampler", "schedule", "teacher")} == {
+        "sampler": "sandwich",
+        "schedule": "delayed",
+        "teacher": "largest",
+    }
+
+
 def test_training_on_a_text(source: str, data: str, tmp_path: Path) -> None:
     recipe = Recipe(bits=(3, 8), group_size=32, steps=2, batch=2, window_tokens=16, data=data, quantizer="rtn")
     files = create(source, tmp_path / "out", recipe)
@@ -187,6 +211,12 @@ def test_a_damaged_folder_is_one_clear_line(damage, error: str, finished: Path, 
         ({"bits": (4, 2)}, "bits must be rising numbers from 2 to 8"),
         ({"bits": (1, 4)}, "bits must be rising numbers from 2 to 8"),
         ({"quantizer": "magic"}, "quantizer must be one of rtn, gptq, got 'magic'"),
+        ({"sampler": "magic"}, "sampler must be one of uniform, balanced, sandwich, shift, got 'magic'"),
+        ({"schedule": "magic"}, "schedule must be one of constant, progressive, delayed, got 'magic'"),
+        ({"teacher": "magic"}, "teacher must be one of full, largest, got 'magic'"),
+        ({"teacher": "largest"}, "teacher largest needs a sampler that draws several subnets a step, got balanced"),
+        ({"bits": (3, 8), "schedule": "delayed"}, "schedule delayed needs at least 2 bit-widths with adapters, got 1"),
+        ({"bits": (4, 8), "sampler": "shift"}, "sampler shift needs at least 2 bit-widths with adapters, got 1"),
         ({"group_size": 0}, "group_size must be at least 8"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"minutes": 0.0}, "minutes must be above 0"),

@@ -6,32 +6,52 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from supernet.adapters import ADAPTERS, TrainedScales
+from supernet.files import write_tensors
 from supernet.model import hidden_states, logits_of
-from supernet.samplers import Balanced, Uniform
+from supernet.samplers import SAMPLERS, Balanced, Sandwich, Shift, Uniform
+from supernet.schedules import SCHEDULES, Delayed, Progressive
 from supernet.space import Subnet
-from supernet.train import Trainer, TrainOptions, batch_at, distill, drop_losing, trained_space
+from supernet.train import (
+    Target,
+    Trainer,
+    TrainOptions,
+    batch_at,
+    distill,
+    drop_losing,
+    passes,
+    steps_for,
+    trained_space,
+)
 from tests.supernet.conftest import Made, make
 from tests.tiny import windows
 
 STEPS = 12
 
 
-def trainer(made: Made, path: Path, steps: int = STEPS, rate: float = 1e-2, **options: int) -> Trainer:
+def trainer(
+    made: Made, path: Path, steps: int = STEPS, rate: float = 1e-2, sampler: str = "balanced",
+    schedule: str = "constant", **options: Any,
+) -> Trainer:  # fmt: skip
     settings = TrainOptions(steps, rate, **options)
-    return Trainer(made.model, made.supernet, windows(16), Balanced(), settings, Accelerator(cpu=True), path)
+    members = SAMPLERS[sampler](), SCHEDULES[schedule]()
+    return Trainer(
+        made.model, made.supernet, windows(16), members[0], settings, Accelerator(cpu=True), path, members[1]
+    )
 
 
-def adapted(adapter: str = "scales") -> Made:
+def adapted(adapter: str = "scales", bits: Sequence[int] = (2, 3, 4)) -> Made:
     made = make()
-    made.supernet.adapt(ADAPTERS[adapter], (2, 3, 4), seed=0)
+    made.supernet.adapt(ADAPTERS[adapter], bits, seed=0)
     return made
 
 
@@ -41,7 +61,7 @@ def test_the_loss_and_its_gradient_are_those_of_kl(adapter: str, tmp_path: Path)
     run = trainer(made, tmp_path / "state")
     made.supernet.activate(made.space.uniform(made.spec, 3))
     ids = windows(2, 16)
-    loss = distill(made.model, made.supernet.model, ids)
+    loss, _ = distill(Target.of(made.model, ids), made.supernet.model, ids)
     ours = {name: p.grad.clone() for name, p in run.parameters.items() if p.grad is not None}
     run.optimizer.zero_grad(set_to_none=True)
     student = logits_of(made.supernet.model, hidden_states(made.supernet.model, ids)).log_softmax(-1)
@@ -54,23 +74,26 @@ def test_the_loss_and_its_gradient_are_those_of_kl(adapter: str, tmp_path: Path)
         assert torch.allclose(gradient, run.parameters[name].grad, rtol=1e-3, atol=1e-6)
 
 
+def loss_of(made: Made, subnet: Subnet) -> float:
+    made.supernet.activate(subnet)
+    return distill(Target.of(made.model, windows(16)), made.supernet.model, windows(16))[0]
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_training_lowers_the_loss(adapter: str, tmp_path: Path) -> None:
     made = adapted(adapter)
     subnet = made.space.uniform(made.spec, 2)
-    made.supernet.activate(subnet)
-    before = distill(made.model, made.supernet.model, windows(16))
+    before = loss_of(made, subnet)
     run = trainer(made, tmp_path / "state", steps=40)
     run.run()
-    made.supernet.activate(subnet)
-    assert distill(made.model, made.supernet.model, windows(16)) < 0.8 * before
+    assert loss_of(made, subnet) < 0.8 * before
 
 
 def test_only_the_sampled_adapters_move(tmp_path: Path) -> None:
     made = adapted()
     run = trainer(made, tmp_path / "state")
     before = {name: p.detach().clone() for name, p in run.parameters.items()}
-    subnet = run.sampler.sample(run.space, 0, STEPS, 0)
+    (subnet,) = run.draw(0)
     run.step(0)
     sampled = set(made.supernet.adapters(subnet))
     for name, parameter in run.parameters.items():
@@ -118,6 +141,29 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(adapter: str, stop:
             assert torch.equal(rest.supernet.matrices[name].state_dict()[key], value)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_training_system_resumes_exactly(sampler: str, schedule: str, tmp_path: Path) -> None:
+    system: dict[str, Any] = {"sampler": sampler, "schedule": schedule, "steps": 32, "batch": 2}
+    system["teacher"] = "largest" if SAMPLERS[sampler].several else "full"
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if done == 27:
+            raise KeyboardInterrupt
+
+    whole = trainer(adapted(), tmp_path / "whole", **system)
+    whole.run()
+    first = trainer(adapted(), tmp_path / "part", **system)
+    with pytest.raises(KeyboardInterrupt):
+        first.run(interrupt)
+    second = trainer(adapted(), tmp_path / "part", **system)
+    second.resume()
+    assert second.history == first.history == whole.history[:27]
+    assert second.run() == whole.losses
+    assert second.history == whole.history
+    assert all(torch.equal(p, second.parameters[name]) for name, p in whole.parameters.items())
+
+
 def test_an_interrupted_run_keeps_its_last_step(tmp_path: Path) -> None:
     def interrupt(what: str, done: int, total: int) -> None:
         if done == 7:
@@ -144,16 +190,24 @@ def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
         run.resume()
 
 
+SYSTEMS = [
+    {},
+    {"sampler": "sandwich", "schedule": "delayed", "teacher": "largest", "steps": 4},
+    {"sampler": "shift", "steps": 23},  # long enough for draws to follow the losses
+]
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from accelerate import Accelerator
-from tests.supernet.test_train import adapted, trainer
-run = trainer(adapted(), Path(sys.argv[1]) / "state", steps=6)
-losses = run.run()
+from tests.supernet.test_train import SYSTEMS, adapted, trainer
+found = []
+for number, system in enumerate(SYSTEMS):
+    run = trainer(adapted(), Path(sys.argv[1]) / f"state{number}", **{"steps": 6, **system})
+    run.run()
+    sums = [float(p.detach().double().sum()) for p in run.parameters.values()]
+    bits = [[one.bits for one in trained] for trained in run.history]
+    found.append([bits, [one.loss for trained in run.history for one in trained], sums])
 if run.accelerator.is_main_process:
-    sums = [float(p.double().sum()) for p in run.parameters.values()]
-    Path(sys.argv[1], f"{run.accelerator.num_processes}.json").write_text(json.dumps([losses, sums]))
+    Path(sys.argv[1], f"{run.accelerator.num_processes}.json").write_text(json.dumps(found))
 """
 
 
@@ -171,8 +225,11 @@ def test_two_processes_train_the_same_as_one(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
-    assert two[0] == pytest.approx(one[0], rel=1e-5)
-    assert two[1] == pytest.approx(one[1], rel=1e-4, abs=1e-3)
+    assert len(one) == len(two) == len(SYSTEMS)
+    for alone, together in zip(one, two, strict=True):
+        assert together[0] == alone[0]
+        assert together[1] == pytest.approx(alone[1], rel=1e-4)
+        assert together[2] == pytest.approx(alone[2], rel=1e-4, abs=1e-3)
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_refused(tmp_path: Path) -> None:
@@ -208,3 +265,133 @@ def test_options_out_of_range_are_refused(field: dict[str, float]) -> None:
 
 def test_scales_are_the_default_that_folds() -> None:
     assert TrainedScales.deploys == "scales"
+
+
+def test_a_step_over_several_subnets_is_the_mean_of_their_steps(tmp_path: Path) -> None:
+    made = adapted()
+    run = trainer(made, tmp_path / "state", sampler="sandwich")
+    ids = batch_at(run.windows, 0, 4, 0)
+    subnets = run.draw(0)
+    expected = {name: torch.zeros_like(p) for name, p in run.parameters.items()}
+    losses = []
+    for subnet in subnets:
+        made.supernet.activate(subnet)
+        losses.append(distill(Target.of(made.model, ids), made.supernet.model, ids)[0])
+        for name, p in run.parameters.items():
+            expected[name] += 0 if p.grad is None else p.grad / len(subnets)
+        run.optimizer.zero_grad(set_to_none=True)
+    assert len(subnets) == 4
+    assert run._gradients(subnets, 0) == losses
+    for name, p in run.parameters.items():
+        assert torch.allclose(expected[name], torch.zeros_like(p) if p.grad is None else p.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_the_largest_learns_from_the_full_model_and_teaches_the_others(tmp_path: Path) -> None:
+    """Against what autograd finds of the KL divergence between whole models, the teacher's part detached."""
+    made = adapted()
+    run = trainer(made, tmp_path / "state", sampler="sandwich", teacher="largest")
+    ids = batch_at(run.windows, 0, 4, 0)
+    largest, *others = run.draw(0)
+    losses = run._gradients((largest, *others), 0)
+    ours = {name: p.grad.clone() for name, p in run.parameters.items() if p.grad is not None}
+    run.optimizer.zero_grad(set_to_none=True)
+
+    def log_probs(subnet: Subnet) -> torch.Tensor:
+        made.supernet.activate(subnet)
+        return logits_of(made.supernet.model, hidden_states(made.supernet.model, ids)).log_softmax(-1)
+
+    full = made.model(ids).logits.log_softmax(-1)
+    teacher = log_probs(largest)
+    found = [kl_per_token(teacher, full)]
+    found += [kl_per_token(log_probs(subnet), teacher.detach()) for subnet in others]
+    assert losses == pytest.approx([loss.item() for loss in found], rel=1e-5)
+    (sum(found) / 4).backward()  # type: ignore[union-attr]
+    for name, gradient in ours.items():
+        assert torch.allclose(gradient, run.parameters[name].grad, rtol=1e-3, atol=1e-6)
+
+
+def kl_per_token(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    kl = torch.nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+    return kl / (student.shape[0] * student.shape[1])
+
+
+def test_history_holds_every_subnet_and_losses_their_mean(tmp_path: Path) -> None:
+    run = trainer(adapted(), tmp_path / "state", sampler="sandwich", steps=3)
+    losses = run.run()
+    for trained, loss in zip(run.history, losses, strict=True):
+        assert [one.bits for one in trained[:2]] == [4, 2]
+        assert all(2 < one.bits < 4 for one in trained[2:])
+        assert loss == pytest.approx(sum(one.loss for one in trained) / 4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_closed_choices_are_not_drawn_and_do_not_move(sampler: str, tmp_path: Path) -> None:
+    run = trainer(adapted(), tmp_path / "state", sampler=sampler, schedule="delayed", steps=8)
+    before = {name: p.detach().clone() for name, p in run.parameters.items()}
+    for step in range(4):
+        assert [one.bits for one in run.step(step)] == [4]
+    moved = {name.split("|")[1] for name, p in run.parameters.items() if not torch.equal(p, before[name])}
+    assert moved == {"int4g16"}
+    assert not {name for name, p in run.parameters.items() if p in run.optimizer.state} - {
+        name for name in run.parameters if "|int4g16|" in name
+    }
+
+
+def test_a_rate_of_a_choice_is_the_step_of_its_adapters(tmp_path: Path) -> None:
+    """The first step of Adam is as long as the learning rate, so the factor can be read off."""
+    run = trainer(adapted(), tmp_path / "state", sampler="sandwich", schedule="delayed", steps=40)
+    for step in (20, 21, 22, 30):
+        run.step(step)
+        for group in run.optimizer.param_groups:
+            factor = 1 if group["choice"].bits == 4 else min(1, (step - 19) / 4)
+            assert group["lr"] == pytest.approx(run.options.rate(step) * factor)
+    fresh = trainer(adapted(), tmp_path / "other", sampler="sandwich", schedule="delayed", steps=40)
+    before = {name: p.detach().clone() for name, p in fresh.parameters.items()}
+    fresh.step(20)
+    lengths = {"int4g16": 1.0, "int3g16": 0.25, "int2g16": 0.25}
+    for name, p in fresh.parameters.items():
+        longest = (p - before[name]).abs().max().item()
+        expected = fresh.options.rate(20) * lengths[name.split("|")[1]]
+        assert longest == 0 or longest == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("sampler", [Uniform(), Balanced(), Shift()])
+def test_in_place_distillation_needs_several_subnets(sampler: Any, tmp_path: Path) -> None:
+    made, options = adapted(), TrainOptions(1, 1e-3, teacher="largest")
+    name = type(sampler).__name__.lower()
+    with pytest.raises(ValueError, match=f"several subnets a step, got {name}, which draws one; use sampler sandwich"):
+        Trainer(made.model, made.supernet, windows(), sampler, options, Accelerator(cpu=True), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "named"),
+    [
+        (Sandwich(), None, "sampler sandwich"),
+        (Shift(), None, "sampler shift"),
+        (Uniform(), Delayed(), "schedule delayed"),
+        (Uniform(), Progressive(), "schedule progressive"),
+    ],
+)
+def test_one_adapted_bit_width_leaves_nothing_to_schedule(
+    sampler: Any, schedule: Any, named: str, tmp_path: Path
+) -> None:
+    made, options = adapted(bits=(3,)), TrainOptions(1, 1e-3)
+    with pytest.raises(ValueError, match=f"{named} needs at least 2 bit-widths with adapters, got 1; use"):
+        Trainer(made.model, made.supernet, windows(), sampler, options, Accelerator(cpu=True), tmp_path, schedule)
+
+
+def test_a_checkpoint_without_history_is_refused(tmp_path: Path) -> None:
+    run = trainer(adapted(), tmp_path / "state")
+    tensors = {name: p.detach() for name, p in run.parameters.items()}
+    write_tensors(tmp_path / "state", tensors, {"losses": [1.0], "options": run.options.to_json()})
+    with pytest.raises(ValueError, match="is of an earlier version; train into a new folder"):
+        run.resume()
+
+
+def test_a_schedule_s_cheap_steps_count_when_minutes_become_steps(tmp_path: Path) -> None:
+    run = trainer(adapted(), tmp_path / "state", steps=100, sampler="sandwich", schedule="delayed")
+    assert run.average_work() == pytest.approx((passes(1) + passes(4)) / 2 / passes(4))
+    assert trainer(adapted(), tmp_path / "state", steps=100).average_work() == 1
+    assert steps_for(0.1, lambda: time.sleep(0.1), 0.5) == pytest.approx(
+        2 * steps_for(0.1, lambda: time.sleep(0.1)), abs=4
+    )
