@@ -134,8 +134,26 @@ def profile_show(name: str, as_json: bool) -> None:
 @click.option("--data", metavar="FILE|DATASET", help="Training text; without it, text is sampled from the full model.")
 @click.option("--steps", type=int, metavar="N", help="Training steps; the default is what fits into --minutes.")
 @click.option("--minutes", type=float, default=15.0, show_default=True, help="Training time, without preparation.")
-@click.option("--quantizer", default="gptq", show_default=True, metavar="rtn|gptq", help="How codes are found.")
-@click.option("--adapter", default="scales", show_default=True, metavar="scales|lora", help="What is trained.")
+@click.option("--quantizer", default="gptq", show_default=True, metavar="rtn|gptq|learned", help="How codes are found.")
+@click.option(
+    "--block-steps", type=int, default=50, show_default=True, help="Steps on each block and bit-width of `learned`."
+)
+@click.option(
+    "--adapter",
+    default="scales",
+    show_default=True,
+    metavar="scales|lora|pooled|rounding|routed",
+    help="What is trained.",
+)
+@click.option("--rank", type=int, metavar="N", help="Rank of a low-rank adapter; each has its default.")
+@click.option("--train-bits", metavar="B,B,...", help="Bit-widths with adapters; the default is the two smallest.")
+@click.option(
+    "--sharing",
+    default="decoupled",
+    show_default=True,
+    metavar="decoupled|shared|matched",
+    help="Which bit-widths train through one adapter.",
+)
 @click.option(
     "--sampler",
     default="balanced",
@@ -155,23 +173,17 @@ def profile_show(name: str, as_json: bool) -> None:
 @click.option("--resume", is_flag=True, help="Go on with the training in --out that was stopped.")
 @click.option("--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write it.  [default: supernet-MODEL]")
-def train(
-    model: str, bits: str, group_size: int, data: str | None, steps: int | None, minutes: float, quantizer: str,
-    adapter: str, sampler: str, schedule: str, teacher: str, seed: int, resume: bool, trust_remote_code: bool,
-    out: Path | None,
-) -> None:  # fmt: skip
+def train(model: str, bits: str, train_bits: str | None, resume: bool, out: Path | None, **options: Any) -> None:
     """Make the supernet of MODEL: a Hugging Face folder, a hub id, a .gguf file, or smollm2-135m-instruct.
 
     With `accelerate launch cli.py train ...` several processes train together.
     """
     numbers = whole_numbers("--bits", bits)
+    trained = None if train_bits is None else whole_numbers("--train-bits", train_bits)
     path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
     from supernet.create import Recipe, create
 
-    recipe = Recipe(
-        bits=numbers, group_size=group_size, quantizer=quantizer, adapter=adapter, sampler=sampler, schedule=schedule,
-        teacher=teacher, data=data, steps=steps, minutes=minutes, seed=seed, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    recipe = Recipe(bits=numbers, train_bits=trained, **options)
     with progress() as report:
         files = create(model, path, recipe, resume, report)
     if first_process():

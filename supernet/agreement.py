@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from supernet.build import Progress, Supernet, silent
+from supernet.files import write_text
 from supernet.sharing import Agreement
 from supernet.space import Choice
-from supernet.train import distill
+from supernet.train import Target, distill
 
 
 def measure_agreement(
@@ -44,7 +47,7 @@ def _gradients(teacher: Any, supernet: Supernet, bits: int, ids: Tensor) -> dict
     parameters = [p for adapter in adapters.values() for p in adapter.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    distill(teacher, supernet.model, ids)
+    distill(Target.of(teacher, ids), supernet.model, ids)
     found = {}
     for unit in supernet.spec.units:
         mine = [a for lin in unit.linears if (a := supernet.matrices[lin.name].adapter(subnet[unit.name]))]
@@ -58,3 +61,17 @@ def _gradients(teacher: Any, supernet: Supernet, bits: int, ids: Tensor) -> dict
 
 def _choice(supernet: Supernet, unit: str, bits: int) -> Choice:
     return next(choice for choice in supernet.space[unit] if choice.bits == bits)
+
+
+def write_agreement(path: Path, agreement: Mapping[str, Agreement]) -> None:
+    plain = {unit: {f"{a} {b}": cosine for (a, b), cosine in pairs.items()} for unit, pairs in agreement.items()}
+    write_text(path, json.dumps(plain, indent=1) + "\n")
+
+
+def read_agreement(path: Path) -> dict[str, Agreement]:
+    def pair(text: str) -> tuple[Choice, Choice]:
+        low, high = map(Choice.parse, text.split())
+        return low, high
+
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    return {unit: {pair(text): cosine for text, cosine in pairs.items()} for unit, pairs in plain.items()}

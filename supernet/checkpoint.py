@@ -36,6 +36,7 @@ FORMAT = 2
 SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
 ADAPTERS_FILE, REFERENCE = "adapters.safetensors", "reference.safetensors"
 START, WINDOWS, TRAINING = "start.safetensors", "windows.safetensors", "training.safetensors"
+AGREEMENT_FILE = "agreement.json"
 _PARTS = ("codes", "scale", "zero")
 
 
@@ -206,14 +207,14 @@ def open_supernet(path: str | Path, unfinished: bool = False) -> SupernetFiles:
 
 
 def save_start(
-    path: Path, supernet: Supernet, weights: Weights, reference: Reference, windows: Tensor,
+    path: Path, supernet: Supernet, reference: Reference, windows: Tensor,
     config: Any, tokenizer: Any, info: Mapping[str, Any],
 ) -> SupernetFiles:  # fmt: skip
     """Write what training starts from, into an empty or new folder."""
     from supernet.files import write_tensors
 
     path.mkdir(parents=True, exist_ok=True)
-    _save_codes(path / START, weights)
+    _save_codes(path / START, supernet.weights())
     write_tensors(path / FLOATS, supernet.floats)
     held_out = {"windows": reference.windows, "hidden": reference.hidden, "head": reference.head}
     write_tensors(path / REFERENCE, held_out | ({} if reference.bias is None else {"bias": reference.bias}))

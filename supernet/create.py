@@ -10,7 +10,7 @@ import copy
 import json
 import platform
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supernet.adapters import ADAPTERS
+from supernet.adapters import ADAPTERS, Adapter
+from supernet.agreement import measure_agreement, read_agreement, write_agreement
 from supernet.build import Progress, Supernet, build, make_space, quantize, silent
 from supernet.checkpoint import (
+    AGREEMENT_FILE,
     START,
     SUPERNET,
     TRAINING,
@@ -37,20 +39,25 @@ from supernet.checkpoint import (
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_text
 from supernet.model import check_head, load_model, spec_of_model
-from supernet.quantizers import QUANTIZERS
+from supernet.quantizers import QUANTIZERS, Learned
 from supernet.samplers import SAMPLERS
 from supernet.schedules import SCHEDULES
 from supernet.sensitivity import measure_sensitivities
+from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
+from supernet.space import SearchSpace
+from supernet.spec import ModelSpec
 from supernet.text import sample_windows, spread_windows
 from supernet.train import TEACHERS, Trainer, TrainOptions, check_system, drop_losing, steps_for
 
 HELD_OUT = 4  # windows that judge and never train
 CALIBRATION = 64  # windows for the Hessians
+LEARNING = 256  # windows for a quantizer that learns
+AGREEMENT = 8  # batches that tell which choices may share an adapter
 SENSITIVITY = 4  # windows for the sensitivities' gradients
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
 READ = 4096  # windows that are drawn from a text at most
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
-ADAPTED = 2  # so many of the smallest bit-widths have adapters: each further one takes its share of the steps
+ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
 PROBED = 100  # steps of the training whose work tells how many fit into the minutes
 
 
@@ -61,7 +68,11 @@ class Recipe:
     bits: tuple[int, ...] = (2, 3, 4, 8)
     group_size: int = 64
     quantizer: str = "gptq"
+    block_steps: int = 50
     adapter: str = "scales"
+    rank: int | None = None
+    sharing: str = "decoupled"
+    train_bits: tuple[int, ...] | None = None
     sampler: str = "balanced"
     schedule: str = "constant"
     teacher: str = "full"
@@ -80,6 +91,7 @@ class Recipe:
         families: dict[str, Collection[str]] = {
             "quantizer": QUANTIZERS,
             "adapter": ADAPTERS,
+            "sharing": SHARINGS,
             "sampler": SAMPLERS,
             "schedule": SCHEDULES,
             "teacher": TEACHERS,
@@ -87,27 +99,49 @@ class Recipe:
         for name, family in families.items():
             if getattr(self, name) not in family:
                 raise ValueError(f"{name} must be one of {', '.join(family)}, got {getattr(self, name)!r}")
-        for name, least in (("group_size", 8), ("batch", 1), ("window_tokens", 8)):
+        for name, least in (("group_size", 8), ("batch", 1), ("block_steps", 1), ("window_tokens", 8)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
-        widths = len(self.adapted_bits)
+        if not set(self.train_bits or ()) <= set(self.bits):
+            raise ValueError(f"train_bits must be among bits, got {self.train_bits} and {self.bits}")
+        adapter, widths = ADAPTERS[self.adapter], len(self.adapted_bits)
+        if self.rank is not None and (self.rank < 1 or not adapter.ranked):
+            raise ValueError(f"rank must be at least 1 and the adapter low-rank, got {self.rank} and {self.adapter}")
+        check_sharing(self.adapter, adapter, self.sharing, SHARINGS[self.sharing], widths)
         check_system(SAMPLERS[self.sampler], SCHEDULES[self.schedule], self.teacher, widths)
 
     @property
     def adapted_bits(self) -> tuple[int, ...]:
         """The bit-widths that have adapters."""
+        if self.train_bits is not None:
+            return tuple(sorted(self.train_bits))
         return tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)[:ADAPTED]
 
+    def adapter_options(self, units: int) -> dict[str, Any]:
+        """What the adapters of a model with so many units are made with."""
+        return ADAPTERS[self.adapter].options(units) | ({} if self.rank is None else {"rank": self.rank})
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "bits": list(self.bits)}
+        return {**asdict(self), "bits": list(self.bits), "train_bits": self.train_bits and list(self.train_bits)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        return cls(**{**data, "bits": tuple(data["bits"])})
+        train_bits = data.get("train_bits")
+        return cls(**{**data, "bits": tuple(data["bits"]), "train_bits": train_bits and tuple(train_bits)})
+
+
+def check_sharing(name: str, adapter: type[Adapter], sharing_name: str, sharing: type[Sharing], widths: int) -> None:
+    """ValueError where an adapter cannot be shared so; `widths` bit-widths have adapters."""
+    if sharing is not Decoupled and not adapter.shareable:
+        raise ValueError(f"adapter {name} belongs to one bit-width, got sharing {sharing_name}; use sharing decoupled")
+    if adapter.routes and sharing is not Shared:
+        raise ValueError(f"adapter {name} mixes experts for all bit-widths, got {sharing_name}; use sharing shared")
+    if sharing.measures and widths < 2:
+        raise ValueError(f"sharing {sharing_name} compares bit-widths, got {widths} with adapters; use decoupled")
 
 
 def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progress: Progress = silent) -> SupernetFiles:
@@ -161,13 +195,13 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
     held_out = min(HELD_OUT, len(windows) // 2)
     reference = Reference.of(model, windows[:held_out], progress)
     training = windows[held_out:]
-    weights = quantize(model, spec, space, QUANTIZERS[recipe.quantizer](), training[:CALIBRATION], progress)
+    supernet = _quantized(model, spec, space, training, recipe, progress)
     info = {
         "source": source,
         "recipe": recipe.to_json(),
         "adapter": {
             "name": recipe.adapter,
-            "options": ADAPTERS[recipe.adapter].options(len(spec.units)),
+            "options": recipe.adapter_options(len(spec.units)),
             "deploys": ADAPTERS[recipe.adapter].deploys,
         },
         "text": recipe.data or "sampled from the full model",
@@ -175,7 +209,25 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    save_start(out, build(model, spec, space, weights), weights, reference, training, model.config, tokenizer, info)
+    save_start(out, supernet, reference, training, model.config, tokenizer, info)
+
+
+def _quantized(
+    model: Any, spec: ModelSpec, space: SearchSpace, windows: Tensor, recipe: Recipe, progress: Progress
+) -> Supernet:
+    """The supernet before training, with the best codes that its quantizer finds."""
+    quantizer = QUANTIZERS[recipe.quantizer]()
+    if isinstance(quantizer, Learned):
+        quantizer = replace(quantizer, steps=recipe.block_steps)
+    weights = quantize(model, spec, space, quantizer, windows[:CALIBRATION], progress)
+    supernet = build(model, spec, space, weights)
+    if quantizer.refines:
+        supernet.model.to(model.device)
+        teacher = in_compute_dtype(model)
+        supernet.set_dtype(teacher.dtype)
+        quantizer.refine(model, teacher, supernet, windows[:LEARNING], recipe.seed, progress)
+        supernet.set_dtype(torch.float32)
+    return supernet
 
 
 def _model_name(source: str) -> str:
@@ -186,8 +238,7 @@ def _model_name(source: str) -> str:
 def _windows(model: Any, tokenizer: Any, recipe: Recipe, progress: Progress) -> Tensor:
     if recipe.data is not None:
         return spread_windows(recipe.data, tokenizer, HELD_OUT + READ, recipe.window_tokens, recipe.seed)
-    fast = copy.deepcopy(model).to(compute_dtype(model.device))
-    return sample_windows(fast, HELD_OUT + SAMPLED, recipe.window_tokens, recipe.seed, progress)
+    return sample_windows(in_compute_dtype(model), HELD_OUT + SAMPLED, recipe.window_tokens, recipe.seed, progress)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -197,16 +248,40 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
+def in_compute_dtype(model: Any) -> Any:
+    """The model itself where that is float32, else a copy."""
+    dtype = compute_dtype(model.device)
+    return model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+
+
+def _adapt(
+    files: SupernetFiles, model: Any, teacher: Any, supernet: Supernet, windows: Tensor, recipe: Recipe,
+    accelerator: Any, progress: Progress,
+) -> None:  # fmt: skip
+    """Give the supernet its adapters. What was measured for it is kept: a resumed run must share the same way."""
+    adapter, sharing, bits = ADAPTERS[recipe.adapter], SHARINGS[recipe.sharing](), recipe.adapted_bits
+    agreement: dict[str, Any] = {}
+    if sharing.measures:
+        path = files.path / AGREEMENT_FILE
+        if not path.exists() and accelerator.is_main_process:
+            supernet.adapt(adapter, bits, recipe.seed, Shared(), full=model, **files.info["adapter"]["options"])
+            supernet.set_dtype(teacher.dtype)
+            batches = windows[: AGREEMENT * recipe.batch].to(model.device).split(recipe.batch)
+            write_agreement(path, measure_agreement(teacher, supernet, bits, batches, progress))
+        accelerator.wait_for_everyone()
+        agreement = read_agreement(path)
+    supernet.adapt(adapter, bits, recipe.seed, sharing, agreement, model, **files.info["adapter"]["options"])
+
+
 def _train(
     files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, accelerator: Any, progress: Progress
 ) -> Trainer:
     adapter = ADAPTERS[recipe.adapter]
-    supernet.adapt(adapter, recipe.adapted_bits, recipe.seed)
-    supernet.model.to(accelerator.device)
-    dtype = compute_dtype(accelerator.device)
-    supernet.set_dtype(dtype)
-    teacher = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+    teacher = in_compute_dtype(model)
     windows = read_tensors(files.path / WINDOWS)[0]["windows"]
+    _adapt(files, model, teacher, supernet, windows, recipe, accelerator, progress)
+    supernet.model.to(accelerator.device)
+    supernet.set_dtype(teacher.dtype)
 
     def trainer(steps: int) -> Trainer:
         rate = recipe.learning_rate or adapter.learning_rate
@@ -264,6 +339,6 @@ def _finish(
     evaluations = [{"subnet": subnet.to_json(), "quality": quality.to_json()} for subnet, quality in measured.items()]
     finished = {**files.info, **info, "evaluations": evaluations, "finished": True}
     done = save_index(files.path, files.spec, files.space, finished, hashes)
-    for name in (START, WINDOWS, TRAINING):
+    for name in (START, WINDOWS, TRAINING, AGREEMENT_FILE):
         (files.path / name).unlink(missing_ok=True)
     return done

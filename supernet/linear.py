@@ -50,8 +50,10 @@ class Quantized(nn.Module):
             setattr(self, f"{weight.choice}_{part}", getattr(weight, part))
 
     def adapter(self, choice: Choice) -> Adapter | None:
-        found = (a for name, a in self.adapters.items() if str(choice) in name.split(TOGETHER))
-        return next(found, None)  # type: ignore[arg-type]
+        for name, adapter in self.adapters.items():
+            if str(choice) in name.split(TOGETHER):
+                return adapter  # type: ignore[return-value]
+        return None
 
     def adapt(self, choices: Sequence[Choice], adapter: Adapter) -> None:
         """Train `choices` through `adapter`, all of them through this one."""

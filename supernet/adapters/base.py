@@ -23,6 +23,8 @@ class Adapter(nn.Module, ABC):
     deploys: ClassVar[Deploys]
     learning_rate: ClassVar[float]
     shareable: ClassVar[bool] = True  # whether one instance can serve several choices of a linear
+    routes: ClassVar[bool] = False  # whether it serves every choice, mixing what it holds for the subnet at hand
+    ranked: ClassVar[bool] = False  # whether it takes a `rank`
     straight_through: ClassVar[tuple[str, ...]] = ()  # parameters whose gradient is that of no rounding
 
     def __init__(self, weight: QuantizedWeight, generator: torch.Generator, full: Tensor | None = None) -> None:

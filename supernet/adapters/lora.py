@@ -18,6 +18,7 @@ from supernet.grids import QuantizedWeight
 class LoRA(Adapter):
     deploys = "side"
     learning_rate = 1e-3
+    ranked = True
 
     def __init__(
         self, weight: QuantizedWeight, generator: torch.Generator, full: Tensor | None = None, rank: int = 16

@@ -22,6 +22,7 @@ from supernet.grids import QuantizedWeight
 class PooledLoRA(Adapter):
     deploys = "zeros"
     learning_rate = 1e-3
+    ranked = True
 
     def __init__(
         self, weight: QuantizedWeight, generator: torch.Generator, full: Tensor | None = None, rank: int = 16

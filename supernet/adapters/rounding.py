@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.adapters.base import Adapter
-from supernet.grids import GRIDS, IntegerGrid, QuantizedWeight
+from supernet.grids import IntegerGrid, QuantizedWeight
 
 POSITIONS = 256  # in the code range, so that a position is a byte
 
@@ -31,8 +31,11 @@ POSITIONS = 256  # in the code range, so that a position is a byte
 class Rounding(Adapter):
     deploys = "codes"
     learning_rate = 1e-3
+    ranked = True
     shareable = False  # positions are those of one choice
     straight_through = ("up", "down", "offset")
+
+    position: Tensor
 
     def __init__(
         self, weight: QuantizedWeight, generator: torch.Generator, full: Tensor | None = None,
@@ -45,6 +48,7 @@ class Rounding(Adapter):
         self.register_buffer("position", self._positions(weight, full, margin), persistent=False)
         out_features, in_features = weight.shape
         device = weight.scale.device
+        self.full_rank = rank is None
         if rank is None:
             self.offset = nn.Parameter(torch.zeros(out_features, in_features, device=device))
             return
@@ -53,7 +57,7 @@ class Rounding(Adapter):
         self.up = nn.Parameter(torch.zeros(out_features, rank, device=device))
 
     def _positions(self, weight: QuantizedWeight, full: Tensor | None, margin: float) -> Tensor:
-        codes = GRIDS[weight.choice.grid].codes(weight).float()
+        codes = IntegerGrid().codes(weight).float()
         place = codes
         if full is not None:
             scale, zero = (part.float().repeat_interleave(self.group_size, 1) for part in (weight.scale, weight.zero))
@@ -63,21 +67,21 @@ class Rounding(Adapter):
     def places(self, dtype: torch.dtype) -> Tensor:
         """Where the weights lie now, in positions: `(out_features, in_features)`, before rounding and clamping."""
         place = self.position.to(dtype)
-        if hasattr(self, "offset"):
+        if self.full_rank:
             return place.add_(self.offset.detach().to(dtype), alpha=self.fine)
         return place.addmm_(self.up.detach().to(dtype), self.down.detach().to(dtype), alpha=self.fine)
 
-    def codes(self, places: Tensor) -> Tensor:
+    def codes_at(self, places: Tensor) -> Tensor:
         """Codes of `places`, which is overwritten."""
         return places.add_(0.5).mul_(1 / self.fine).floor_().clamp_(0, self.top)
 
     def forward(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
-        trained = (self.offset,) if hasattr(self, "offset") else (self.up, self.down)
+        trained = (self.offset,) if self.full_rank else (self.up, self.down)
         return _RoundedProduct.apply(x, weight.scale * (1 + self.delta), weight.zero, self, *trained)
 
     def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
         scale = (weight.scale * (1 + self.delta)).detach()
-        codes = self.codes(self.places(torch.float32))
+        codes = self.codes_at(self.places(torch.float32))
         return IntegerGrid().pack(codes, scale, weight.zero, weight.choice, weight.in_features)
 
 
@@ -112,5 +116,5 @@ class _RoundedProduct(torch.autograd.Function):
 
 def _centered(adapter: Rounding, places: Tensor, zero: Tensor) -> Tensor:
     """`code - zero`, `(out_features, groups, group_size)`; overwrites `places`."""
-    codes = adapter.codes(places).unflatten(1, (-1, adapter.group_size))
+    codes = adapter.codes_at(places).unflatten(1, (-1, adapter.group_size))
     return codes.sub_(zero.to(codes.dtype).unsqueeze(-1))

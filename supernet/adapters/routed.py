@@ -23,6 +23,8 @@ from supernet.grids import QuantizedWeight
 class RoutedLoRA(Adapter):
     deploys = "side"
     learning_rate = 1e-3
+    ranked = True
+    routes = True
 
     def __init__(
         self, weight: QuantizedWeight, generator: torch.Generator, full: Tensor | None = None,

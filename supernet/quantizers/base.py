@@ -19,6 +19,7 @@ class Quantizer(ABC):
     """Finds codes, scales and zeros for a matrix at every choice."""
 
     needs_hessian: ClassVar[bool]
+    refines: ClassVar[bool] = False
 
     @abstractmethod
     def quantize(

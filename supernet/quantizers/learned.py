@@ -44,7 +44,11 @@ class Learned(Quantizer):
     steps: int = 50
     batch: int = 8
 
+    widest: int = 4
+    """Wider codes are left as they are rounded: they lose too little to win anything back."""
+
     needs_hessian = False
+    refines = True
 
     def quantize(
         self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
@@ -67,7 +71,7 @@ class Learned(Quantizer):
         arguments = layer_arguments(teacher, layers, windows[:1])
         with torch.no_grad():
             exact = torch.cat([first_inputs(teacher, layers[0], part) for part in windows.split(AT_ONCE)])
-        chains = {bits: exact for bits in supernet.space.bits(supernet.spec)}
+        chains = {bits: exact for bits in supernet.space.bits(supernet.spec) if bits <= self.widest}
         draw = torch.Generator().manual_seed(seed)
         for number, (layer, ours) in enumerate(zip(layers, decoder_layers(supernet.model), strict=True)):
             run = _Block(number, layer, ours, arguments[number], *(part[number] for part in weights))
@@ -123,11 +127,13 @@ def _adapt(supernet: Supernet, full: Any, layer: int, bits: int) -> list[Roundin
 
 @torch.no_grad()
 def _move(adapters: Sequence[Rounding], step: float) -> None:
-    """Signed descent: what a code's error is worth differs by orders of magnitude between groups, its range does not."""
+    """Signed descent: gradients of groups differ by orders of magnitude, the ranges that codes may move in do not."""
     for adapter in adapters:
-        adapter.offset.sub_(adapter.offset.grad.sign_(), alpha=step).clamp_(-0.5, 0.5)
-        adapter.delta.sub_(adapter.delta.grad.sign_(), alpha=step * SCALE_RATE)
-        adapter.offset.grad = adapter.delta.grad = None
+        for parameter, rate in ((adapter.offset, step), (adapter.delta, step * SCALE_RATE)):
+            assert parameter.grad is not None
+            parameter.sub_(parameter.grad.sign_(), alpha=rate)
+            parameter.grad = None
+        adapter.offset.clamp_(-0.5, 0.5)
 
 
 def _fold(supernet: Supernet, layer: int, bits: int) -> None:
@@ -229,7 +235,9 @@ def output_weights(
     finally:
         embedded.remove()
     tiny = torch.finfo(torch.float32).tiny
-    return tokens / tokens.mean((1, 2), keepdim=True).clamp(min=tiny), channels / channels.mean(1, keepdim=True).clamp(min=tiny)
+    return tokens / tokens.mean((1, 2), keepdim=True).clamp(min=tiny), channels / channels.mean(1, keepdim=True).clamp(
+        min=tiny
+    )
 
 
 def _output(output: Any) -> Tensor:

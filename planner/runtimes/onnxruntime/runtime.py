@@ -26,7 +26,7 @@ class OnnxRuntime(Runtime):
 
     name = "onnxruntime"
     device_kinds = ("cpu",)
-    deploys = ("scales",)
+    deploys = ("scales", "codes")
 
     def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:
         if choice.grid != "int":
