@@ -1,6 +1,8 @@
 """What a few minutes of training win over quantizing alone, at the same bits, groups and bytes.
 
     python benchmarks/quality.py --text ../shared/text --minutes 4
+    python benchmarks/quality.py --text ../shared/text --full            # about an hour on 2 cores
+    python benchmarks/quality.py --text ../shared/text --full --supernet FOLDER    # one that was trained before
 
 The folder of --text holds train.txt and eval.txt. The model is the embedded default, SmolLM2-135M-Instruct; quality is
 KL divergence per token from the full model on the first 16 windows of 512 tokens of eval.txt. Linears are on the
@@ -12,14 +14,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from claims import Claim, finish, table
 
 from supernet.build import build, make_space, quantize
-from supernet.checkpoint import SupernetFiles
+from supernet.checkpoint import SupernetFiles, open_supernet
 from supernet.create import CALIBRATION, Recipe, create
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
@@ -29,6 +31,9 @@ from supernet.text import read_windows, spread_windows
 BITS = (2, 3, 4)
 PUBLISHED = {2: 4.51, 3: 1.23, 4: 0.301}  # GPTQ with groups of 64 on this text, embeddings in float32
 SHARE = 0.5  # of GPTQ's KL that may be left
+FULL = {2: 0.7, 3: 0.20, 4: 0.08}  # what full training is to reach
+FULL_SECONDS = 3600
+FULL_RECIPE = {"quantizer": "learned", "block_steps": 100, "train_bits": (2, 3, 4), "steps": 500}
 
 
 def main() -> None:
@@ -37,17 +42,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0, help="training time of a supernet, as in `make demo`")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--full", action="store_true", help="full training instead of a demo's")
+    parser.add_argument("--supernet", type=Path, help="judge this finished supernet, trained on the text")
     parser.add_argument("--without-data", action="store_true", help="also train on text sampled from the model")
     arguments = parser.parse_args()
     model, tokenizer = load_model(DEFAULT_MODEL)
     reference = Reference.of(model, read_windows(str(arguments.text / "eval.txt"), tokenizer, arguments.windows, 512))
     train = str(arguments.text / "train.txt")
     rows = baselines(model, tokenizer, train, reference, arguments.seed)
-    rows |= supernet_rows("supernet, trained on the text", train, reference, arguments)
+    verdicts = list(supernet_claims("trained on the text", train, rows, reference, arguments))
     if arguments.without_data:
-        rows |= supernet_rows("supernet, trained without data", None, reference, arguments)
+        verdicts += supernet_claims("trained without data", None, rows, reference, arguments)
     print_rows(rows)
-    finish(__file__, list(claims(rows)), rows=[record(key, value) for key, value in rows.items()])
+    finish(__file__, verdicts, rows=[record(key, value) for key, value in rows.items()])
 
 
 Key = tuple[str, int]
@@ -69,40 +76,41 @@ def baselines(model: Any, tokenizer: Any, train: str, reference: Reference, seed
     return rows
 
 
-def supernet_rows(name: str, data: str | None, reference: Reference, arguments: argparse.Namespace) -> dict[Key, Row]:
+def supernet_claims(
+    name: str, data: str | None, rows: dict[Key, Row], reference: Reference, arguments: argparse.Namespace
+) -> Iterator[Claim]:
+    """Adds the rows of a supernet, trained here or before, and says what is claimed of them."""
     with tempfile.TemporaryDirectory() as scratch:
-        started = time.perf_counter()
-        recipe = Recipe(data=data, minutes=arguments.minutes, seed=arguments.seed)
-        files = create(DEFAULT_MODEL, Path(scratch) / "supernet", recipe)
-        seconds = time.perf_counter() - started
-        return judged(name, files, reference, seconds)
+        files, seconds = trained(Path(scratch), data, arguments)
+        found = evaluate(files.load(), [files.space.uniform(files.spec, bits) for bits in BITS], reference)
+        rows |= {(name, bits): (quality, seconds) for bits, quality in zip(BITS, found, strict=True)}
+        yield from trial_claims(name, files)
+    for bits, quality in zip(BITS, found, strict=True):
+        gptq = min(rows["GPTQ", bits][0].kl, PUBLISHED[bits])
+        if arguments.full:
+            yield Claim(f"{name}, {bits} bits: KL after full training", quality.kl, FULL[bits])
+        elif bits < 4:
+            yield Claim(f"{name}, {bits} bits: KL / GPTQ's KL at the same bytes", quality.kl / gptq, SHARE)
+    if arguments.full and seconds:
+        yield Claim(f"{name}: seconds of full training, preparation included", seconds, FULL_SECONDS)
 
 
-def judged(name: str, files: SupernetFiles, reference: Reference, seconds: float) -> dict[Key, Row]:
-    """Its uniform subnets as they are used, and the same without their adapters."""
-    supernet = files.load()
-    subnets = [files.space.uniform(files.spec, bits) for bits in BITS]
-    trained = evaluate(supernet, subnets, reference)
-    kept = {bits for bits, subnet in zip(BITS, subnets, strict=True) if supernet.adapters(subnet)}
-    for matrix in supernet.matrices.values():
-        matrix.adapters = torch.nn.ModuleDict()
-    frozen = evaluate(supernet, subnets, reference)
-    rows = {(name, bits): (quality, seconds) for bits, quality in zip(BITS, trained, strict=True)}
-    pairs = zip(BITS, frozen, strict=True)
-    return rows | {(f"{name}: its codes, no adapter", bits): (q, seconds) for bits, q in pairs if bits in kept}
+def trained(scratch: Path, data: str | None, arguments: argparse.Namespace) -> tuple[SupernetFiles, float]:
+    """A finished supernet, and the seconds that making it took (0 where it was made before)."""
+    if arguments.supernet is not None:
+        return open_supernet(arguments.supernet), 0.0
+    options = FULL_RECIPE if arguments.full else {"minutes": arguments.minutes}
+    recipe = Recipe(data=data, seed=arguments.seed, **options)
+    started = time.perf_counter()
+    return create(DEFAULT_MODEL, scratch / "supernet", recipe), time.perf_counter() - started
 
 
-def claims(rows: dict[Key, Row]) -> Any:
-    for name, bits in rows:
-        if not name.startswith("supernet"):
-            continue
-        kl = rows[name, bits][0].kl
-        bare = rows.get((f"{name}: its codes, no adapter", bits))
-        if bare is not None:
-            yield Claim(f"{name}, {bits} bits: KL with its adapters / without", kl / bare[0].kl, 1.0)
-        if bits < 4 and ":" not in name:
-            gptq = min(rows["GPTQ", bits][0].kl, PUBLISHED[bits])
-            yield Claim(f"{name}, {bits} bits: KL / GPTQ's KL at the same bytes", kl / gptq, SHARE)
+def trial_claims(name: str, files: SupernetFiles) -> Iterator[Claim]:
+    """Adapters that were kept won on text that was held out."""
+    for bits, kl in files.info["trial"].items():
+        if bits in files.info["adapted_bits"]:
+            claim = f"{name}, {bits} bits: KL with its adapters / without, on held-out text"
+            yield Claim(claim, kl["with"] / kl["without"], 1.0)
 
 
 def print_rows(rows: dict[Key, Row]) -> None:

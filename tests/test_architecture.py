@@ -26,6 +26,7 @@ FAMILIES = (
     "supernet.grids",
     "supernet.quantizers",
     "supernet.samplers",
+    "supernet.sharing",
     "supernet.schedules",
 )
 HEAVY = ("torch", "transformers", "accelerate", "onnx", "onnxruntime", "onnxruntime_genai", "optuna", "scipy")
