@@ -63,12 +63,15 @@ PROBED = 100  # steps of the training whose work tells how many fit into the min
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a supernet is made: members of families by name, and numbers. `steps` goes before `minutes`."""
+    """How a supernet is made: members of families by name, and numbers.
+
+    `steps` and `block_steps` go before `minutes`, which a quantizer that learns and the adapters share evenly.
+    """
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
     group_size: int = 64
     quantizer: str = "gptq"
-    block_steps: int = 50
+    block_steps: int | None = None
     adapter: str = "scales"
     rank: int | None = None
     sharing: str = "decoupled"
@@ -99,11 +102,13 @@ class Recipe:
         for name, family in families.items():
             if getattr(self, name) not in family:
                 raise ValueError(f"{name} must be one of {', '.join(family)}, got {getattr(self, name)!r}")
-        for name, least in (("group_size", 8), ("batch", 1), ("block_steps", 1), ("window_tokens", 8)):
+        for name, least in (("group_size", 8), ("batch", 1), ("window_tokens", 8)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for name in ("steps", "block_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
         if not set(self.train_bits or ()) <= set(self.bits):
@@ -195,10 +200,11 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
     held_out = min(HELD_OUT, len(windows) // 2)
     reference = Reference.of(model, windows[:held_out], progress)
     training = windows[held_out:]
-    supernet = _quantized(model, spec, space, training, recipe, progress)
+    supernet, quantized = _quantized(model, spec, space, training, recipe, progress)
     info = {
         "source": source,
         "recipe": recipe.to_json(),
+        "quantizer": quantized,
         "adapter": {
             "name": recipe.adapter,
             "options": recipe.adapter_options(len(spec.units)),
@@ -214,20 +220,28 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
 
 def _quantized(
     model: Any, spec: ModelSpec, space: SearchSpace, windows: Tensor, recipe: Recipe, progress: Progress
-) -> Supernet:
-    """The supernet before training, with the best codes that its quantizer finds."""
+) -> tuple[Supernet, dict[str, Any]]:
+    """The supernet before training, with the best codes that its quantizer finds, and how that went."""
     quantizer = QUANTIZERS[recipe.quantizer]()
     if isinstance(quantizer, Learned):
-        quantizer = replace(quantizer, steps=recipe.block_steps)
+        quantizer = _timed(quantizer, recipe)
+    found: dict[str, Any] = {}
     weights = quantize(model, spec, space, quantizer, windows[:CALIBRATION], progress)
     supernet = build(model, spec, space, weights)
     if quantizer.refines:
         supernet.model.to(model.device)
         teacher = in_compute_dtype(model)
         supernet.set_dtype(teacher.dtype)
-        quantizer.refine(model, teacher, supernet, windows[:LEARNING], recipe.seed, progress)
+        found = quantizer.refine(model, teacher, supernet, windows[:LEARNING], recipe.seed, progress)
         supernet.set_dtype(torch.float32)
-    return supernet
+    return supernet, {"name": recipe.quantizer, **found}
+
+
+def _timed(quantizer: Learned, recipe: Recipe) -> Learned:
+    """Steps as asked for; its default where those of the adapters are given; else half of the minutes."""
+    if recipe.block_steps is not None:
+        return replace(quantizer, steps=recipe.block_steps)
+    return quantizer if recipe.steps is not None else replace(quantizer, minutes=recipe.minutes / 2)
 
 
 def _model_name(source: str) -> str:
@@ -307,7 +321,8 @@ def _fitting_steps(trainer: Any, recipe: Recipe, accelerator: Any) -> int:
     from accelerate.utils import broadcast_object_list
 
     probe = trainer(PROBED)
-    steps = [steps_for(recipe.minutes, probe.try_step, probe.average_work())]
+    minutes = recipe.minutes / 2 if QUANTIZERS[recipe.quantizer].refines else recipe.minutes
+    steps = [steps_for(minutes, probe.try_step, probe.average_work())]
     return broadcast_object_list(steps)[0] if accelerator.num_processes > 1 else steps[0]
 
 

@@ -33,13 +33,14 @@ class Quantizer(ABC):
 
     def refine(
         self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, seed: int, progress: Progress
-    ) -> None:
+    ) -> dict[str, Any]:
         """Improve the codes of a whole supernet, for members that look beyond one matrix; the others leave it be.
+        Returns what is worth recording of it.
 
         `full` is the full model in float32, `teacher` the same in the dtype that the supernet computes in; `windows`
         `(n, tokens)`.
         """
-        return
+        return {}
 
 
 def check_groups(weight: Tensor, choices: Sequence[Choice]) -> None:

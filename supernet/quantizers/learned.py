@@ -17,6 +17,7 @@ of each group, here the scales.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,15 +35,18 @@ if TYPE_CHECKING:
 
 HALF = 0.499  # codes that an offset starts from its cell's centre at most: all but the cell's edge
 SCALE_RATE = 0.1  # relative step of a scale, as a share of an offset's step in codes
+LEAST_STEPS = 8  # fewer move codes without settling them
+TIMED = 4  # steps that tell how long one takes
 AT_ONCE = 16  # windows that go through a block side by side
 
 
 @dataclass(frozen=True)
 class Learned(Quantizer):
-    """`steps` of `batch` windows for every block and bit-width."""
+    """`steps` of `batch` windows for every block and bit-width; with `minutes`, as many as fit into them."""
 
     steps: int = 50
     batch: int = 8
+    minutes: float | None = None
 
     widest: int = 4
     """Wider codes are left as they are rounded: they lose too little to win anything back."""
@@ -65,36 +69,63 @@ class Learned(Quantizer):
 
     def refine(
         self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, seed: int, progress: Progress
-    ) -> None:
-        layers = decoder_layers(teacher)
+    ) -> dict[str, Any]:
+        started = time.perf_counter()
+        layers, own = decoder_layers(teacher), decoder_layers(supernet.model)
         weights = output_weights(teacher, layers, windows, seed, progress)
         arguments = layer_arguments(teacher, layers, windows[:1])
         with torch.no_grad():
             exact = torch.cat([first_inputs(teacher, layers[0], part) for part in windows.split(AT_ONCE)])
-        chains = {bits: exact for bits in supernet.space.bits(supernet.spec) if bits <= self.widest}
-        draw = torch.Generator().manual_seed(seed)
-        for number, (layer, ours) in enumerate(zip(layers, decoder_layers(supernet.model), strict=True)):
-            run = _Block(number, layer, ours, arguments[number], *(part[number] for part in weights))
-            target = run.through(layer, exact)
-            change = run.error(target, exact, slice(None)).item()
+        widths = [bits for bits in supernet.space.bits(supernet.spec) if bits <= self.widest]
+        chains = dict.fromkeys(widths, exact)
+        draw, steps = torch.Generator().manual_seed(seed), self.steps
+        for number, (layer, ours) in enumerate(zip(layers, own, strict=True)):
+            block = _Block(number, ours, arguments[number], *(part[number] for part in weights))
+            target = block.through(layer, exact)
+            if number == 0 and self.minutes is not None and widths:
+                left = self.minutes * 60 - (time.perf_counter() - started)
+                seconds = self._seconds(full, supernet, block, widths[-1], exact, target)
+                steps = max(LEAST_STEPS, int(left / (seconds * len(layers) * len(widths))))
             for bits, inputs in chains.items():
-                trained = _adapt(supernet, full, number, bits)
-                for step in range(self.steps):
-                    rows = torch.randint(len(windows), (min(self.batch, len(windows)),), generator=draw)
-                    run.backward(inputs[rows], target[rows], rows, change)
-                    _move(trained, (1 - step / self.steps) / self.steps)
+                self._learn(_adapt(supernet, full, number, bits), block, inputs, target, exact, draw, steps)
                 _fold(supernet, number, bits)
-                chains[bits] = run.through(ours, inputs)
+                chains[bits] = block.through(ours, inputs)
             exact = target
             progress("learn rounding", number + 1, len(layers))
+        return {"block_steps": steps}
+
+    def _learn(
+        self, adapters: Sequence[Rounding], block: _Block, inputs: Tensor, target: Tensor, exact: Tensor,
+        draw: torch.Generator, steps: int,
+    ) -> None:  # fmt: skip
+        change = block.error(target, exact, slice(None)).item()  # what the block does at all, to be near 1
+        for step in range(steps):
+            rows = torch.randint(len(inputs), (min(self.batch, len(inputs)),), generator=draw)
+            block.backward(inputs[rows], target[rows], rows, change)
+            _move(adapters, (1 - step / steps) / steps)
+
+    def _seconds(
+        self, full: Any, supernet: Supernet, block: _Block, bits: int, inputs: Tensor, target: Tensor
+    ) -> float:
+        """How long a step takes. Nothing is kept of those that were timed."""
+        adapters = _adapt(supernet, full, block.number, bits)
+        rows = torch.arange(min(self.batch, len(inputs)))
+        for step in range(TIMED + 1):
+            if step == 1:  # the first one warms up
+                started = time.perf_counter()
+            block.backward(inputs[rows], target[rows], rows, 1.0)
+            _move(adapters, 0.0)
+        seconds = (time.perf_counter() - started) / TIMED
+        for name, choice in _linears(supernet, block.number, bits):
+            supernet.matrices[name].drop([choice])
+        return seconds
 
 
 @dataclass(frozen=True)
 class _Block:
-    """One decoder block: of the full model, of the supernet, what else it is called with, and what its errors cost."""
+    """One decoder block of the supernet, what else it is called with, and what its errors cost."""
 
     number: int
-    layer: nn.Module
     ours: nn.Module
     arguments: dict[str, Any]
     tokens: Tensor

@@ -9,6 +9,7 @@ from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
 from supernet.quantizers import Learned
 from supernet.quantizers.learned import decoder_layers, output_weights
+from supernet.space import Choice
 from tests.supernet.conftest import Made, make
 from tests.tiny import FAMILIES, tiny_model, windows
 
@@ -58,3 +59,16 @@ def test_weights_of_errors_have_mean_one() -> None:
     assert tokens.shape == (2, 8, 16)
     assert torch.allclose(tokens.mean((1, 2)), torch.ones(2), atol=1e-4)
     assert torch.allclose(channels.mean(1), torch.ones(2), atol=1e-4)
+
+
+def test_minutes_become_steps_and_timing_leaves_nothing_behind() -> None:
+    found = []
+    for quantizer in (Learned(steps=8, batch=4), Learned(minutes=1e-6, batch=4)):
+        made = make(bits=(2,), quantizer=Learned())
+        recorded = quantizer.refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
+        assert recorded == {"block_steps": 8}
+        found.append(made.supernet.weights()["model.layers.0.mlp.up_proj"][Choice(2, 16)])
+    assert torch.equal(found[0].codes, found[1].codes)
+    made = make(bits=(2,), quantizer=Learned())
+    recorded = Learned(minutes=0.05).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
+    assert recorded["block_steps"] > 8
