@@ -86,26 +86,24 @@ class Rounding(Adapter):
 
 
 class _RoundedProduct(torch.autograd.Function):
-    """`x @ W^T`; like `frozen_product`, it makes W again for the backward pass."""
+    """`x @ W^T`; like `frozen_product`, it makes W again for the backward pass, except where one block is trained."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, adapter: Rounding, *trained: Tensor) -> Tensor:
         ctx.save_for_backward(x, scale, zero, *trained)
         ctx.adapter = adapter
-        centered = _centered(adapter, adapter.places(x.dtype), zero)
-        return nn.functional.linear(x, centered.mul_(scale.to(x.dtype).unsqueeze(-1)).flatten(1))
+        made = _made(adapter, x.dtype, scale, zero)
+        ctx.made = made if adapter.full_rank else None
+        return nn.functional.linear(x, made[2].flatten(1))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero, *trained = ctx.saved_tensors
-        places = ctx.adapter.places(x.dtype)
-        inside = (places > -0.5) & (places < POSITIONS - 0.5)
-        centered = _centered(ctx.adapter, places, zero)
-        step = scale.to(x.dtype).unsqueeze(-1)
+        inside, centered, weight = ctx.made or _made(ctx.adapter, x.dtype, scale, zero)
         grad_weight = (grad.flatten(0, -2).T @ x.flatten(0, -2)).view_as(centered)
         grad_scale = (grad_weight * centered).sum(-1, dtype=scale.dtype)
-        grad_offset = grad_weight.mul_(step).flatten(1).mul_(inside)
-        grad_x = grad @ centered.mul_(step).flatten(1) if ctx.needs_input_grad[0] else None
+        grad_offset = grad_weight.mul_(scale.to(x.dtype).unsqueeze(-1)).flatten(1).mul_(inside)
+        grad_x = grad @ weight.flatten(1) if ctx.needs_input_grad[0] else None
         if len(trained) == 1:
             return grad_x, grad_scale, None, None, grad_offset.to(trained[0].dtype)
         up, down = trained
@@ -114,7 +112,9 @@ class _RoundedProduct(torch.autograd.Function):
         return grad_x, grad_scale, None, None, grad_up, grad_down
 
 
-def _centered(adapter: Rounding, places: Tensor, zero: Tensor) -> Tensor:
-    """`code - zero`, `(out_features, groups, group_size)`; overwrites `places`."""
-    codes = adapter.codes_at(places).unflatten(1, (-1, adapter.group_size))
-    return codes.sub_(zero.to(codes.dtype).unsqueeze(-1))
+def _made(adapter: Rounding, dtype: torch.dtype, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the clamp is open, `(out_features, in_features)`; `code - zero` and the weight, in groups."""
+    places = adapter.places(dtype)
+    inside = (places > -0.5) & (places < POSITIONS - 0.5)
+    centered = adapter.codes_at(places).unflatten(1, (-1, adapter.group_size)).sub_(zero.to(dtype).unsqueeze(-1))
+    return inside, centered, centered * scale.to(dtype).unsqueeze(-1)

@@ -2,10 +2,28 @@
 
 from supernet.samplers.balanced import Balanced
 from supernet.samplers.base import History, Sampler, Trained, bits_of
+from supernet.samplers.neighbours import Neighbours
 from supernet.samplers.sandwich import Sandwich
 from supernet.samplers.shift import Shift
 from supernet.samplers.uniform import Uniform
 
-SAMPLERS: dict[str, type[Sampler]] = {"uniform": Uniform, "balanced": Balanced, "sandwich": Sandwich, "shift": Shift}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "uniform": Uniform,
+    "balanced": Balanced,
+    "neighbours": Neighbours,
+    "sandwich": Sandwich,
+    "shift": Shift,
+}
 
-__all__ = ["SAMPLERS", "Balanced", "History", "Sampler", "Sandwich", "Shift", "Trained", "Uniform", "bits_of"]
+__all__ = [
+    "SAMPLERS",
+    "Balanced",
+    "History",
+    "Neighbours",
+    "Sampler",
+    "Sandwich",
+    "Shift",
+    "Trained",
+    "Uniform",
+    "bits_of",
+]

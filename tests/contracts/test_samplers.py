@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-from supernet.samplers import SAMPLERS, Balanced, History, Sampler, Sandwich, Trained, Uniform, bits_of
+from supernet.samplers import SAMPLERS, Balanced, History, Neighbours, Sampler, Sandwich, Trained, Uniform, bits_of
 from supernet.samplers.balanced import mean_bits
 from supernet.samplers.entropy import around, probabilities
 from supernet.space import Choice, SearchSpace, Subnet
@@ -49,7 +49,7 @@ def test_draws_inside_the_space_and_repeats(name: str, history: History) -> None
         subnets = sampler.sample(SPACE, step, 20, 7, history)
         assert all(subnet in SPACE for subnet in subnets)
         assert subnets == SAMPLERS[name]().sample(SPACE, step, 20, 7, tuple(history))
-    assert sampler.sample(SPACE, 3, 20, 7, history) != sampler.sample(SPACE, 3, 20, 8, history)
+    assert any(sampler.sample(SPACE, s, 20, 7, history) != sampler.sample(SPACE, s, 20, 8, history) for s in range(20))
     assert list(history) == known
 
 
@@ -137,3 +137,12 @@ def test_units_draw_around_the_mean_of_their_step(share: float) -> None:
     step = round(100 * share)
     drawn = [bits_of(*Balanced().sample(SPACE, step, 100, seed, ()), SPACE) for seed in range(30)]
     assert mean(drawn) == pytest.approx(mean_bits(step, 100, 2, 4), abs=0.06)
+
+
+def test_neighbours_train_uniform_subnets_half_of_the_time_and_mix_two_widths_otherwise() -> None:
+    drawn = run(Neighbours(), 400)
+    kinds = [sorted({choice.bits for unit, choice in subnet if unit != "embedding"}) for subnet in drawn]
+    uniform = [kind[0] for kind in kinds if len(kind) == 1]
+    assert 0.4 < len(uniform) / len(drawn) < 0.65
+    assert all(0.2 < uniform.count(bits) / len(uniform) < 0.5 for bits in BITS)
+    assert all(kind in ([2, 3], [3, 4]) for kind in kinds if len(kind) > 1)

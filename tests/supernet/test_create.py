@@ -21,7 +21,7 @@ from supernet.grids import IntegerGrid
 from supernet.space import Choice
 from tests.tiny import TEXT, save_tiny
 
-RECIPE = Recipe(bits=(2, 4, 8), group_size=16, steps=6, batch=2, window_tokens=16)
+RECIPE = Recipe(bits=(2, 4, 8), group_size=16, quantizer="gptq", steps=6, batch=2, window_tokens=16)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_a_damaged_folder_is_one_clear_line(damage, error: str, finished: Path, 
         ({"bits": (4, 2)}, "bits must be rising numbers from 2 to 8"),
         ({"bits": (1, 4)}, "bits must be rising numbers from 2 to 8"),
         ({"quantizer": "magic"}, "quantizer must be one of rtn, gptq, learned, got 'magic'"),
-        ({"sampler": "magic"}, "sampler must be one of uniform, balanced, sandwich, shift, got 'magic'"),
+        ({"sampler": "magic"}, "sampler must be one of uniform, balanced, neighbours, sandwich, shift, got 'magic'"),
         ({"schedule": "magic"}, "schedule must be one of constant, progressive, delayed, got 'magic'"),
         ({"teacher": "magic"}, "teacher must be one of full, largest, got 'magic'"),
         ({"teacher": "largest"}, "teacher largest needs a sampler that draws several subnets a step, got balanced"),

@@ -21,7 +21,7 @@ from tests.supernet.conftest import Made, make
 from tests.supernet.test_build import disturb, mixed
 from tests.tiny import FAMILIES, TEXT, save_tiny, windows
 
-TINY = {"bits": (2, 3, 8), "group_size": 16, "steps": 4, "batch": 2, "window_tokens": 16}
+TINY = {"bits": (2, 3, 8), "group_size": 16, "steps": 4, "block_steps": 2, "batch": 2, "window_tokens": 16}
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_routed_subnet_computes_its_own_mixture_and_exports_it(family: str) ->
         {"adapter": "lora", "rank": 4, "sharing": "shared"},
         {"adapter": "routed", "sharing": "shared"},
         {"adapter": "scales", "sharing": "matched"},
-        {"adapter": "pooled", "quantizer": "learned", "block_steps": 2},
+        {"adapter": "pooled", "quantizer": "gptq"},
         {"adapter": "rounding"},
     ],
     ids=lambda options: options["adapter"],
