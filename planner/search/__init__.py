@@ -1,10 +1,15 @@
 from planner.search.base import Candidate, Found, Problem, Resource, Search
 from planner.search.exact import ExactSearch
 from planner.search.optuna_search import OptunaSearch
+from planner.search.shrink import ShrinkSearch
 
 SEARCHES: dict[str, type[Search]] = {
     "exact": ExactSearch,
     "optuna": OptunaSearch,
+    "shrink": ShrinkSearch,
 }
 
-__all__ = ["SEARCHES", "Candidate", "ExactSearch", "Found", "OptunaSearch", "Problem", "Resource", "Search"]
+__all__ = [
+    "SEARCHES", "Candidate", "ExactSearch", "Found", "OptunaSearch", "Problem", "Resource", "Search",
+    "ShrinkSearch",
+]  # fmt: skip

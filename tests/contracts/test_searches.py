@@ -35,8 +35,14 @@ def problems(draw: st.DrawFn) -> Problem:
     return Problem(space, loss, tuple(resources), groups={u: f"group{i % 3}" for i, u in enumerate(units)})
 
 
+SMALL = {
+    "optuna": {"trials": 30},
+    "shrink": {"first": 20, "then": 10},
+}
+
+
 def _search(name: str) -> Search:
-    return SEARCHES[name](trials=30) if name == "optuna" else SEARCHES[name]()  # type: ignore[call-arg]
+    return SEARCHES[name](**SMALL.get(name, {}))
 
 
 def _everything(problem: Problem) -> list[Subnet]:
