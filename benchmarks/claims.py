@@ -49,7 +49,7 @@ def finish(script: str, claims: Sequence[Claim], **evidence: Any) -> None:
     record = {
         "script": Path(script).name,
         "command": "python benchmarks/" + " ".join([Path(script).name, *map(_plain, sys.argv[1:])]),
-        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(PACKAGES),
         "device": _device(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "claims": [{**asdict(claim), "holds": claim.holds} for claim in claims],
@@ -57,6 +57,17 @@ def finish(script: str, claims: Sequence[Claim], **evidence: Any) -> None:
     }
     print(json.dumps(record))
     sys.exit(0 if all(claim.holds for claim in claims) else 1)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of the packages, those that are not installed left out, and of Python."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found | {"python": platform.python_version()}
 
 
 def _plain(argument: str) -> str:
