@@ -11,7 +11,7 @@ import json
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,15 @@ from supernet.train import TEACHERS, Trainer, TrainOptions, check_system, drop_l
 
 HELD_OUT = 4  # windows that judge and never train
 CALIBRATION = 64  # windows for the Hessians
-LEARNING = 256  # windows for a quantizer that learns
+LEARNING = 128  # windows for a quantizer that learns
 AGREEMENT = 8  # batches that tell which choices may share an adapter
 SENSITIVITY = 4  # windows for the sensitivities' gradients
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
 READ = 4096  # windows that are drawn from a text at most
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
 ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
+WAIT = timedelta(hours=24)  # how long processes wait while the main one prepares: learning codes takes a while
+CODES_SHARE = 0.75  # of the minutes goes into the codes where the quantizer learns them
 PROBED = 100  # steps of the training whose work tells how many fit into the minutes
 
 
@@ -65,7 +67,7 @@ PROBED = 100  # steps of the training whose work tells how many fit into the min
 class Recipe:
     """How a supernet is made: members of families by name, and numbers.
 
-    `steps` and `block_steps` go before `minutes`, which a quantizer that learns and the adapters share evenly.
+    `steps` and `block_steps` go before `minutes`, which a quantizer that learns shares with the adapters.
     """
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
@@ -156,8 +158,9 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
     unfinished one without `resume`.
     """
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)])
     started = (out / SUPERNET).exists()
     if not resume:
         _refuse_used(out, started)
@@ -238,10 +241,10 @@ def _quantized(
 
 
 def _timed(quantizer: Learned, recipe: Recipe) -> Learned:
-    """Steps as asked for; its default where those of the adapters are given; else half of the minutes."""
+    """Steps as asked for; its default where those of the adapters are given; else what fits into its minutes."""
     if recipe.block_steps is not None:
         return replace(quantizer, steps=recipe.block_steps)
-    return quantizer if recipe.steps is not None else replace(quantizer, minutes=recipe.minutes / 2)
+    return quantizer if recipe.steps is not None else replace(quantizer, minutes=CODES_SHARE * recipe.minutes)
 
 
 def _model_name(source: str) -> str:
@@ -321,7 +324,7 @@ def _fitting_steps(trainer: Any, recipe: Recipe, accelerator: Any) -> int:
     from accelerate.utils import broadcast_object_list
 
     probe = trainer(PROBED)
-    minutes = recipe.minutes / 2 if QUANTIZERS[recipe.quantizer].refines else recipe.minutes
+    minutes = recipe.minutes * (1 - CODES_SHARE if QUANTIZERS[recipe.quantizer].refines else 1)
     steps = [steps_for(minutes, probe.try_step, probe.average_work())]
     return broadcast_object_list(steps)[0] if accelerator.num_processes > 1 else steps[0]
 
