@@ -129,14 +129,14 @@ def sample_windows(
             cache = out.past_key_values
             logits = out.logits[:, -1].float()
             logits[:, stops] = -torch.inf
-            ids = _draw(logits.softmax(-1), generator)
+            ids = draw(logits.softmax(-1), generator)
             written.append(ids)
             progress("sample text", start * window_tokens + size * (done + 2), count * window_tokens)
         batches.append(torch.cat(written, 1))
     return torch.cat(batches).cpu()
 
 
-def _draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     """One index a row, `(rows, 1)`. By the inverse of the distribution: one random number a row, not one an entry."""
     reached = probabilities.cumsum(-1)
     drawn = torch.rand(len(reached), 1, generator=generator, device=reached.device) * reached[:, -1:]

@@ -231,6 +231,7 @@ def output_weights(
 ) -> tuple[Tensor, Tensor]:
     """What an error of a block's output costs: `(layers, windows, tokens)` and `(layers, hidden_size)`, mean 1 each."""
     from supernet.model import hidden_states, logits_of
+    from supernet.text import draw
 
     count, length = windows.shape
     tokens = torch.zeros(len(layers), count, length, device=model.device)
@@ -256,7 +257,7 @@ def output_weights(
                 hidden = hidden_states(model, windows[start : start + 4].to(model.device))
                 leaf = hidden.detach().requires_grad_()
                 log_probs = logits_of(model, leaf.flatten(0, 1)).float().log_softmax(-1)
-                drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
+                drawn = draw(log_probs.detach().exp(), generator)
                 log_probs.gather(1, drawn).sum().backward()
                 hidden.backward(leaf.grad)
             finally:

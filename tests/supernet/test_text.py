@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from supernet.text import _draw, read_windows, sample_windows, spread_windows
+from supernet.text import draw, read_windows, sample_windows, spread_windows
 from tests.tiny import TEXT, tiny_model, tiny_tokenizer
 
 
@@ -110,7 +110,7 @@ def test_sampled_text_is_as_likely_as_the_model_says() -> None:
 
 def test_drawing_follows_the_probabilities() -> None:
     probabilities = torch.tensor([0.5, 0.0, 0.2, 0.3]).expand(20_000, 4)
-    drawn = _draw(probabilities, torch.Generator().manual_seed(0)).flatten()
+    drawn = draw(probabilities, torch.Generator().manual_seed(0)).flatten()
     shares = torch.bincount(drawn, minlength=4) / 20_000
     assert shares[1] == 0
     assert torch.allclose(shares, probabilities[0], atol=0.015)
