@@ -140,9 +140,7 @@ def profile_show(name: str, as_json: bool) -> None:
     show_default=True,
     help="Time to learn codes and adapters.",
 )
-@click.option(
-    "--quantizer", default="learned", show_default=True, metavar="rtn|gptq|learned", help="How codes are found."
-)
+@click.option("--quantizer", default="gptq", show_default=True, metavar="rtn|gptq|learned", help="How codes are found.")
 @click.option("--block-steps", type=int, metavar="N", help="Steps of quantizer learned on each block and bit-width.")
 @click.option(
     "--adapter",
@@ -162,7 +160,7 @@ def profile_show(name: str, as_json: bool) -> None:
 )
 @click.option(
     "--sampler",
-    default="neighbours",
+    default="balanced",
     show_default=True,
     metavar="uniform|balanced|neighbours|sandwich|shift",
     help="What a step trains.",

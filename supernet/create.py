@@ -72,13 +72,13 @@ class Recipe:
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
     group_size: int = 64
-    quantizer: str = "learned"
+    quantizer: str = "gptq"
     block_steps: int | None = None
     adapter: str = "scales"
     rank: int | None = None
     sharing: str = "decoupled"
     train_bits: tuple[int, ...] | None = None
-    sampler: str = "neighbours"
+    sampler: str = "balanced"
     schedule: str = "constant"
     teacher: str = "full"
     data: str | None = None

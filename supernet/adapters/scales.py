@@ -17,7 +17,7 @@ from supernet.grids import QuantizedWeight
 
 class TrainedScales(Adapter):
     deploys = "scales"
-    learning_rate = 3e-3
+    learning_rate = 5e-3
 
     def __init__(self, weight: QuantizedWeight, generator: torch.Generator, full: Tensor | None = None) -> None:
         super().__init__(weight, generator, full)
