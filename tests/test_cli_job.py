@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def test_text_that_is_too_short_is_refused(bitfleet: Any, model: Path, supernet:
 def test_interrupted_training_exits_130_and_goes_on(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "net"
     line = [sys.executable, str(ROOT / "cli.py"), "train", str(model), *TRAIN[:-1], "2000", "--out", str(out)]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job's children ignore it otherwise
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
     assert process.stderr is not None
     for said in process.stderr:
         if "train, KL" in said:
