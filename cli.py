@@ -133,13 +133,7 @@ def profile_show(name: str, as_json: bool) -> None:
 @click.option("--group-size", type=int, default=64, show_default=True, help="Weights that share a scale and a zero.")
 @click.option("--data", metavar="FILE|DATASET", help="Training text; without it, text is sampled from the full model.")
 @click.option("--steps", type=int, metavar="N", help="Training steps; the default is what fits into --minutes.")
-@click.option(
-    "--minutes",
-    type=float,
-    default=15.0,
-    show_default=True,
-    help="Time to learn codes and adapters.",
-)
+@click.option("--minutes", type=float, default=15.0, show_default=True, help="Time to learn codes and adapters.")
 @click.option("--quantizer", default="gptq", show_default=True, metavar="rtn|gptq|learned", help="How codes are found.")
 @click.option("--block-steps", type=int, metavar="N", help="Steps of quantizer learned on each block and bit-width.")
 @click.option(

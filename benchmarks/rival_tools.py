@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from supernet.build import Weights, make_space, quantize
-from supernet.grids import QuantizedWeight
+from supernet.grids import PARTS, QuantizedWeight
 from supernet.grids.packing import pack
 from supernet.model import load_model
 from supernet.quantizers import GPTQ, RTN
@@ -178,21 +178,12 @@ def write_samples(path: Path, windows: Tensor, tokenizer: Any) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def to_tensors(weights: Weights) -> dict[str, Tensor]:
-    return {
-        f"{name}|{choice}|{part}": getattr(weight, part)
-        for name, choices in weights.items()
-        for choice, weight in choices.items()
-        for part in ("codes", "scale", "zero")
-    }
-
-
 def from_tensors(tensors: Mapping[str, Tensor]) -> Weights:
     found: Weights = {}
     for key in tensors:
         name, text, part = key.split("|")
         if part == "codes":
             choice = Choice.parse(text)
-            codes, scale, zero = (tensors[f"{name}|{text}|{p}"] for p in ("codes", "scale", "zero"))
+            codes, scale, zero = (tensors[f"{name}|{text}|{p}"] for p in PARTS)
             found.setdefault(name, {})[choice] = QuantizedWeight(codes, scale, zero, choice, scale.shape[1] * GROUP)
     return found

@@ -40,6 +40,7 @@ from planner.runtimes.onnxruntime.storage import FLOAT_BYTES, matrices, unit_byt
 from planner.search.base import Resource
 from planner.search.exact import solve
 from supernet.build import Supernet, Weights, build, make_space, quantize
+from supernet.checkpoint import code_tensors
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.files import read_tensors, write_tensors, write_text
 from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
@@ -148,7 +149,7 @@ class Setting:
             weights = make()
             meta = clock.spent(len(keys))
             for path, part in zip(paths, split(weights) if len(keys) > 1 else [weights], strict=True):
-                write_tensors(path, tools.to_tensors(part), meta)
+                write_tensors(path, code_tensors(part), meta)
         read = [read_tensors(path) for path in paths]
         return [(tools.from_tensors(tensors), Seconds(**meta)) for tensors, meta in read]
 

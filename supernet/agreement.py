@@ -15,7 +15,7 @@ from torch import Tensor
 from supernet.build import Progress, Supernet, silent
 from supernet.files import write_text
 from supernet.sharing import Agreement
-from supernet.space import Choice
+from supernet.space import Choice, Subnet
 from supernet.train import Target, distill
 
 
@@ -28,20 +28,19 @@ def measure_agreement(
     The supernet's adapters at `bits` must be shared. About `len(bits) * len(batches)` training steps; nothing moves.
     """
     sums: dict[str, dict[tuple[Choice, Choice], float]] = defaultdict(lambda: defaultdict(float))
+    uniform = {b: supernet.space.uniform(supernet.spec, b) for b in bits}
     for number, ids in enumerate(batches):
-        gradients = {b: _gradients(teacher, supernet, b, ids) for b in bits}
+        gradients = {b: _gradients(teacher, supernet, subnet, ids) for b, subnet in uniform.items()}
         for low, high in combinations(sorted(bits), 2):
             for unit, ours in gradients[low].items():
                 cosine = torch.cosine_similarity(ours, gradients[high][unit], dim=0).item()
-                pair = (_choice(supernet, unit, low), _choice(supernet, unit, high))
-                sums[unit][pair] += cosine / len(batches)
+                sums[unit][uniform[low][unit], uniform[high][unit]] += cosine / len(batches)
         progress("gradient agreement", number + 1, len(batches))
     return {unit: dict(pairs) for unit, pairs in sums.items()}
 
 
-def _gradients(teacher: Any, supernet: Supernet, bits: int, ids: Tensor) -> dict[str, Tensor]:
-    """The gradient on every unit's adapters, flat, with the uniform subnet of `bits` active."""
-    subnet = supernet.space.uniform(supernet.spec, bits)
+def _gradients(teacher: Any, supernet: Supernet, subnet: Subnet, ids: Tensor) -> dict[str, Tensor]:
+    """The gradient on every unit's adapters, flat, with `subnet` active."""
     supernet.activate(subnet)
     adapters = supernet.adapters(subnet)
     parameters = [p for adapter in adapters.values() for p in adapter.parameters()]
@@ -57,10 +56,6 @@ def _gradients(teacher: Any, supernet: Supernet, bits: int, ids: Tensor) -> dict
     for parameter in parameters:
         parameter.grad = None
     return found
-
-
-def _choice(supernet: Supernet, unit: str, bits: int) -> Choice:
-    return next(choice for choice in supernet.space[unit] if choice.bits == bits)
 
 
 def write_agreement(path: Path, agreement: Mapping[str, Agreement]) -> None:

@@ -125,10 +125,10 @@ class Supernet:
         for unit in self.spec.units:
             for linear in unit.linears:
                 self.matrices[linear.name].select(subnet[unit.name])
-        adapters = self.adapters(subnet)
-        if adapters:
+        routed = [adapter for adapter in self.adapters(subnet).values() if adapter.routes]
+        if routed:
             encoding = self.encode(subnet)
-            for adapter in adapters.values():
+            for adapter in routed:
                 adapter.condition(encoding)
 
     def encode(self, subnet: Subnet) -> Tensor:
@@ -176,15 +176,11 @@ class Supernet:
                 for group in groups:
                     matrix.adapt(group, adapter(matrix.stored(group[0]), generator, weight, **options))
 
-    @torch.no_grad()
     def fold(self) -> None:
-        """Put every adapter that folds where it belongs: into the codes, scales or zeros. Side paths stay adapters."""
+        """Put every adapter that folds where it belongs."""
         for matrix in self.matrices.values():
             for choice in matrix.choices:
-                adapter = matrix.adapter(choice)
-                if adapter is not None and adapter.deploys != "side":
-                    matrix.store(adapter.fold(matrix.stored(choice)))
-                    matrix.drop([choice])
+                matrix.fold(choice)
 
     def weights(self) -> Weights:
         """The frozen weights by linear and choice."""

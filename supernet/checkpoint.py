@@ -37,7 +37,6 @@ SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetens
 ADAPTERS_FILE, REFERENCE = "adapters.safetensors", "reference.safetensors"
 START, WINDOWS, TRAINING = "start.safetensors", "windows.safetensors", "training.safetensors"
 AGREEMENT_FILE = "agreement.json"
-_PARTS = ("codes", "scale", "zero")
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,11 @@ class SupernetFiles:
 
     def stored(self, linear: str, choice: Choice) -> QuantizedWeight:
         """The frozen codes of one matrix at one choice."""
-        from supernet.grids import QuantizedWeight
+        from supernet.grids import PARTS, QuantizedWeight
 
         file = self.tensors(START if START in self.hashes else CODES)
         in_features = next(lin.in_features for unit in self.spec.units for lin in unit.linears if lin.name == linear)
-        codes, scale, zero = (file.get_tensor(f"{linear}|{choice}|{part}") for part in _PARTS)
+        codes, scale, zero = (file.get_tensor(f"{linear}|{choice}|{part}") for part in PARTS)
         return QuantizedWeight(codes, scale, zero, choice, in_features)
 
     def folded(self, linear: str, choice: Choice) -> FoldedWeight:
@@ -214,7 +213,7 @@ def save_start(
     from supernet.files import write_tensors
 
     path.mkdir(parents=True, exist_ok=True)
-    _save_codes(path / START, supernet.weights())
+    write_tensors(path / START, code_tensors(supernet.weights()))
     write_tensors(path / FLOATS, supernet.floats)
     held_out = {"windows": reference.windows, "hidden": reference.hidden, "head": reference.head}
     write_tensors(path / REFERENCE, held_out | ({} if reference.bias is None else {"bias": reference.bias}))
@@ -236,23 +235,23 @@ def write_trained(path: Path, supernet: Supernet) -> tuple[str, ...]:
     from supernet.train import adapter_parameters
 
     supernet.fold()
-    _save_codes(path / CODES, supernet.weights())
+    write_tensors(path / CODES, code_tensors(supernet.weights()))
     left = adapter_parameters(supernet)
     if left:
         write_tensors(path / ADAPTERS_FILE, left)
     return (CODES, FLOATS, REFERENCE, *([ADAPTERS_FILE] if left else []))
 
 
-def _save_codes(path: Path, weights: Weights) -> None:
-    from supernet.files import write_tensors
+def code_tensors(weights: Weights) -> dict[str, Tensor]:
+    """What a file of codes holds, by `linear|choice|part`."""
+    from supernet.grids import PARTS
 
-    codes = {
+    return {
         f"{linear}|{choice}|{part}": getattr(weight, part)
         for linear, choices in weights.items()
         for choice, weight in choices.items()
-        for part in _PARTS
+        for part in PARTS
     }
-    write_tensors(path, codes)
 
 
 def hashes_of(path: Path, names: tuple[str, ...]) -> dict[str, str]:

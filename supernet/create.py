@@ -10,7 +10,7 @@ import copy
 import json
 import platform
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +39,7 @@ from supernet.checkpoint import (
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_text
 from supernet.model import check_head, load_model, spec_of_model
-from supernet.quantizers import QUANTIZERS, Learned
+from supernet.quantizers import QUANTIZERS
 from supernet.samplers import SAMPLERS
 from supernet.schedules import SCHEDULES
 from supernet.sensitivity import measure_sensitivities
@@ -225,9 +225,8 @@ def _quantized(
     model: Any, spec: ModelSpec, space: SearchSpace, windows: Tensor, recipe: Recipe, progress: Progress
 ) -> tuple[Supernet, dict[str, Any]]:
     """The supernet before training, with the best codes that its quantizer finds, and how that went."""
-    quantizer = QUANTIZERS[recipe.quantizer]()
-    if isinstance(quantizer, Learned):
-        quantizer = _timed(quantizer, recipe)
+    minutes = CODES_SHARE * recipe.minutes if recipe.steps is None else None
+    quantizer = QUANTIZERS[recipe.quantizer]().within(recipe.block_steps, minutes)
     found: dict[str, Any] = {}
     weights = quantize(model, spec, space, quantizer, windows[:CALIBRATION], progress)
     supernet = build(model, spec, space, weights)
@@ -238,13 +237,6 @@ def _quantized(
         found = quantizer.refine(model, teacher, supernet, windows[:LEARNING], recipe.seed, progress)
         supernet.set_dtype(torch.float32)
     return supernet, {"name": recipe.quantizer, **found}
-
-
-def _timed(quantizer: Learned, recipe: Recipe) -> Learned:
-    """Steps as asked for; its default where those of the adapters are given; else what fits into its minutes."""
-    if recipe.block_steps is not None:
-        return replace(quantizer, steps=recipe.block_steps)
-    return quantizer if recipe.steps is not None else replace(quantizer, minutes=CODES_SHARE * recipe.minutes)
 
 
 def _model_name(source: str) -> str:

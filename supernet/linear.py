@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from supernet.adapters import Adapter
 from supernet.adapters.base import frozen_product
-from supernet.grids import GRIDS, QuantizedWeight
+from supernet.grids import GRIDS, PARTS, QuantizedWeight
 from supernet.space import Choice
 
 TOGETHER = "+"  # joins the choices that share an adapter, in its name
@@ -29,7 +29,7 @@ class Quantized(nn.Module):
         self.choice = self.choices[-1]
         self.in_features = next(iter(weights.values())).in_features
         for choice, weight in weights.items():
-            for part in ("codes", "scale", "zero"):
+            for part in PARTS:
                 self.register_buffer(f"{choice}_{part}", getattr(weight, part))
         self.adapters = nn.ModuleDict()
 
@@ -41,12 +41,12 @@ class Quantized(nn.Module):
 
     def stored(self, choice: Choice) -> QuantizedWeight:
         """The frozen codes of `choice`, without its adapter."""
-        codes, scale, zero = (getattr(self, f"{choice}_{part}") for part in ("codes", "scale", "zero"))
+        codes, scale, zero = (getattr(self, f"{choice}_{part}") for part in PARTS)
         return QuantizedWeight(codes, scale, zero, choice, self.in_features)
 
     def store(self, weight: QuantizedWeight) -> None:
         """Replace the frozen codes, scales and zeros of the weight's choice."""
-        for part in ("codes", "scale", "zero"):
+        for part in PARTS:
             setattr(self, f"{weight.choice}_{part}", getattr(weight, part))
 
     def adapter(self, choice: Choice) -> Adapter | None:
@@ -66,10 +66,12 @@ class Quantized(nn.Module):
         self.adapters = nn.ModuleDict({TOGETHER.join(c): self.adapters[name] for name, c in kept.items() if c})
 
     @torch.no_grad()
-    def folded(self, choice: Choice) -> QuantizedWeight:
-        """What a runtime stores for `choice`."""
+    def fold(self, choice: Choice) -> None:
+        """Put the adapter of `choice` into its codes, scales or zeros; a side path stays an adapter."""
         adapter = self.adapter(choice)
-        return adapter.fold(self.stored(choice)) if adapter else self.stored(choice)
+        if adapter is not None and adapter.deploys != "side":
+            self.store(adapter.fold(self.stored(choice)))
+            self.drop([choice])
 
     @torch.no_grad()
     def effective(self, choice: Choice) -> Tensor:

@@ -275,8 +275,7 @@ class Trainer:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{name}/{key}"] = value
         history = [[[one.bits, one.loss] for one in trained] for trained in self.history]
-        meta = {"losses": self.losses, "history": history, "options": self.options.to_json()}
-        write_tensors(self.checkpoint, tensors, meta)
+        write_tensors(self.checkpoint, tensors, {"history": history, "options": self.options.to_json()})
 
     def resume(self) -> None:
         """Go on from the checkpoint; from the first step where there is none yet."""

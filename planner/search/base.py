@@ -26,6 +26,11 @@ class Resource:
     def amount(self, subnet: Subnet) -> float:
         return self.constant + sum(self.table[name][choice] for name, choice in subnet)
 
+    def room(self, floor: float) -> float:
+        """What the limit leaves above `floor`, the sum of the cheapest choices; below 0 where that passes it."""
+        room = self.limit - self.constant - floor
+        return 0.0 if abs(room) < 1e-12 * abs(self.limit) else room  # the order of a sum, no more
+
     def minimum(self) -> float:
         """The least that any subnet takes, whatever else it costs."""
         return self.constant + sum(min(choices.values()) for choices in self.table.values())

@@ -111,9 +111,7 @@ def _increments(space: SearchSpace, resource: Resource) -> tuple[NDArray[np.floa
     """
     floor = {unit: min(resource.table[unit].values()) for unit, _ in space}
     extra = [resource.table[unit][choice] - floor[unit] for unit, choices in space for choice in choices]
-    room = resource.limit - resource.constant - sum(floor.values())
-    if abs(room) < 1e-12 * abs(resource.limit):
-        room = 0.0  # the order of a sum, no more
+    room = resource.room(sum(floor.values()))
     if resource.unit == "bytes":
         step = int(np.gcd.reduce(np.array(extra, np.int64))) or 1
         return np.array(extra) / step, float(np.floor(room / step))

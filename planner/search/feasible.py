@@ -107,9 +107,7 @@ def _shares(problem: Problem) -> tuple[Floats, NDArray[np.bool_]]:
     for shares, resource in zip(use, problem.resources, strict=True):
         amounts = [[float(resource.table[unit][choice]) for choice in choices] for unit, choices in space]
         floor = [min(row) for row in amounts]
-        room = resource.limit - resource.constant - sum(floor)
-        if abs(room) < 1e-12 * abs(resource.limit):
-            room = 0.0  # the order of a sum, no more
+        room = resource.room(sum(floor))
         for row, least, share in zip(amounts, floor, shares, strict=True):
             share[: len(row)] = [_share(amount - least, room) for amount in row]
     return use, exists & (use <= 1 + TOLERANCE).all(axis=0)

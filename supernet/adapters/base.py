@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
@@ -58,7 +59,15 @@ class Adapter(nn.Module, ABC):
         return None
 
     def condition(self, encoding: Tensor) -> None:
-        """Told of the whole subnet when it is activated, as `Supernet.encode` describes it."""
+        """Told of the whole subnet when it is activated, as `Supernet.encode` describes it, where it `routes`."""
+
+
+def uniform_parameter(
+    shape: tuple[int, ...], fan_in: int, generator: torch.Generator, device: torch.device
+) -> nn.Parameter:
+    """Uniform as the weights of a linear with `fan_in` inputs start."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter((torch.rand(shape, generator=generator) * 2 * bound - bound).to(device))
 
 
 def frozen_product(x: Tensor, weight: QuantizedWeight, scale: Tensor | None = None) -> Tensor:

@@ -6,12 +6,10 @@ linear's weight would (Hu et al.), B at zero. It keeps a low-rank side path in a
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from supernet.adapters.base import Adapter, frozen_product
+from supernet.adapters.base import Adapter, frozen_product, uniform_parameter
 from supernet.grids import QuantizedWeight
 
 
@@ -25,9 +23,7 @@ class LoRA(Adapter):
     ) -> None:
         super().__init__(weight, generator, full)
         out_features, in_features = weight.shape
-        bound = 1 / math.sqrt(in_features)
-        start = torch.rand(rank, in_features, generator=generator) * 2 * bound - bound
-        self.down = nn.Parameter(start.to(weight.scale.device))
+        self.down = uniform_parameter((rank, in_features), in_features, generator, weight.scale.device)
         self.up = nn.Parameter(torch.zeros(out_features, rank, device=weight.scale.device))
         self.scaling = 2.0
 

@@ -9,13 +9,12 @@ The paper divides the sum by nothing and scales as LoRA does; rank 16 here, alph
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from supernet.adapters.base import Adapter, frozen_product
+from supernet.adapters.base import Adapter, frozen_product, uniform_parameter
 from supernet.grids import QuantizedWeight
 
 
@@ -29,9 +28,7 @@ class PooledLoRA(Adapter):
     ) -> None:
         super().__init__(weight, generator, full)
         rows, groups = weight.scale.shape
-        bound = 1 / math.sqrt(weight.in_features)
-        start = torch.rand(rank, groups, generator=generator) * 2 * bound - bound
-        self.down = nn.Parameter(start.to(weight.scale.device))
+        self.down = uniform_parameter((rank, groups), weight.in_features, generator, weight.scale.device)
         self.up = nn.Parameter(torch.zeros(rows, rank, device=weight.scale.device))
         self.scaling = 2.0
 

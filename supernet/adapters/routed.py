@@ -10,13 +10,12 @@ A subnet's mixture is evaluated when it is activated, and deploys as one LoRA of
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from supernet.adapters.base import Adapter, frozen_product
+from supernet.adapters.base import Adapter, frozen_product, uniform_parameter
 from supernet.grids import QuantizedWeight
 
 
@@ -35,13 +34,10 @@ class RoutedLoRA(Adapter):
         out_features, in_features = weight.shape
         device = weight.scale.device
 
-        def uniform(*shape: int) -> nn.Parameter:
-            bound = 1 / math.sqrt(shape[-1])
-            return nn.Parameter((torch.rand(*shape, generator=generator) * 2 * bound - bound).to(device))
-
-        self.down = uniform(experts, rank, in_features)
+        self.down = uniform_parameter((experts, rank, in_features), in_features, generator, device)
         self.up = nn.Parameter(torch.zeros(experts, out_features, rank, device=device))
-        self.router_in, self.router_out = uniform(hidden, units), uniform(experts, hidden)
+        self.router_in = uniform_parameter((hidden, units), units, generator, device)
+        self.router_out = uniform_parameter((experts, hidden), hidden, generator, device)
         self.scaling = 2.0
         self.register_buffer("encoding", torch.zeros(units, device=device), persistent=False)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from supernet.space import Choice
 
+PARTS = ("codes", "scale", "zero")  # of a stored weight, by which modules and files name its tensors
+
 
 @dataclass(frozen=True)
 class QuantizedWeight:

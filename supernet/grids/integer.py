@@ -15,17 +15,14 @@ SHRINKS = tuple(1 - 0.05 * step for step in range(13))  # candidate ranges: 100 
 
 class IntegerGrid(Grid):
     def parameters(self, weight: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
-        low = weight.amin(-1, keepdim=True).clamp(max=0)
-        high = weight.amax(-1, keepdim=True).clamp(min=0)
-        return self.from_range(low, high, bits)
+        return self.from_range(*_range(weight), bits)
 
     def clipped(self, weight: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
         """As `parameters`, for the shrunk range that leaves the least squared error.
 
         At 2 bits the full range of a group wastes most of its four levels on the tails.
         """
-        low = weight.amin(-1, keepdim=True).clamp(max=0)
-        high = weight.amax(-1, keepdim=True).clamp(min=0)
+        low, high = _range(weight)
         best_scale, best_zero = self.from_range(low, high, bits)
         best = torch.full_like(low, torch.inf)
         for shrink in SHRINKS:
@@ -48,6 +45,13 @@ class IntegerGrid(Grid):
         top = torch.as_tensor(2**bits - 1, device=weight.device)
         return torch.minimum(((weight / scale).round() + zero).clamp(min=0), top).to(weight.dtype)
 
+    def nearest(self, weight: Tensor, choice: Choice, clip: bool = False) -> QuantizedWeight:
+        """`weight` `(out_features, in_features)` rounded to the nearest codes; `clip` as in `clipped`."""
+        grouped = weight.view(weight.shape[0], -1, choice.group_size)
+        scale, zero = (self.clipped if clip else self.parameters)(grouped, choice.bits)
+        codes = self.encode(grouped, scale, zero, choice.bits).flatten(1)
+        return self.pack(codes, scale.squeeze(-1), zero.squeeze(-1), choice, weight.shape[1])
+
     def pack(self, codes: Tensor, scale: Tensor, zero: Tensor, choice: Choice, in_features: int) -> QuantizedWeight:
         """Codes `(out_features, in_features)`, scale and zero `(out_features, groups)`, any dtype -> a stored value."""
         return QuantizedWeight(
@@ -66,3 +70,8 @@ class IntegerGrid(Grid):
     def dequantize(self, weight: QuantizedWeight, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
         scale = weight.scale if scale is None else scale
         return (self.centered(weight, dtype) * scale.to(dtype).unsqueeze(-1)).flatten(1)
+
+
+def _range(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest weight of each group, 0 among them."""
+    return weight.amin(-1, keepdim=True).clamp(max=0), weight.amax(-1, keepdim=True).clamp(min=0)

@@ -31,6 +31,10 @@ class Quantizer(ABC):
         `needs_hessian` is False. A group size that does not divide in_features raises ValueError.
         """
 
+    def within(self, steps: int | None, minutes: float | None) -> Quantizer:
+        """The same with so many steps, else with what fits into the minutes, for members that take steps."""
+        return self
+
     def refine(
         self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, seed: int, progress: Progress
     ) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +27,10 @@ from torch import Tensor, nn
 
 from supernet.adapters.rounding import Rounding
 from supernet.grids import IntegerGrid, QuantizedWeight
+from supernet.model import hidden_states, logits_of
 from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
+from supernet.text import draw
 
 if TYPE_CHECKING:
     from supernet.build import Progress, Supernet
@@ -59,13 +61,10 @@ class Learned(Quantizer):
     ) -> dict[Choice, QuantizedWeight]:
         """Where learning starts: the nearest codes, ranges clipped where that lowers a group's squared error."""
         check_groups(weight, choices)
-        grid, found = IntegerGrid(), {}
-        for choice in choices:
-            grouped = weight.view(weight.shape[0], -1, choice.group_size)
-            scale, zero = grid.clipped(grouped, torch.tensor(choice.bits, device=weight.device))
-            codes = grid.encode(grouped, scale, zero, choice.bits).flatten(1)
-            found[choice] = grid.pack(codes, scale.squeeze(-1), zero.squeeze(-1), choice, weight.shape[1])
-        return found
+        return {choice: IntegerGrid().nearest(weight, choice, clip=True) for choice in choices}
+
+    def within(self, steps: int | None, minutes: float | None) -> Learned:
+        return replace(self, steps=steps or self.steps, minutes=None if steps else minutes)
 
     def refine(
         self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, seed: int, progress: Progress
@@ -88,7 +87,8 @@ class Learned(Quantizer):
                 steps = max(LEAST_STEPS, int(left / (seconds * len(layers) * len(widths))))
             for bits, inputs in chains.items():
                 self._learn(_adapt(supernet, full, number, bits), block, inputs, target, exact, draw, steps)
-                _fold(supernet, number, bits)
+                for name, choice in _linears(supernet, number, bits):
+                    supernet.matrices[name].fold(choice)
                 chains[bits] = block.through(ours, inputs)
             exact = target
             progress("learn rounding", number + 1, len(layers))
@@ -167,19 +167,11 @@ def _move(adapters: Sequence[Rounding], step: float) -> None:
         adapter.offset.clamp_(-0.5, 0.5)
 
 
-def _fold(supernet: Supernet, layer: int, bits: int) -> None:
-    for name, choice in _linears(supernet, layer, bits):
-        matrix = supernet.matrices[name]
-        adapter = matrix.adapter(choice)
-        assert adapter is not None
-        matrix.store(adapter.fold(matrix.stored(choice)))
-        matrix.drop([choice])
-
-
 def _linears(supernet: Supernet, layer: int, bits: int) -> list[tuple[str, Choice]]:
+    """The linears of a layer with their choice of these bits."""
+    subnet = supernet.space.uniform(supernet.spec, bits)
     units = [unit for unit in supernet.spec.units if unit.layer == layer]
-    found = ((u, next((c for c in supernet.space[u.name] if c.bits == bits), None)) for u in units)
-    return [(linear.name, choice) for unit, choice in found if choice for linear in unit.linears]
+    return [(linear.name, subnet[unit.name]) for unit in units for linear in unit.linears]
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
@@ -230,9 +222,6 @@ def output_weights(
     model: Any, layers: Sequence[nn.Module], windows: Tensor, seed: int, progress: Progress
 ) -> tuple[Tensor, Tensor]:
     """What an error of a block's output costs: `(layers, windows, tokens)` and `(layers, hidden_size)`, mean 1 each."""
-    from supernet.model import hidden_states, logits_of
-    from supernet.text import draw
-
     count, length = windows.shape
     tokens = torch.zeros(len(layers), count, length, device=model.device)
     channels = torch.zeros(len(layers), model.config.get_text_config().hidden_size, device=model.device)
@@ -267,9 +256,9 @@ def output_weights(
     finally:
         embedded.remove()
     tiny = torch.finfo(torch.float32).tiny
-    return tokens / tokens.mean((1, 2), keepdim=True).clamp(min=tiny), channels / channels.mean(1, keepdim=True).clamp(
-        min=tiny
-    )
+    tokens /= tokens.mean((1, 2), keepdim=True).clamp(min=tiny)
+    channels /= channels.mean(1, keepdim=True).clamp(min=tiny)
+    return tokens, channels
 
 
 def _output(output: Any) -> Tensor:

@@ -18,11 +18,4 @@ class RTN(Quantizer):
         self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
     ) -> dict[Choice, QuantizedWeight]:
         check_groups(weight, choices)
-        grid = IntegerGrid()
-        found = {}
-        for choice in choices:
-            grouped = weight.view(weight.shape[0], -1, choice.group_size)
-            scale, zero = grid.parameters(grouped, choice.bits)
-            codes = grid.encode(grouped, scale, zero, choice.bits).flatten(1)
-            found[choice] = grid.pack(codes, scale.squeeze(-1), zero.squeeze(-1), choice, weight.shape[1])
-        return found
+        return {choice: IntegerGrid().nearest(weight, choice) for choice in choices}

@@ -9,7 +9,7 @@ ends of the sweep every unit takes the same bits, so the uniform subnets get the
 
 from __future__ import annotations
 
-from supernet.samplers.base import History, Sampler, generator
+from supernet.samplers.base import History, Sampler, generator, widths_of
 from supernet.samplers.entropy import around
 from supernet.space import SearchSpace, Subnet
 
@@ -24,5 +24,5 @@ def mean_bits(step: int, steps: int, low: int, high: int) -> float:
 
 class Balanced(Sampler):
     def sample(self, space: SearchSpace, step: int, steps: int, seed: int, history: History) -> tuple[Subnet, ...]:
-        every = sorted({choice.bits for _, choices in space for choice in choices if len(choices) > 1} or {0})
+        every = widths_of(space)
         return (around(generator(seed, step), space, mean_bits(step, steps, every[0], every[-1])),)

@@ -42,6 +42,11 @@ def generator(seed: int, step: int) -> random.Random:
     return random.Random(f"{seed}/{step}")
 
 
+def widths_of(space: SearchSpace) -> list[int]:
+    """The bit-widths that units with several choices have, smallest first; [0] where there are none."""
+    return sorted({choice.bits for _, choices in space for choice in choices if len(choices) > 1} or {0})
+
+
 def bits_of(subnet: Subnet, space: SearchSpace) -> float:
     """Bits a unit on average, each unit counted once, over those with several choices in `space`; else over all."""
     units = [unit for unit, choices in space if len(choices) > 1] or [unit for unit, _ in space]

@@ -9,7 +9,7 @@ every step, not swept, leaves no bit-width to the end, where the learning rate i
 
 from __future__ import annotations
 
-from supernet.samplers.base import History, Sampler, generator
+from supernet.samplers.base import History, Sampler, generator, widths_of
 from supernet.space import Choice, SearchSpace, Subnet
 
 UNIFORM = 0.5  # share of the steps that train a uniform subnet
@@ -18,7 +18,7 @@ UNIFORM = 0.5  # share of the steps that train a uniform subnet
 class Neighbours(Sampler):
     def sample(self, space: SearchSpace, step: int, steps: int, seed: int, history: History) -> tuple[Subnet, ...]:
         draw = generator(seed, step)
-        widths = sorted({choice.bits for _, choices in space for choice in choices if len(choices) > 1} or {0})
+        widths = widths_of(space)
         place = draw.uniform(0, len(widths) - 1)
         if draw.random() < UNIFORM:
             place = draw.randrange(len(widths))

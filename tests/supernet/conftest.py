@@ -1,4 +1,4 @@
-"""A tiny supernet that the tests of this folder share."""
+"""A tiny supernet, model and text that the tests of this folder share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from supernet.model import spec_of_model
 from supernet.quantizers import RTN, Quantizer
 from supernet.space import SearchSpace
 from supernet.spec import ModelSpec
-from tests.tiny import tiny_model, windows
+from tests.tiny import TEXT, save_tiny, tiny_model, windows
 
 
 @dataclass
@@ -34,3 +34,17 @@ def make(family: str = "llama", bits: tuple[int, ...] = (2, 3, 4, 8), quantizer:
 @pytest.fixture
 def made() -> Made:
     return make()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model's folder."""
+    return str(save_tiny(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A text file."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT * 4)
+    return str(path)

@@ -19,21 +19,9 @@ from supernet.create import Recipe, create
 from supernet.evaluate import evaluate
 from supernet.grids import IntegerGrid
 from supernet.space import Choice
-from tests.tiny import TEXT, save_tiny
+from tests.tiny import save_tiny
 
 RECIPE = Recipe(bits=(2, 4, 8), group_size=16, quantizer="gptq", steps=6, batch=2, window_tokens=16)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_tiny(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(TEXT * 4)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

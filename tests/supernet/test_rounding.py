@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from supernet.adapters import Rounding
-from supernet.grids import IntegerGrid
+from supernet.grids import IntegerGrid, QuantizedWeight
 from supernet.quantizers import GPTQ, RTN, Quantizer
 from supernet.space import Choice
 
@@ -26,6 +26,17 @@ def made(bits: int, quantizer: Quantizer, **options: object) -> tuple:
     return weight, Rounding(weight, torch.Generator().manual_seed(1), full, **options)
 
 
+def backward(weight: QuantizedWeight, adapter: Rounding) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leaves gradients; returns what an offset's must be, and where the clamp is open."""
+    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(3))
+    target = torch.randn(7, 24, generator=torch.Generator().manual_seed(4))
+    (adapter(x, weight) * target).sum().backward()
+    places = adapter.places(torch.float32)
+    inside = (places > -0.5) & (places < 255.5)
+    dense = (target.T @ x) * weight.scale.repeat_interleave(16, 1) * inside
+    return dense, inside
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("margin", [0.0, 0.25, 0.499])
 @pytest.mark.parametrize("quantizer", [RTN(), GPTQ()], ids=["rtn", "gptq"])
@@ -39,12 +50,7 @@ def test_the_gradient_of_an_offset_is_that_of_its_code_where_the_clamp_is_open()
     weight, adapter = made(3, RTN(), rank=None, margin=0.499)
     with torch.no_grad():
         adapter.offset.uniform_(-3, 3, generator=torch.Generator().manual_seed(2))
-    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(3))
-    target = torch.randn(7, 24, generator=torch.Generator().manual_seed(4))
-    (adapter(x, weight) * target).sum().backward()
-    places = adapter.places(torch.float32)
-    inside = (places > -0.5) & (places < 255.5)
-    dense = (target.T @ x) * weight.scale.repeat_interleave(16, 1) * inside
+    dense, inside = backward(weight, adapter)
     assert 0 < inside.float().mean() < 1
     assert torch.allclose(adapter.offset.grad, dense, atol=1e-4)
 
@@ -53,12 +59,7 @@ def test_low_rank_gradients_are_those_of_the_offset() -> None:
     weight, adapter = made(3, RTN(), rank=4)
     with torch.no_grad():
         adapter.up.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
-    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(3))
-    target = torch.randn(7, 24, generator=torch.Generator().manual_seed(4))
-    (adapter(x, weight) * target).sum().backward()
-    places = adapter.places(torch.float32)
-    inside = (places > -0.5) & (places < 255.5)
-    dense = (target.T @ x) * weight.scale.repeat_interleave(16, 1) * inside
+    dense, _ = backward(weight, adapter)
     assert torch.allclose(adapter.up.grad, dense @ adapter.down.T, atol=1e-3)
     assert torch.allclose(adapter.down.grad, adapter.up.T @ dense, atol=1e-3)
 

@@ -19,7 +19,7 @@ from supernet.space import Choice
 from supernet.train import adapter_parameters
 from tests.supernet.conftest import Made, make
 from tests.supernet.test_build import disturb, mixed
-from tests.tiny import FAMILIES, TEXT, save_tiny, windows
+from tests.tiny import FAMILIES, windows
 
 TINY = {"bits": (2, 3, 8), "group_size": 16, "steps": 4, "block_steps": 2, "batch": 2, "window_tokens": 16}
 
@@ -28,18 +28,6 @@ TINY = {"bits": (2, 3, 8), "group_size": 16, "steps": 4, "block_steps": 2, "batc
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing loses its trial: a few steps of a tiny model win nothing."""
     monkeypatch.setattr("supernet.train.CLEARLY", 100.0)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_tiny(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(TEXT * 4)
-    return str(path)
 
 
 def test_a_shared_adapter_is_one_adapter(made: Made) -> None:
