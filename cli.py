@@ -167,6 +167,9 @@ def profile_show(name: str, as_json: bool) -> None:
     help="Which bits a step may draw.",
 )
 @click.option("--teacher", default="full", show_default=True, metavar="full|largest", help="What subnets learn from.")
+@click.option(
+    "--gradient-checkpointing", "checkpointing", is_flag=True, help="Less memory: compute blocks again to go backward."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the training in --out that was stopped.")
 @click.option("--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model.")

@@ -87,6 +87,7 @@ class Recipe:
     batch: int = 4
     window_tokens: int = 256
     learning_rate: float | None = None
+    checkpointing: bool = False
     seed: int = 0
     trust_remote_code: bool = False
 
@@ -294,7 +295,9 @@ def _train(
 
     def trainer(steps: int) -> Trainer:
         rate = recipe.learning_rate or adapter.learning_rate
-        options = TrainOptions(steps, rate, recipe.batch, recipe.seed, teacher=recipe.teacher)
+        options = TrainOptions(
+            steps, rate, recipe.batch, recipe.seed, teacher=recipe.teacher, checkpointing=recipe.checkpointing
+        )
         sampler, schedule = SAMPLERS[recipe.sampler](), SCHEDULES[recipe.schedule]()
         return Trainer(teacher, supernet, windows, sampler, options, accelerator, files.path / TRAINING, schedule)
 

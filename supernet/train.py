@@ -21,7 +21,7 @@ from torch import Tensor
 
 from supernet.build import Progress, Supernet, silent
 from supernet.files import read_tensors, write_tensors
-from supernet.model import hidden_states, logits_of
+from supernet.model import checkpoint_blocks, hidden_states, logits_of
 from supernet.samplers import Sampler, Trained, bits_of
 from supernet.schedules import Constant, Schedule
 from supernet.space import Choice, SearchSpace, Subnet
@@ -35,7 +35,8 @@ TEACHERS = ("full", "largest")  # what subnets learn from: the full model, or th
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """`batch` windows a step over all processes; a checkpoint every `save_every` steps.
+    """`batch` windows a step over all processes; a checkpoint every `save_every` steps. With `checkpointing` a student
+    keeps each decoder block's input alone and computes the block again for the backward pass.
 
     `teacher` "largest" is in-place distillation (BigNAS, arXiv 2003.11142, section 3.1; DepS, arXiv 2407.06167): the
     largest subnet of a step learns from the full model, the others from its output.
@@ -47,6 +48,7 @@ class TrainOptions:
     seed: int = 0
     save_every: int = 20
     teacher: str = "full"
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "save_every"):
@@ -168,6 +170,8 @@ class Trainer:
         self.space = trained_space(supernet)
         widths = max(len(choices) for _, choices in self.space)
         check_system(type(sampler), type(self.schedule), options.teacher, widths)
+        if options.checkpointing:
+            checkpoint_blocks(supernet.model)
         self.parameters = adapter_parameters(supernet)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)

@@ -16,7 +16,6 @@ of each group, here the scales.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from supernet.adapters.rounding import Rounding
 from supernet.grids import IntegerGrid, QuantizedWeight
-from supernet.model import hidden_states, logits_of
+from supernet.model import decoder_layers, hidden_states, logits_of
 from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
 from supernet.text import draw
@@ -172,12 +171,6 @@ def _linears(supernet: Supernet, layer: int, bits: int) -> list[tuple[str, Choic
     subnet = supernet.space.uniform(supernet.spec, bits)
     units = [unit for unit in supernet.spec.units if unit.layer == layer]
     return [(linear.name, subnet[unit.name]) for unit in units for linear in unit.linears]
-
-
-def decoder_layers(model: Any) -> list[nn.Module]:
-    """The decoder's blocks, in order."""
-    pattern = re.compile(r"(?:^|\.)layers\.\d+$")
-    return [module for name, module in model.named_modules() if pattern.search(name)]
 
 
 def layer_arguments(model: Any, layers: Sequence[nn.Module], window: Tensor) -> list[dict[str, Any]]:

@@ -7,8 +7,9 @@ import torch
 
 from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
+from supernet.model import decoder_layers
 from supernet.quantizers import Learned
-from supernet.quantizers.learned import decoder_layers, output_weights
+from supernet.quantizers.learned import output_weights
 from supernet.space import Choice
 from tests.supernet.conftest import Made, make
 from tests.tiny import FAMILIES, tiny_model, windows

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from supernet.adapters import ADAPTERS, TrainedScales
 from supernet.files import write_tensors
-from supernet.model import hidden_states, logits_of
+from supernet.model import checkpoint_blocks, hidden_states, logits_of
 from supernet.samplers import SAMPLERS, Balanced, Sandwich, Shift, Uniform
 from supernet.schedules import SCHEDULES, Delayed, Progressive
 from supernet.space import Subnet
@@ -33,7 +33,7 @@ from supernet.train import (
     trained_space,
 )
 from tests.supernet.conftest import Made, make
-from tests.tiny import windows
+from tests.tiny import FAMILIES, windows
 
 STEPS = 12
 
@@ -230,6 +230,47 @@ def test_two_processes_train_the_same_as_one(tmp_path: Path) -> None:
         assert together[0] == alone[0]
         assert together[1] == pytest.approx(alone[1], rel=1e-4)
         assert together[2] == pytest.approx(alone[2], rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_checkpointing_changes_no_loss_and_no_gradient(adapter: str, tmp_path: Path) -> None:
+    plain = trainer(adapted(adapter), tmp_path / "plain")
+    saving = trainer(adapted(adapter), tmp_path / "saving", checkpointing=True)
+    for step in range(2):
+        subnets = plain.draw(step)
+        assert saving._gradients(subnets, step) == plain._gradients(subnets, step)
+        for name, parameter in plain.parameters.items():
+            found = saving.parameters[name].grad
+            assert (parameter.grad is None) == (found is None)
+            assert found is None or torch.equal(found, parameter.grad)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointing_keeps_the_inputs_of_blocks_alone(family: str) -> None:
+    made = make(family)
+    made.supernet.adapt(ADAPTERS["scales"], (2, 3), seed=0)
+    made.supernet.activate(made.space.uniform(made.spec, 2))
+    ids = windows(2, 32)
+    before, full = kept_bytes(made, ids)
+    checkpoint_blocks(made.supernet.model)
+    after, saving = kept_bytes(made, ids)
+    assert torch.equal(saving, full)
+    block_inputs = made.spec.num_layers * ids.numel() * made.spec.hidden_size * 4
+    assert block_inputs <= after < before / 2
+
+
+def kept_bytes(made: Made, ids: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """What autograd keeps of a forward pass, each storage once, and the hidden states."""
+    kept: dict[int, int] = {}
+
+    def pack(value: torch.Tensor) -> torch.Tensor:
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        hidden = hidden_states(made.supernet.model, ids)
+    own = {t.untyped_storage().data_ptr() for t in made.supernet.model.state_dict().values()}
+    return sum(size for place, size in kept.items() if place not in own), hidden.detach()
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_refused(tmp_path: Path) -> None:
