@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 SAMPLED_AT_ONCE = 128  # sequences that are generated side by side
+CACHE_BYTES = 2**31  # fewer are where their KV cache would outgrow this
 CHARACTERS_PER_TOKEN = 12  # more than any tokenizer's average: how much of a file to read for a number of tokens
 
 
@@ -120,8 +121,9 @@ def sample_windows(
     stop = model.generation_config.eos_token_id
     stops = torch.tensor([stop] if isinstance(stop, int) else stop or [], dtype=torch.long, device=model.device)
     batches = []
-    for start in range(0, count, SAMPLED_AT_ONCE):
-        size = min(SAMPLED_AT_ONCE, count - start)
+    most = sequences_at_once(config, window_tokens, model.dtype.itemsize)
+    for start in range(0, count, most):
+        size = min(most, count - start)
         ids = torch.randint(config.vocab_size, (size, 1), generator=generator, device=model.device)
         written, cache = [ids], None
         for done in range(window_tokens - 1):
@@ -134,6 +136,14 @@ def sample_windows(
             progress("sample text", start * window_tokens + size * (done + 2), count * window_tokens)
         batches.append(torch.cat(written, 1))
     return torch.cat(batches).cpu()
+
+
+def sequences_at_once(config: Any, window_tokens: int, bytes_per_value: int) -> int:
+    """How many sequences of a text model's config are generated side by side, at least 1."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = 2 * config.num_hidden_layers * heads * head_dim * bytes_per_value * window_tokens
+    return max(1, min(SAMPLED_AT_ONCE, CACHE_BYTES // cached))
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:

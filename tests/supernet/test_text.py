@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from supernet.text import draw, read_windows, sample_windows, spread_windows
-from tests.tiny import TEXT, tiny_model, tiny_tokenizer
+from supernet.text import (
+    CACHE_BYTES,
+    SAMPLED_AT_ONCE,
+    draw,
+    read_windows,
+    sample_windows,
+    sequences_at_once,
+    spread_windows,
+)
+from tests.tiny import TEXT, tiny_config, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -114,3 +122,12 @@ def test_drawing_follows_the_probabilities() -> None:
     shares = torch.bincount(drawn, minlength=4) / 20_000
     assert shares[1] == 0
     assert torch.allclose(shares, probabilities[0], atol=0.015)
+
+
+def test_fewer_sequences_are_written_where_their_cache_would_be_large() -> None:
+    config = tiny_config()
+    assert sequences_at_once(config, 256, 2) == SAMPLED_AT_ONCE
+    config.num_hidden_layers = 2**14
+    cached = 2 * 2**14 * 2 * 16 * 2 * 256  # keys and values, layers, heads, their size, bytes, tokens
+    assert sequences_at_once(config, 256, 2) == CACHE_BYTES // cached == 4
+    assert sequences_at_once(config, 4096, 2) == 1
