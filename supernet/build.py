@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.adapters import Adapter
-from supernet.grids import QuantizedWeight
+from supernet.grids import QuantizedWeight, Stored
 from supernet.linear import Quantized, SuperEmbedding, SuperLinear, TiedHead
 from supernet.model import hidden_states, name_of
 from supernet.quantizers import RTN, Quantizer
@@ -203,7 +203,7 @@ def assemble(
     spec: ModelSpec,
     space: SearchSpace,
     floats: dict[str, Tensor],
-    weights: Weights,
+    weights: Mapping[str, Mapping[Choice, Stored]],
     trust_remote_code: bool = False,
 ) -> Supernet:
     """A supernet from its parts, without the full model."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from supernet.build import Supernet, Weights
     from supernet.evaluate import Reference
-    from supernet.grids import QuantizedWeight
+    from supernet.grids import QuantizedWeight, Stored
 
 FORMAT = 2
 SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
@@ -143,8 +143,10 @@ class SupernetFiles:
         parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Reference(**parts, softcap=self.info.get("softcap"))
 
-    def load(self, trust_remote_code: bool = False) -> Supernet:
-        """The supernet as a model, in float32, its adapters in place.
+    def load(
+        self, trust_remote_code: bool = False, keep: Callable[[QuantizedWeight], Stored] | None = None
+    ) -> Supernet:
+        """The supernet as a model, in float32, its adapters in place. `keep` says what is kept of each weight read.
 
         ValueError where the model brings Python code of its own and `trust_remote_code` does not allow it: the folder
         may be a stranger's, so what it says of itself allows nothing.
@@ -158,7 +160,7 @@ class SupernetFiles:
             raise ValueError(f"the model of {self.path} runs Python code of its own; allow it with --trust-remote-code")
         config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=trust_remote_code)
         weights = {
-            linear.name: {choice: self.stored(linear.name, choice) for choice in self.space[unit.name]}
+            linear.name: {choice: self._kept(linear.name, choice, keep) for choice in self.space[unit.name]}
             for unit in self.spec.units
             for linear in unit.linears
         }
@@ -166,6 +168,10 @@ class SupernetFiles:
         if ADAPTERS_FILE in self.hashes:
             self._load_adapters(supernet)
         return supernet
+
+    def _kept(self, linear: str, choice: Choice, keep: Callable[[QuantizedWeight], Stored] | None) -> Stored:
+        stored = self.stored(linear, choice)
+        return stored if keep is None else keep(stored)
 
     def _load_adapters(self, supernet: Supernet) -> None:
         from collections import defaultdict

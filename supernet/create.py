@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import json
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ from supernet.checkpoint import (
 )  # fmt: skip
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_text
+from supernet.grids import QuantizedWeight
 from supernet.model import check_head, load_model, spec_of_model
 from supernet.quantizers import QUANTIZERS
 from supernet.samplers import SAMPLERS
 from supernet.schedules import SCHEDULES
 from supernet.sensitivity import measure_sensitivities
+from supernet.shard import Part, fsdp_plugin, scattered, shard_blocks
 from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
 from supernet.space import SearchSpace
 from supernet.spec import ModelSpec
@@ -58,7 +61,7 @@ SAMPLED = 124  # windows that a model writes for itself: with those held out, on
 READ = 4096  # windows that are drawn from a text at most
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
 ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
-WAIT = timedelta(hours=24)  # how long processes wait while the main one prepares: learning codes takes a while
+PATIENCE = timedelta(days=7)  # the other processes wait while the main one prepares and finishes
 CODES_SHARE = 0.75  # of the minutes goes into the codes where the quantizer learns them
 PROBED = 100  # steps of the training whose work tells how many fit into the minutes
 
@@ -161,7 +164,7 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)])
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     started = (out / SUPERNET).exists()
     if not resume:
         _refuse_used(out, started)
@@ -169,21 +172,48 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
         raise ValueError(f"the supernet {out} is finished; use it, or train another with a new --out")
     report = progress if accelerator.is_main_process else silent
     model, tokenizer = load_model(source, recipe.trust_remote_code)
-    model.to(accelerator.device)
-    if not started and accelerator.is_main_process:
+    prepares = not started and accelerator.is_main_process
+    if prepares or fsdp_plugin(accelerator) is None:
+        model.to(accelerator.device)  # else sharding moves it, one block at a time
+    if prepares:
         _prepare(source, model, tokenizer, out, recipe, report)
     accelerator.wait_for_everyone()
     files = open_supernet(out, unfinished=True)
     if files.info.get("source") != source and started:
         raise ValueError(f"{out} was begun from {files.info.get('source')}, got {source}; give the same model")
-    supernet = files.load(recipe.trust_remote_code)
+    trust = recipe.trust_remote_code
     recipe = Recipe.from_json(files.info["recipe"])
+    supernet = files.load(trust, _part(accelerator))
     supernet.model.to(accelerator.device)
     trainer = _train(files, model, supernet, recipe, accelerator, report)
     if accelerator.is_main_process:
+        model, supernet = _whole(source, files, model, supernet, trust, accelerator)
         files = _finish(files, model, supernet, recipe, trainer, report)
     accelerator.wait_for_everyone()
     return files if accelerator.is_main_process else open_supernet(out)
+
+
+def _part(accelerator: Any) -> Callable[[QuantizedWeight], Part] | None:
+    """What this process keeps of a stored weight: None where that is all of it."""
+    if fsdp_plugin(accelerator) is None:
+        return None
+    return partial(scattered, process=accelerator.process_index, processes=accelerator.num_processes)
+
+
+def _whole(
+    source: str, files: SupernetFiles, model: Any, supernet: Supernet, trust: bool, accelerator: Any
+) -> tuple[Any, Supernet]:
+    """The full model in float32 and the supernet with all of its codes, as they were before training took parts."""
+    sharded = fsdp_plugin(accelerator) is not None
+    if sharded or model.dtype != torch.float32:
+        model = load_model(source, trust)[0].to(accelerator.device)
+    if not sharded:
+        return model, supernet
+    again = files.load(trust)
+    for name, matrix in again.matrices.items():
+        matrix.adapters = supernet.matrices[name].adapters
+    again.model.to(accelerator.device)
+    return model, again
 
 
 def _refuse_used(out: Path, started: bool) -> None:
@@ -265,19 +295,24 @@ def in_compute_dtype(model: Any) -> Any:
 
 
 def _adapt(
-    files: SupernetFiles, model: Any, teacher: Any, supernet: Supernet, windows: Tensor, recipe: Recipe,
-    accelerator: Any, progress: Progress,
+    files: SupernetFiles, model: Any, supernet: Supernet, windows: Tensor, recipe: Recipe, accelerator: Any,
+    progress: Progress,
 ) -> None:  # fmt: skip
     """Give the supernet its adapters. What was measured for it is kept: a resumed run must share the same way."""
     adapter, sharing, bits = ADAPTERS[recipe.adapter], SHARINGS[recipe.sharing](), recipe.adapted_bits
     agreement: dict[str, Any] = {}
     if sharing.measures:
         path = files.path / AGREEMENT_FILE
-        if not path.exists() and accelerator.is_main_process:
+        known = path.exists()
+        accelerator.wait_for_everyone()
+        if not known:  # by every process, since each may hold a part of the codes
             supernet.adapt(adapter, bits, recipe.seed, Shared(), full=model, **files.info["adapter"]["options"])
-            supernet.set_dtype(teacher.dtype)
+            model.to(accelerator.device)
+            supernet.set_dtype(compute_dtype(model.device))
             batches = windows[: AGREEMENT * recipe.batch].to(model.device).split(recipe.batch)
-            write_agreement(path, measure_agreement(teacher, supernet, bits, batches, progress))
+            found = measure_agreement(in_compute_dtype(model), supernet, bits, batches, progress)
+            if accelerator.is_main_process:
+                write_agreement(path, found)
         accelerator.wait_for_everyone()
         agreement = read_agreement(path)
     supernet.adapt(adapter, bits, recipe.seed, sharing, agreement, model, **files.info["adapter"]["options"])
@@ -286,10 +321,14 @@ def _adapt(
 def _train(
     files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, accelerator: Any, progress: Progress
 ) -> Trainer:
+    """Train to the last step. `model` becomes the teacher: it is left in the dtype of training, or in parts."""
     adapter = ADAPTERS[recipe.adapter]
-    teacher = in_compute_dtype(model)
     windows = read_tensors(files.path / WINDOWS)[0]["windows"]
-    _adapt(files, model, teacher, supernet, windows, recipe, accelerator, progress)
+    _adapt(files, model, supernet, windows, recipe, accelerator, progress)
+    teacher = model.to(compute_dtype(accelerator.device))  # in place: no float32 copy beside it
+    plugin = fsdp_plugin(accelerator)
+    if plugin is not None:
+        shard_blocks(teacher, accelerator, plugin)
     supernet.model.to(accelerator.device)
     supernet.set_dtype(teacher.dtype)
 

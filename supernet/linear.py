@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from supernet.adapters import Adapter
 from supernet.adapters.base import frozen_product
-from supernet.grids import GRIDS, PARTS, QuantizedWeight
+from supernet.grids import GRIDS, PARTS, QuantizedWeight, Stored
 from supernet.space import Choice
 
 TOGETHER = "+"  # joins the choices that share an adapter, in its name
@@ -18,16 +18,19 @@ TOGETHER = "+"  # joins the choices that share an adapter, in its name
 class Quantized(nn.Module):
     """Every stored choice of one matrix: packed codes, scales and zeros as buffers, adapters as parameters.
 
+    The buffers may be this process's parts alone (`supernet.shard`): `stored` joins what is there.
+
     `adapters` names each by the choices that it serves, such as `int2g64` or `int2g64+int3g64`.
     """
 
-    def __init__(self, weights: Mapping[Choice, QuantizedWeight]) -> None:
+    def __init__(self, weights: Mapping[Choice, Stored]) -> None:
         super().__init__()
         if not weights:
             raise ValueError("a quantized matrix needs at least one choice, got none")
         self.choices = tuple(sorted(weights))
         self.choice = self.choices[-1]
         self.in_features = next(iter(weights.values())).in_features
+        self.joins = {choice: weight.join for choice, weight in weights.items()}
         for choice, weight in weights.items():
             for part in PARTS:
                 self.register_buffer(f"{choice}_{part}", getattr(weight, part))
@@ -42,10 +45,11 @@ class Quantized(nn.Module):
     def stored(self, choice: Choice) -> QuantizedWeight:
         """The frozen codes of `choice`, without its adapter."""
         codes, scale, zero = (getattr(self, f"{choice}_{part}") for part in PARTS)
-        return QuantizedWeight(codes, scale, zero, choice, self.in_features)
+        return self.joins[choice](codes, scale, zero)
 
     def store(self, weight: QuantizedWeight) -> None:
         """Replace the frozen codes, scales and zeros of the weight's choice."""
+        self.joins[weight.choice] = weight.join
         for part in PARTS:
             setattr(self, f"{weight.choice}_{part}", getattr(weight, part))
 
@@ -87,7 +91,7 @@ class SuperLinear(Quantized):
 
     bias: Tensor | None
 
-    def __init__(self, weights: Mapping[Choice, QuantizedWeight], bias: Tensor | None) -> None:
+    def __init__(self, weights: Mapping[Choice, Stored], bias: Tensor | None) -> None:
         super().__init__(weights)
         self.register_buffer("bias", bias)
 
@@ -100,7 +104,7 @@ class SuperLinear(Quantized):
 class SuperEmbedding(Quantized):
     """A token embedding at every choice. Where `tied`, the model's head reads it through `TiedHead`."""
 
-    def __init__(self, weights: Mapping[Choice, QuantizedWeight], embedding: nn.Embedding, dtype: torch.dtype) -> None:
+    def __init__(self, weights: Mapping[Choice, Stored], embedding: nn.Embedding, dtype: torch.dtype) -> None:
         super().__init__(weights)
         self.dtype = dtype
         # some models scale the embedding's output (Gemma): keep the factor that their module applies

@@ -61,7 +61,7 @@ class Rounding(Adapter):
         place = codes
         if full is not None:
             scale, zero = (part.float().repeat_interleave(self.group_size, 1) for part in (weight.scale, weight.zero))
-            place = torch.clamp(full.float() / scale + zero, codes - margin, codes + margin)
+            place = torch.clamp(full.to(scale) / scale + zero, codes - margin, codes + margin)
         return ((place + 0.5) * self.fine - 0.5).round().clamp(0, POSITIONS - 1).to(torch.uint8)
 
     def places(self, dtype: torch.dtype) -> Tensor:

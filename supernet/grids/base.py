@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +22,9 @@ class QuantizedWeight:
 
     codes: uint8 `(out_features, bytes)`, packed by `supernet.grids.packing`; scale: float32 `(out_features, groups)`;
     zero: uint8 `(out_features, groups)`, an integer on the same grid as the codes.
+
+    Where several processes share a weight out (`supernet.shard`), `codes` is this one's part, and `gather` makes them
+    whole for as long as somebody needs them: what computes with the codes asks for `packed()`.
     """
 
     codes: Tensor
@@ -27,6 +32,7 @@ class QuantizedWeight:
     zero: Tensor
     choice: Choice
     in_features: int
+    gather: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         groups = (self.scale.shape[0], self.in_features // self.choice.group_size)
@@ -34,14 +40,38 @@ class QuantizedWeight:
             raise ValueError(f"scale and zero must be {groups}, got {self.scale.shape} and {self.zero.shape}")
 
     @property
+    def join(self) -> Callable[[Tensor, Tensor, Tensor], QuantizedWeight]:
+        """Makes such a weight of codes, scale and zero: for who holds the three by themselves."""
+        return partial(QuantizedWeight, choice=self.choice, in_features=self.in_features)
+
+    @property
     def shape(self) -> tuple[int, int]:
         return self.scale.shape[0], self.in_features
+
+    def packed(self) -> Tensor:
+        """The codes of the whole matrix."""
+        return self.codes if self.gather is None else self.gather(self.codes)
 
     def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
         """The same weight as several, of these many rows each."""
         codes, scale, zero = (part.split(list(rows)) for part in (self.codes, self.scale, self.zero))
         parts = zip(codes, scale, zero, strict=True)
         return [QuantizedWeight(c, s, z, self.choice, self.in_features) for c, s, z in parts]
+
+
+class Stored(Protocol):
+    """A weight as it is held, whole or in part: three tensors, and what joins them into the whole."""
+
+    @property
+    def codes(self) -> Tensor: ...
+    @property
+    def scale(self) -> Tensor: ...
+    @property
+    def zero(self) -> Tensor: ...
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def join(self) -> Callable[[Tensor, Tensor, Tensor], QuantizedWeight]: ...
 
 
 class Grid(ABC):

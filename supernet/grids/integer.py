@@ -60,7 +60,7 @@ class IntegerGrid(Grid):
 
     def codes(self, weight: QuantizedWeight) -> Tensor:
         """Unpacked uint8 codes `(out_features, in_features)`."""
-        return unpack(weight.codes, weight.choice.bits, weight.in_features)
+        return unpack(weight.packed(), weight.choice.bits, weight.in_features)
 
     def centered(self, weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
         rows, groups = weight.scale.shape

@@ -1,0 +1,131 @@
+"""Several processes that share the full model and the codes out, launched as a person would, beside one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import supernet.create
+from supernet.checkpoint import SupernetFiles
+from supernet.create import Recipe, create
+from supernet.grids import GRIDS
+from supernet.grids.packing import packed_bytes
+from supernet.shard import Part, fsdp_plugin, scattered
+from tests.supernet.conftest import Made
+from tests.tiny import TEXT, save_tiny
+
+ROOT = Path(__file__).parents[2]
+RECIPE = Recipe(bits=(2, 3, 8), group_size=16, quantizer="rtn", steps=6, batch=4, window_tokens=16)
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+import supernet.create
+
+source, folder, recipe = sys.argv[1], Path(sys.argv[2]), supernet.create.Recipe.from_json(json.loads(sys.argv[3]))
+supernet.create.compute_dtype = lambda device: torch.float32
+train = supernet.create._train
+
+def spy(files, model, net, recipe, accelerator, progress):
+    before = sum(p.nbytes for p in model.parameters())
+    stored = ("_codes", "_scale", "_zero")
+    codes = sum(v.nbytes for m in net.matrices.values() for n, v in m.named_buffers() if n.endswith(stored))
+    run = train(files, model, net, recipe, accelerator, progress)
+    own = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in model.parameters())
+    (folder / f"bytes{accelerator.process_index}.json").write_text(json.dumps([before, own, codes]))
+    return run
+
+supernet.create._train = spy
+supernet.create.create(source, folder / "two", recipe)
+"""
+
+
+def launch(folder: Path, source: str, recipe: Recipe) -> None:
+    """As a person would, with the config file of the examples."""
+    script = folder / "run.py"
+    script.write_text(SCRIPT)
+    cpu = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    config = ["--config_file", str(ROOT / "examples" / "fsdp.yaml"), "--main_process_port", "0"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *config, str(script)]
+    command = [*launcher, source, str(folder), json.dumps(recipe.to_json())]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **cpu}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "recipe", [RECIPE, replace(RECIPE, adapter="lora", sharing="matched", checkpointing=True)], ids=["scales", "lora"]
+)
+def test_two_sharded_processes_agree_with_one(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supernet.create, "compute_dtype", lambda device: torch.float32)
+    (tmp_path / "text.txt").write_text(TEXT * 4)
+    recipe = replace(recipe, data=str(tmp_path / "text.txt"))
+    source = str(save_tiny(tmp_path / "model", "mistral"))
+    one = create(source, tmp_path / "one", recipe)
+    launch(tmp_path, source, recipe)
+    two = supernet.create.open_supernet(tmp_path / "two")
+    assert two.info["losses"] == pytest.approx(one.info["losses"], rel=1e-4)
+    assert kls(two) == pytest.approx(kls(one), rel=1e-3)
+    tables = sum(unit.weights for unit in one.spec.units if unit.is_table) + one.spec.hidden_size  # and the last norm
+    stored = sum(
+        linear.out_features * (packed_bytes(linear.in_features, choice.bits) + 5 * linear.in_features // 16)
+        for unit in one.spec.units
+        for linear in unit.linears
+        for choice in one.space[unit.name]
+    )
+    for process in (0, 1):
+        before, own, codes = json.loads((tmp_path / f"bytes{process}.json").read_text())
+        assert own == (before + tables * 4) / 2  # float32
+        assert codes == stored / 2
+
+
+def kls(files: SupernetFiles) -> list[float]:
+    assert len(files.info["losses"]) == RECIPE.steps
+    return [record["quality"]["kl"] for record in files.info["evaluations"]]
+
+
+def test_parts_make_the_whole(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes one after the other, joined as they would be."""
+    unit = made.spec.units[1]
+    for choice in made.space[unit.name]:
+        stored = made.supernet.matrices[unit.linears[0].name].stored(choice)
+        for processes in (2, 3, 7):
+            parts = [scattered(stored, process, processes) for process in range(processes)]
+
+            def join(whole: torch.Tensor, part: torch.Tensor, parts: list[Part] = parts) -> None:
+                name = next(n for n in ("codes", "scale", "zero") if getattr(parts[0], n) is part)
+                whole.copy_(torch.cat([getattr(one, name) for one in parts]))
+
+            monkeypatch.setattr(torch.distributed, "all_gather_single", join)
+            first = parts[0]
+            assert len(first.codes) == -(-stored.codes.numel() // processes)
+            joined = first.join(first.codes, first.scale, first.zero)
+            assert torch.equal(joined.packed(), stored.codes)
+            assert torch.equal(joined.scale, stored.scale)
+            assert torch.equal(joined.zero, stored.zero)
+            weights = [GRIDS["int"].dequantize(weight, torch.float32) for weight in (joined, stored)]
+            assert torch.equal(*weights)
+
+
+class Two:
+    num_processes = 2
+
+
+def test_only_an_fsdp_config_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    assert fsdp_plugin(Two()) is None
+
+
+def test_fsdp1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(ValueError, match="fsdp_version must be 2, got 1; set it in accelerate's config file"):
+        fsdp_plugin(Two())
