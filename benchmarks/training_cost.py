@@ -74,13 +74,20 @@ def main() -> None:
     memory = {name: memory_of(name) for name in seconds}
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     dtype = str(compute_dtype(torch.device(arguments.device))).removeprefix("torch.")
+    speed = {name: arguments.batch * arguments.tokens / value for name, value in medians.items()}
     rows = [
         (f"{name}, {dtype}" if name == SUPERNET else name, f"{medians[name]:.3f}", f"{min(seconds[name]):.3f}",
-         f"{memory[name] / 1e6:.0f}")
+         f"{speed[name]:.0f}", f"{memory[name] / 1e6:.0f}")
         for name in seconds
     ]  # fmt: skip
-    table(("a step", "seconds, median", "fastest", "peak MB"), rows)
-    evidence = {"dtype": dtype, "seconds": seconds, "peak_bytes": memory, "accelerator": accelerator_name(arguments)}
+    table(("a step", "seconds, median", "fastest", "tokens/s", "peak MB"), rows)
+    evidence = {
+        "dtype": dtype,
+        "seconds": seconds,
+        "tokens_per_s": speed,
+        "peak_bytes": memory,
+        "accelerator": accelerator_name(arguments),
+    }
     finish(__file__, list(claims(medians, memory)), **evidence)
 
 
