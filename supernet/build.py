@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from supernet.sharing import Agreement, Decoupled, Sharing
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec, UnitSpec
 
+CHANNELS = 64  # a pruned block keeps a multiple: products run in tiles
 TABLE_BITS = (4, 8)  # what an embedding or a head may be: below 4 bits a vocabulary falls apart, and runtimes refuse
 HESSIAN_BYTES = 2**31  # layers are calibrated in blocks whose Hessians fit in this
 
@@ -29,8 +31,11 @@ def silent(what: str, done: int, total: int) -> None:
     """The progress of who does not want any."""
 
 
-def make_space(spec: ModelSpec, bits: Sequence[int], group_size: int) -> SearchSpace:
-    """Every linear at `bits`, the embedding and the head at 4 and 8 bits, all in groups of `group_size`."""
+def make_space(spec: ModelSpec, bits: Sequence[int], group_size: int, prune: Sequence[float] = ()) -> SearchSpace:
+    """Every linear at `bits`, the embedding and the head at 4 and 8 bits, all in groups of `group_size`.
+
+    `prune` are the shares of its channels that a feed-forward block may keep, beside all of them; 0 leaves none.
+    """
     for unit in spec.units:
         for linear in unit.linears:
             if linear.in_features % group_size:
@@ -39,9 +44,31 @@ def make_space(spec: ModelSpec, bits: Sequence[int], group_size: int) -> SearchS
                 hint = f"use {', '.join(map(str, fit))}" if fit else "no power of two from 16 up divides every matrix"
                 got = f"{group_size} and {linear.in_features}"
                 raise ValueError(f"group_size must divide in_features, got {got}; {hint}")
-    return SearchSpace.of(
-        {u.name: tuple(Choice(b, group_size) for b in (TABLE_BITS if u.is_table else bits)) for u in spec.units}
-    )
+    options = {u.name: tuple(Choice(b, group_size) for b in (TABLE_BITS if u.is_table else bits)) for u in spec.units}
+    if not prune:
+        return SearchSpace.of(options)
+    if not spec.feed_forwards:
+        raise ValueError(f"{spec.architecture} has no feed-forward block that bitfleet can prune; train without prune")
+    for pair in spec.feed_forwards:
+        kept = kept_channels(pair[1], prune, group_size)
+        for unit in pair:
+            whole = options[unit.name]
+            options[unit.name] += tuple(replace(c, kept=k) for k in kept for c in (whole if k else whole[:1]))
+    return SearchSpace.of(options, tuple((maker.name, reader.name) for maker, reader in spec.feed_forwards))
+
+
+def kept_channels(unit: UnitSpec, prune: Sequence[float], group_size: int) -> tuple[int, ...]:
+    """`prune` as numbers of channels: multiples of the group size and of `CHANNELS`, rounded down."""
+    assert unit.channels is not None
+    step = math.lcm(group_size, CHANNELS)
+    found = {share: int(share * unit.channels.count) // step * step for share in prune}
+    for share, kept in found.items():
+        if share > 0 and kept == 0:
+            raise ValueError(
+                f"a pruned block keeps a multiple of {step} channels, got {share:g} of {unit.channels.count}; "
+                f"use shares from {step / unit.channels.count:.2g}, or 0"
+            )
+    return tuple(sorted(set(found.values())))
 
 
 @torch.no_grad()
@@ -58,7 +85,7 @@ def quantize(
         hessians = _hessians(model, block, windows) if quantizer.needs_hessian else {}
         for unit in block:
             chosen = RTN() if unit.is_table else quantizer
-            found |= _quantize_unit(model, unit, chosen, space[unit.name], hessians.get(unit.name))
+            found |= _quantize_unit(model, unit, chosen, space.whole[unit.name], hessians.get(unit.name))
             done += 1
             progress("quantize", done, len(spec.units))
     return found
@@ -167,7 +194,7 @@ class Supernet:
         for unit in self.spec.units:
             if unit.is_table:
                 continue
-            adapted = [choice for choice in self.space[unit.name] if choice.bits in bits]
+            adapted = [choice for choice in self.space.whole[unit.name] if choice.bits in bits]
             groups = (sharing or Decoupled()).groups(adapted, (agreement or {}).get(unit.name, {}))
             for linear in unit.linears:
                 matrix = self.matrices[linear.name]
@@ -220,7 +247,7 @@ def assemble(
             if unit.role == "embedding":
                 new: Quantized = SuperEmbedding(weights[linear.name], old, torch.float32)
             else:
-                new = SuperLinear(weights[linear.name], floats.get(f"{linear.name}.bias"))
+                new = SuperLinear(weights[linear.name], floats.get(f"{linear.name}.bias"), unit.channels)
             matrices[linear.name] = new
             model.set_submodule(linear.name, new)
     if spec.tied:
@@ -247,7 +274,7 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
 
 @torch.no_grad()
 def extract(supernet: Supernet, subnet: Subnet) -> Any:
-    """A plain float32 Hugging Face model whose weights are the subnet's, adapters merged."""
+    """A plain float32 Hugging Face model whose weights are the subnet's, adapters merged; pruned channels are 0."""
     supernet.activate(subnet)
     model = type(supernet.model)(supernet.model.config)
     state = dict(supernet.floats)

@@ -7,6 +7,7 @@
     adapters.safetensors    trained adapters that do not fold into the codes
     reference.safetensors   held-out windows, and what the full model says of them
     sensitivity.json        what each choice of each unit costs
+    order.safetensors       with pruning: the model's channel that each channel of a feed-forward block was
     start.safetensors, windows.safetensors, training.safetensors
                             while training: the codes it started from, its windows, and where it is
 
@@ -36,7 +37,7 @@ FORMAT = 2
 SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
 ADAPTERS_FILE, REFERENCE = "adapters.safetensors", "reference.safetensors"
 START, WINDOWS, TRAINING = "start.safetensors", "windows.safetensors", "training.safetensors"
-AGREEMENT_FILE = "agreement.json"
+AGREEMENT_FILE, ORDER = "agreement.json", "order.safetensors"
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,13 @@ class SupernetFiles:
         from supernet.grids import PARTS, QuantizedWeight
 
         file = self.tensors(START if START in self.hashes else CODES)
-        in_features = next(lin.in_features for unit in self.spec.units for lin in unit.linears if lin.name == linear)
-        codes, scale, zero = (file.get_tensor(f"{linear}|{choice}|{part}") for part in PARTS)
-        return QuantizedWeight(codes, scale, zero, choice, in_features)
+        pairs = ((unit, lin) for unit in self.spec.units for lin in unit.linears)
+        unit, found = next((unit, lin) for unit, lin in pairs if lin.name == linear)
+        codes, scale, zero = (file.get_tensor(f"{linear}|{choice.whole}|{part}") for part in PARTS)
+        weight = QuantizedWeight(codes, scale, zero, choice.whole, found.in_features)
+        if choice.kept is None or unit.channels is None:
+            return weight
+        return weight.keep(choice.kept, unit.channels)
 
     def folded(self, linear: str, choice: Choice) -> FoldedWeight:
         """What a runtime stores for one matrix at one choice; ValueError where an adapter is left beside it."""
@@ -160,7 +165,7 @@ class SupernetFiles:
             raise ValueError(f"the model of {self.path} runs Python code of its own; allow it with --trust-remote-code")
         config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=trust_remote_code)
         weights = {
-            linear.name: {choice: self._kept(linear.name, choice, keep) for choice in self.space[unit.name]}
+            linear.name: {choice: self._kept(linear.name, choice, keep) for choice in self.space.whole[unit.name]}
             for unit in self.spec.units
             for linear in unit.linears
         }

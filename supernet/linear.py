@@ -11,6 +11,7 @@ from supernet.adapters import Adapter
 from supernet.adapters.base import frozen_product
 from supernet.grids import GRIDS, PARTS, QuantizedWeight, Stored
 from supernet.space import Choice
+from supernet.spec import Channels
 
 TOGETHER = "+"  # joins the choices that share an adapter, in its name
 
@@ -20,15 +21,17 @@ class Quantized(nn.Module):
 
     The buffers may be this process's parts alone (`supernet.shard`): `stored` joins what is there.
 
-    `adapters` names each by the choices that it serves, such as `int2g64` or `int2g64+int3g64`.
+    `adapters` names each by the choices that it serves, such as `int2g64` or `int2g64+int3g64`. A choice that keeps
+    some `channels` is a part of the whole one and shares its codes and its adapter.
     """
 
-    def __init__(self, weights: Mapping[Choice, Stored]) -> None:
+    def __init__(self, weights: Mapping[Choice, Stored], channels: Channels | None = None) -> None:
         super().__init__()
         if not weights:
             raise ValueError("a quantized matrix needs at least one choice, got none")
         self.choices = tuple(sorted(weights))
         self.choice = self.choices[-1]
+        self.channels = channels
         self.in_features = next(iter(weights.values())).in_features
         self.joins = {choice: weight.join for choice, weight in weights.items()}
         for choice, weight in weights.items():
@@ -37,15 +40,23 @@ class Quantized(nn.Module):
         self.adapters = nn.ModuleDict()
 
     def select(self, choice: Choice) -> None:
-        if choice not in self.choices:
+        if choice.whole not in self.choices or (choice.kept is not None and not self.channels):
             have = ", ".join(map(str, self.choices))
             raise ValueError(f"a choice must be one the supernet holds, got {choice}; it holds {have}")
+        if choice.kept is not None and self.channels and choice.kept >= self.channels.count:
+            raise ValueError(f"kept must be below the block's {self.channels.count} channels, got {choice}")
         self.choice = choice
 
     def stored(self, choice: Choice) -> QuantizedWeight:
         """The frozen codes of `choice`, without its adapter."""
-        codes, scale, zero = (getattr(self, f"{choice}_{part}") for part in PARTS)
-        return self.joins[choice](codes, scale, zero)
+        codes, scale, zero = (getattr(self, f"{choice.whole}_{part}") for part in PARTS)
+        return self._part(self.joins[choice.whole](codes, scale, zero), choice)
+
+    def _part(self, weight: QuantizedWeight, choice: Choice) -> QuantizedWeight:
+        if choice.kept is None:
+            return weight
+        assert self.channels is not None
+        return weight.keep(choice.kept, self.channels)
 
     def store(self, weight: QuantizedWeight) -> None:
         """Replace the frozen codes, scales and zeros of the weight's choice."""
@@ -54,8 +65,10 @@ class Quantized(nn.Module):
             setattr(self, f"{weight.choice}_{part}", getattr(weight, part))
 
     def adapter(self, choice: Choice) -> Adapter | None:
+        if choice.kept == 0:
+            return None
         for name, adapter in self.adapters.items():
-            if str(choice) in name.split(TOGETHER):
+            if str(choice.whole) in name.split(TOGETHER):
                 return adapter  # type: ignore[return-value]
         return None
 
@@ -79,11 +92,17 @@ class Quantized(nn.Module):
 
     @torch.no_grad()
     def effective(self, choice: Choice) -> Tensor:
-        """The float32 matrix that `choice` computes with, adapter included."""
-        adapter = self.adapter(choice)
-        if adapter:
-            return adapter.effective(self.stored(choice))
-        return GRIDS[choice.grid].dequantize(self.stored(choice), torch.float32)
+        """The float32 matrix that `choice` computes with, adapter included; channels that it does not keep are 0."""
+        adapter, stored = self.adapter(choice), self.stored(choice.whole)
+        whole = adapter.effective(stored) if adapter else GRIDS[choice.grid].dequantize(stored, torch.float32)
+        if choice.kept is None:
+            return whole
+        assert self.channels is not None
+        left = torch.zeros_like(whole)
+        for start, stop in self.channels.spans(choice.kept):
+            at = (slice(start, stop),) if self.channels.parts else (slice(None), slice(start, stop))
+            left[at] = whole[at]
+        return left
 
 
 class SuperLinear(Quantized):
@@ -91,14 +110,44 @@ class SuperLinear(Quantized):
 
     bias: Tensor | None
 
-    def __init__(self, weights: Mapping[Choice, Stored], bias: Tensor | None) -> None:
-        super().__init__(weights)
+    def __init__(
+        self, weights: Mapping[Choice, Stored], bias: Tensor | None, channels: Channels | None = None
+    ) -> None:
+        super().__init__(weights, channels)
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, adapter = self.stored(self.choice), self.adapter(self.choice)
-        y = adapter(x, weight) if adapter else frozen_product(x, weight)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        """What reads channels is given those that are kept; what makes them gives those."""
+        makes = self.channels is not None and self.channels.parts > 0
+        bias = self.bias
+        if self.choice.kept is None:
+            weight, adapter = self.stored(self.choice), self.adapter(self.choice)
+            y = adapter(x, weight) if adapter else frozen_product(x, weight)
+        else:
+            y = self._pruned(x, self.choice, makes)
+            bias = self._first(bias, self.choice.kept) if makes and bias is not None else bias
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def _pruned(self, x: Tensor, choice: Choice, makes: bool) -> Tensor:
+        """The product with the kept channels.
+
+        An adapter is not cut but computes the whole, with zeros for the inputs that are gone: pruning saves time where
+        codes are multiplied by alone, as in evaluation and in a package, and not in training.
+        """
+        adapter, kept = self.adapter(choice), choice.kept or 0
+        if kept == 0:
+            return x.new_zeros(*x.shape[:-1], 0 if makes else len(self.stored(choice.whole).scale))
+        if adapter is None:
+            return frozen_product(x, self.stored(choice))
+        whole = self.stored(choice.whole)
+        if makes:
+            return self._first(adapter(x, whole), kept)
+        return adapter(nn.functional.pad(x, (0, self.in_features - kept)), whole)
+
+    def _first(self, values: Tensor, kept: int) -> Tensor:
+        """Of `(..., out_features)`, the kept channels."""
+        assert self.channels is not None
+        return torch.cat([values[..., start:stop] for start, stop in self.channels.spans(kept)], dim=-1)
 
 
 class SuperEmbedding(Quantized):

@@ -16,10 +16,12 @@ from supernet.space import Choice, Subnet
 def to_peft(supernet: Supernet, subnet: Subnet) -> Any:
     """A `PeftModel` over the subnet's dequantized codes; its LoRA are the subnet's own, a mixture of experts evaluated.
 
-    ValueError where the subnet has no side path.
+    ValueError where the subnet has no side path, or pruned blocks: its LoRA would write into what is gone.
     """
     from peft import LoraConfig, get_peft_model
 
+    if any(choice.kept is not None for _, choice in subnet):
+        raise ValueError("a PEFT model keeps every channel, this subnet is pruned; use one without kept channels")
     supernet.activate(subnet)
     sides: dict[str, tuple[str, tuple[Tensor, Tensor]]] = {}
     for key, adapter in supernet.adapters(subnet).items():

@@ -6,38 +6,61 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, total_ordering
+from itertools import product
 from typing import Any
 
 from supernet.spec import ModelSpec
 
-_CHOICE = re.compile(r"(?P<grid>[a-z_]+?)(?P<bits>\d+)g(?P<group_size>\d+)")
+_CHOICE = re.compile(r"(?P<grid>[a-z_]+?)(?P<bits>\d+)g(?P<group_size>\d+)(?:k(?P<kept>\d+))?")
+_COUPLED = "coupled"  # in the JSON of a space, beside the names of units
 
 
-@dataclass(frozen=True, order=True)
+@total_ordering
+@dataclass(frozen=True)
 class Choice:
-    """What a unit may be. Written `int4g64`: the grid, the bits, the group size along in_features."""
+    """What a unit may be. Written `int4g64`: the grid, the bits, the group size along in_features.
+
+    A unit of a feed-forward block may keep only the first `kept` channels, written `int4g64k1024`; at 0 nothing is left
+    of it, and its bits mean nothing. Fewer bits come first, then fewer channels; None, which keeps all, comes last.
+    """
 
     bits: int
     group_size: int
     grid: str = "int"
+    kept: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits must be from 1 to 8, got {self.bits}")
         if self.group_size < 1:
             raise ValueError(f"group_size must be positive, got {self.group_size}")
+        if self.kept is not None and (self.kept < 0 or self.kept % self.group_size):
+            raise ValueError(f"kept must be a multiple of the group size, got {self.kept} and {self.group_size}")
+
+    def __lt__(self, other: Choice) -> bool:
+        return self._rank < other._rank
+
+    @property
+    def _rank(self) -> tuple[int, int, str, float]:
+        return self.bits, self.group_size, self.grid, float("inf") if self.kept is None else self.kept
+
+    @property
+    def whole(self) -> Choice:
+        """The same with every channel: what is stored, and a pruned choice reads a part of it."""
+        return self if self.kept is None else replace(self, kept=None)
 
     def __str__(self) -> str:
-        return f"{self.grid}{self.bits}g{self.group_size}"
+        return f"{self.grid}{self.bits}g{self.group_size}{'' if self.kept is None else f'k{self.kept}'}"
 
     @classmethod
     def parse(cls, text: str) -> Choice:
         match = _CHOICE.fullmatch(text)
         if match is None:
             raise ValueError(f"a choice is written like int4g64 (grid, bits, g, group size), got {text!r}")
-        return cls(int(match["bits"]), int(match["group_size"]), match["grid"])
+        kept = None if match["kept"] is None else int(match["kept"])
+        return cls(int(match["bits"]), int(match["group_size"]), match["grid"], kept)
 
 
 @dataclass(frozen=True)
@@ -64,9 +87,10 @@ class Subnet:
         return Subnet(tuple((name, choice if name == unit else old) for name, old in self.items))
 
     def mean_bits(self, spec: ModelSpec) -> float:
-        """Code bits per weight over the decoder's linears, without scales, zeros, embedding and head."""
-        bits = sum(unit.weights * self[unit.name].bits for unit in spec.units if not unit.is_table)
-        return bits / spec.linear_weights
+        """Code bits per weight of the full model's linears, without scales, zeros, embedding and head; a weight that
+        is pruned counts as 0 bits."""
+        choices = ((unit, self[unit.name]) for unit in spec.units if not unit.is_table)
+        return sum(unit.kept_weights(choice.kept) * choice.bits for unit, choice in choices) / spec.linear_weights
 
     @cached_property
     def digest(self) -> str:
@@ -84,11 +108,19 @@ class Subnet:
         return cls(tuple((name, Choice.parse(text)) for name, text in data.items()))
 
 
+Block = tuple[tuple[str, ...], tuple[tuple[Choice, ...], ...]]
+"""Units that must agree, and every choice of theirs that does, one for each of them."""
+
+
 @dataclass(frozen=True)
 class SearchSpace:
-    """The options of every unit, smallest bits first."""
+    """The options of every unit, smallest bits first.
+
+    Two units are `coupled` where one makes the channels that the other reads: in a subnet both keep the same number.
+    """
 
     options: tuple[tuple[str, tuple[Choice, ...]], ...]
+    coupled: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for unit, choices in self.options:
@@ -96,10 +128,18 @@ class SearchSpace:
                 raise ValueError(f"every unit needs at least one choice, {unit} has none")
             if list(choices) != sorted(set(choices)):
                 raise ValueError(f"choices must be sorted and unique, got {[str(c) for c in choices]} for {unit}")
+        paired = {unit for pair in self.coupled for unit in pair}
+        for unit, choices in self.options:
+            if unit not in paired and any(choice.kept is not None for choice in choices):
+                raise ValueError(f"a unit that keeps some of its channels is coupled to another, {unit} is not")
+        for pair in self.coupled:
+            sides = [{choice.kept for choice in self[unit]} for unit in pair]
+            if sides[0] != sides[1]:
+                raise ValueError(f"coupled units keep the same numbers of channels, {' and '.join(pair)} do not")
 
     @classmethod
-    def of(cls, options: Mapping[str, tuple[Choice, ...]]) -> SearchSpace:
-        return cls(tuple((unit, tuple(sorted(set(choices)))) for unit, choices in options.items()))
+    def of(cls, options: Mapping[str, tuple[Choice, ...]], coupled: tuple[tuple[str, str], ...] = ()) -> SearchSpace:
+        return cls(tuple((unit, tuple(sorted(set(choices)))) for unit, choices in options.items()), coupled)
 
     @cached_property
     def by_unit(self) -> dict[str, tuple[Choice, ...]]:
@@ -112,22 +152,62 @@ class SearchSpace:
         return iter(self.options)
 
     def __contains__(self, subnet: Subnet) -> bool:
-        return subnet.choices.keys() == self.by_unit.keys() and all(c in self[unit] for unit, c in subnet)
+        known = subnet.choices.keys() == self.by_unit.keys() and all(c in self[unit] for unit, c in subnet)
+        return known and all(subnet[a].kept == subnet[b].kept for a, b in self.coupled)
 
     def restrict(self, allowed: Callable[[str, Choice], bool]) -> SearchSpace:
-        """The same space without the choices that `allowed(unit, choice)` refuses; ValueError if a unit loses all."""
-        return SearchSpace(tuple((u, tuple(c for c in choices if allowed(u, c))) for u, choices in self.options))
+        """The same space without the choices that `allowed(unit, choice)` refuses; ValueError if a unit loses all.
+
+        What one of two coupled units can no longer keep, the other cannot either.
+        """
+        options = {unit: tuple(c for c in choices if allowed(unit, c)) for unit, choices in self.options}
+        coupled = []
+        for pair in self.coupled:
+            left = set.intersection(*({choice.kept for choice in options[unit]} for unit in pair))
+            options |= {unit: tuple(c for c in options[unit] if c.kept in left) for unit in pair}
+            if left != {None}:
+                coupled.append(pair)
+        return SearchSpace(tuple(options.items()), tuple(coupled))
+
+    @cached_property
+    def whole(self) -> SearchSpace:
+        """The same space with every channel kept: what is stored, quantized and drawn from."""
+        return self.restrict(lambda unit, choice: choice.kept is None)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Units that must agree, with all that they may be together; every other unit by itself. In the space's order
+        of their first units."""
+        partners = {a: b for pair in self.coupled for a, b in (pair, pair[::-1])}
+        found: list[Block] = []
+        seen: set[str] = set()
+        for unit, choices in self.options:
+            if unit in seen:
+                continue
+            partner = partners.get(unit)
+            seen |= {unit, partner or unit}
+            if partner is None:
+                found.append(((unit,), tuple((choice,) for choice in choices)))
+            else:
+                together = tuple(two for two in product(choices, self[partner]) if two[0].kept == two[1].kept)
+                found.append(((unit, partner), together))
+        return tuple(found)
+
+    def pruned(self, unit: str, choice: Choice, kept: int) -> Choice:
+        """What `unit` becomes where it was `choice` and keeps `kept` channels; without any, bits make no difference."""
+        return next(c for c in self[unit] if c.kept == kept and (kept == 0 or c.whole == choice.whole))
 
     def bits(self, spec: ModelSpec) -> tuple[int, ...]:
         """Bit-widths that every linear unit has."""
-        sets = [{c.bits for c in self[unit.name]} for unit in spec.units if not unit.is_table]
+        sets = [{c.bits for c in self[unit.name] if c.kept is None} for unit in spec.units if not unit.is_table]
         return tuple(sorted(set.intersection(*sets)))
 
     def uniform(self, spec: ModelSpec, bits: int) -> Subnet:
-        """Every linear at `bits`; the embedding and the head at their largest choice."""
+        """Every linear whole and at `bits`; the embedding and the head at their largest choice."""
         items = []
         for unit in spec.units:
-            choices = self[unit.name] if unit.is_table else tuple(c for c in self[unit.name] if c.bits == bits)
+            same = (c for c in self[unit.name] if c.bits == bits and c.kept is None)
+            choices = self[unit.name] if unit.is_table else tuple(same)
             if not choices:
                 have = ", ".join(map(str, self.bits(spec)))
                 raise ValueError(f"bits must be one of the supernet's, got {bits}; use one of {have}")
@@ -135,8 +215,11 @@ class SearchSpace:
         return Subnet(tuple(items))
 
     def to_json(self) -> dict[str, Any]:
-        return {unit: [str(c) for c in choices] for unit, choices in self.options}
+        options: dict[str, Any] = {unit: [str(c) for c in choices] for unit, choices in self.options}
+        return options | ({_COUPLED: [list(pair) for pair in self.coupled]} if self.coupled else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchSpace:
-        return cls(tuple((unit, tuple(Choice.parse(c) for c in choices)) for unit, choices in data.items()))
+        coupled = tuple((a, b) for a, b in data.get(_COUPLED, ()))
+        units = ((unit, choices) for unit, choices in data.items() if unit != _COUPLED)
+        return cls(tuple((unit, tuple(Choice.parse(c) for c in choices)) for unit, choices in units), coupled)

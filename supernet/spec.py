@@ -12,6 +12,22 @@ from typing import Any
 
 EMBEDDING = "embedding"
 HEAD = "head"
+# Roles that make the channels of a feed-forward block as rows, in so many stretches, and roles that read them.
+MAKERS = {"gate_up": 1, "gate_up_proj": 2, "fc1": 1}
+READERS = ("down", "fc2")
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Where the `count` channels of a feed-forward block lie in a linear: as its rows, in `parts` equal stretches
+    (Phi-3 stores gate and up as one linear), or, where `parts` is 0, as its columns."""
+
+    count: int
+    parts: int
+
+    def spans(self, kept: int) -> tuple[tuple[int, int], ...]:
+        """The rows, or the columns, of the first `kept` channels."""
+        return tuple((i * self.count, i * self.count + kept) for i in range(max(self.parts, 1)))
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,21 @@ class UnitSpec:
         """Whether this is the embedding or the head: as wide as the vocabulary, and never trained."""
         return self.role in (EMBEDDING, HEAD)
 
+    @property
+    def channels(self) -> Channels | None:
+        """The feed-forward channels in each of the unit's linears; None for a unit of another kind."""
+        linear = self.linears[0]
+        if self.role in MAKERS:
+            return Channels(linear.out_features // MAKERS[self.role], MAKERS[self.role])
+        return Channels(linear.in_features, 0) if self.role in READERS else None
+
+    def kept_weights(self, kept: int | None) -> int:
+        """How many weights are left with `kept` channels; None keeps them all."""
+        if kept is None:
+            return self.weights
+        assert self.channels is not None
+        return self.weights * kept // self.channels.count
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -86,6 +117,15 @@ class ModelSpec:
         raise KeyError(f"{self.name} has no unit {name!r}")
 
     @property
+    def feed_forwards(self) -> tuple[tuple[UnitSpec, UnitSpec], ...]:
+        """The feed-forward blocks that can lose channels: the unit that makes them, and the one that reads them."""
+        blocks: dict[str, list[UnitSpec]] = {}
+        for unit in self.units:
+            if unit.channels is not None:
+                blocks.setdefault(unit.name.rpartition(".")[0], []).append(unit)
+        return tuple(pair for block in blocks.values() if (pair := _maker_and_reader(block)))
+
+    @property
     def linear_weights(self) -> int:
         """Weights in the decoder's linears, without embedding and head."""
         return sum(unit.weights for unit in self.units if not unit.is_table)
@@ -104,3 +144,12 @@ class ModelSpec:
             for unit in data["units"]
         )
         return cls(**{**data, "units": units})
+
+
+def _maker_and_reader(block: list[UnitSpec]) -> tuple[UnitSpec, UnitSpec] | None:
+    makers = [unit for unit in block if unit.role in MAKERS]
+    readers = [unit for unit in block if unit.role in READERS]
+    if len(makers) != 1 or len(readers) != 1:
+        return None
+    counts = {unit.channels.count for unit in (*makers, *readers) if unit.channels}
+    return (makers[0], readers[0]) if len(counts) == 1 else None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from supernet.grids.packing import first
 from supernet.space import Choice
+from supernet.spec import Channels
 
 PARTS = ("codes", "scale", "zero")  # of a stored weight, by which modules and files name its tensors
 
@@ -38,6 +40,16 @@ class QuantizedWeight:
         groups = (self.scale.shape[0], self.in_features // self.choice.group_size)
         if tuple(self.scale.shape) != groups or tuple(self.zero.shape) != groups:
             raise ValueError(f"scale and zero must be {groups}, got {self.scale.shape} and {self.zero.shape}")
+
+    def keep(self, kept: int, channels: Channels) -> QuantizedWeight:
+        """The first `kept` channels alone."""
+        choice = replace(self.choice, kept=kept)
+        if channels.parts:
+            codes, scale, zero = (_rows(part, kept, channels) for part in (self.packed(), self.scale, self.zero))
+            return QuantizedWeight(codes, scale, zero, choice, self.in_features)
+        groups = kept // self.choice.group_size
+        codes = first(self.packed(), self.choice.bits, self.in_features, kept)
+        return QuantizedWeight(codes, self.scale[:, :groups], self.zero[:, :groups], choice, kept)
 
     @property
     def join(self) -> Callable[[Tensor, Tensor, Tensor], QuantizedWeight]:
@@ -72,6 +84,11 @@ class Stored(Protocol):
     def in_features(self) -> int: ...
     @property
     def join(self) -> Callable[[Tensor, Tensor, Tensor], QuantizedWeight]: ...
+
+
+def _rows(tensor: Tensor, kept: int, channels: Channels) -> Tensor:
+    spans = [tensor[start:stop] for start, stop in channels.spans(kept)]
+    return spans[0] if len(spans) == 1 else torch.cat(spans)
 
 
 class Grid(ABC):

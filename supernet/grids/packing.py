@@ -21,6 +21,17 @@ def packed_bytes(count: int, bits: int) -> int:
     return sum(-(-count * width // 8) for width in fields(bits))
 
 
+def first(packed: Tensor, bits: int, count: int, kept: int) -> Tensor:
+    """Of rows of `count` packed codes, the first `kept`, a multiple of 8: every field then ends on a whole byte."""
+    if kept % 8:
+        raise ValueError(f"codes are cut at multiples of 8, got {kept}")
+    parts, start = [], 0
+    for width in fields(bits):
+        parts.append(packed[:, start : start + kept * width // 8])
+        start += -(-count * width // 8)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes `(rows, count)` below 2**bits -> uint8 `(rows, packed_bytes(count, bits))`."""
     parts, shift = [], 0
