@@ -13,9 +13,9 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from supernet.space import Subnet
 
 __version__ = "0.1.0"
+
+Number = TypeVar("Number", int, float)
 
 OK, BROKEN, BAD_INPUT, OVER_BUDGET, NOT_INSTALLED, SYSTEM, BUG, INTERRUPTED = 0, 1, 2, 3, 4, 5, 70, 130
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -170,21 +172,27 @@ def profile_show(name: str, as_json: bool) -> None:
 @click.option(
     "--gradient-checkpointing", "checkpointing", is_flag=True, help="Less memory: compute blocks again to go backward."
 )
+@click.option(
+    "--prune", metavar="S,S,...", help="Shares of its channels that a feed-forward block may keep, such as 0.75,0.5,0."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the training in --out that was stopped.")
 @click.option("--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write it.  [default: supernet-MODEL]")
-def train(model: str, bits: str, train_bits: str | None, resume: bool, out: Path | None, **options: Any) -> None:
+def train(
+    model: str, bits: str, train_bits: str | None, prune: str | None, resume: bool, out: Path | None, **options: Any
+) -> None:
     """Make the supernet of MODEL: a Hugging Face folder, a hub id, a .gguf file, or smollm2-135m-instruct.
 
     With `accelerate launch cli.py train ...` several processes train together.
     """
     numbers = whole_numbers("--bits", bits)
     trained = None if train_bits is None else whole_numbers("--train-bits", train_bits)
+    shares = () if prune is None else numbers_in("--prune", prune, float, "numbers with commas such as 0.75,0.5,0")
     path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
     from supernet.create import Recipe, create
 
-    recipe = Recipe(bits=numbers, train_bits=trained, **options)
+    recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, **options)
     with progress() as report:
         files = create(model, path, recipe, resume, report)
     if first_process():
@@ -426,10 +434,14 @@ def device_named(name: str) -> DeviceProfile:
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    return numbers_in(option, text, int, "whole numbers with commas such as 2,3,4,8")
+
+
+def numbers_in(option: str, text: str, kind: Callable[[str], Number], example: str) -> tuple[Number, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{option} must be whole numbers with commas such as 2,3,4,8, got {text!r}") from None
+        raise ValueError(f"{option} must be {example}, got {text!r}") from None
 
 
 def check_parent(out: Path) -> None:

@@ -25,6 +25,7 @@ from supernet.agreement import measure_agreement, read_agreement, write_agreemen
 from supernet.build import Progress, Supernet, build, make_space, quantize, silent
 from supernet.checkpoint import (
     AGREEMENT_FILE,
+    ORDER,
     START,
     SUPERNET,
     TRAINING,
@@ -38,9 +39,10 @@ from supernet.checkpoint import (
     write_trained,
 )  # fmt: skip
 from supernet.evaluate import Reference, evaluate
-from supernet.files import read_tensors, write_text
+from supernet.files import read_tensors, write_tensors, write_text
 from supernet.grids import QuantizedWeight
 from supernet.model import check_head, load_model, spec_of_model
+from supernet.pruning import channel_order, reorder
 from supernet.quantizers import QUANTIZERS
 from supernet.samplers import SAMPLERS
 from supernet.schedules import SCHEDULES
@@ -57,6 +59,7 @@ CALIBRATION = 64  # windows for the Hessians
 LEARNING = 128  # windows for a quantizer that learns
 AGREEMENT = 8  # batches that tell which choices may share an adapter
 SENSITIVITY = 4  # windows for the sensitivities' gradients
+ORDERING = 16  # windows that tell which channels matter
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
 READ = 4096  # windows that are drawn from a text at most
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
@@ -84,6 +87,7 @@ class Recipe:
     sampler: str = "balanced"
     schedule: str = "constant"
     teacher: str = "full"
+    prune: tuple[float, ...] = ()
     data: str | None = None
     steps: int | None = None
     minutes: float = 15.0
@@ -108,6 +112,9 @@ class Recipe:
         for name, family in families.items():
             if getattr(self, name) not in family:
                 raise ValueError(f"{name} must be one of {', '.join(family)}, got {getattr(self, name)!r}")
+        falling = list(self.prune) == sorted(set(self.prune), reverse=True)
+        if not falling or not all(0 <= share < 1 for share in self.prune):
+            raise ValueError(f"prune must be falling shares from below 1 to 0, got {list(self.prune)}; use 0.75,0.5,0")
         for name, least in (("group_size", 8), ("batch", 1), ("window_tokens", 8)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -137,12 +144,15 @@ class Recipe:
         return ADAPTERS[self.adapter].options(units) | ({} if self.rank is None else {"rank": self.rank})
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "bits": list(self.bits), "train_bits": self.train_bits and list(self.train_bits)}
+        plain = {**asdict(self), "bits": list(self.bits), "train_bits": self.train_bits and list(self.train_bits)}
+        pruned = {"prune": list(plain.pop("prune"))}
+        return plain | (pruned if self.prune else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        train_bits = data.get("train_bits")
-        return cls(**{**data, "bits": tuple(data["bits"]), "train_bits": train_bits and tuple(train_bits)})
+        train_bits, prune = data.get("train_bits"), tuple(data.get("prune", ()))
+        bits = {"bits": tuple(data["bits"]), "train_bits": train_bits and tuple(train_bits)}
+        return cls(**{**data, **bits, "prune": prune})
 
 
 def check_sharing(name: str, adapter: type[Adapter], sharing_name: str, sharing: type[Sharing], widths: int) -> None:
@@ -183,6 +193,8 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
         raise ValueError(f"{out} was begun from {files.info.get('source')}, got {source}; give the same model")
     trust = recipe.trust_remote_code
     recipe = Recipe.from_json(files.info["recipe"])
+    if (files.path / ORDER).exists() and (started or not accelerator.is_main_process):
+        reorder(model, files.spec, read_tensors(files.path / ORDER)[0])
     supernet = files.load(trust, _part(accelerator))
     supernet.model.to(accelerator.device)
     trainer = _train(files, model, supernet, recipe, accelerator, report)
@@ -207,6 +219,8 @@ def _whole(
     sharded = fsdp_plugin(accelerator) is not None
     if sharded or model.dtype != torch.float32:
         model = load_model(source, trust)[0].to(accelerator.device)
+        if (files.path / ORDER).exists():
+            reorder(model, files.spec, read_tensors(files.path / ORDER)[0])
     if not sharded:
         return model, supernet
     again = files.load(trust)
@@ -226,7 +240,7 @@ def _refuse_used(out: Path, started: bool) -> None:
 def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe, progress: Progress) -> None:
     """Windows, codes and what the full model says of the held-out windows."""
     spec = spec_of_model(model, _model_name(source))
-    space = make_space(spec, recipe.bits, recipe.group_size)
+    space = make_space(spec, recipe.bits, recipe.group_size, recipe.prune)
     check_head(model)
     if recipe.window_tokens > spec.max_context:
         raise ValueError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
@@ -234,6 +248,11 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
     held_out = min(HELD_OUT, len(windows) // 2)
     reference = Reference.of(model, windows[:held_out], progress)
     training = windows[held_out:]
+    if recipe.prune:
+        order = channel_order(model, spec, training[:ORDERING], recipe.seed, progress)
+        reorder(model, spec, order)
+        out.mkdir(parents=True, exist_ok=True)
+        write_tensors(out / ORDER, order)
     supernet, quantized = _quantized(model, spec, space, training, recipe, progress)
     info = {
         "source": source,

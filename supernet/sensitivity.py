@@ -11,12 +11,17 @@ One forward and one backward pass of the full model give x and g of every linear
 The quadratic form grows without bound where the true KL saturates, so each bit-width is then scaled by one measured
 number: with every linear at that bit-width, the sum is the measured KL. The embedding and the head are few, and are
 measured outright.
+
+A feed-forward block that keeps some of its channels pays twice: for the codes of what it keeps, scaled as above, and
+for what is gone, at the linear that reads the channels, where taking them away is a linear change. The second part is
+scaled by a measurement too: that number of channels in the quarter of the blocks that lose least by it, as in a plan.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,10 +29,15 @@ from torch import Tensor
 
 from supernet.build import Progress, Supernet, silent
 from supernet.evaluate import Quality, Reference, evaluate
-from supernet.space import Choice, Subnet
+from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import UnitSpec
 
+PRUNED_AT_ONCE = 0.25  # share of the blocks that lose channels in the measurement of what that costs
+LEAST_SHARE = 0.01  # of a measured KL that the removal of channels is believed to cost at least
+
 Table = dict[str, dict[Choice, float]]
+Removals = dict[str, dict[int, float]]  # unit that reads channels -> how many are left -> what that loses
+Collect = Callable[[str, Tensor, Tensor, Tensor], None]
 
 
 def measure_sensitivities(
@@ -36,7 +46,7 @@ def measure_sensitivities(
     """KL per token for every unit and choice, and the evaluations made on the way. `model` is the full model."""
     spec, space = supernet.spec, supernet.space
     linear_units = [unit for unit in spec.units if not unit.is_table]
-    table = fisher(model, supernet, linear_units, windows, seed, progress)
+    table, removals = fisher_parts(model, supernet, linear_units, windows, seed, progress)
     uniform = {bits: space.uniform(spec, bits) for bits in space.bits(spec)}
     best = uniform[max(uniform)]
     swaps = {
@@ -45,67 +55,157 @@ def measure_sensitivities(
         if unit.is_table
         for choice in space[unit.name]
     }
-    subnets = list(dict.fromkeys([*uniform.values(), *swaps.values()]))
+    trials = _pruned_trials(space, best, removals)
+    subnets = list(dict.fromkeys([*uniform.values(), *swaps.values(), *trials.values()]))
     measured = dict(zip(subnets, evaluate(supernet, subnets, reference, progress), strict=True))
     for (name, choice), subnet in swaps.items():
         # what the table adds to the best subnet; its largest choice is in every measurement and counts as nothing
         table.setdefault(name, {})[choice] = max(measured[subnet].kl - measured[best].kl, 0.0)
-    for subnet in uniform.values():
+    for bits, subnet in uniform.items():
         total = sum(table[unit.name][subnet[unit.name]] for unit in linear_units)
         for unit in linear_units:
-            table[unit.name][subnet[unit.name]] *= measured[subnet].kl / max(total, 1e-30)
+            for choice in space[unit.name]:
+                if choice.bits == bits:
+                    table[unit.name][choice] *= measured[subnet].kl / max(total, 1e-30)
+    for level, subnet in trials.items():
+        predicted = sum(table[unit][choice] for unit, choice in subnet)
+        gone = max(measured[subnet].kl - predicted, LEAST_SHARE * measured[subnet].kl)
+        _add_removals(table, removals, level, gone, subnet)
     return {unit.name: table[unit.name] for unit in spec.units}, measured
+
+
+def _pruned_trials(space: SearchSpace, best: Subnet, removals: Removals) -> dict[int, Subnet]:
+    """For each place in the list of numbers of channels: the best subnet with so many in a quarter of the blocks, those
+    that lose least by it."""
+    levels = {pair: sorted({c.kept for c in space[pair[0]] if c.kept is not None}) for pair in space.coupled}
+    found = {}
+    for level in range(max(map(len, levels.values()), default=0)):
+        pairs = [pair for pair, kept in levels.items() if level < len(kept)]
+        pairs.sort(key=lambda pair: removals[pair[1]][levels[pair][level]])
+        subnet = best
+        for pair in pairs[: max(1, round(len(pairs) * PRUNED_AT_ONCE))]:
+            for unit in pair:
+                subnet = subnet.replace(unit, space.pruned(unit, best[unit], levels[pair][level]))
+        found[level] = subnet
+    return found
+
+
+def _add_removals(table: Table, removals: Removals, level: int, measured: float, subnet: Subnet) -> None:
+    """Add to every choice of this level what its removal costs, scaled so that the trial's removals cost `measured`."""
+    at = {unit: sorted(costs)[level] for unit, costs in removals.items() if level < len(costs)}
+    tried = sum(removals[unit][kept] for unit, kept in at.items() if subnet[unit].kept == kept)
+    for unit, kept in at.items():
+        for choice in table[unit]:
+            if choice.kept == kept:
+                table[unit][choice] += removals[unit][kept] * measured / max(tried, 1e-30)
 
 
 def fisher(
     model: Any, supernet: Supernet, units: list[UnitSpec], windows: Tensor, seed: int, progress: Progress = silent
 ) -> Table:
-    """The quadratic form above for every choice of `units`, before any scaling."""
-    sums: dict[tuple[str, Choice], float] = defaultdict(float)
-    generator = torch.Generator(device=model.device).manual_seed(seed)
-    for number, window in enumerate(windows):
-        for key, moved in _moves(model, supernet, units, window.to(model.device), generator).items():
-            sums[key] += moved.double().square().sum().item()
-        progress("sensitivities", number + 1, len(windows))
+    """The quadratic form above for every choice of `units`, before any scaling, of the channels that are kept alone."""
+    return fisher_parts(model, supernet, units, windows, seed, progress)[0]
+
+
+def fisher_parts(
+    model: Any, supernet: Supernet, units: list[UnitSpec], windows: Tensor, seed: int, progress: Progress = silent
+) -> tuple[Table, Removals]:
+    """The quadratic form, apart for what choices do to the channels they keep and for the channels that are gone."""
+    moves = _Moves(supernet, units)
+    report = partial(progress, "sensitivities")
+    each_gradient(model, list(moves.unit_of), windows, seed, moves.collect, report, moves.close)
     tokens = windows.numel()
-    return {
-        unit.name: {choice: 0.5 * sums[unit.name, choice] / tokens for choice in supernet.space[unit.name]}
-        for unit in units
-    }
+    table: Table = {u.name: {c: 0.5 * moves.kept[u.name, c] / tokens for c in supernet.space[u.name]} for u in units}
+    removals: Removals = defaultdict(dict)
+    for (unit, kept), total in moves.gone.items():
+        removals[unit][kept] = 0.5 * total / tokens
+    return table, dict(removals)
 
 
-def _moves(
-    model: Any, supernet: Supernet, units: list[UnitSpec], window: Tensor, generator: torch.Generator
-) -> dict[tuple[str, Choice], Tensor]:
-    """`g . dW x` for each token of one window, summed over a unit's linears, by (unit, choice)."""
-    moves: dict[tuple[str, Choice], Tensor] = {}
+class _Moves:
+    """Sums over tokens of the squares of `g . dW x`, by unit and choice, and by reading unit and channels kept."""
 
-    def watch(unit: UnitSpec, name: str) -> Callable[..., None]:
+    def __init__(self, supernet: Supernet, units: list[UnitSpec]) -> None:
+        self.supernet = supernet
+        self.unit_of = {linear.name: unit for unit in units for linear in unit.linears}
+        self.kept: dict[tuple[str, Choice], float] = defaultdict(float)
+        self.gone: dict[tuple[str, int], float] = defaultdict(float)
+        self._window: dict[tuple[str, Choice], Tensor] = {}
+
+    def collect(self, linear: str, weight: Tensor, x: Tensor, grad: Tensor) -> None:
+        unit, matrix = self.unit_of[linear], self.supernet.matrices[linear]
+        options = self.supernet.space[unit.name]
+        for choice in self.supernet.space.whole[unit.name]:
+            change = matrix.effective(choice) - weight
+            self._add(unit, choice, ((x @ change.T) * grad).sum(-1))
+            pruned = [c for c in options if c.kept is not None and c.whole == choice]
+            if pruned:
+                by_channel = _by_channel(unit, change, x, grad)
+                for part in pruned:
+                    self._add(unit, part, by_channel[:, : part.kept].sum(-1))
+        counts = {choice.kept for choice in options if choice.kept is not None}
+        if counts and unit.channels is not None and not unit.channels.parts:
+            by_channel = _by_channel(unit, weight, x, grad)
+            for kept in counts:
+                self.gone[unit.name, kept] += by_channel[:, kept:].sum(-1).double().square().sum().item()
+
+    def _add(self, unit: UnitSpec, choice: Choice, moved: Tensor) -> None:
+        """A unit's linears move the output together: they are summed before they are squared."""
+        key = (unit.name, choice)
+        self._window[key] = self._window[key] + moved if key in self._window else moved
+
+    def close(self) -> None:
+        """A window is done."""
+        for key, moved in self._window.items():
+            self.kept[key] += moved.double().square().sum().item()
+        self._window.clear()
+
+
+def _by_channel(unit: UnitSpec, change: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+    """What each feed-forward channel adds to `g . dW x`, `(tokens, channels)`."""
+    channels = unit.channels
+    assert channels is not None
+    if channels.parts:
+        return ((x @ change.T) * grad).unflatten(-1, (channels.parts, channels.count)).sum(-2)
+    return (grad @ change) * x
+
+
+def each_gradient(
+    model: Any, linears: Sequence[str], windows: Tensor, seed: int, collect: Collect,
+    report: Callable[[int, int], None], close: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Call `collect(linear, weight, x, g)` for every linear and window, and `close` after each window.
+
+    x `(tokens, in_features)` and g `(tokens, out_features)`, the gradient of log p(y), with y drawn from the model.
+    """
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+
+    def watch(name: str) -> Callable[..., None]:
         def forward_hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = args[0].detach()
-            output.register_hook(lambda grad: collect(unit, name, module.weight, x, grad))
+            output.register_hook(lambda grad: found(name, module.weight, x, grad))
 
         return forward_hook
 
     @torch.no_grad()
-    def collect(unit: UnitSpec, name: str, weight: Tensor, x: Tensor, grad: Tensor) -> None:
-        x, grad = x.flatten(0, -2), grad.flatten(0, -2)
-        for choice in supernet.space[unit.name]:
-            change = supernet.matrices[name].effective(choice) - weight
-            moved = ((x @ change.T) * grad).sum(-1)
-            key = (unit.name, choice)
-            moves[key] = moves[key] + moved if key in moves else moved
+    def found(name: str, weight: Tensor, x: Tensor, grad: Tensor) -> None:
+        collect(name, weight, x.flatten(0, -2), grad.flatten(0, -2))
 
-    linears = [(unit, lin.name) for unit in units for lin in unit.linears]
-    hooks = [model.get_submodule(name).register_forward_hook(watch(unit, name)) for unit, name in linears]
+    hooks = [model.get_submodule(name).register_forward_hook(watch(name)) for name in linears]
     embedded = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
     try:
-        with torch.enable_grad():
-            logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits.squeeze(0)
-            log_probs = logits.float().log_softmax(-1)
-            drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
-            log_probs.gather(1, drawn).sum().backward()
+        for number, window in enumerate(windows):
+            _backward(model, window.to(model.device), generator)
+            close()
+            report(number + 1, len(windows))
     finally:
         for hook in (*hooks, embedded):
             hook.remove()
-    return moves
+
+
+def _backward(model: Any, window: Tensor, generator: torch.Generator) -> None:
+    with torch.enable_grad():
+        logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits.squeeze(0)
+        log_probs = logits.float().log_softmax(-1)
+        drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
+        log_probs.gather(1, drawn).sum().backward()

@@ -22,6 +22,7 @@ from torch import Tensor
 from supernet.build import Progress, Supernet, silent
 from supernet.files import read_tensors, write_tensors
 from supernet.model import checkpoint_blocks, hidden_states, logits_of
+from supernet.pruning import Pruning
 from supernet.samplers import Sampler, Trained, bits_of
 from supernet.schedules import Constant, Schedule
 from supernet.space import Choice, SearchSpace, Subnet
@@ -72,13 +73,17 @@ class TrainOptions:
 
 
 def trained_space(supernet: Supernet) -> SearchSpace:
-    """What a step draws from: the choices that have an adapter; the largest for units that have none."""
+    """What samplers draw from: the choices that have an adapter; the largest for units that have none.
+
+    All of them are whole. Which blocks lose channels is drawn after the bits (`supernet.pruning`): so every sampler and
+    schedule means the same with pruning and without, and units that must agree are drawn together.
+    """
     names = {unit.name: unit.linears[0].name for unit in supernet.spec.units}
     adapted = {
         unit: tuple(c for c in choices if supernet.matrices[names[unit]].adapter(c) is not None)
-        for unit, choices in supernet.space
+        for unit, choices in supernet.space.whole
     }
-    return SearchSpace.of({unit: adapted[unit] or choices[-1:] for unit, choices in supernet.space})
+    return SearchSpace.of({unit: adapted[unit] or choices[-1:] for unit, choices in supernet.space.whole})
 
 
 def check_system(sampler: type[Sampler], schedule: type[Schedule], teacher: str, widths: int) -> None:
@@ -167,6 +172,7 @@ class Trainer:
         self.sampler, self.options, self.accelerator = sampler, options, accelerator
         self.checkpoint = checkpoint
         self.schedule = schedule or Constant()
+        self.pruning = Pruning()
         self.space = trained_space(supernet)
         widths = max(len(choices) for _, choices in self.space)
         check_system(type(sampler), type(self.schedule), options.teacher, widths)
@@ -199,7 +205,7 @@ class Trainer:
 
     def step(self, step: int) -> tuple[Trained, ...]:
         subnets = self.draw(step)
-        losses = torch.tensor(self._gradients(subnets, step), device=self.accelerator.device)
+        losses = torch.tensor(self._gradients(self.pruned(subnets, step), step), device=self.accelerator.device)
         self._average([p.grad for p in self.parameters.values() if p.grad is not None])
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.rate(step) * self._factor(group["choice"], step)
@@ -209,10 +215,22 @@ class Trainer:
         return tuple(Trained(bits_of(subnet, self.space), loss) for subnet, loss in found)
 
     def draw(self, step: int) -> tuple[Subnet, ...]:
-        """The subnets of a step."""
+        """The subnets of a step, whole."""
         options = self.options
         opened = self.schedule.open(self.space, step, options.steps)
         return self.sampler.sample(opened, step, options.steps, options.seed, self.history)
+
+    def pruned(self, subnets: Sequence[Subnet], step: int) -> tuple[Subnet, ...]:
+        """The same with what channels they lose; the largest of several stays whole, others may learn from it."""
+        space, steps, seed = self.supernet.space, self.options.steps, self.options.seed
+        if not space.coupled:
+            return tuple(subnets)
+        return tuple(
+            subnet
+            if self.sampler.several and not number
+            else self.pruning.draw(subnet, space, step, steps, seed, number)
+            for number, subnet in enumerate(subnets)
+        )
 
     def try_step(self) -> None:
         """The work of the last step, which finds everything open, to time it: nothing moves."""
