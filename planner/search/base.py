@@ -32,7 +32,7 @@ class Resource:
         return 0.0 if abs(room) < 1e-12 * abs(self.limit) else room  # the order of a sum, no more
 
     def minimum(self) -> float:
-        """The least that any subnet takes, whatever else it costs."""
+        """No subnet takes less, whatever else it costs; where no units are coupled, one takes just that."""
         return self.constant + sum(min(choices.values()) for choices in self.table.values())
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.base import Candidate, Found, Problem, Resource, Search, Table, ranked
-from supernet.space import SearchSpace, Subnet
+from supernet.space import Choice, SearchSpace, Subnet
 
 TIME_LIMIT_S = 1.8
 """Larger problems than were ever met are cut here and say so by their gap."""
@@ -68,7 +68,16 @@ def shortfalls(problem: Problem) -> tuple[Shortfall, ...]:
             enough.append(Shortfall(resource, resource.amount(subnet), alone=False))
     if enough:
         return tuple(enough)
-    return tuple(Shortfall(r, r.minimum(), alone=True) for r in problem.resources if r.minimum() > r.limit)
+    least = [(resource, _least(problem.space, resource)) for resource in problem.resources]
+    return tuple(Shortfall(resource, amount, alone=True) for resource, amount in least if amount > resource.limit)
+
+
+def _least(space: SearchSpace, resource: Resource) -> float:
+    """The least that any subnet takes; coupled units cannot each take their own."""
+    if not space.coupled:
+        return resource.minimum()
+    subnet, _ = solve(space, resource.table, ())
+    return resource.minimum() if subnet is None else resource.amount(subnet)
 
 
 def _milp(
@@ -86,6 +95,9 @@ def _milp(
         if room < 0:
             return None, None
         constraints.append(LinearConstraint(row[None, :], -np.inf, room))
+    agree = _agreement(space, [(unit, choice) for _, unit, choice in columns])
+    if len(agree):
+        constraints.append(LinearConstraint(csr_array(agree), 0, 0))
     for subnet in refused:
         same = np.array([subnet[unit] == choice for _, unit, choice in columns], float)
         constraints.append(LinearConstraint(same[None, :], -np.inf, len(subnet.items) - 1))
@@ -101,6 +113,16 @@ def _milp(
         return None, None
     chosen = {unit: choice for x, (_, unit, choice) in zip(done.x, columns, strict=True) if x > 0.5}
     return Subnet.of(chosen), _number(done.mip_gap)
+
+
+def _agreement(space: SearchSpace, columns: Sequence[tuple[str, Choice]]) -> NDArray[np.float64]:
+    """A row for every number of channels that two coupled units may keep: as many of one keep it as of the other."""
+    rows = [
+        [((unit == a) - (unit == b)) * float(choice.kept == kept) for unit, choice in columns]
+        for a, b in space.coupled
+        for kept in sorted({choice.kept for choice in space[a] if choice.kept is not None})
+    ]
+    return np.array(rows)
 
 
 def _increments(space: SearchSpace, resource: Resource) -> tuple[NDArray[np.float64], float]:

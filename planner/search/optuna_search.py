@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.base import Candidate, Found, Problem, Search, ranked
-from supernet.space import Subnet
+from planner.search.base import Candidate, Found, Problem, Search, Table, ranked
+from supernet.space import Block, Choice, Subnet
 
 LOG2_PRICE = 2.0
 """Prices go from 1/4 to 4."""
@@ -69,43 +69,49 @@ class OptunaSearch(Search):
 class _Rounding:
     """A problem as arrays, rounded to a subnet for given prices by one Lagrange multiplier and a greedy fill.
 
-    Arrays are `[unit, choice]`, padded by repeating a unit's last choice.
+    Arrays are `[block, option]`, padded by repeating a block's last option. A block is one unit, or two that must
+    agree; its options are all that they may be together.
     """
 
     problem: Problem
     loss: NDArray[np.float64]
+    """`[member, block, option]`; 0 for the second member of a block of one unit."""
     usage: NDArray[np.float64] = field(repr=False)
-    """`[resource, unit, choice]`, as shares of the room above the cheapest choices."""
+    """`[resource, block, option]`, as shares of the room above the cheapest options."""
     group: NDArray[np.int64] = field(repr=False)
+    """`[member, block]`"""
     parameters: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, problem: Problem) -> _Rounding:
-        width = max(len(choices) for _, choices in problem.space)
-        padded = [(unit, (*choices, *choices[-1:] * (width - len(choices)))) for unit, choices in problem.space]
-        loss = np.array([[problem.loss[unit][c] for c in choices] for unit, choices in padded])
+        blocks = problem.space.blocks
+        members = max(len(units) for units, _ in blocks)
+        loss = np.array([_amounts(blocks, problem.loss, member) for member in range(members)])
         usage = []
         for resource in problem.resources:
-            table = np.array([[resource.table[unit][c] for c in choices] for unit, choices in padded], float)
-            table -= table.min(axis=1, keepdims=True)
-            usage.append(table / max(resource.limit - resource.minimum(), 1e-12))
-        labels = [problem.groups.get(unit, unit) for unit, _ in padded]
-        groups = tuple(dict.fromkeys(labels))
+            table = np.sum([_amounts(blocks, resource.table, member) for member in range(members)], axis=0)
+            floor = table.min(axis=1, keepdims=True)
+            least = resource.constant + float(floor.sum()) if problem.space.coupled else resource.minimum()
+            usage.append((table - floor) / max(resource.limit - least, 1e-12))
+        labels = {unit: problem.groups.get(unit, unit) for unit, _ in problem.space}
+        groups = tuple(dict.fromkeys(labels.values()))
         prices = tuple(f"price of {group}" for group in groups)
         weights = tuple(f"weight of {resource.name}" for resource in problem.resources[1:])
-        index = np.array([groups.index(label) for label in labels])
-        return cls(problem, loss, np.array(usage), index, prices + weights)
+        index = [[groups.index(labels[units[min(m, len(units) - 1)]]) for units, _ in blocks] for m in range(members)]
+        return cls(problem, loss, np.array(usage), np.array(index), prices + weights)
 
     def subnet(self, values: NDArray[np.float64]) -> Subnet:
         groups = int(self.group.max()) + 1
         weights = np.concatenate(([1.0], values[groups:]))
-        priced = np.maximum(self.loss, 0) * values[:groups][self.group][:, None]
+        priced = (np.maximum(self.loss, 0) * values[:groups][self.group][:, :, None]).sum(axis=0)
         chosen = self._fill(priced, self._relaxed(priced, np.tensordot(weights, self.usage, 1)))
-        pairs = zip(self.problem.space, chosen, strict=True)
-        return Subnet(tuple((unit, choices[min(int(k), len(choices) - 1)]) for (unit, choices), k in pairs))
+        picked: dict[str, Choice] = {}
+        for (units, options), k in zip(self.problem.space.blocks, chosen, strict=True):
+            picked |= zip(units, options[min(int(k), len(options) - 1)], strict=True)
+        return Subnet(tuple((unit, picked[unit]) for unit, _ in self.problem.space))
 
     def _relaxed(self, priced: NDArray[np.float64], use: NDArray[np.float64]) -> NDArray[np.int64]:
-        """For the least multiplier on what is used that keeps within every room: the best choice of each unit."""
+        """For the least multiplier on what is used that keeps within every room: the best option of each block."""
         low, high = -40.0, 40.0
         for _ in range(24):
             middle = (low + high) / 2
@@ -114,7 +120,7 @@ class _Rounding:
         return (priced + np.exp2(high) * use).argmin(1)
 
     def _fill(self, priced: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Spend what room is left on the units that still lose most."""
+        """Spend what room is left on the blocks that still lose most."""
         used = self._used(chosen)
         units = np.arange(len(chosen))
         for unit in np.argsort(-priced[units, chosen], kind="stable"):
@@ -129,3 +135,14 @@ class _Rounding:
 
     def _used(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.asarray(self.usage[:, np.arange(len(chosen)), chosen].sum(axis=1))
+
+
+def _amounts(blocks: Sequence[Block], table: Table, member: int) -> NDArray[np.float64]:
+    """What the `member`th unit of each block adds to each of its options, padded to one width."""
+    width = max(len(options) for _, options in blocks)
+    found = np.zeros((len(blocks), width))
+    for row, (units, options) in enumerate(blocks):
+        if member < len(units):
+            amounts = [table[units[member]][choices[member]] for choices in options]
+            found[row] = [*amounts, *amounts[-1:] * (width - len(options))]
+    return found
