@@ -151,16 +151,25 @@ def print_verified(found: VerifyReport) -> None:
 
 
 def print_bits(subnet: Subnet, spec: ModelSpec) -> None:
-    """One digit a layer, one line a role; wide models wrap every 100 layers."""
-    roles: dict[str, dict[int, int]] = {}
+    """One digit a layer, one line a role; wide models wrap every 100 layers.
+
+    A last line says how many tenths of their channels pruned blocks keep, rounded down, and `.` for whole ones.
+    """
+    roles: dict[str, dict[int, str]] = {}
+    pruned: dict[int, str] = {}
     for unit in spec.units:
-        roles.setdefault(unit.role, {})[-1 if unit.layer is None else unit.layer] = subnet[unit.name].bits
+        choice, layer = subnet[unit.name], -1 if unit.layer is None else unit.layer
+        roles.setdefault(unit.role, {})[layer] = "-" if choice.kept == 0 else str(choice.bits)
+        if unit.channels is not None and choice.kept is not None:
+            pruned[unit.layer or 0] = str(10 * choice.kept // unit.channels.count)
+    if pruned:
+        roles["tenths kept"] = {layer: pruned.get(layer, ".") for layer in range(spec.num_layers)}
     width = max(len(role) for role in roles)
     click.echo()
     click.echo(click.style(f"{'bits by layer':<{width}}  0 to {spec.num_layers - 1}", bold=True))
     for role, layers in roles.items():
-        inside = (str(layers.get(layer, "-")) for layer in range(spec.num_layers))
-        digits = str(layers[-1]) if -1 in layers else "".join(inside)
+        inside = (layers.get(layer, "-") for layer in range(spec.num_layers))
+        digits = layers[-1] if -1 in layers else "".join(inside)
         for start in range(0, len(digits), 100):
             click.echo(f"{role if start == 0 else '':<{width}}  {digits[start : start + 100]}")
     click.echo()

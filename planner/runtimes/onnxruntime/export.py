@@ -17,7 +17,7 @@ from planner.runtimes.onnxruntime import storage
 from planner.runtimes.onnxruntime.packing import pack
 from planner.runtimes.onnxruntime.template import Rows, Template, template_for
 from supernet.space import Choice, Subnet
-from supernet.spec import ModelSpec
+from supernet.spec import Channels, ModelSpec, UnitSpec
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -61,15 +61,20 @@ def write_model(
         progress("building the graph", 0.0)
     template = template_for(files)
     model = template.graph()
-    by_linear = {lin.name: (unit.name, subnet[unit.name]) for unit in files.spec.units for lin in unit.linears}
+    by_linear = {lin.name: (unit, subnet[unit.name]) for unit in files.spec.units for lin in unit.linears}
     floats = {i.name: i for i in model.graph.initializer if i.name not in template.sources}
     kept: list[Any] = []
     tables: dict[str, Choice] = {}
+    readers: set[str] = set()
     with WeightFile(folder / WEIGHTS) as weights:
         for done, (name, parts) in enumerate(template.sources.items()):
-            choice = _choice_of(parts, by_linear)
+            unit, choice = _choice_of(parts, by_linear)
             tables[name] = choice
-            kept += [weights.add(tensor, array) for tensor, array in quantized(files, name, parts, choice)]
+            if unit.channels is not None and not unit.channels.parts:
+                readers.add(name)
+            if choice.kept != 0:
+                arrays = quantized(files, name, parts, choice, unit.channels)
+                kept += [weights.add(tensor, array) for tensor, array in arrays]
             if progress:
                 progress("writing weights", (done + 1) / len(template.sources))
         for name, tensor in floats.items():
@@ -79,7 +84,10 @@ def write_model(
                 continue
             kept.append(weights.add(name, array[:context] if name in ("cos_cache", "sin_cache") else array, pad=False))
     shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
-    nodes = list(replaced(model.graph.node, tables, shapes, kept))
+    nodes = list(replaced(model.graph.node, tables, readers, shapes, kept))
+    if any(choice.kept is not None for choice in tables.values()):
+        nodes = needed(nodes, {output.name for output in model.graph.output})
+        del model.graph.value_info[:]  # the shapes between the products are no longer those of the whole model
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(kept)
@@ -88,36 +96,52 @@ def write_model(
     check_size(files.spec, subnet, context, folder)
 
 
-def _choice_of(parts: tuple[Rows, ...], by_linear: dict[str, tuple[str, Choice]]) -> Choice:
+def _choice_of(parts: tuple[Rows, ...], by_linear: dict[str, tuple[UnitSpec, Choice]]) -> tuple[UnitSpec, Choice]:
     units = {by_linear[rows.linear] for rows in parts}
     if len(units) != 1:
-        names = ", ".join(sorted(name for name, _ in units))
+        names = ", ".join(sorted(unit.name for unit, _ in units))
         raise ValueError(f"a product must take its rows from one unit, the graph joins {names}")
-    return units.pop()[1]
+    return units.pop()
 
 
-def quantized(files: Any, name: str, parts: tuple[Rows, ...], choice: Choice) -> Iterator[tuple[str, np.ndarray]]:
-    """The codes, scales and zeros of one matrix, named after it."""
-    folded = [files.folded(rows.linear, choice) for rows in parts]
+def quantized(
+    files: Any, name: str, parts: tuple[Rows, ...], choice: Choice, channels: Channels | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The codes, scales and zeros of one matrix, named after it.
 
-    def joined(field: str) -> np.ndarray:
-        return np.concatenate(
-            [np.asarray(getattr(f, field))[rows.start : rows.stop] for f, rows in zip(folded, parts, strict=True)]
-        )
+    A pruned choice takes the first rows or the first columns of what is stored. Gate and up are matrices of their own
+    in the graph, also where the model stores them as one.
+    """
+    folded = [files.folded(rows.linear, choice.whole) for rows in parts]
+    makes = channels is not None and channels.parts > 0
+
+    def joined(field: str, inputs: int = 1) -> np.ndarray:
+        """`inputs` is how many of them a column of the field stands for."""
+        columns = None if choice.kept is None or makes else choice.kept // inputs
+        found = []
+        for weight, rows in zip(folded, parts, strict=True):
+            stop = rows.start + choice.kept if makes and choice.kept is not None else rows.stop
+            found.append(np.asarray(getattr(weight, field))[rows.start : stop, :columns])
+        return np.concatenate(found)
 
     codes = joined("codes")
     outputs, inputs = codes.shape
     blocks = inputs // choice.group_size
     packed = pack(codes.astype(np.uint8, copy=False), choice.bits)
     yield f"{name}.codes", packed.reshape(outputs, blocks, choice.group_size * choice.bits // 8)
-    yield f"{name}.scales", joined("scale").astype(np.float32, copy=False).reshape(outputs, blocks)
-    yield f"{name}.zeros", pack(joined("zero").astype(np.uint8, copy=False).reshape(outputs, blocks), choice.bits)
+    scale, zero = joined("scale", choice.group_size), joined("zero", choice.group_size)
+    yield f"{name}.scales", scale.astype(np.float32, copy=False).reshape(outputs, blocks)
+    yield f"{name}.zeros", pack(zero.astype(np.uint8, copy=False).reshape(outputs, blocks), choice.bits)
 
 
 def replaced(
-    nodes: Any, choices: dict[str, Choice], shapes: dict[str, tuple[int, ...]], initializers: list[Any]
-) -> Iterator[Any]:
+    nodes: Any, choices: dict[str, Choice], readers: set[str], shapes: dict[str, tuple[int, ...]],
+    initializers: list[Any],
+) -> Iterator[Any]:  # fmt: skip
     """The template's nodes with quantized products and lookups in place of the float ones.
+
+    `readers` are the weights whose inputs are feed-forward channels: these lose inputs where a block is pruned, what
+    makes the channels loses outputs. Where none is left, the block adds 0, and `needed` drops the rest of it.
 
     A tied model's graph looks tokens up in the transposed head; the transposition goes, both read the same tensors.
     """
@@ -128,8 +152,15 @@ def replaced(
         if node.op_type == "Transpose" and node.input[0] in choices:
             continue
         if node.op_type == "MatMul" and node.input[1] in choices:
-            inputs, outputs = shapes[node.input[1]]
-            yield product(node, node.input[1], inputs, outputs, choices[node.input[1]])
+            weight, kept = node.input[1], choices[node.input[1]].kept
+            inputs, outputs = shapes[weight]
+            if kept == 0:
+                if weight in readers:
+                    yield nothing(node, _block_input(node, nodes, choices), initializers)
+                continue
+            if kept is not None:
+                inputs, outputs = (kept, outputs) if weight in readers else (inputs, kept)
+            yield product(node, weight, inputs, outputs, choices[weight])
         elif node.op_type == "Gather" and node.input[0] in transposed:
             inputs, outputs = shapes[transposed[node.input[0]]]
             yield from lookup(node, transposed[node.input[0]], inputs, outputs, choices, initializers)
@@ -155,6 +186,42 @@ def product(node: Any, weight: str, inputs: int, outputs: int, choice: Choice) -
         N=outputs,
         accuracy_level=ACCURACY_LEVEL,
     )
+
+
+def _block_input(node: Any, nodes: Any, choices: dict[str, Choice]) -> str:
+    """What the feed-forward block reads that ends in `node`."""
+    source = {output: other for other in nodes for output in other.output}
+    at = source[node.input[0]]
+    while not (at.op_type == "MatMul" and at.input[1] in choices):
+        at = source[at.input[0]]
+    return str(at.input[0])
+
+
+def nothing(node: Any, like: str, initializers: list[Any]) -> Any:
+    """Zeros of the shape of `like` in place of a product: one multiplication for each hidden value, and the graph
+    around a block that is gone stays as it is."""
+    from onnx import helper, numpy_helper
+
+    zero = f"{node.name}.zero"
+    initializers.append(numpy_helper.from_array(np.array(0, np.float32), zero))
+    return helper.make_node("Mul", [like, zero], list(node.output), name=node.name)
+
+
+def needed(nodes: list[Any], outputs: set[str]) -> list[Any]:
+    """The nodes that `outputs` depend on."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(filter(None, node.output)):
+            wanted.update(_reads(node))
+            kept.append(node)
+    return kept[::-1]
+
+
+def _reads(node: Any) -> Iterator[str]:
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _reads(inner)
 
 
 def lookup(

@@ -44,7 +44,7 @@ def product_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs: int
 def unit_ms(spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any) -> LatencyItem:
     all_rows = workload.batch * (workload.prompt_tokens if phase == PREFILL else 1)
     rows = workload.batch if storage.runs_on_last_row(unit) else all_rows
-    parts = [product_ms(device, choice, rows, k, n) for k, n in storage.products(spec, unit)]
+    parts = [product_ms(device, choice, rows, k, n) for k, n in storage.products(spec, unit, choice.kept)]
     total = sum(ms for ms, _, _ in parts)
     spread = sum(ms * spread for ms, spread, _ in parts) / total if total else 0.0
     basis = weakest(basis for _, _, basis in parts)

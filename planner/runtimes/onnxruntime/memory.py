@@ -39,8 +39,8 @@ def mapped_bytes(inputs: int, outputs: int, choice: Choice) -> int:
 
 def unit_bytes(spec: ModelSpec, unit: UnitSpec, choice: Choice) -> int:
     """What the unit keeps in memory once the model is loaded."""
-    total = sum(mapped_bytes(k, n, choice) for k, n in storage.matrices(unit))
-    total += sum(packed_bytes(k, n, choice) for k, n in storage.products(spec, unit))
+    total = sum(mapped_bytes(k, n, choice) for k, n in storage.matrices(unit, choice.kept))
+    total += sum(packed_bytes(k, n, choice) for k, n in storage.products(spec, unit, choice.kept))
     if unit.role == EMBEDDING:  # the look-up's copy, or the mapped file of a table that is only looked up
         total += sum(storage.code_bytes(k, n, choice) for k, n in storage.matrices(unit))
     return total
@@ -51,7 +51,10 @@ def kv_bytes(spec: ModelSpec, workload: Any) -> int:
 
 
 def layer_values(spec: ModelSpec) -> int:
-    """Values a token that one layer computes: residuals and feed-forward three times each, and the projections."""
+    """Values a token that one layer computes: residuals and feed-forward three times each, and the projections.
+
+    Of a layer that keeps all its channels, as one of them may: what pruning saves here is left out.
+    """
     first = [unit for unit in spec.units if unit.layer == 0]
     wide = max(n for unit in first for _, n in storage.matrices(unit) if unit.role not in ("qkv", "qkv_proj"))
     attention = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim

@@ -18,6 +18,8 @@ ARCHITECTURES = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM",
     "PhiForCausalLM", "Phi3ForCausalLM",
 )  # fmt: skip
+# Not Phi: the exporter does not cut the bias of its channels.
+PRUNABLE = tuple(name for name in ARCHITECTURES if name != "PhiForCausalLM")
 ASSUMED_CACHE_BYTES = 64 * 2**20  # of a device whose caches are unknown
 
 
@@ -33,13 +35,15 @@ class OnnxRuntime(Runtime):
             return f"ONNX Runtime loads the grid int, got {choice.grid}"
         if unit.is_table and choice.bits not in TABLE_BITS:
             return f"ONNX Runtime looks tokens up in tables of 4 and 8 bits, got {choice.bits}; train with one of them"
-        if choice.bits not in BITS:
+        if choice.kept != 0 and choice.bits not in BITS:
             return f"ONNX Runtime loads 2, 4 and 8 bits, got {choice.bits}; train with one of them"
         if choice.group_size not in GROUP_SIZES:
             sizes = ", ".join(map(str, GROUP_SIZES))
             return f"ONNX Runtime loads group sizes {sizes}, got {choice.group_size}"
-        if choice.bits == 2 and choice.group_size == 16:
+        if choice.kept != 0 and choice.bits == 2 and choice.group_size == 16:
             return "ONNX Runtime has no fast product for 2 bits in groups of 16; use groups of 32 or more"
+        if choice.kept is not None and spec.architecture not in PRUNABLE:
+            return f"pruned feed-forward blocks are tested with {', '.join(PRUNABLE)}, got {spec.architecture}"
         for linear in unit.linears:
             if linear.in_features % choice.group_size:
                 return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"

@@ -20,23 +20,26 @@ def padded(size: int) -> int:
     return math.ceil(size / ALIGNMENT) * ALIGNMENT
 
 
-def matrices(unit: UnitSpec) -> tuple[tuple[int, int], ...]:
-    """(in_features, out_features) of each matrix that the graph stores for the unit.
+def matrices(unit: UnitSpec, kept: int | None = None) -> tuple[tuple[int, int], ...]:
+    """(in_features, out_features) of each matrix that the graph stores for the unit with `kept` channels, None for all.
 
     The graph joins query, key and value into one product and keeps gate and up apart, also where the model (Phi-3)
-    stores them as one.
+    stores them as one. Of a block without channels nothing is stored.
     """
     if unit.role == "qkv":
         return ((unit.linears[0].in_features, sum(linear.out_features for linear in unit.linears)),)
+    found = tuple((linear.in_features, linear.out_features) for linear in unit.linears)
     if unit.role == "gate_up_proj":
-        (linear,) = unit.linears
-        return ((linear.in_features, linear.out_features // 2),) * 2
-    return tuple((linear.in_features, linear.out_features) for linear in unit.linears)
+        found = tuple((inputs, outputs // 2) for inputs, outputs in found * 2)
+    if kept is None or unit.channels is None:
+        return found
+    makes = unit.channels.parts > 0
+    return tuple((k, kept) if makes else (kept, n) for k, n in found) if kept else ()
 
 
-def products(spec: ModelSpec, unit: UnitSpec) -> tuple[tuple[int, int], ...]:
+def products(spec: ModelSpec, unit: UnitSpec, kept: int | None = None) -> tuple[tuple[int, int], ...]:
     """The matrices that are multiplied with: an embedding is only looked up, unless it is also the head."""
-    return () if unit.role == EMBEDDING and not spec.tied else matrices(unit)
+    return () if unit.role == EMBEDDING and not spec.tied else matrices(unit, kept)
 
 
 def runs_on_last_row(unit: UnitSpec) -> bool:
@@ -63,7 +66,7 @@ def matrix_bytes(inputs: int, outputs: int, choice: Choice) -> int:
 
 
 def unit_bytes(unit: UnitSpec, choice: Choice) -> int:
-    return sum(matrix_bytes(inputs, outputs, choice) for inputs, outputs in matrices(unit))
+    return sum(matrix_bytes(inputs, outputs, choice) for inputs, outputs in matrices(unit, choice.kept))
 
 
 def rotary_bytes(spec: ModelSpec, context: int) -> int:
