@@ -110,9 +110,7 @@ class SuperLinear(Quantized):
 
     bias: Tensor | None
 
-    def __init__(
-        self, weights: Mapping[Choice, Stored], bias: Tensor | None, channels: Channels | None = None
-    ) -> None:
+    def __init__(self, weights: Mapping[Choice, Stored], bias: Tensor | None, channels: Channels | None = None) -> None:
         super().__init__(weights, channels)
         self.register_buffer("bias", bias)
 
