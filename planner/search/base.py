@@ -28,8 +28,15 @@ class Resource:
 
     def room(self, floor: float) -> float:
         """What the limit leaves above `floor`, the sum of the cheapest choices; below 0 where that passes it."""
-        room = self.limit - self.constant - floor
-        return 0.0 if abs(room) < 1e-12 * abs(self.limit) else room  # the order of a sum, no more
+        return self._told_apart(self.limit - self.constant - floor)
+
+    def extra(self, amount: float, least: float) -> float:
+        """What a choice takes above the `least` of its unit's choices."""
+        return self._told_apart(amount - least)
+
+    def _told_apart(self, difference: float) -> float:
+        """0 where a difference is no more than the order of a sum makes."""
+        return 0.0 if abs(difference) < 1e-12 * abs(self.limit) else difference
 
     def minimum(self) -> float:
         """No subnet takes less, whatever else it costs; where no units are coupled, one takes just that."""

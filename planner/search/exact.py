@@ -19,10 +19,15 @@ from supernet.space import Choice, SearchSpace, Subnet
 
 TIME_LIMIT_S = 1.8
 """Larger problems than were ever met are cut here and say so by their gap."""
+TOLERANCE = 1e-7
+"""Nats for each unit below which HiGHS tells losses no longer apart."""
 
 
 class ExactSearch(Search):
-    """The subnet that loses least when losses add. Its trace holds the gap that was left, 0 when proven optimal."""
+    """The subnet that loses least when losses add, to `TOLERANCE`.
+
+    Its trace holds the gap that was left, 0 when proven optimal.
+    """
 
     name = "exact"
 
@@ -132,7 +137,7 @@ def _increments(space: SearchSpace, resource: Resource) -> tuple[NDArray[np.floa
     their greatest common divisor, everything else shares of the limit's room.
     """
     floor = {unit: min(resource.table[unit].values()) for unit, _ in space}
-    extra = [resource.table[unit][choice] - floor[unit] for unit, choices in space for choice in choices]
+    extra = [resource.extra(resource.table[unit][choice], floor[unit]) for unit, choices in space for choice in choices]
     room = resource.room(sum(floor.values()))
     if resource.unit == "bytes":
         step = int(np.gcd.reduce(np.array(extra, np.int64))) or 1

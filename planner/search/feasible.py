@@ -10,37 +10,37 @@ kept; the one that keeps most minimises a convex function (Chernoff's bound), an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.base import Problem
-from supernet.space import Subnet
+from planner.search.base import Problem, Resource
+from supernet.space import Choice, Subnet
 
 DRAWS = 4096
 """Drawn at once."""
 PATIENCE = 16
 """Sampling ends when so many times in a row nothing new was kept: then there are hardly any more."""
 NEVER = 2.0
-"""The share of the room of a choice that fits nowhere, and of no choice at all."""
+"""The share of the room of an option that fits nowhere, and of none at all."""
 STEEPEST = 1e4
 """No tilt is larger: it has no bound where limits can only be met one at a time."""
 TOLERANCE = 1e-9
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
-"""Subnets as `(subnets, units)`: the number of each unit's choice in the space."""
+"""Subnets as `(subnets, blocks)`: the number of each block's option. A block is one unit, or two that must agree."""
 
 
 @dataclass(frozen=True)
 class Feasible:
     """The subnets of a problem's space that are within its limits.
 
-    use: `(resources, units, choices)`, shares of the room that a limit leaves above the cheapest choices; odds:
-    `(units, choices)`, the tilted probabilities, 0 for a choice that fits nowhere; tilt: `(resources,)`.
+    use: `(resources, blocks, options)`, shares of the room that a limit leaves above the cheapest options; odds:
+    `(blocks, options)`, the tilted probabilities, 0 for an option that fits nowhere; tilt: `(resources,)`.
     """
 
     problem: Problem
@@ -73,11 +73,14 @@ class Feasible:
         return np.asarray((self.used(rows) <= 1 + TOLERANCE).all(axis=0))
 
     def subnet(self, row: Rows) -> Subnet:
-        pairs = zip(self.problem.space, row.tolist(), strict=True)
-        return Subnet(tuple((unit, choices[number]) for (unit, choices), number in pairs))
+        picked: dict[str, Choice] = {}
+        for (units, options), number in zip(self.problem.space.blocks, row.tolist(), strict=True):
+            picked |= zip(units, options[number], strict=True)
+        return Subnet(tuple((unit, picked[unit]) for unit, _ in self.problem.space))
 
     def row(self, subnet: Subnet) -> Rows:
-        return np.array([choices.index(subnet[unit]) for unit, choices in self.problem.space])
+        blocks = self.problem.space.blocks
+        return np.array([options.index(tuple(subnet[unit] for unit in units)) for units, options in blocks])
 
     def _all(self, random: np.random.Generator) -> Iterator[Subnet]:
         """Every subnet once, in random order, until next to none are left."""
@@ -99,18 +102,22 @@ class Feasible:
 
 
 def _shares(problem: Problem) -> tuple[Floats, NDArray[np.bool_]]:
-    """What each choice uses of each room, and which choices fit where every other unit is at its cheapest."""
-    space = problem.space.options
-    width = max(len(choices) for _, choices in space)
-    exists = np.array([[number < len(choices) for number in range(width)] for _, choices in space])
+    """What each option uses of each room, and which options fit where every other block is at its cheapest."""
+    blocks = problem.space.blocks
+    width = max(len(options) for _, options in blocks)
+    exists = np.array([[number < len(options) for number in range(width)] for _, options in blocks])
     use = np.full((len(problem.resources), *exists.shape), NEVER)
     for shares, resource in zip(use, problem.resources, strict=True):
-        amounts = [[float(resource.table[unit][choice]) for choice in choices] for unit, choices in space]
+        amounts = [[_amount(resource, units, option) for option in options] for units, options in blocks]
         floor = [min(row) for row in amounts]
         room = resource.room(sum(floor))
         for row, least, share in zip(amounts, floor, shares, strict=True):
-            share[: len(row)] = [_share(amount - least, room) for amount in row]
+            share[: len(row)] = [_share(resource.extra(amount, least), room) for amount in row]
     return use, exists & (use <= 1 + TOLERANCE).all(axis=0)
+
+
+def _amount(resource: Resource, units: Sequence[str], option: Sequence[Choice]) -> float:
+    return float(sum(resource.table[unit][choice] for unit, choice in zip(units, option, strict=True)))
 
 
 def _share(extra: float, room: float) -> float:

@@ -83,15 +83,18 @@ def shrunk(problem: Problem, correlation: Mapping[str, float]) -> SearchSpace:
         if all(extra <= room for extra, room in zip(more, left, strict=True)):
             options[unit] = half
             left = [room - extra for extra, room in zip(more, left, strict=True)]
-    return SearchSpace.of(options)
+    return problem.space.restrict(lambda unit, choice: choice in options[unit])
 
 
 def better_half(choices: Sequence[Choice], correlation: float) -> tuple[Choice, ...]:
-    """The choices at the upper half of the bit-widths where loss falls with bits, at the lower half where it rises."""
+    """The choices at the upper half of the bit-widths where loss falls with bits, at the lower half where it rises.
+
+    A block that is left out has no bits, and stays a choice.
+    """
     widths = sorted({choice.bits for choice in choices})
     half = (len(widths) + 1) // 2
     kept = widths[-half:] if correlation < 0 else widths[:half] if correlation > 0 else widths
-    return tuple(choice for choice in choices if choice.bits in kept)
+    return tuple(choice for choice in choices if choice.bits in kept or choice.kept == 0)
 
 
 def _least(resource: Resource, unit: str, choices: Sequence[Choice]) -> float:

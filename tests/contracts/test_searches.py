@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from planner.search import SEARCHES
 from planner.search.base import Candidate, Problem, Resource, Search
+from planner.search.exact import TOLERANCE
 from supernet.space import Choice, SearchSpace, Subnet
 
 BITS = (2, 4, 8)
@@ -104,6 +105,16 @@ class TestEverySearch:
         assert {"solver", "seconds"} <= found.trace.keys()
 
 
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_last_bit_of_an_amount_decides_nothing(name: str) -> None:
+    cheap, dear = Choice(4, 32), Choice(8, 32)
+    space = SearchSpace.of({"a": (cheap, dear)})
+    memory = Resource("memory", "bytes", 1_000_004, 1_000_000, {"a": {cheap: 4.0, dear: 8.0}})
+    time = Resource("tpot", "ms", 0.501, 0.5, {"a": {cheap: 0.0010000000000000002, dear: 0.001}})
+    problem = Problem(space, {"a": {cheap: 0.0, dear: 0.0}}, (memory, time))
+    assert [c.subnet["a"] for c in _search(name).search(problem).candidates] == [cheap]
+
+
 @settings(max_examples=100, deadline=None)
 @given(problem=problems())
 def test_exact_equals_brute_force(problem: Problem) -> None:
@@ -111,4 +122,4 @@ def test_exact_equals_brute_force(problem: Problem) -> None:
     found = SEARCHES["exact"]().search(problem).candidates
     assert bool(found) == bool(values)
     if values:
-        assert found[0].loss == pytest.approx(min(values), abs=1e-9)
+        assert found[0].loss == pytest.approx(min(values), abs=TOLERANCE * len(problem.space.options))
