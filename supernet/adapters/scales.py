@@ -1,7 +1,8 @@
 """Trained scales (PEQA, Kim et al., arXiv 2305.14152): W = (s0 + ds) * q with q frozen.
 
-Stored here as s = s0 * (1 + delta): one learning rate then suits groups of any magnitude. It folds into the scales and
-costs nothing in any runtime.
+Stored here as s = s0 * (1 + delta / edge), with edge = (2^bits - 1) / 2, half of the code range: delta is how far the
+outermost codes move, in codes. One learning rate then suits groups of any magnitude and any bit-width: a relative rate
+that 2 bits learn fastest with throws 3 bits off (docs/log.md). It folds into the scales and costs nothing in any runtime.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from supernet.grids import QuantizedWeight
 
 class TrainedScales(Adapter):
     deploys = "scales"
-    learning_rate = 5e-3
+    learning_rate = 0.015
 
     def __init__(self, weight: QuantizedWeight, generator: torch.Generator, full: Tensor | None = None) -> None:
         super().__init__(weight, generator, full)
         self.delta = nn.Parameter(torch.zeros_like(weight.scale))
 
     def forward(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
-        return frozen_product(x, weight, weight.scale * (1 + self.delta))
+        return frozen_product(x, weight, self._scale(weight))
 
     def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
-        return replace(weight, scale=(weight.scale * (1 + self.delta)).detach())
+        return replace(weight, scale=self._scale(weight).detach())
+
+    def _scale(self, weight: QuantizedWeight) -> Tensor:
+        return weight.scale * (1 + self.delta * (2 / (2**weight.choice.bits - 1)))
