@@ -109,11 +109,11 @@ def trained(scratch: Path, data: str | None, arguments: argparse.Namespace) -> t
 
 
 def trial_claims(name: str, files: SupernetFiles) -> Iterator[Claim]:
-    """Adapters that were kept won on text that was held out."""
+    """Adapters that were kept won on text of another kind than they were trained on."""
     for bits, kl in files.info["trial"].items():
         if bits in files.info["adapted_bits"]:
-            claim = f"{name}, {bits} bits: KL with its adapters / without, on held-out text"
-            yield Claim(claim, kl["with"] / kl["without"], 1.0)
+            claim = f"{name}, {bits} bits: KL with its adapters / without, on text of another kind"
+            yield Claim(claim, kl["kept"] / kl["without"], 1.0)
 
 
 def print_rows(rows: dict[Key, Row]) -> None:

@@ -81,14 +81,23 @@ def print_device(device: DeviceProfile) -> None:
 
 
 def print_training(files: SupernetFiles) -> None:
-    """What the adapters won, by bits; an adapter that won nothing was dropped."""
-    trial, kept = files.info["trial"], files.info["adapted_bits"]
+    """What the adapters won, by bits; those that lost were dropped."""
+    units = sum(not unit.is_table for unit in files.spec.units)
     rows = [
-        (bits, f"{kl['without']:.4f}", f"{kl['with']:.4f}", "kept" if bits in kept else "dropped")
-        for bits, kl in trial.items()
+        (
+            bits,
+            f"{kl['without']:.4f}",
+            f"{kl['with']:.4f}",
+            f"{kl['kept']:.4f}",
+            f"{units - len(kl['dropped'])} of {units}",
+        )
+        for bits, kl in files.info["trial"].items()
     ]
-    click.echo(f"{files.path}: {files.info['steps']} steps; KL per token to the full model on held-out text")
-    table(("BITS", "CODES ALONE", "TRAINED", "ADAPTERS"), rows)
+    steps = files.info["steps"]
+    click.echo(
+        f"{files.path}: {steps} steps; KL per token to the full model on text of another kind (the Python manual)"
+    )
+    table(("BITS", "CODES ALONE", "TRAINED", "KEPT", "ADAPTERS KEPT"), rows)
 
 
 def print_plan(made: Plan, spec: ModelSpec) -> None:

@@ -38,7 +38,7 @@ from supernet.checkpoint import (
     save_start,
     write_trained,
 )  # fmt: skip
-from supernet.evaluate import Reference, evaluate
+from supernet.evaluate import Reference
 from supernet.files import read_tensors, write_tensors, write_text
 from supernet.grids import QuantizedWeight
 from supernet.model import check_head, load_model, spec_of_model
@@ -51,13 +51,15 @@ from supernet.shard import Part, fsdp_plugin, scattered, shard_blocks
 from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
 from supernet.space import SearchSpace
 from supernet.spec import ModelSpec
-from supernet.text import sample_windows, spread_windows
-from supernet.train import TEACHERS, Trainer, TrainOptions, check_system, drop_losing, steps_for
+from supernet.text import manual_windows, sample_windows, spread_windows
+from supernet.train import TEACHERS, Trainer, TrainOptions, check_system, steps_for
+from supernet.trial import try_adapters
 
 HELD_OUT = 4  # windows that judge and never train
 CALIBRATION = 64  # windows for the Hessians
 LEARNING = 128  # windows for a quantizer that learns
 AGREEMENT = 8  # batches that tell which choices may share an adapter
+TRIAL = 8  # windows that adapters must win on
 SENSITIVITY = 4  # windows for the sensitivities' gradients
 ORDERING = 16  # windows that tell which channels matter
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
@@ -200,7 +202,7 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
     trainer = _train(files, model, supernet, recipe, accelerator, report)
     if accelerator.is_main_process:
         model, supernet = _whole(source, files, model, supernet, trust, accelerator)
-        files = _finish(files, model, supernet, recipe, trainer, report)
+        files = _finish(files, model, tokenizer, supernet, recipe, trainer, report)
     accelerator.wait_for_everyone()
     return files if accelerator.is_main_process else open_supernet(out)
 
@@ -383,17 +385,21 @@ def _fitting_steps(trainer: Any, recipe: Recipe, accelerator: Any) -> int:
 
 
 def _finish(
-    files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, trainer: Trainer, progress: Progress
-) -> SupernetFiles:
+    files: SupernetFiles, model: Any, tokenizer: Any, supernet: Supernet, recipe: Recipe, trainer: Trainer,
+    progress: Progress,
+) -> SupernetFiles:  # fmt: skip
     """Adapters on trial, sensitivities, and the index that says the supernet is finished."""
     reference = files.reference()
-    trial = drop_losing(supernet, lambda subnets: [q.kl for q in evaluate(supernet, subnets, reference, progress)])
+    manual = manual_windows(tokenizer, TRIAL, recipe.window_tokens)
+    trial = try_adapters(model, supernet, manual, recipe.seed, compute_dtype(model.device), progress)
+    adapted = sorted({str(c.bits) for m in supernet.matrices.values() for c in m.choices if m.adapter(c)})
     info = {
         "steps": trainer.options.steps,
         "learning_rate": trainer.options.learning_rate,
         "losses": [round(loss, 5) for loss in trainer.losses],
-        "adapted_bits": sorted({str(c.bits) for m in supernet.matrices.values() for c in m.choices if m.adapter(c)}),
-        "trial": {str(bits): {"without": frozen, "with": trained} for bits, (frozen, trained) in trial.items()},
+        "adapted_bits": adapted,
+        "adapter": files.info["adapter"] | ({} if adapted else {"deploys": "codes"}),  # nothing is left to deploy
+        "trial": {str(bits): verdict.to_json() for bits, verdict in trial.items()},
     }
     hashes = hashes_of(files.path, write_trained(files.path, supernet))
     windows = read_tensors(files.path / WINDOWS)[0]["windows"][:SENSITIVITY]

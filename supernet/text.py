@@ -51,6 +51,18 @@ def spread_windows(source: str, tokenizer: Any, count: int, window_tokens: int, 
     return windows[order[:count]]
 
 
+def manual_windows(tokenizer: Any, count: int, window_tokens: int) -> Tensor:
+    """`(count, window_tokens)` from all over the manual of the Python language, which comes with Python: text at hand
+    everywhere, and of another kind than most that is trained on."""
+    from pydoc_data.topics import topics
+
+    manual = "\n\n".join(topics[name] for name in sorted(topics))
+    length = window_tokens * CHARACTERS_PER_TOKEN
+    starts = [(len(manual) - length) * number // count for number in range(count)]
+    pieces = [tokenizer(manual[start : start + length], add_special_tokens=False)["input_ids"] for start in starts]
+    return torch.tensor([ids[:window_tokens] for ids in pieces])
+
+
 def _pieces(source: str, characters: int | None) -> Iterator[str]:
     path = Path(source)
     if path.is_dir():

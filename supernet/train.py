@@ -29,7 +29,6 @@ from supernet.space import Choice, SearchSpace, Subnet
 
 LOSS_TOKENS = 512  # logits are made for so many tokens at a time: a vocabulary is wide
 WARMUP = 0.05  # share of the steps in which the learning rate rises
-CLEARLY = 0.95  # KL with adapters must be below this share of the KL without them
 LAST_RATE = 0.05  # share of the learning rate that is left at the end of its cosine
 TEACHERS = ("full", "largest")  # what subnets learn from: the full model, or the largest subnet of their step
 
@@ -344,24 +343,3 @@ def steps_for(minutes: float, trainer_step: Callable[[], None], share: float = 1
     trainer_step()
     seconds = (time.perf_counter() - started) / 2
     return max(least, int((minutes * 60 / seconds - 3) / share))
-
-
-def drop_losing(supernet: Supernet, kl: Callable[[Sequence[Subnet]], list[float]]) -> dict[int, tuple[float, float]]:
-    """Adapters on trial: those of a bit-width go where its uniform subnet is not clearly better with them, on held-out
-    text. A few windows are not every text, so a win by less than `CLEARLY` does not count.
-
-    Returns KL per token (without, with) by bits.
-    """
-    bits = sorted({c.bits for m in supernet.matrices.values() for c in m.choices if m.adapter(c) is not None})
-    subnets = [supernet.space.uniform(supernet.spec, b) for b in bits]
-    trained = kl(subnets)
-    kept = {name: matrix.adapters for name, matrix in supernet.matrices.items()}
-    for matrix in supernet.matrices.values():
-        matrix.adapters = torch.nn.ModuleDict()
-    frozen = kl(subnets)
-    verdicts = dict(zip(bits, zip(frozen, trained, strict=True), strict=True))
-    losing = {b for b, (without, having) in verdicts.items() if having >= CLEARLY * without}
-    for name, matrix in supernet.matrices.items():
-        matrix.adapters = kept[name]
-        matrix.drop(choice for choice in matrix.choices if choice.bits in losing)
-    return verdicts

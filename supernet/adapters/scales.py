@@ -2,7 +2,7 @@
 
 Stored here as s = s0 * (1 + delta / edge), with edge = (2^bits - 1) / 2, half of the code range: delta is how far the
 outermost codes move, in codes. One learning rate then suits groups of any magnitude and any bit-width: a relative rate
-that 2 bits learn fastest with throws 3 bits off (docs/log.md). It folds into the scales and costs nothing in any runtime.
+that 2 bits learn fast with throws 3 bits off (docs/log.md). It folds into the scales and costs nothing in any runtime.
 """
 
 from __future__ import annotations

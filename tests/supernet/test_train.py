@@ -27,7 +27,6 @@ from supernet.train import (
     TrainOptions,
     batch_at,
     distill,
-    drop_losing,
     passes,
     steps_for,
     trained_space,
@@ -280,22 +279,6 @@ def test_a_batch_that_does_not_divide_among_processes_is_refused(tmp_path: Path)
     made = adapted()
     with pytest.raises(ValueError, match="got 4 windows and 3 processes; use a multiple"):
         Trainer(made.model, made.supernet, windows(), Uniform(), TrainOptions(1, 1e-3), Three(), tmp_path)
-
-
-def test_adapters_that_lose_to_none_are_dropped() -> None:
-    made = adapted()
-    verdict = {2: (5.0, 2.0), 3: (1.0, 0.97), 4: (0.1, 0.2)}
-    calls: list[Sequence[Subnet]] = []
-
-    def kl(subnets: Sequence[Subnet]) -> list[float]:
-        calls.append(subnets)
-        with_adapters = bool(made.supernet.adapters(subnets[0]))
-        return [pair[1 if with_adapters else 0] for pair in verdict.values()]
-
-    assert drop_losing(made.supernet, kl) == verdict
-    assert calls[0] == calls[1]
-    kept = {choice for matrix in made.supernet.matrices.values() for choice in matrix.adapters}
-    assert kept == {"int2g16"}
 
 
 @pytest.mark.parametrize("field", [{"steps": 0}, {"batch": 0}, {"learning_rate": 0.0}])

@@ -1,0 +1,137 @@
+"""Adapters on trial, on text of another kind than they were trained on: what loses there is dropped, by bits and unit.
+
+Text of the kind that was trained on would praise what has merely learned that kind. All adapters of a bit-width are
+judged by measuring its uniform subnet with and without them. One measurement for each unit would take too long, so what
+removing a unit's adapter costs is read off gradients, to second order: it changes the weight by dW and the output by
+dW x, which costs E[g_KL . dW x] + 1/2 E[(g . dW x)^2], with g_KL the gradient of the KL divergence and g that of
+log p(y), y drawn from the subnet (the Fisher form of `supernet.sensitivity`). That tells which way a unit goes rather
+than how far, so units that are better off without go, the surest first, and only as many as a measurement confirms.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supernet.build import Progress, Supernet, extract, silent
+from supernet.evaluate import Reference, evaluate
+from supernet.grids import GRIDS
+from supernet.sensitivity import each_gradient
+from supernet.space import Subnet
+from supernet.train import Target, distill
+
+WINDOWS = 4  # for the gradients
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """KL per token of a bit-width's uniform subnet: of codes alone, with all adapters, and with those that are kept."""
+
+    without: float
+    having: float
+    kept: float
+    dropped: tuple[str, ...]
+    """The units that lost their adapter at this bit-width."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"without": self.without, "with": self.having, "kept": self.kept, "dropped": list(self.dropped)}
+
+
+def try_adapters(
+    model: Any, supernet: Supernet, windows: Tensor, seed: int, dtype: torch.dtype = torch.float32,
+    progress: Progress = silent,
+) -> dict[int, Verdict]:  # fmt: skip
+    """Drop the adapters that lose; one verdict for each bit-width that has any. `model` is the full model."""
+    reference = Reference.of(model, windows)
+    widths = sorted({c.bits for m in supernet.matrices.values() for c in m.choices if m.adapter(c) is not None})
+    verdicts = {}
+    for number, bits in enumerate(widths):
+        subnet = supernet.space.uniform(supernet.spec, bits)
+        verdicts[bits] = _judge(model, supernet, subnet, reference, seed, dtype)
+        progress("try adapters", number + 1, len(widths))
+    return verdicts
+
+
+def _judge(
+    model: Any, supernet: Supernet, subnet: Subnet, reference: Reference, seed: int, dtype: torch.dtype
+) -> Verdict:
+    def measure() -> float:
+        return evaluate(supernet, [subnet], reference, dtype=dtype)[0].kl
+
+    trained = {name: matrix.adapters for name, matrix in supernet.matrices.items()}
+    units = tuple(unit.name for unit in supernet.spec.units if not unit.is_table)
+    having = measure()
+    _drop(supernet, subnet, units)
+    without = measure()
+    if having >= without:
+        return Verdict(without, having, without, units)
+    _restore(supernet, trained)
+    costs = removal_costs(model, supernet, subnet, reference.windows[:WINDOWS], seed, dtype)
+    losing = sorted((unit for unit, cost in costs.items() if cost < 0), key=costs.__getitem__)
+    while losing:
+        _drop(supernet, subnet, losing)
+        left = measure()
+        if left < having:
+            return Verdict(without, having, left, tuple(losing))
+        _restore(supernet, trained)
+        losing = losing[: len(losing) // 2]
+    return Verdict(without, having, having, ())
+
+
+def removal_costs(
+    model: Any, supernet: Supernet, subnet: Subnet, windows: Tensor, seed: int, dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """What removing each unit's adapter from `subnet` adds to its KL, in nats per token, the others staying."""
+    unit_of = {linear.name: unit.name for unit in supernet.spec.units for linear in unit.linears}
+    changes = {name: change.to(dtype) for name, change in _changes(supernet, subnet)}
+    plain = extract(supernet, subnet).to(model.device, dtype).requires_grad_(False)
+    weights = {name: plain.get_submodule(name).weight.requires_grad_(True) for name in changes}
+    for window in windows.to(model.device):
+        distill(Target.of(model, window.unsqueeze(0)), plain, window.unsqueeze(0))
+    costs: dict[str, float] = defaultdict(float)
+    for name, change in changes.items():
+        costs[unit_of[name]] += (weights[name].grad * change).sum(dtype=torch.float32).item() / len(windows)
+    plain.requires_grad_(False)
+    moves: dict[str, Tensor | int] = defaultdict(int)  # of the window at hand: a unit's linears move together
+
+    def collect(name: str, _: Tensor, x: Tensor, grad: Tensor) -> None:
+        moves[unit_of[name]] += ((x @ changes[name].T) * grad).sum(-1, dtype=torch.float32)
+
+    def close() -> None:
+        for unit, moved in moves.items():
+            costs[unit] += 0.5 * torch.as_tensor(moved).square().sum().item() / windows.numel()
+        moves.clear()
+
+    each_gradient(plain, list(changes), windows, seed, collect, partial(silent, ""), close)
+    return dict(costs)
+
+
+def _changes(supernet: Supernet, subnet: Subnet) -> list[tuple[str, Tensor]]:
+    """By linear: the weight without its adapter, less the weight with it."""
+    found = []
+    pairs = ((linear.name, subnet[unit.name]) for unit in supernet.spec.units for linear in unit.linears)
+    for name, choice in pairs:
+        matrix = supernet.matrices[name]
+        if matrix.adapter(choice) is None:
+            continue
+        alone = GRIDS[choice.grid].dequantize(matrix.stored(choice), torch.float32)
+        found.append((name, alone - matrix.effective(choice)))
+    return found
+
+
+def _drop(supernet: Supernet, subnet: Subnet, units: Collection[str]) -> None:
+    for unit in supernet.spec.units:
+        if unit.name in units:
+            for linear in unit.linears:
+                supernet.matrices[linear.name].drop([subnet[unit.name]])
+
+
+def _restore(supernet: Supernet, adapters: Mapping[str, nn.ModuleDict]) -> None:
+    for name, matrix in supernet.matrices.items():
+        matrix.adapters = adapters[name]
