@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.build import Progress, silent
-from supernet.sensitivity import each_gradient
+from supernet.sensitivity import drawn, each_gradient
 from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
@@ -37,12 +37,12 @@ def channel_order(
     readers = {reader.linears[0].name: reader.name for _, reader in spec.feed_forwards}
     costs: dict[str, Tensor] = {}
 
-    def collect(linear: str, weight: Tensor, x: Tensor, grad: Tensor) -> None:
-        removed = ((grad @ weight) * x).double().square().sum(0)
+    def collect(linear: str, module: Any, x: Tensor, grad: Tensor) -> None:
+        removed = ((grad @ module.weight) * x).double().square().sum(0)
         name = readers[linear]
         costs[name] = costs[name] + removed if name in costs else removed
 
-    each_gradient(model, list(readers), windows, seed, collect, partial(progress, "order channels"))
+    each_gradient(model, list(readers), windows, drawn(model, seed), collect, partial(progress, "order channels"))
     return {name: cost.argsort(descending=True, stable=True).cpu() for name, cost in costs.items()}
 
 

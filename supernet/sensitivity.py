@@ -37,7 +37,7 @@ LEAST_SHARE = 0.01  # of a measured KL that the removal of channels is believed 
 
 Table = dict[str, dict[Choice, float]]
 Removals = dict[str, dict[int, float]]  # unit that reads channels -> how many are left -> what that loses
-Collect = Callable[[str, Tensor, Tensor, Tensor], None]
+Collect = Callable[[str, Any, Tensor, Tensor], None]
 
 
 def measure_sensitivities(
@@ -113,7 +113,7 @@ def fisher_parts(
     """The quadratic form, apart for what choices do to the channels they keep and for the channels that are gone."""
     moves = _Moves(supernet, units)
     report = partial(progress, "sensitivities")
-    each_gradient(model, list(moves.unit_of), windows, seed, moves.collect, report, moves.close)
+    each_gradient(model, list(moves.unit_of), windows, drawn(model, seed), moves.collect, report, moves.close)
     tokens = windows.numel()
     table: Table = {u.name: {c: 0.5 * moves.kept[u.name, c] / tokens for c in supernet.space[u.name]} for u in units}
     removals: Removals = defaultdict(dict)
@@ -132,8 +132,8 @@ class _Moves:
         self.gone: dict[tuple[str, int], float] = defaultdict(float)
         self._window: dict[tuple[str, Choice], Tensor] = {}
 
-    def collect(self, linear: str, weight: Tensor, x: Tensor, grad: Tensor) -> None:
-        unit, matrix = self.unit_of[linear], self.supernet.matrices[linear]
+    def collect(self, linear: str, module: Any, x: Tensor, grad: Tensor) -> None:
+        unit, matrix, weight = self.unit_of[linear], self.supernet.matrices[linear], module.weight
         options = self.supernet.space[unit.name]
         for choice in self.supernet.space.whole[unit.name]:
             change = matrix.effective(choice) - weight
@@ -171,31 +171,30 @@ def _by_channel(unit: UnitSpec, change: Tensor, x: Tensor, grad: Tensor) -> Tens
 
 
 def each_gradient(
-    model: Any, linears: Sequence[str], windows: Tensor, seed: int, collect: Collect,
-    report: Callable[[int, int], None], close: Callable[[], None] = lambda: None,
+    model: Any, linears: Sequence[str], windows: Tensor, backward: Callable[[Tensor], object], collect: Collect,
+    report: Callable[[int, int], None] = lambda done, total: None, close: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """Call `collect(linear, weight, x, g)` for every linear and window, and `close` after each window.
+    """Call `collect(linear, module, x, g)` for every linear and window, and `close` after each window.
 
-    x `(tokens, in_features)` and g `(tokens, out_features)`, the gradient of log p(y), with y drawn from the model.
+    x `(tokens, in_features)` and g `(tokens, out_features)`, the gradient of what `backward(window)` goes back from.
     """
-    generator = torch.Generator(device=model.device).manual_seed(seed)
 
     def watch(name: str) -> Callable[..., None]:
         def forward_hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = args[0].detach()
-            output.register_hook(lambda grad: found(name, module.weight, x, grad))
+            output.register_hook(lambda grad: found(name, module, x, grad))
 
         return forward_hook
 
     @torch.no_grad()
-    def found(name: str, weight: Tensor, x: Tensor, grad: Tensor) -> None:
-        collect(name, weight, x.flatten(0, -2), grad.flatten(0, -2))
+    def found(name: str, module: Any, x: Tensor, grad: Tensor) -> None:
+        collect(name, module, x.flatten(0, -2), grad.flatten(0, -2))
 
     hooks = [model.get_submodule(name).register_forward_hook(watch(name)) for name in linears]
     embedded = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
     try:
         for number, window in enumerate(windows):
-            _backward(model, window.to(model.device), generator)
+            backward(window.to(model.device))
             close()
             report(number + 1, len(windows))
     finally:
@@ -203,9 +202,15 @@ def each_gradient(
             hook.remove()
 
 
-def _backward(model: Any, window: Tensor, generator: torch.Generator) -> None:
-    with torch.enable_grad():
-        logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits.squeeze(0)
-        log_probs = logits.float().log_softmax(-1)
-        drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
-        log_probs.gather(1, drawn).sum().backward()
+def drawn(model: Any, seed: int) -> Callable[[Tensor], None]:
+    """Goes back from log p(y) of a window, with y drawn from the model."""
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+
+    def backward(window: Tensor) -> None:
+        with torch.enable_grad():
+            logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits.squeeze(0)
+            log_probs = logits.float().log_softmax(-1)
+            labels = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
+            log_probs.gather(1, labels).sum().backward()
+
+    return backward

@@ -11,7 +11,7 @@ than how far, so units that are better off without go, the surest first, and onl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supernet.build import Progress, Supernet, extract, silent
+from supernet.build import Progress, Supernet, silent
 from supernet.evaluate import Reference, evaluate
 from supernet.grids import GRIDS
-from supernet.sensitivity import each_gradient
+from supernet.sensitivity import drawn, each_gradient
 from supernet.space import Subnet
 from supernet.train import Target, distill
 
@@ -88,41 +88,37 @@ def removal_costs(
     model: Any, supernet: Supernet, subnet: Subnet, windows: Tensor, seed: int, dtype: torch.dtype = torch.float32
 ) -> dict[str, float]:
     """What removing each unit's adapter from `subnet` adds to its KL, in nats per token, the others staying."""
-    unit_of = {linear.name: unit.name for unit in supernet.spec.units for linear in unit.linears}
-    changes = {name: change.to(dtype) for name, change in _changes(supernet, subnet)}
-    plain = extract(supernet, subnet).to(model.device, dtype).requires_grad_(False)
-    weights = {name: plain.get_submodule(name).weight.requires_grad_(True) for name in changes}
-    for window in windows.to(model.device):
-        distill(Target.of(model, window.unsqueeze(0)), plain, window.unsqueeze(0))
+    pairs = ((unit, linear.name) for unit in supernet.spec.units for linear in unit.linears)
+    adapted = {name: unit.name for unit, name in pairs if supernet.matrices[name].adapter(subnet[unit.name])}
+    supernet.set_dtype(dtype)
+    supernet.activate(subnet)
     costs: dict[str, float] = defaultdict(float)
-    for name, change in changes.items():
-        costs[unit_of[name]] += (weights[name].grad * change).sum(dtype=torch.float32).item() / len(windows)
-    plain.requires_grad_(False)
     moves: dict[str, Tensor | int] = defaultdict(int)  # of the window at hand: a unit's linears move together
 
-    def collect(name: str, _: Tensor, x: Tensor, grad: Tensor) -> None:
-        moves[unit_of[name]] += ((x @ changes[name].T) * grad).sum(-1, dtype=torch.float32)
+    def collect(name: str, module: Any, x: Tensor, grad: Tensor) -> None:
+        choice = subnet[adapted[name]]
+        change = GRIDS[choice.grid].dequantize(module.stored(choice), torch.float32) - module.effective(choice)
+        moves[adapted[name]] += ((x @ change.to(dtype).T) * grad).sum(-1, dtype=torch.float32)
 
-    def close() -> None:
+    def close(cost: Callable[[Tensor], Tensor]) -> None:
         for unit, moved in moves.items():
-            costs[unit] += 0.5 * torch.as_tensor(moved).square().sum().item() / windows.numel()
+            costs[unit] += cost(torch.as_tensor(moved)).sum().item()
         moves.clear()
 
-    each_gradient(plain, list(changes), windows, seed, collect, partial(silent, ""), close)
+    def first(moved: Tensor) -> Tensor:
+        return moved / len(windows)  # the gradient is that of a mean over the window's tokens
+
+    def second(moved: Tensor) -> Tensor:
+        return 0.5 * moved.square() / windows.numel()
+
+    def backward(window: Tensor) -> None:
+        with torch.enable_grad():
+            distill(Target.of(model, window.unsqueeze(0)), supernet.model, window.unsqueeze(0))
+
+    for goes_back, cost in ((backward, first), (drawn(supernet.model, seed), second)):
+        each_gradient(supernet.model, list(adapted), windows, goes_back, collect, close=partial(close, cost))
+    supernet.model.zero_grad(set_to_none=True)
     return dict(costs)
-
-
-def _changes(supernet: Supernet, subnet: Subnet) -> list[tuple[str, Tensor]]:
-    """By linear: the weight without its adapter, less the weight with it."""
-    found = []
-    pairs = ((linear.name, subnet[unit.name]) for unit in supernet.spec.units for linear in unit.linears)
-    for name, choice in pairs:
-        matrix = supernet.matrices[name]
-        if matrix.adapter(choice) is None:
-            continue
-        alone = GRIDS[choice.grid].dequantize(matrix.stored(choice), torch.float32)
-        found.append((name, alone - matrix.effective(choice)))
-    return found
 
 
 def _drop(supernet: Supernet, subnet: Subnet, units: Collection[str]) -> None:

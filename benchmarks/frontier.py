@@ -1,0 +1,119 @@
+"""The best planned subnet at every average, beside what people use today, at the same bytes.
+
+    python benchmarks/rivals.py --text ../shared/text                             # first: what the others reach
+    python benchmarks/frontier.py --text ../shared/text --supernet FOLDER         # a supernet of the same model
+
+A subnet has at most as many code bits a weight as the average says, and so at most the bytes of the rivals' rows:
+groups of 64, integer zeros, the embedding at 8 bits, scales, zeros and codes counted. Candidates are what the exact
+search finds on the supernet's sensitivities, among all bit-widths and among the two around the average, and the uniform
+subnet below; the best of them on the supernet's own held-out windows is the row. Quality is KL divergence per token
+from the full model on the first 16 windows of 512 tokens of eval.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from claims import Claim, finish, table
+from rivals import AVERAGES, code_bits, stored_bytes
+
+from planner.quality import SENSITIVITY_FILE, SensitivityTable
+from planner.search.exact import solve
+from supernet.build import Supernet
+from supernet.checkpoint import SupernetFiles, open_supernet
+from supernet.evaluate import Quality, Reference, evaluate
+from supernet.model import load_model
+from supernet.space import Subnet
+from supernet.text import read_windows
+
+TWICE, TWICE_UP_TO = 0.5, 3.0  # the share of the best rival's KL that is claimed, up to this average
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, default=Path("../shared/text"))
+    parser.add_argument("--supernet", type=Path, required=True)
+    parser.add_argument("--rivals", type=Path, default=RESULTS / "rivals.json")
+    parser.add_argument("--windows", type=int, default=16)
+    arguments = parser.parse_args()
+    files = open_supernet(arguments.supernet)
+    rivals = json.loads(arguments.rivals.read_text())["rows"]
+    chosen = plans(files)
+    model, tokenizer = load_model(files.info["source"])
+    reference = Reference.of(model, read_windows(str(arguments.text / "eval.txt"), tokenizer, arguments.windows, 512))
+    supernet = files.load()
+    found = evaluate(supernet, list(chosen.values()), reference)
+    rows = [row_of(supernet, average, *one) for (average, *one) in zip(chosen, chosen.values(), found, strict=True)]
+    print_rows(rows, rivals)
+    finish(__file__, claims(rows, rivals), rows=rows, supernet=files.info["recipe"])
+
+
+def plans(files: SupernetFiles) -> dict[float, Subnet]:
+    """The subnet of each average."""
+    supernet, held_out = files.load(), files.reference()
+    proposals = {average: candidates(files, average) for average in AVERAGES}
+    unique = list(dict.fromkeys(subnet for subnets in proposals.values() for subnet in subnets))
+    judged = dict(zip(unique, evaluate(supernet, unique, held_out), strict=True))
+    return {average: min(subnets, key=lambda s: judged[s].kl) for average, subnets in proposals.items()}
+
+
+def candidates(files: SupernetFiles, average: float) -> list[Subnet]:
+    spec, losses = files.spec, SensitivityTable.load(files.path / SENSITIVITY_FILE).by_choice
+    tables = {unit.name for unit in spec.units if unit.is_table}
+    space = files.space.whole.restrict(lambda unit, choice: unit not in tables or choice.bits == 8)
+    near = (math.floor(average), math.ceil(average))
+    around = space.restrict(lambda unit, choice: unit in tables or choice.bits in near)
+    limit = code_bits(spec, space, average)
+    solutions = [solve(among, losses, (limit,))[0] for among in (space, around)]
+    below = space.uniform(spec, near[0])
+    return [subnet for subnet in (*solutions, below) if subnet is not None]
+
+
+def row_of(supernet: Supernet, average: float, subnet: Subnet, quality: Quality) -> dict[str, Any]:
+    units = [unit for unit in supernet.spec.units if not unit.is_table]
+    bits = [subnet[unit.name].bits for unit in units]
+    return {
+        "average_bits": average,
+        "mean_bits": subnet.mean_bits(supernet.spec),
+        "linear_bytes": sum(stored_bytes(supernet, unit, subnet[unit.name])[0] for unit in units),
+        "units": {str(width): bits.count(width) for width in sorted(set(bits))},
+        **quality.to_json(),
+    }
+
+
+def at_most(rivals: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    """Each tool's best row of no more bytes."""
+    fit = [row for row in rivals if row["linear_bytes"] <= size * 1.0001]
+    return [min((r for r in fit if r["tool"] == tool), key=lambda r: r["kl"]) for tool in {r["tool"] for r in fit}]
+
+
+def claims(rows: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> list[Claim]:
+    found = []
+    for row in rows:
+        average = row["average_bits"]
+        same = [r for r in rivals if r["average_bits"] == average]
+        size = max((r["linear_bytes"] for r in same), default=row["linear_bytes"])
+        for rival in sorted(at_most(rivals, size), key=lambda r: r["kl"]):
+            target = TWICE if average <= TWICE_UP_TO else 1.0
+            found.append(Claim(f"{average:g} bits: KL / that of {rival['tool']}", row["kl"] / rival["kl"], target))
+    return found
+
+
+def print_rows(rows: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> None:
+    tools = sorted({r["tool"] for r in rivals})
+    cells = []
+    for row in rows:
+        same = {t: [r for r in rivals if r["tool"] == t and r["average_bits"] == row["average_bits"]] for t in tools}
+        others = (f"{min(r['kl'] for r in same[t]):.3f}" if same[t] else "-" for t in tools)
+        size, units = f"{row['linear_bytes'] / 1e6:.1f}", " ".join(f"{n}x{bits}" for bits, n in row["units"].items())
+        cells.append((f"{row['average_bits']:g}", f"{row['mean_bits']:.3f}", size, units, f"{row['kl']:.4f}", *others))
+    table(("bits", "code bits", "MB of linears", "units", "bitfleet", *tools), cells)
+
+
+if __name__ == "__main__":
+    main()
