@@ -34,8 +34,11 @@ SHARE = 0.5  # of GPTQ's KL that may be left
 FULL = {2: 0.7, 3: 0.20, 4: 0.08}  # what full training is to reach
 FULL_SECONDS = 3600
 FULL_RECIPE = {
-    "quantizer": "learned", "block_steps": 100, "sampler": "neighbours", "train_bits": (2, 3, 4), "steps": 500,
-    "learning_rate": 2e-3,
+    "quantizer": "learned",
+    "block_steps": 60,
+    "sampler": "neighbours",
+    "train_bits": (2, 3, 4),
+    "steps": 640,
 }  # fmt: skip
 
 
