@@ -26,7 +26,7 @@ from supernet.sensitivity import drawn, each_gradient
 from supernet.space import Subnet
 from supernet.train import Target, distill
 
-WINDOWS = 4  # for the gradients
+SUSPECTING = 4  # windows for the gradients; the others judge
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,24 @@ def try_adapters(
     model: Any, supernet: Supernet, windows: Tensor, seed: int, dtype: torch.dtype = torch.float32,
     progress: Progress = silent,
 ) -> dict[int, Verdict]:  # fmt: skip
-    """Drop the adapters that lose; one verdict for each bit-width that has any. `model` is the full model."""
-    reference = Reference.of(model, windows)
+    """Drop the adapters that lose; one verdict for each bit-width that has any. `model` is the full model.
+
+    The first `SUSPECTING` windows say which units may lose, the others judge: what a text chose looks good on it.
+    """
+    suspecting, reference = windows[:SUSPECTING], Reference.of(model, windows[SUSPECTING:])
     widths = sorted({c.bits for m in supernet.matrices.values() for c in m.choices if m.adapter(c) is not None})
     verdicts = {}
     for number, bits in enumerate(widths):
         subnet = supernet.space.uniform(supernet.spec, bits)
-        verdicts[bits] = _judge(model, supernet, subnet, reference, seed, dtype)
+        verdicts[bits] = _judge(model, supernet, subnet, reference, suspecting, seed, dtype)
         progress("try adapters", number + 1, len(widths))
     return verdicts
 
 
 def _judge(
-    model: Any, supernet: Supernet, subnet: Subnet, reference: Reference, seed: int, dtype: torch.dtype
-) -> Verdict:
+    model: Any, supernet: Supernet, subnet: Subnet, reference: Reference, suspecting: Tensor, seed: int,
+    dtype: torch.dtype,
+) -> Verdict:  # fmt: skip
     def measure() -> float:
         return evaluate(supernet, [subnet], reference, dtype=dtype)[0].kl
 
@@ -72,7 +76,7 @@ def _judge(
     if having >= without:
         return Verdict(without, having, without, units)
     _restore(supernet, trained)
-    costs = removal_costs(model, supernet, subnet, reference.windows[:WINDOWS], seed, dtype)
+    costs = removal_costs(model, supernet, subnet, suspecting, seed, dtype)
     losing = sorted((unit for unit, cost in costs.items() if cost < 0), key=costs.__getitem__)
     while losing:
         _drop(supernet, subnet, losing)

@@ -8,7 +8,7 @@ import torch
 from supernet.adapters import ADAPTERS
 from supernet.evaluate import Reference, evaluate
 from supernet.text import manual_windows
-from supernet.trial import removal_costs, try_adapters
+from supernet.trial import SUSPECTING, removal_costs, try_adapters
 from tests.supernet.conftest import Made, make
 from tests.supernet.test_build import disturb
 from tests.tiny import tiny_tokenizer, windows
@@ -46,7 +46,7 @@ def holders(made: Made, bits: int) -> set[str]:
 def test_adapters_that_win_stay() -> None:
     made = repaired()
     everyone = holders(made, BITS)
-    verdict = try_adapters(made.model, made.supernet, windows(4), seed=0)[BITS]
+    verdict = try_adapters(made.model, made.supernet, windows(8), seed=0)[BITS]
     assert verdict.having < verdict.without
     assert verdict.dropped == ()
     assert verdict.kept == verdict.having
@@ -56,12 +56,12 @@ def test_adapters_that_win_stay() -> None:
 def test_a_unit_that_loses_is_dropped_alone() -> None:
     made = repaired((SPOILED,))
     everyone = holders(made, BITS)
-    verdict = try_adapters(made.model, made.supernet, windows(4), seed=0)[BITS]
+    verdict = try_adapters(made.model, made.supernet, windows(8), seed=0)[BITS]
     assert verdict.dropped == (SPOILED,)
     assert verdict.kept < verdict.having < verdict.without
     assert holders(made, BITS) == everyone - {SPOILED}
     subnet = made.space.uniform(made.spec, BITS)
-    measured = evaluate(made.supernet, [subnet], Reference.of(made.model, windows(4)))[0].kl
+    measured = evaluate(made.supernet, [subnet], Reference.of(made.model, windows(8)[SUSPECTING:]))[0].kl
     assert measured == pytest.approx(verdict.kept)
 
 
@@ -71,7 +71,7 @@ def test_a_bit_width_that_loses_is_dropped_whole_and_no_other() -> None:
         if f"int{OTHER}" in name:
             parameter.data.fill_(20.0)
     everyone = holders(made, BITS)
-    verdicts = try_adapters(made.model, made.supernet, windows(4), seed=0)
+    verdicts = try_adapters(made.model, made.supernet, windows(8), seed=0)
     assert verdicts[OTHER].having > verdicts[OTHER].without == verdicts[OTHER].kept
     assert set(verdicts[OTHER].dropped) == everyone
     assert holders(made, OTHER) == set()
