@@ -391,7 +391,7 @@ def _finish(
     """Adapters on trial, sensitivities, and the index that says the supernet is finished."""
     reference = files.reference()
     manual = manual_windows(tokenizer, TRIAL, recipe.window_tokens)
-    trial = try_adapters(model, supernet, manual, recipe.seed, compute_dtype(model.device), progress)
+    trial = try_adapters(model, supernet, manual, reference, recipe.seed, compute_dtype(model.device), progress)
     adapted = sorted({str(c.bits) for m in supernet.matrices.values() for c in m.choices if m.adapter(c)})
     info = {
         "steps": trainer.options.steps,

@@ -5,7 +5,9 @@ judged by measuring its uniform subnet with and without them. One measurement fo
 removing a unit's adapter costs is read off gradients, to second order: it changes the weight by dW and the output by
 dW x, which costs E[g_KL . dW x] + 1/2 E[(g . dW x)^2], with g_KL the gradient of the KL divergence and g that of
 log p(y), y drawn from the subnet (the Fisher form of `supernet.sensitivity`). That tells which way a unit goes rather
-than how far, so units that are better off without go, the surest first, and only as many as a measurement confirms.
+than how far, so units that are better off without go, the surest first, and only as many as measurements confirm: on
+other windows of that text, and with nothing lost on held-out windows of the text that was trained on. What one kind of
+text alone would drop, another may miss (docs/log.md).
 """
 
 from __future__ import annotations
@@ -44,44 +46,48 @@ class Verdict:
 
 
 def try_adapters(
-    model: Any, supernet: Supernet, windows: Tensor, seed: int, dtype: torch.dtype = torch.float32,
+    model: Any, supernet: Supernet, windows: Tensor, own: Reference, seed: int, dtype: torch.dtype = torch.float32,
     progress: Progress = silent,
 ) -> dict[int, Verdict]:  # fmt: skip
-    """Drop the adapters that lose; one verdict for each bit-width that has any. `model` is the full model.
+    """Drop the adapters that lose; one verdict for each bit-width that has any. `model` is the full model,
+    `windows` are of another kind than was trained on, `own` are held-out windows of the same kind.
 
     The first `SUSPECTING` windows say which units may lose, the others judge: what a text chose looks good on it.
     """
-    suspecting, reference = windows[:SUSPECTING], Reference.of(model, windows[SUSPECTING:])
+    texts = Reference.of(model, windows[SUSPECTING:]), own
     widths = sorted({c.bits for m in supernet.matrices.values() for c in m.choices if m.adapter(c) is not None})
     verdicts = {}
     for number, bits in enumerate(widths):
         subnet = supernet.space.uniform(supernet.spec, bits)
-        verdicts[bits] = _judge(model, supernet, subnet, reference, suspecting, seed, dtype)
+        verdicts[bits] = _judge(model, supernet, subnet, windows[:SUSPECTING], texts, seed, dtype)
         progress("try adapters", number + 1, len(widths))
     return verdicts
 
 
 def _judge(
-    model: Any, supernet: Supernet, subnet: Subnet, reference: Reference, suspecting: Tensor, seed: int,
+    model: Any, supernet: Supernet, subnet: Subnet, suspecting: Tensor, texts: tuple[Reference, Reference], seed: int,
     dtype: torch.dtype,
 ) -> Verdict:  # fmt: skip
-    def measure() -> float:
-        return evaluate(supernet, [subnet], reference, dtype=dtype)[0].kl
+    def measure(text: Reference) -> float:
+        return evaluate(supernet, [subnet], text, dtype=dtype)[0].kl
+
+    other, own = texts
 
     trained = {name: matrix.adapters for name, matrix in supernet.matrices.items()}
     units = tuple(unit.name for unit in supernet.spec.units if not unit.is_table)
-    having = measure()
+    having = measure(other)
     _drop(supernet, subnet, units)
-    without = measure()
+    without = measure(other)
     if having >= without:
         return Verdict(without, having, without, units)
     _restore(supernet, trained)
     costs = removal_costs(model, supernet, subnet, suspecting, seed, dtype)
     losing = sorted((unit for unit, cost in costs.items() if cost < 0), key=costs.__getitem__)
+    least = measure(own) if losing else 0.0
     while losing:
         _drop(supernet, subnet, losing)
-        left = measure()
-        if left < having:
+        left = measure(other)
+        if left < having and measure(own) <= least:
             return Verdict(without, having, left, tuple(losing))
         _restore(supernet, trained)
         losing = losing[: len(losing) // 2]

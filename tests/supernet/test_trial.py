@@ -7,6 +7,7 @@ import torch
 
 from supernet.adapters import ADAPTERS
 from supernet.evaluate import Reference, evaluate
+from supernet.model import hidden_states
 from supernet.text import manual_windows
 from supernet.trial import SUSPECTING, removal_costs, try_adapters
 from tests.supernet.conftest import Made, make
@@ -43,10 +44,15 @@ def holders(made: Made, bits: int) -> set[str]:
     return {u.name for u in made.spec.units if matrices[u.linears[0].name].adapter(subnet[u.name]) is not None}
 
 
+def own(made: Made) -> Reference:
+    """Held-out windows of what was trained on."""
+    return Reference.of(made.model, windows(4, seed=1))
+
+
 def test_adapters_that_win_stay() -> None:
     made = repaired()
     everyone = holders(made, BITS)
-    verdict = try_adapters(made.model, made.supernet, windows(8), seed=0)[BITS]
+    verdict = try_adapters(made.model, made.supernet, windows(8), own(made), seed=0)[BITS]
     assert verdict.having < verdict.without
     assert verdict.dropped == ()
     assert verdict.kept == verdict.having
@@ -56,7 +62,7 @@ def test_adapters_that_win_stay() -> None:
 def test_a_unit_that_loses_is_dropped_alone() -> None:
     made = repaired((SPOILED,))
     everyone = holders(made, BITS)
-    verdict = try_adapters(made.model, made.supernet, windows(8), seed=0)[BITS]
+    verdict = try_adapters(made.model, made.supernet, windows(8), own(made), seed=0)[BITS]
     assert verdict.dropped == (SPOILED,)
     assert verdict.kept < verdict.having < verdict.without
     assert holders(made, BITS) == everyone - {SPOILED}
@@ -65,13 +71,26 @@ def test_a_unit_that_loses_is_dropped_alone() -> None:
     assert measured == pytest.approx(verdict.kept)
 
 
+def test_a_unit_that_serves_the_text_it_was_trained_on_stays() -> None:
+    made = repaired((SPOILED,))
+    everyone = holders(made, BITS)
+    having = made.space.uniform(made.spec, BITS)
+    made.supernet.activate(having)
+    kept = Reference(
+        windows(4, seed=1), hidden_states(made.supernet.model, windows(4, seed=1)).detach(), own(made).head
+    )
+    verdict = try_adapters(made.model, made.supernet, windows(8), kept, seed=0)[BITS]  # which says: keep it as it is
+    assert verdict.dropped == ()
+    assert holders(made, BITS) == everyone
+
+
 def test_a_bit_width_that_loses_is_dropped_whole_and_no_other() -> None:
     made = repaired()
     for name, parameter in made.supernet.model.named_parameters():
         if f"int{OTHER}" in name:
             parameter.data.fill_(20.0)
     everyone = holders(made, BITS)
-    verdicts = try_adapters(made.model, made.supernet, windows(8), seed=0)
+    verdicts = try_adapters(made.model, made.supernet, windows(8), own(made), seed=0)
     assert verdicts[OTHER].having > verdicts[OTHER].without == verdicts[OTHER].kept
     assert set(verdicts[OTHER].dropped) == everyone
     assert holders(made, OTHER) == set()
