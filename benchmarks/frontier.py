@@ -50,7 +50,8 @@ def main() -> None:
     found = evaluate(supernet, list(chosen.values()), reference)
     rows = [row_of(supernet, average, *one) for (average, *one) in zip(chosen, chosen.values(), found, strict=True)]
     print_rows(rows, rivals)
-    finish(__file__, claims(rows, rivals), rows=rows, supernet=files.info["recipe"])
+    recipe = {name: value for name, value in files.info["recipe"].items() if name != "data"}
+    finish(__file__, claims(rows, rivals), rows=rows, recipe=recipe)
 
 
 def plans(files: SupernetFiles) -> dict[float, Subnet]:
