@@ -43,10 +43,10 @@ def main() -> None:
     arguments = parser.parse_args()
     files = open_supernet(arguments.supernet)
     rivals = json.loads(arguments.rivals.read_text())["rows"]
-    chosen = plans(files)
+    supernet = files.load()
+    chosen = plans(files, supernet)
     model, tokenizer = load_model(files.info["source"])
     reference = Reference.of(model, read_windows(str(arguments.text / "eval.txt"), tokenizer, arguments.windows, 512))
-    supernet = files.load()
     found = evaluate(supernet, list(chosen.values()), reference)
     rows = [row_of(supernet, average, *one) for (average, *one) in zip(chosen, chosen.values(), found, strict=True)]
     print_rows(rows, rivals)
@@ -54,12 +54,11 @@ def main() -> None:
     finish(__file__, claims(rows, rivals), rows=rows, recipe=recipe)
 
 
-def plans(files: SupernetFiles) -> dict[float, Subnet]:
+def plans(files: SupernetFiles, supernet: Supernet) -> dict[float, Subnet]:
     """The subnet of each average."""
-    supernet, held_out = files.load(), files.reference()
     proposals = {average: candidates(files, average) for average in AVERAGES}
     unique = list(dict.fromkeys(subnet for subnets in proposals.values() for subnet in subnets))
-    judged = dict(zip(unique, evaluate(supernet, unique, held_out), strict=True))
+    judged = dict(zip(unique, evaluate(supernet, unique, files.reference()), strict=True))
     return {average: min(subnets, key=lambda s: judged[s].kl) for average, subnets in proposals.items()}
 
 

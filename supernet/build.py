@@ -172,6 +172,12 @@ class Supernet:
         found = ((f"{name}|{choice}", self.matrices[name].adapter(choice)) for name, choice in pairs)
         return {key: adapter for key, adapter in found if adapter is not None}
 
+    @property
+    def adapted_bits(self) -> tuple[int, ...]:
+        """The bit-widths at which any matrix has an adapter, smallest first."""
+        matrices = self.matrices.values()
+        return tuple(sorted({c.bits for matrix in matrices for c in matrix.choices if matrix.adapter(c) is not None}))
+
     def set_dtype(self, dtype: torch.dtype) -> None:
         """Compute in `dtype`. Scales and adapters stay float32."""
         for name, value in self.floats.items():

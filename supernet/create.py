@@ -195,8 +195,8 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
         raise ValueError(f"{out} was begun from {files.info.get('source')}, got {source}; give the same model")
     trust = recipe.trust_remote_code
     recipe = Recipe.from_json(files.info["recipe"])
-    if (files.path / ORDER).exists() and (started or not accelerator.is_main_process):
-        reorder(model, files.spec, read_tensors(files.path / ORDER)[0])
+    if not prepares:
+        _put_in_order(model, files)
     supernet = files.load(trust, _part(accelerator))
     supernet.model.to(accelerator.device)
     trainer = _train(files, model, supernet, recipe, accelerator, report)
@@ -221,8 +221,7 @@ def _whole(
     sharded = fsdp_plugin(accelerator) is not None
     if sharded or model.dtype != torch.float32:
         model = load_model(source, trust)[0].to(accelerator.device)
-        if (files.path / ORDER).exists():
-            reorder(model, files.spec, read_tensors(files.path / ORDER)[0])
+        _put_in_order(model, files)
     if not sharded:
         return model, supernet
     again = files.load(trust)
@@ -230,6 +229,12 @@ def _whole(
         matrix.adapters = supernet.matrices[name].adapters
     again.model.to(accelerator.device)
     return model, again
+
+
+def _put_in_order(model: Any, files: SupernetFiles) -> None:
+    """Where the supernet is pruned: the channels of a full model as it was read, in the order of the codes."""
+    if (files.path / ORDER).exists():
+        reorder(model, files.spec, read_tensors(files.path / ORDER)[0])
 
 
 def _refuse_used(out: Path, started: bool) -> None:
@@ -392,7 +397,7 @@ def _finish(
     reference = files.reference()
     manual = manual_windows(tokenizer, TRIAL, recipe.window_tokens)
     trial = try_adapters(model, supernet, manual, reference, recipe.seed, compute_dtype(model.device), progress)
-    adapted = sorted({str(c.bits) for m in supernet.matrices.values() for c in m.choices if m.adapter(c)})
+    adapted = [str(bits) for bits in supernet.adapted_bits]
     info = {
         "steps": trainer.options.steps,
         "learning_rate": trainer.options.learning_rate,

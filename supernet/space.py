@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, total_ordering
 from itertools import product
@@ -192,6 +192,13 @@ class SearchSpace:
                 together = tuple(two for two in product(choices, self[partner]) if two[0].kept == two[1].kept)
                 found.append(((unit, partner), together))
         return tuple(found)
+
+    def at(self, numbers: Sequence[int]) -> Subnet:
+        """The subnet of these options, one number for each of `blocks`; past a block's last option it is the last."""
+        picked: dict[str, Choice] = {}
+        for (units, options), number in zip(self.blocks, numbers, strict=True):
+            picked |= zip(units, options[min(number, len(options) - 1)], strict=True)
+        return Subnet(tuple((unit, picked[unit]) for unit, _ in self.options))
 
     def pruned(self, unit: str, choice: Choice, kept: int) -> Choice:
         """What `unit` becomes where it was `choice` and keeps `kept` channels; without any, bits make no difference."""

@@ -54,24 +54,21 @@ def try_adapters(
 
     The first `SUSPECTING` windows say which units may lose, the others judge: what a text chose looks good on it.
     """
-    texts = Reference.of(model, windows[SUSPECTING:]), own
-    widths = sorted({c.bits for m in supernet.matrices.values() for c in m.choices if m.adapter(c) is not None})
-    verdicts = {}
+    other = Reference.of(model, windows[SUSPECTING:])
+    widths, verdicts = supernet.adapted_bits, {}
     for number, bits in enumerate(widths):
         subnet = supernet.space.uniform(supernet.spec, bits)
-        verdicts[bits] = _judge(model, supernet, subnet, windows[:SUSPECTING], texts, seed, dtype)
+        verdicts[bits] = _judge(model, supernet, subnet, windows[:SUSPECTING], other, own, seed, dtype)
         progress("try adapters", number + 1, len(widths))
     return verdicts
 
 
 def _judge(
-    model: Any, supernet: Supernet, subnet: Subnet, suspecting: Tensor, texts: tuple[Reference, Reference], seed: int,
+    model: Any, supernet: Supernet, subnet: Subnet, suspecting: Tensor, other: Reference, own: Reference, seed: int,
     dtype: torch.dtype,
 ) -> Verdict:  # fmt: skip
     def measure(text: Reference) -> float:
         return evaluate(supernet, [subnet], text, dtype=dtype)[0].kl
-
-    other, own = texts
 
     trained = {name: matrix.adapters for name, matrix in supernet.matrices.items()}
     units = tuple(unit.name for unit in supernet.spec.units if not unit.is_table)

@@ -38,9 +38,14 @@ class Resource:
         """0 where a difference is no more than the order of a sum makes."""
         return 0.0 if abs(difference) < 1e-12 * abs(self.limit) else difference
 
-    def minimum(self) -> float:
-        """No subnet takes less, whatever else it costs; where no units are coupled, one takes just that."""
-        return self.constant + sum(min(choices.values()) for choices in self.table.values())
+    def together(self, units: Sequence[str], option: Sequence[Choice]) -> float:
+        """What one option of a block of units takes."""
+        return float(sum(self.table[unit][choice] for unit, choice in zip(units, option, strict=True)))
+
+    def least(self, space: SearchSpace) -> float:
+        """What the subnet of `space` takes that takes least, whatever else it costs."""
+        blocks = ((self.together(units, option) for option in options) for units, options in space.blocks)
+        return self.constant + sum(min(amounts) for amounts in blocks)
 
 
 @dataclass(frozen=True)

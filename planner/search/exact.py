@@ -73,16 +73,8 @@ def shortfalls(problem: Problem) -> tuple[Shortfall, ...]:
             enough.append(Shortfall(resource, resource.amount(subnet), alone=False))
     if enough:
         return tuple(enough)
-    least = [(resource, _least(problem.space, resource)) for resource in problem.resources]
+    least = [(resource, resource.least(problem.space)) for resource in problem.resources]
     return tuple(Shortfall(resource, amount, alone=True) for resource, amount in least if amount > resource.limit)
-
-
-def _least(space: SearchSpace, resource: Resource) -> float:
-    """The least that any subnet takes; coupled units cannot each take their own."""
-    if not space.coupled:
-        return resource.minimum()
-    subnet, _ = solve(space, resource.table, ())
-    return resource.minimum() if subnet is None else resource.amount(subnet)
 
 
 def _milp(

@@ -10,15 +10,15 @@ kept; the one that keeps most minimises a convex function (Chernoff's bound), an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.base import Problem, Resource
-from supernet.space import Choice, Subnet
+from planner.search.base import Problem
+from supernet.space import Subnet
 
 DRAWS = 4096
 """Drawn at once."""
@@ -73,10 +73,7 @@ class Feasible:
         return np.asarray((self.used(rows) <= 1 + TOLERANCE).all(axis=0))
 
     def subnet(self, row: Rows) -> Subnet:
-        picked: dict[str, Choice] = {}
-        for (units, options), number in zip(self.problem.space.blocks, row.tolist(), strict=True):
-            picked |= zip(units, options[number], strict=True)
-        return Subnet(tuple((unit, picked[unit]) for unit, _ in self.problem.space))
+        return self.problem.space.at(row.tolist())
 
     def row(self, subnet: Subnet) -> Rows:
         blocks = self.problem.space.blocks
@@ -108,16 +105,12 @@ def _shares(problem: Problem) -> tuple[Floats, NDArray[np.bool_]]:
     exists = np.array([[number < len(options) for number in range(width)] for _, options in blocks])
     use = np.full((len(problem.resources), *exists.shape), NEVER)
     for shares, resource in zip(use, problem.resources, strict=True):
-        amounts = [[_amount(resource, units, option) for option in options] for units, options in blocks]
+        amounts = [[resource.together(units, option) for option in options] for units, options in blocks]
         floor = [min(row) for row in amounts]
         room = resource.room(sum(floor))
         for row, least, share in zip(amounts, floor, shares, strict=True):
             share[: len(row)] = [_share(resource.extra(amount, least), room) for amount in row]
     return use, exists & (use <= 1 + TOLERANCE).all(axis=0)
-
-
-def _amount(resource: Resource, units: Sequence[str], option: Sequence[Choice]) -> float:
-    return float(sum(resource.table[unit][choice] for unit, choice in zip(units, option, strict=True)))
 
 
 def _share(extra: float, room: float) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.base import Candidate, Found, Problem, Search, Table, ranked
-from supernet.space import Block, Choice, Subnet
+from supernet.space import Block, Subnet
 
 LOG2_PRICE = 2.0
 """Prices go from 1/4 to 4."""
@@ -91,8 +91,7 @@ class _Rounding:
         for resource in problem.resources:
             table = np.sum([_amounts(blocks, resource.table, member) for member in range(members)], axis=0)
             floor = table.min(axis=1, keepdims=True)
-            least = resource.constant + float(floor.sum()) if problem.space.coupled else resource.minimum()
-            usage.append((table - floor) / max(resource.limit - least, 1e-12))
+            usage.append((table - floor) / max(resource.limit - resource.least(problem.space), 1e-12))
         labels = {unit: problem.groups.get(unit, unit) for unit, _ in problem.space}
         groups = tuple(dict.fromkeys(labels.values()))
         prices = tuple(f"price of {group}" for group in groups)
@@ -105,10 +104,7 @@ class _Rounding:
         weights = np.concatenate(([1.0], values[groups:]))
         priced = (np.maximum(self.loss, 0) * values[:groups][self.group][:, :, None]).sum(axis=0)
         chosen = self._fill(priced, self._relaxed(priced, np.tensordot(weights, self.usage, 1)))
-        picked: dict[str, Choice] = {}
-        for (units, options), k in zip(self.problem.space.blocks, chosen, strict=True):
-            picked |= zip(units, options[min(int(k), len(options) - 1)], strict=True)
-        return Subnet(tuple((unit, picked[unit]) for unit, _ in self.problem.space))
+        return self.problem.space.at([int(k) for k in chosen])
 
     def _relaxed(self, priced: NDArray[np.float64], use: NDArray[np.float64]) -> NDArray[np.int64]:
         """For the least multiplier on what is used that keeps within every room: the best option of each block."""

@@ -92,7 +92,7 @@ class TestEverySearch:
     @given(problem=problems())
     def test_an_impossible_limit_finds_nothing(self, name: str, problem: Problem) -> None:
         memory = problem.resources[0]
-        tight = Resource("memory", "bytes", memory.minimum() - 1, memory.constant, memory.table)
+        tight = Resource("memory", "bytes", memory.least(problem.space) - 1, memory.constant, memory.table)
         assert _search(name).search(Problem(problem.space, problem.loss, (tight,))).candidates == ()
 
     def test_it_says_how_it_went(self, name: str) -> None:

@@ -60,7 +60,7 @@ def test_a_limit_is_never_passed_by_a_solvers_tolerance() -> None:
 def test_the_shortfall_of_one_limit_is_the_smallest_that_works() -> None:
     whole = problem(24, 0)
     memory = whole.resources[0]
-    impossible = replace(whole, resources=(replace(memory, limit=memory.minimum() - 5e6), whole.resources[1]))
+    impossible = replace(whole, resources=(replace(memory, limit=memory.least(whole.space) - 5e6), whole.resources[1]))
     assert ExactSearch().search(impossible).candidates == ()
     (short,) = shortfalls(impossible)
     assert short.resource.name == "memory"
@@ -85,7 +85,7 @@ def test_limits_that_fail_each_alone_are_all_named() -> None:
     memory, tpot = whole.resources
     short = shortfalls(replace(whole, resources=(replace(memory, limit=10.0), replace(tpot, limit=0.1))))
     assert [(s.resource.name, s.smallest, s.alone) for s in short] == [
-        ("memory", memory.minimum(), True), ("tpot", tpot.minimum(), True)
+        ("memory", memory.least(whole.space), True), ("tpot", tpot.least(whole.space), True)
     ]  # fmt: skip
 
 

@@ -72,15 +72,16 @@ def test_a_row_and_its_subnet_are_the_same() -> None:
     feasible = Feasible.of(small)
     for subnet in feasible.sample(20, np.random.default_rng(0)):
         assert feasible.subnet(feasible.row(subnet)) == subnet
-        amounts = [(r.amount(subnet) - r.minimum()) / (r.limit - r.minimum()) for r in small.resources]
+        least = {r.name: r.least(small.space) for r in small.resources}
+        amounts = [(r.amount(subnet) - least[r.name]) / (r.limit - least[r.name]) for r in small.resources]
         assert feasible.used(feasible.row(subnet)[None])[:, 0] == pytest.approx(amounts)
 
 
 def test_a_limit_with_no_room_leaves_the_cheapest_and_an_impossible_one_nothing() -> None:
     for room, count in ((0, 1), (-1, 0)):
-        limit = problem(12, 4.0).resources[0]
-        tight = Resource("memory", "bytes", limit.minimum() + room, limit.constant, limit.table)
         whole = problem(12, 4.0)
+        limit = whole.resources[0]
+        tight = Resource("memory", "bytes", limit.least(whole.space) + room, limit.constant, limit.table)
         found = Feasible.of(Problem(whole.space, whole.loss, (tight,))).sample(5, np.random.default_rng(0))
         assert [{choice.bits for _, choice in subnet} for subnet in found] == [{2}] * count
 

@@ -60,7 +60,7 @@ def test_upper_halves_leave_room_and_the_strongest_have_it_first() -> None:
     strength = {f"unit{i}": -1 / (i + 1) for i in range(40)}
     space = shrunk(whole, strength)
     (memory,) = whole.resources
-    room = memory.limit - memory.minimum()
+    room = memory.limit - memory.least(whole.space)
     upper = [unit for unit, choices in space if choices == CHOICES[2:]]
     assert upper == [f"unit{i}" for i in range(int(SPENT * room) // 16)]
     assert all(choices == CHOICES for unit, choices in space if unit not in upper)
