@@ -64,12 +64,16 @@ class Rounding(Adapter):
             place = torch.clamp(full.to(scale) / scale + zero, codes - margin, codes + margin)
         return ((place + 0.5) * self.fine - 0.5).round().clamp(0, POSITIONS - 1).to(torch.uint8)
 
-    def places(self, dtype: torch.dtype) -> Tensor:
-        """Where the weights lie now, in positions: `(out_features, in_features)`, before rounding and clamping."""
-        place = self.position.to(dtype)
+    def places(self) -> Tensor:
+        """Where the weights lie now, in positions: `(out_features, in_features)`, before rounding and clamping.
+
+        In float32 whatever is computed in: bfloat16 is off by up to half a position, and codes that training sees
+        would not be those that are folded.
+        """
+        place = self.position.to(torch.float32)
         if self.full_rank:
-            return place.add_(self.offset.detach().to(dtype), alpha=self.fine)
-        return place.addmm_(self.up.detach().to(dtype), self.down.detach().to(dtype), alpha=self.fine)
+            return place.add_(self.offset.detach(), alpha=self.fine)
+        return place.addmm_(self.up.detach(), self.down.detach(), alpha=self.fine)
 
     def codes_at(self, places: Tensor) -> Tensor:
         """Codes of `places`, which is overwritten."""
@@ -81,7 +85,7 @@ class Rounding(Adapter):
 
     def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
         scale = (weight.scale * (1 + self.delta)).detach()
-        codes = self.codes_at(self.places(torch.float32))
+        codes = self.codes_at(self.places())
         return IntegerGrid().pack(codes, scale, weight.zero, weight.choice, weight.in_features)
 
 
@@ -114,7 +118,8 @@ class _RoundedProduct(torch.autograd.Function):
 
 def _made(adapter: Rounding, dtype: torch.dtype, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where the clamp is open, `(out_features, in_features)`; `code - zero` and the weight, in groups."""
-    places = adapter.places(dtype)
+    places = adapter.places()
     inside = (places > -0.5) & (places < POSITIONS - 0.5)
-    centered = adapter.codes_at(places).unflatten(1, (-1, adapter.group_size)).sub_(zero.to(dtype).unsqueeze(-1))
+    codes = adapter.codes_at(places).to(dtype)
+    centered = codes.unflatten(1, (-1, adapter.group_size)).sub_(zero.to(dtype).unsqueeze(-1))
     return inside, centered, centered * scale.to(dtype).unsqueeze(-1)

@@ -31,7 +31,7 @@ def backward(weight: QuantizedWeight, adapter: Rounding) -> tuple[torch.Tensor, 
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(3))
     target = torch.randn(7, 24, generator=torch.Generator().manual_seed(4))
     (adapter(x, weight) * target).sum().backward()
-    places = adapter.places(torch.float32)
+    places = adapter.places()
     inside = (places > -0.5) & (places < 255.5)
     dense = (target.T @ x) * weight.scale.repeat_interleave(16, 1) * inside
     return dense, inside
@@ -44,6 +44,21 @@ def test_it_starts_from_the_stored_codes(bits: int, margin: float, quantizer: Qu
     weight, adapter = made(bits, quantizer, margin=margin)
     assert torch.equal(adapter.fold(weight).codes, weight.codes)
     assert torch.equal(adapter.fold(weight).scale, weight.scale)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("rank", [None, 4])
+def test_training_in_bfloat16_sees_the_codes_that_are_folded(bits: int, rank: int | None) -> None:
+    weight, adapter = made(bits, RTN(), rank=rank, margin=0.499)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            if parameter is not adapter.delta:
+                parameter.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(2))
+    rows = adapter(torch.eye(64, dtype=torch.bfloat16), weight).T
+    folded = adapter.fold(weight)
+    codes, zero = GRID.codes(folded).float(), folded.zero.float().repeat_interleave(16, 1)
+    expected = (codes - zero).bfloat16() * folded.scale.bfloat16().repeat_interleave(16, 1)
+    assert torch.equal(rows, expected)
 
 
 def test_the_gradient_of_an_offset_is_that_of_its_code_where_the_clamp_is_open() -> None:
