@@ -149,6 +149,32 @@ def test_the_finalists_differ_enough_to_be_told_apart(files: Files) -> None:
     assert min(sum(a[u] != c for u, c in b) for a in subnets for b in subnets if a is not b) >= 6
 
 
+def test_a_finalist_keeps_to_the_bit_widths_around_the_mean(files: Files) -> None:
+    """Losses that add would never choose it; measured, it may be best."""
+
+    def measure(subnets: Sequence[Subnet]) -> list[Quality]:
+        return [{"kl": spread(subnet)} for subnet in subnets]
+
+    def spread(subnet: Subnet) -> float:
+        bits = [choice.bits for unit, choice in subnet if unit != "model.embed_tokens"]
+        return sum(abs(b - sum(bits) / len(bits)) for b in bits)
+
+    made = planned(files, Budget(209_000_000), measure=measure)
+    (narrow,) = [c for c in made.compared if c.source == "exact, near the mean"]
+    mean = narrow.subnet.mean_bits(files.spec)
+    assert {c.bits for u, c in narrow.subnet if u != "model.embed_tokens"} == ({2, 4} if mean < 4 else {4, 8})
+    assert narrow.memory_bytes <= 209_000_000
+    (exact,) = [c for c in made.compared if c.source == "exact"]
+    assert {c.bits for u, c in exact.subnet if u != "model.embed_tokens"} == {2, 4, 8}
+    assert narrow.predicted_kl > exact.predicted_kl and narrow.measured["kl"] < exact.measured["kl"]
+
+
+def test_with_two_bit_widths_no_finalist_is_near_the_mean(files: Files) -> None:
+    two = files.space.restrict(lambda unit, choice: choice.bits in (4, 8))
+    made = planned(replace(files, space=two), BUDGET)
+    assert not any("near the mean" in compared.source for compared in made.compared)
+
+
 def test_the_same_seed_plans_the_same(files: Files) -> None:
     first, second = (planned(files, BUDGET, seed=3) for _ in range(2))
     assert first.compared == second.compared
