@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,11 @@ class Reference:
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         return cls(windows, torch.stack(hidden), head.weight.detach(), getattr(head, "bias", None), cap)
 
+    def to(self, device: torch.device) -> Reference:
+        """The same on `device`; nothing is copied where it is there already."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)})
+
     def log_probs(self, number: int) -> Tensor:
         """The full model's log probabilities for window `number`, float32 `(tokens, vocab_size)`."""
         bias = None if self.bias is None else self.bias.float()
@@ -83,11 +88,12 @@ def evaluate(
     finalists apart, too coarse for 8 bits.
     """
     supernet.set_dtype(dtype)
+    reference = reference.to(supernet.model.device)
     sums = torch.zeros(len(subnets), 3, dtype=torch.float64)
     total = len(reference.windows) * len(subnets)
     rows = max(1, BATCH_TOKENS // reference.windows.shape[1])
     for start in range(0, len(reference.windows), rows):
-        batch = reference.windows[start : start + rows].to(reference.head.device)
+        batch = reference.windows[start : start + rows]
         hidden = [_hidden(supernet, subnet, batch) for subnet in subnets]
         for row, window in enumerate(batch):
             full = reference.log_probs(start + row)

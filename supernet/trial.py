@@ -54,6 +54,7 @@ def try_adapters(
 
     The first `SUSPECTING` windows say which units may lose, the others judge: what a text chose looks good on it.
     """
+    windows = windows.to(model.device)
     other = Reference.of(model, windows[SUSPECTING:])
     widths, verdicts = supernet.adapted_bits, {}
     for number, bits in enumerate(widths):
