@@ -173,6 +173,13 @@ def profile_show(name: str, as_json: bool) -> None:
     "--gradient-checkpointing", "checkpointing", is_flag=True, help="Less memory: compute blocks again to go backward."
 )
 @click.option(
+    "--awq",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Power of the activations in AWQ's channel scales; 0 is off.",
+)
+@click.option(
     "--prune", metavar="S,S,...", help="Shares of its channels that a feed-forward block may keep, such as 0.75,0.5,0."
 )
 @click.option("--seed", type=int, default=0, show_default=True)

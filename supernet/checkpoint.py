@@ -8,6 +8,7 @@
     reference.safetensors   held-out windows, and what the full model says of them
     sensitivity.json        what each choice of each unit costs
     order.safetensors       with pruning: the model's channel that each channel of a feed-forward block was
+    scaling.safetensors     with awq: what each channel's weights were multiplied by before they were quantized
     start.safetensors, windows.safetensors, training.safetensors
                             while training: the codes it started from, its windows, and where it is
 
@@ -37,7 +38,7 @@ FORMAT = 2
 SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
 ADAPTERS_FILE, REFERENCE = "adapters.safetensors", "reference.safetensors"
 START, WINDOWS, TRAINING = "start.safetensors", "windows.safetensors", "training.safetensors"
-AGREEMENT_FILE, ORDER = "agreement.json", "order.safetensors"
+AGREEMENT_FILE, ORDER, SCALING = "agreement.json", "order.safetensors", "scaling.safetensors"
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,12 @@ from torch import Tensor
 
 from supernet.adapters import ADAPTERS, Adapter
 from supernet.agreement import measure_agreement, read_agreement, write_agreement
+from supernet.awq import channel_scales, rescale, rescale_checked
 from supernet.build import Progress, Supernet, build, make_space, quantize, silent
 from supernet.checkpoint import (
     AGREEMENT_FILE,
     ORDER,
+    SCALING,
     START,
     SUPERNET,
     TRAINING,
@@ -61,7 +63,7 @@ LEARNING = 128  # windows for a quantizer that learns
 AGREEMENT = 8  # batches that tell which choices may share an adapter
 TRIAL = 12  # windows that adapters are tried on
 SENSITIVITY = 4  # windows for the sensitivities' gradients
-ORDERING = 16  # windows that tell which channels matter
+ORDERING = 16  # windows that tell which channels matter, and how large they are
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
 READ = 4096  # windows that are drawn from a text at most
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
@@ -80,6 +82,7 @@ class Recipe:
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
     group_size: int = 64
+    awq: float = 0.5
     quantizer: str = "gptq"
     block_steps: int | None = None
     adapter: str = "scales"
@@ -124,6 +127,8 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.awq <= 1:
+            raise ValueError(f"awq must be from 0, which is off, to 1, got {self.awq}")
         if not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
         if not set(self.train_bits or ()) <= set(self.bits):
@@ -154,7 +159,7 @@ class Recipe:
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
         train_bits, prune = data.get("train_bits"), tuple(data.get("prune", ()))
         bits = {"bits": tuple(data["bits"]), "train_bits": train_bits and tuple(train_bits)}
-        return cls(**{**data, **bits, "prune": prune})
+        return cls(**{"awq": 0.0, **data, **bits, "prune": prune})  # no folder from before awq has it
 
 
 def check_sharing(name: str, adapter: type[Adapter], sharing_name: str, sharing: type[Sharing], widths: int) -> None:
@@ -196,7 +201,7 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
     trust = recipe.trust_remote_code
     recipe = Recipe.from_json(files.info["recipe"])
     if not prepares:
-        _put_in_order(model, files)
+        _as_prepared(model, files)
     supernet = files.load(trust, _part(accelerator))
     supernet.model.to(accelerator.device)
     trainer = _train(files, model, supernet, recipe, accelerator, report)
@@ -221,7 +226,7 @@ def _whole(
     sharded = fsdp_plugin(accelerator) is not None
     if sharded or model.dtype != torch.float32:
         model = load_model(source, trust)[0].to(accelerator.device)
-        _put_in_order(model, files)
+        _as_prepared(model, files)
     if not sharded:
         return model, supernet
     again = files.load(trust)
@@ -231,10 +236,12 @@ def _whole(
     return model, again
 
 
-def _put_in_order(model: Any, files: SupernetFiles) -> None:
-    """Where the supernet is pruned: the channels of a full model as it was read, in the order of the codes."""
+def _as_prepared(model: Any, files: SupernetFiles) -> None:
+    """Do to a full model as it was read what was done to it before its codes were made; it computes the same."""
     if (files.path / ORDER).exists():
         reorder(model, files.spec, read_tensors(files.path / ORDER)[0])
+    if (files.path / SCALING).exists():
+        rescale(model, read_tensors(files.path / SCALING)[0])
 
 
 def _refuse_used(out: Path, started: bool) -> None:
@@ -260,6 +267,11 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
         reorder(model, spec, order)
         out.mkdir(parents=True, exist_ok=True)
         write_tensors(out / ORDER, order)
+    if recipe.awq:
+        scales = channel_scales(model, spec, training[:ORDERING], recipe.awq, progress)
+        rescale_checked(model, scales, training)
+        out.mkdir(parents=True, exist_ok=True)
+        write_tensors(out / SCALING, scales)
     supernet, quantized = _quantized(model, spec, space, training, recipe, progress)
     info = {
         "source": source,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -59,8 +59,8 @@ class Reference:
 
     def to(self, device: torch.device) -> Reference:
         """The same on `device`; nothing is copied where it is there already."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)})
+        bias = None if self.bias is None else self.bias.to(device)
+        return Reference(self.windows.to(device), self.hidden.to(device), self.head.to(device), bias, self.softcap)
 
     def log_probs(self, number: int) -> Tensor:
         """The full model's log probabilities for window `number`, float32 `(tokens, vocab_size)`."""
