@@ -14,7 +14,7 @@ import torch
 
 from planner.quality import SensitivityTable
 from supernet.build import extract
-from supernet.checkpoint import CODES, SUPERNET, open_supernet
+from supernet.checkpoint import CODES, SCALING, SUPERNET, open_supernet
 from supernet.create import Recipe, create
 from supernet.evaluate import evaluate
 from supernet.grids import IntegerGrid
@@ -36,7 +36,7 @@ def test_a_finished_folder_holds_what_planning_reads(finished: Path) -> None:
     files = open_supernet(finished)
     assert files.finished
     assert sorted(p.name for p in finished.iterdir()) == sorted(
-        [SUPERNET, CODES, "floats.safetensors", "reference.safetensors", "sensitivity.json", "model"]
+        [SUPERNET, CODES, SCALING, "floats.safetensors", "reference.safetensors", "sensitivity.json", "model"]
     )
     table = SensitivityTable.load(finished / "sensitivity.json")
     table.check(files.space, files.fingerprint)

@@ -14,8 +14,9 @@ from scipy.stats import spearmanr
 
 from planner.quality import SensitivityTable
 from supernet.adapters import ADAPTERS, TrainedScales
+from supernet.awq import rescale
 from supernet.build import build, extract, kept_channels, make_space, quantize
-from supernet.checkpoint import ORDER, SUPERNET
+from supernet.checkpoint import ORDER, SCALING, SUPERNET
 from supernet.create import Recipe, create
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors
@@ -312,6 +313,7 @@ def test_a_pruned_supernet_is_made_stopped_and_gone_on_with(stop: str, source: s
         assert quality.kl == pytest.approx(record["quality"]["kl"], rel=1e-5)
     full, _ = load_model(source)
     reorder(full, files.spec, read_tensors(files.path / ORDER)[0])
+    rescale(full, read_tensors(files.path / SCALING)[0])
     weight, stored = full.get_submodule(DOWN).weight, supernet.matrices[DOWN].effective(Choice(8, 16))
     assert (weight - stored).abs().max() < 0.02 * weight.abs().max()
     half = files.folded(DOWN, Choice(4, 16, kept=64))
