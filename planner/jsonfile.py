@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from supernet.files import write_text
+
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to a temporary name beside `path`, then rename; keys keep their order."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Keys keep their order; numbers that JSON has not are refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
