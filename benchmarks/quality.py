@@ -35,10 +35,10 @@ FULL = {2: 0.7, 3: 0.20, 4: 0.08}  # what full training is to reach
 FULL_SECONDS = 3600
 FULL_RECIPE = {
     "quantizer": "learned",
-    "block_steps": 60,
+    "block_steps": 100,
     "sampler": "neighbours",
     "train_bits": (2, 3, 4),
-    "steps": 640,
+    "steps": 560,
 }  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", action="store_true", help="full training instead of a demo's")
     parser.add_argument("--supernet", type=Path, help="judge this finished supernet, trained on the text")
+    parser.add_argument("--keep", type=Path, help="write the supernet that is trained on the text here")
     parser.add_argument("--without-data", action="store_true", help="also train on text sampled from the model")
     arguments = parser.parse_args()
     model, tokenizer = load_model(DEFAULT_MODEL)
@@ -87,7 +88,8 @@ def supernet_claims(
 ) -> Iterator[Claim]:
     """Adds the rows of a supernet, trained here or before, and says what is claimed of them."""
     with tempfile.TemporaryDirectory() as scratch:
-        files, seconds = trained(Path(scratch), data, arguments)
+        keep = arguments.keep if data is not None else None
+        files, seconds = trained(keep or Path(scratch) / "supernet", data, arguments)
         found = evaluate(files.load(), [files.space.uniform(files.spec, bits) for bits in BITS], reference)
         rows |= {(name, bits): (quality, seconds) for bits, quality in zip(BITS, found, strict=True)}
         yield from trial_claims(name, files)
@@ -101,14 +103,14 @@ def supernet_claims(
         yield Claim(f"{name}: seconds of full training, preparation included", seconds, FULL_SECONDS)
 
 
-def trained(scratch: Path, data: str | None, arguments: argparse.Namespace) -> tuple[SupernetFiles, float]:
+def trained(out: Path, data: str | None, arguments: argparse.Namespace) -> tuple[SupernetFiles, float]:
     """A finished supernet, and the seconds that making it took (0 where it was made before)."""
     if arguments.supernet is not None:
         return open_supernet(arguments.supernet), 0.0
     options = FULL_RECIPE if arguments.full else {"minutes": arguments.minutes}
     recipe = Recipe(data=data, seed=arguments.seed, **options)
     started = time.perf_counter()
-    return create(DEFAULT_MODEL, scratch / "supernet", recipe), time.perf_counter() - started
+    return create(DEFAULT_MODEL, out, recipe), time.perf_counter() - started
 
 
 def trial_claims(name: str, files: SupernetFiles) -> Iterator[Claim]:
