@@ -2,8 +2,8 @@
 
     python benchmarks/ablations.py --text ../shared/text --steps 120 [--only sampler,cost,sharing]
 
-Every row starts from the same GPTQ codes of SmolLM2-135M (2, 3 and 4 bits, groups of 64, the embedding at 8 bits) and
-takes the same steps on the same windows of train.txt; KL divergence per token from the full model on windows of 512
+Every row starts from the same GPTQ codes of SmolLM2-135M (2, 3 and 4 bits, groups of 64, the embedding at 8 bits, AWQ's
+channel scales as in training) and takes the same steps on the same windows of train.txt; KL divergence per token from the full model on windows of 512
 tokens of eval.txt.
 
 - sampler: trained scales, balanced against uniform and neighbours. The paper: uniform sampling is worse everywhere.
@@ -35,9 +35,10 @@ from rivals import code_bits
 import cli
 from planner.search.exact import solve
 from supernet.adapters import ADAPTERS
+from supernet.awq import channel_scales, rescale
 from supernet.build import Supernet, build, make_space, quantize
 from supernet.checkpoint import code_tensors
-from supernet.create import CALIBRATION, READ, in_compute_dtype
+from supernet.create import CALIBRATION, ORDERING, READ, Recipe, in_compute_dtype
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_tensors, write_text
 from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
@@ -65,7 +66,8 @@ class Setting:
         self.space = make_space(self.spec, BITS, GROUP)
         drawn = spread_windows(str(text / "train.txt"), tokenizer, HELD_OUT + READ, WINDOW, seed)
         self.held_out, self.windows = Reference.of(self.model, drawn[:HELD_OUT]), drawn[HELD_OUT:]
-        path = work / f"gptq-{seed}.safetensors"
+        rescale(self.model, channel_scales(self.model, self.spec, self.windows[:ORDERING], Recipe().awq))
+        path = work / f"gptq-awq-{seed}.safetensors"
         if not path.exists():
             work.mkdir(parents=True, exist_ok=True)
             found = quantize(self.model, self.spec, self.space, GPTQ(), self.windows[:CALIBRATION])
