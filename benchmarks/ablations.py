@@ -3,8 +3,8 @@
     python benchmarks/ablations.py --text ../shared/text --steps 120 [--only sampler,cost,sharing]
 
 Every row starts from the same GPTQ codes of SmolLM2-135M (2, 3 and 4 bits, groups of 64, the embedding at 8 bits, AWQ's
-channel scales as in training) and takes the same steps on the same windows of train.txt; KL divergence per token from the full model on windows of 512
-tokens of eval.txt.
+channel scales as in training) and takes the same steps on the same windows of train.txt; KL divergence per token from
+the full model on windows of 512 tokens of eval.txt.
 
 - sampler: trained scales, balanced against uniform and neighbours. The paper: uniform sampling is worse everywhere.
 - cost: the joint training of N steps against a training of N steps for each bit-width, at the uniform points; and
