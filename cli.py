@@ -197,7 +197,8 @@ def train(
     trained = None if train_bits is None else whole_numbers("--train-bits", train_bits)
     shares = () if prune is None else numbers_in("--prune", prune, float, "numbers with commas such as 0.75,0.5,0")
     path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
-    from supernet.create import Recipe, create
+    from supernet.create import create
+    from supernet.recipe import Recipe
 
     recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, **options)
     with progress() as report:
@@ -473,8 +474,9 @@ def default_supernet() -> SupernetFiles:
         if files.finished:
             return files
     note(f"making the default supernet in {home}, once: about {DEFAULT_MINUTES + 3:.0f} minutes")
-    from supernet.create import Recipe, create
+    from supernet.create import create
     from supernet.model import DEFAULT_MODEL
+    from supernet.recipe import Recipe
 
     home.parent.mkdir(parents=True, exist_ok=True)
     with progress() as report:
@@ -494,8 +496,8 @@ def measured_quality(files: SupernetFiles) -> MeasuredQuality:
     def measure(subnets: Sequence[Subnet]) -> list[Quality]:
         import torch
 
-        from supernet.create import compute_dtype
         from supernet.evaluate import evaluate
+        from supernet.model import compute_dtype
 
         note(f"measuring what {len(subnets)} finalists lose")
         dtype = compute_dtype(torch.device("cpu"))

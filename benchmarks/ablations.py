@@ -38,11 +38,12 @@ from supernet.adapters import ADAPTERS
 from supernet.awq import channel_scales, rescale
 from supernet.build import Supernet, build, make_space, quantize
 from supernet.checkpoint import code_tensors
-from supernet.create import CALIBRATION, ORDERING, READ, Recipe, in_compute_dtype
+from supernet.create import CALIBRATION, ORDERING, READ
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_tensors, write_text
-from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
+from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model, spec_of_model
 from supernet.quantizers import GPTQ
+from supernet.recipe import Recipe
 from supernet.samplers import SAMPLERS
 from supernet.sensitivity import measure_sensitivities
 from supernet.sharing import SHARINGS

@@ -23,10 +23,11 @@ from claims import Claim, finish, table
 
 from supernet.build import build, make_space, quantize
 from supernet.checkpoint import SupernetFiles, open_supernet
-from supernet.create import CALIBRATION, Recipe, create
+from supernet.create import CALIBRATION, create
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
 from supernet.quantizers import GPTQ, RTN
+from supernet.recipe import Recipe
 from supernet.text import read_windows, spread_windows
 
 BITS = (2, 3, 4)
@@ -36,10 +37,10 @@ FULL = {2: 0.7, 3: 0.20, 4: 0.08}  # what full training is to reach
 FULL_SECONDS = 3600
 FULL_RECIPE = {
     "quantizer": "learned",
-    "block_steps": 100,
+    "block_steps": 80,
     "sampler": "neighbours",
     "train_bits": (2, 3, 4),
-    "steps": 560,
+    "steps": 480,
 }  # fmt: skip
 
 

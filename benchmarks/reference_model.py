@@ -25,9 +25,8 @@ from claims import Claim, finish, table
 from torch import Tensor
 
 import cli
-from supernet.create import compute_dtype
 from supernet.files import read_tensors, write_tensors, write_text
-from supernet.model import load_model, spec_of_model
+from supernet.model import compute_dtype, load_model, spec_of_model
 from supernet.text import read_windows
 
 VOCABULARY = 4096

@@ -21,10 +21,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from supernet.adapters import ADAPTERS
 from supernet.build import TABLE_BITS, _blocks, build, make_space, quantize
-from supernet.create import CALIBRATION, LEARNING, Recipe
+from supernet.create import CALIBRATION, LEARNING
 from supernet.grids.packing import packed_bytes
 from supernet.model import checkpoint_blocks, hidden_states, spec_of, spec_of_model
 from supernet.quantizers import RTN, Learned
+from supernet.recipe import Recipe
 from supernet.spec import LinearSpec, ModelSpec, UnitSpec
 from supernet.text import CACHE_BYTES, sequences_at_once
 from supernet.train import LOSS_TOKENS

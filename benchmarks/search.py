@@ -157,8 +157,8 @@ def searched(files: SupernetFiles, bits: float, search: Search, problem: Problem
 
 def measures(files: SupernetFiles, last: int) -> tuple[Loss, Loss]:
     """A subnet's KL on the held-out windows but the last ones, and on the last ones."""
-    from supernet.create import compute_dtype
     from supernet.evaluate import Reference, evaluate
+    from supernet.model import compute_dtype
 
     whole = files.reference()
     have = len(whole.windows)

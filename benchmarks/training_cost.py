@@ -39,9 +39,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from supernet.adapters import ADAPTERS
 from supernet.build import build, make_space, quantize
-from supernet.create import Recipe, compute_dtype
-from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
+from supernet.model import DEFAULT_MODEL, compute_dtype, load_model, spec_of_model
 from supernet.quantizers import RTN
+from supernet.recipe import Recipe
 from supernet.samplers import Balanced
 from supernet.sharing import SHARINGS
 from supernet.train import Trainer, TrainOptions

@@ -92,7 +92,8 @@ def rescale(model: Any, scales: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def rescale_checked(model: Any, scales: Mapping[str, Tensor], window: Tensor) -> None:
-    """`rescale`; ValueError where the model computes something else afterwards, as when a norm has more readers."""
+    """`rescale`; ValueError where the model computes something else on `window` `(1, tokens)` afterwards, as when a norm
+    has more readers."""
     ids = window[:, :TOKENS].to(model.device)
     before = logits_of(model, hidden_states(model, ids))
     rescale(model, scales)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import logging
@@ -216,3 +217,16 @@ def check_head(model: Any) -> None:
     ours, theirs = logits_of(model, hidden_states(model, ids)), model(input_ids=ids, use_cache=False).logits
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
         raise ValueError(f"{type(model).__name__} changes its logits after the head; bitfleet cannot train it")
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies in it, float32 elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def in_compute_dtype(model: Any) -> Any:
+    """The model itself where that is float32, else a copy."""
+    dtype = compute_dtype(model.device)
+    return model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)

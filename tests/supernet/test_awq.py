@@ -10,11 +10,12 @@ import torch
 from supernet.awq import channel_scales, mean_inputs, norm_readers, rescale, rescale_checked
 from supernet.build import build, make_space, quantize
 from supernet.checkpoint import SCALING
-from supernet.create import Recipe, create
+from supernet.create import create
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors
 from supernet.model import load_model, spec_of_model
 from supernet.quantizers import RTN
+from supernet.recipe import Recipe
 from supernet.space import Choice
 from tests.tiny import FAMILIES, TEXT, save_tiny, tiny_model, windows
 

@@ -15,9 +15,10 @@ import torch
 from planner.quality import SensitivityTable
 from supernet.build import extract
 from supernet.checkpoint import CODES, SCALING, SUPERNET, open_supernet
-from supernet.create import Recipe, create
+from supernet.create import create
 from supernet.evaluate import evaluate
 from supernet.grids import IntegerGrid
+from supernet.recipe import Recipe
 from supernet.space import Choice
 from tests.tiny import save_tiny
 

@@ -14,9 +14,10 @@ import torch
 
 import supernet.create
 from supernet.checkpoint import SupernetFiles
-from supernet.create import Recipe, create
+from supernet.create import create
 from supernet.grids import GRIDS
 from supernet.grids.packing import packed_bytes
+from supernet.recipe import Recipe
 from supernet.shard import Part, fsdp_plugin, scattered
 from tests.supernet.conftest import Made
 from tests.tiny import TEXT, save_tiny

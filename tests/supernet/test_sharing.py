@@ -11,9 +11,10 @@ from supernet.adapters import ADAPTERS, LoRA, RoutedLoRA, TrainedScales
 from supernet.agreement import measure_agreement, read_agreement, write_agreement
 from supernet.build import extract
 from supernet.checkpoint import ADAPTERS_FILE, AGREEMENT_FILE
-from supernet.create import Recipe, create
+from supernet.create import create
 from supernet.evaluate import evaluate
 from supernet.peft import to_peft
+from supernet.recipe import Recipe
 from supernet.sharing import Matched, Shared
 from supernet.space import Choice
 from supernet.train import adapter_parameters

@@ -1,0 +1,116 @@
+"""How a supernet is made, as plain values: members of families by name, and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from supernet.adapters import ADAPTERS, Adapter
+from supernet.quantizers import QUANTIZERS
+from supernet.samplers import SAMPLERS
+from supernet.schedules import SCHEDULES
+from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
+from supernet.train import TEACHERS, check_system
+
+ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
+ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `supernet.create` is given.
+
+    `steps` and `block_steps` go before `minutes`, which a quantizer that learns shares with the adapters.
+    """
+
+    bits: tuple[int, ...] = (2, 3, 4, 8)
+    group_size: int = 64
+    awq: float = 0.5
+    quantizer: str = "gptq"
+    block_steps: int | None = None
+    adapter: str = "scales"
+    rank: int | None = None
+    sharing: str = "decoupled"
+    train_bits: tuple[int, ...] | None = None
+    sampler: str = "balanced"
+    schedule: str = "constant"
+    teacher: str = "full"
+    prune: tuple[float, ...] = ()
+    data: str | None = None
+    steps: int | None = None
+    minutes: float = 15.0
+    batch: int = 4
+    window_tokens: int = 256
+    learning_rate: float | None = None
+    checkpointing: bool = False
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.bits or list(self.bits) != sorted(set(self.bits)) or not set(self.bits) <= set(range(2, 9)):
+            raise ValueError(f"bits must be rising numbers from 2 to 8, got {list(self.bits)}; use for example 2,3,4,8")
+        families: dict[str, Collection[str]] = {
+            "quantizer": QUANTIZERS,
+            "adapter": ADAPTERS,
+            "sharing": SHARINGS,
+            "sampler": SAMPLERS,
+            "schedule": SCHEDULES,
+            "teacher": TEACHERS,
+        }
+        for name, family in families.items():
+            if getattr(self, name) not in family:
+                raise ValueError(f"{name} must be one of {', '.join(family)}, got {getattr(self, name)!r}")
+        falling = list(self.prune) == sorted(set(self.prune), reverse=True)
+        if not falling or not all(0 <= share < 1 for share in self.prune):
+            raise ValueError(f"prune must be falling shares from below 1 to 0, got {list(self.prune)}; use 0.75,0.5,0")
+        for name, least in (("group_size", 8), ("batch", 1), ("window_tokens", 8)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("steps", "block_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.awq <= 1:
+            raise ValueError(f"awq must be from 0, which is off, to 1, got {self.awq}")
+        if not self.minutes > 0:
+            raise ValueError(f"minutes must be above 0, got {self.minutes}")
+        if not set(self.train_bits or ()) <= set(self.bits):
+            raise ValueError(f"train_bits must be among bits, got {self.train_bits} and {self.bits}")
+        adapter, widths = ADAPTERS[self.adapter], len(self.adapted_bits)
+        if self.rank is not None and (self.rank < 1 or not adapter.ranked):
+            raise ValueError(f"rank must be at least 1 and the adapter low-rank, got {self.rank} and {self.adapter}")
+        check_sharing(self.adapter, adapter, self.sharing, SHARINGS[self.sharing], widths)
+        check_system(SAMPLERS[self.sampler], SCHEDULES[self.schedule], self.teacher, widths)
+
+    @property
+    def adapted_bits(self) -> tuple[int, ...]:
+        """The bit-widths that have adapters."""
+        if self.train_bits is not None:
+            return tuple(sorted(self.train_bits))
+        return tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)[:ADAPTED]
+
+    def adapter_options(self, units: int) -> dict[str, Any]:
+        """What the adapters of a model with so many units are made with."""
+        return ADAPTERS[self.adapter].options(units) | ({} if self.rank is None else {"rank": self.rank})
+
+    def to_json(self) -> dict[str, Any]:
+        plain = {**asdict(self), "bits": list(self.bits), "train_bits": self.train_bits and list(self.train_bits)}
+        pruned = {"prune": list(plain.pop("prune"))}
+        return plain | (pruned if self.prune else {})
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        train_bits, prune = data.get("train_bits"), tuple(data.get("prune", ()))
+        bits = {"bits": tuple(data["bits"]), "train_bits": train_bits and tuple(train_bits)}
+        return cls(**{"awq": 0.0, **data, **bits, "prune": prune})  # no folder from before awq has it
+
+
+def check_sharing(name: str, adapter: type[Adapter], sharing_name: str, sharing: type[Sharing], widths: int) -> None:
+    """ValueError where an adapter cannot be shared so; `widths` bit-widths have adapters."""
+    if sharing is not Decoupled and not adapter.shareable:
+        raise ValueError(f"adapter {name} belongs to one bit-width, got sharing {sharing_name}; use sharing decoupled")
+    if adapter.routes and sharing is not Shared:
+        raise ValueError(f"adapter {name} mixes experts for all bit-widths, got {sharing_name}; use sharing shared")
+    if sharing.measures and widths < 2:
+        raise ValueError(f"sharing {sharing_name} compares bit-widths, got {widths} with adapters; use decoupled")
