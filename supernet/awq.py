@@ -91,10 +91,12 @@ def rescale(model: Any, scales: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def rescale_checked(model: Any, scales: Mapping[str, Tensor], window: Tensor) -> None:
-    """`rescale`; ValueError where the model computes something else on `window` `(1, tokens)` afterwards, as when a norm
-    has more readers."""
-    ids = window[:, :TOKENS].to(model.device)
+def rescale_checked(model: Any, scales: Mapping[str, Tensor], windows: Tensor) -> None:
+    """`rescale`; ValueError where the model computes something else afterwards, as when a norm has more readers.
+
+    The start of the first of `windows` `(n, tokens)` tells.
+    """
+    ids = windows[:1, :TOKENS].to(model.device)
     before = logits_of(model, hidden_states(model, ids))
     rescale(model, scales)
     after = logits_of(model, hidden_states(model, ids))

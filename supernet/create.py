@@ -167,7 +167,7 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
         write_tensors(out / ORDER, order)
     if recipe.awq:
         scales = channel_scales(model, spec, training[:ORDERING], recipe.awq, progress)
-        rescale_checked(model, scales, training[:1])
+        rescale_checked(model, scales, training)
         out.mkdir(parents=True, exist_ok=True)
         write_tensors(out / SCALING, scales)
     supernet, quantized = _quantized(model, spec, space, training, recipe, progress)

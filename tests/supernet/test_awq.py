@@ -89,6 +89,14 @@ def test_a_norm_that_more_than_linears_read_is_refused() -> None:
         rescale_checked(model, scales, windows(1, 16))
 
 
+def test_the_check_takes_a_few_tokens_however_many_windows_there_are() -> None:
+    model, seen = tiny_model(), []
+    scales = channel_scales(model, spec_of_model(model, "tiny"), windows(4, 16))
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: seen.append(args[0].numel()))
+    rescale_checked(model, scales, windows(64, 32))
+    assert seen == [16, 16]
+
+
 def test_large_inputs_lose_less() -> None:
     """As in language models, some channels of each norm are twenty times the others."""
     found = []
