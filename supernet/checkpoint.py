@@ -219,12 +219,16 @@ def open_supernet(path: str | Path, unfinished: bool = False) -> SupernetFiles:
 
 def save_start(
     path: Path, supernet: Supernet, reference: Reference, windows: Tensor,
-    config: Any, tokenizer: Any, info: Mapping[str, Any],
+    config: Any, tokenizer: Any, info: Mapping[str, Any], changes: Mapping[str, Mapping[str, Tensor]],
 ) -> SupernetFiles:  # fmt: skip
-    """Write what training starts from, into an empty or new folder."""
+    """Write what training starts from, into an empty or new folder. `changes` are files of what was done to the full
+    model before; those that hold nothing are not written."""
     from supernet.files import write_tensors
 
     path.mkdir(parents=True, exist_ok=True)
+    for name, tensors in changes.items():
+        if tensors:
+            write_tensors(path / name, tensors)
     write_tensors(path / START, code_tensors(supernet.weights()))
     write_tensors(path / FLOATS, supernet.floats)
     held_out = {"windows": reference.windows, "hidden": reference.hidden, "head": reference.head}

@@ -39,7 +39,7 @@ from supernet.checkpoint import (
     write_trained,
 )  # fmt: skip
 from supernet.evaluate import Reference
-from supernet.files import read_tensors, write_tensors, write_text
+from supernet.files import read_tensors, write_text
 from supernet.grids import QuantizedWeight
 from supernet.model import check_head, compute_dtype, in_compute_dtype, load_model, spec_of_model
 from supernet.pruning import channel_order, reorder
@@ -160,16 +160,13 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
     held_out = min(HELD_OUT, len(windows) // 2)
     reference = Reference.of(model, windows[:held_out], progress)
     training = windows[held_out:]
+    order, scales = {}, {}
     if recipe.prune:
         order = channel_order(model, spec, training[:ORDERING], recipe.seed, progress)
         reorder(model, spec, order)
-        out.mkdir(parents=True, exist_ok=True)
-        write_tensors(out / ORDER, order)
     if recipe.awq:
         scales = channel_scales(model, spec, training[:ORDERING], recipe.awq, progress)
         rescale_checked(model, scales, training)
-        out.mkdir(parents=True, exist_ok=True)
-        write_tensors(out / SCALING, scales)
     supernet, quantized = _quantized(model, spec, space, training, recipe, progress)
     info = {
         "source": source,
@@ -185,7 +182,7 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    save_start(out, supernet, reference, training, model.config, tokenizer, info)
+    save_start(out, supernet, reference, training, model.config, tokenizer, info, {ORDER: order, SCALING: scales})
 
 
 def _quantized(

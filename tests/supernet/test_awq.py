@@ -145,6 +145,18 @@ def test_a_supernet_is_made_stopped_and_gone_on_with(power: float, tmp_path: Pat
         assert (weight - stored).abs().max() < 0.02 * weight.abs().max()
 
 
+def test_a_run_that_is_stopped_before_training_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what == "quantize":
+            raise KeyboardInterrupt
+
+    source = str(save_tiny(tmp_path / "model"))
+    recipe = Recipe(bits=(4, 8), group_size=16, prune=(0.5,), steps=1, window_tokens=16)
+    with pytest.raises(KeyboardInterrupt):
+        create(source, tmp_path / "out", recipe, progress=interrupt)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("power", [-0.1, 1.5])
 def test_other_powers_are_refused(power: float) -> None:
     with pytest.raises(ValueError, match=f"awq must be from 0, which is off, to 1, got {power}"):
