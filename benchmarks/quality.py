@@ -96,10 +96,10 @@ def supernet_claims(
         rows |= {(name, bits): (quality, seconds) for bits, quality in zip(BITS, found, strict=True)}
         yield from trial_claims(name, files)
     for bits, quality in zip(BITS, found, strict=True):
-        gptq = min(rows["GPTQ", bits][0].kl, PUBLISHED[bits])
         if arguments.full:
             yield Claim(f"{name}, {bits} bits: KL after full training", quality.kl, FULL[bits])
         elif bits < 4:
+            gptq = min(rows["GPTQ", bits][0].kl, PUBLISHED[bits])
             yield Claim(f"{name}, {bits} bits: KL / GPTQ's KL at the same bytes", quality.kl / gptq, SHARE)
     if arguments.full and seconds:
         yield Claim(f"{name}: seconds of full training, preparation included", seconds, FULL_SECONDS)
