@@ -15,21 +15,20 @@ projection, stay as they are: scaling them won nothing (docs/log.md).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from supernet.build import Progress, silent
-from supernet.model import hidden_states, logits_of
+from supernet.model import hidden_states, input_sums, logits_of, removed_after
 from supernet.spec import ModelSpec, UnitSpec
 
 LIMIT = 8.0  # a channel is stretched or shrunk by at most so much
 READS, MAKES = "reads", "makes"  # a linear's columns times t, a norm's or a linear's rows by t
 TOKENS = 16  # that show whether the model still computes the same
-AT_ONCE = 4  # windows side by side
 
 Scales = dict[str, Tensor]  # t by `module|reads` or `module|makes`; as long as its columns or rows
 
@@ -145,26 +144,6 @@ def is_norm(module: nn.Module) -> bool:
 
 def mean_inputs(model: Any, linears: list[str], windows: Tensor, progress: Progress) -> dict[str, Tensor]:
     """The mean of |x| for each channel that the linears read, over all tokens."""
-    sums: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found = args[0].flatten(0, -2).float().abs().sum(0)
-            sums[name] = sums[name] + found if name in sums else found
-
-        return hook
-
-    with removed_after([model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in linears]):
-        for start in range(0, len(windows), AT_ONCE):
-            hidden_states(model, windows[start : start + AT_ONCE].to(model.device))
-            progress("weigh channels", min(start + AT_ONCE, len(windows)), len(windows))
+    report = partial(progress, "weigh channels")
+    sums = input_sums(model, linears, windows, lambda x: x.abs().sum(0), report)
     return {name: total / windows.numel() for name, total in sums.items()}
-
-
-@contextmanager
-def removed_after(hooks: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from supernet.adapters import Adapter
 from supernet.grids import QuantizedWeight, Stored
 from supernet.linear import Quantized, SuperEmbedding, SuperLinear, TiedHead
-from supernet.model import hidden_states, name_of
+from supernet.model import input_sums, name_of
 from supernet.quantizers import RTN, Quantizer
 from supernet.sharing import Agreement, Decoupled, Sharing
 from supernet.space import Choice, SearchSpace, Subnet
@@ -118,24 +118,9 @@ def _blocks(spec: ModelSpec, calibrated: bool) -> Iterable[list[UnitSpec]]:
 
 def _hessians(model: Any, units: Sequence[UnitSpec], windows: Tensor) -> dict[str, Tensor]:
     """`X^T X` of each unit's inputs, summed over the windows; fused linears share their input, so one each."""
-    sums: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].flatten(0, -2).float()
-            sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
-
-        return hook
-
-    watched = [u for u in units if not u.is_table]
-    hooks = [model.get_submodule(u.linears[0].name).register_forward_pre_hook(watch(u.name)) for u in watched]
-    try:
-        for window in windows.split(4):
-            hidden_states(model, window.to(model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sums
+    watched = {unit.linears[0].name: unit.name for unit in units if not unit.is_table}
+    sums = input_sums(model, list(watched), windows, lambda x: x.T @ x)
+    return {watched[linear]: total for linear, total in sums.items()}
 
 
 @dataclass

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from supernet.build import Progress, Supernet, silent
 from supernet.evaluate import Quality, Reference, evaluate
+from supernet.model import removed_after
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import UnitSpec
 
@@ -192,14 +193,11 @@ def each_gradient(
 
     hooks = [model.get_submodule(name).register_forward_hook(watch(name)) for name in linears]
     embedded = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
-    try:
+    with removed_after([*hooks, embedded]):
         for number, window in enumerate(windows):
             backward(window.to(model.device))
             close()
             report(number + 1, len(windows))
-    finally:
-        for hook in (*hooks, embedded):
-            hook.remove()
 
 
 def drawn(model: Any, seed: int) -> Callable[[Tensor], None]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from supernet.adapters.rounding import Rounding
 from supernet.grids import IntegerGrid, QuantizedWeight
-from supernet.model import decoder_layers, hidden_states, logits_of
+from supernet.model import decoder_layers, hidden_states, logits_of, removed_after
 from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
 from supernet.text import draw
@@ -180,12 +180,8 @@ def layer_arguments(model: Any, layers: Sequence[nn.Module], window: Tensor) -> 
         layer.register_forward_pre_hook(lambda module, args, kwargs: found.append(dict(kwargs)), with_kwargs=True)
         for layer in layers
     ]
-    try:
-        with torch.no_grad():
-            model.base_model(input_ids=window.to(model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removed_after(hooks), torch.no_grad():
+        model.base_model(input_ids=window.to(model.device), use_cache=False)
     return found
 
 
