@@ -24,6 +24,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,14 @@ class Setting:
 
     def add(self, group: str, name: str, kl: dict[str, float], seconds: float) -> Row:
         row = {"group": group, "name": name, "steps": self.steps, "seed": self.seed, "kl": kl, "seconds": seconds}
-        self.rows = [*self.rows, row]
+        self.rows = [*(r for r in self.rows if r is not self.find(group, name)), row]
         write_text(self.out, json.dumps({"script": Path(__file__).name, "rows": self.rows}, indent=1) + "\n")
         print(f"{group}, {name}: {', '.join(f'{key}: {value:.4f}' for key, value in kl.items())}", flush=True)
         return row
 
-    def has(self, group: str, name: str) -> bool:
-        return any((r["group"], r["name"], r["steps"], r["seed"]) == (group, name, self.steps, self.seed)
-                   for r in self.rows)  # fmt: skip
+    def find(self, group: str, name: str) -> Row | None:
+        key = (group, name, self.steps, self.seed)
+        return next((r for r in self.rows if (r["group"], r["name"], r["steps"], r["seed"]) == key), None)
 
     @property
     def points(self) -> dict[str, Subnet]:
@@ -133,26 +134,29 @@ def main() -> None:
         arguments.text, arguments.work, arguments.out, arguments.steps, arguments.windows, arguments.seed
     )  # fmt: skip
     wanted = arguments.only.split(",")
-    if "sampler" in wanted:
-        samplers(setting)
     if "cost" in wanted:
         one_against_many(setting)
+    if "sampler" in wanted:
+        samplers(setting)
     if "sharing" in wanted:
         sharings(setting)
     print_rows(setting.rows)
-    finish(__file__, list(claims(setting)), rows=setting.rows)
+    finish(__file__, list(claims(setting.rows)), rows=setting.rows)
 
 
 def samplers(setting: Setting) -> None:
     for name in ("balanced", "uniform", "neighbours"):
-        if not setting.has("sampler", name):
+        joint = setting.find("cost", "joint") if name == "neighbours" else None  # the same training
+        if joint is not None:
+            setting.add("sampler", name, {point: joint["kl"][point] for point in setting.points}, joint["seconds"])
+        elif setting.find("sampler", name) is None:
             supernet, seconds = setting.trained(name)
             setting.row("sampler", name, supernet, setting.points, seconds)
 
 
 def one_against_many(setting: Setting) -> None:
     """The joint training, a training for each bit-width, and mixtures of both."""
-    if setting.has("cost", "separate"):
+    if setting.find("cost", "separate") is not None:
         return
     joint, seconds = setting.trained("neighbours")
     windows = setting.windows[:SENSITIVITY]
@@ -174,13 +178,20 @@ def sharings(setting: Setting) -> None:
     for name, sharing, rank in (
         ("decoupled, rank 16", "decoupled", 16), ("shared, rank 16", "shared", 16), ("shared, rank 48", "shared", 48),
     ):  # fmt: skip
-        if not setting.has("sharing", name):
+        if setting.find("sharing", name) is None:
             supernet, seconds = setting.trained("balanced", adapter="lora", sharing=sharing, rank=rank)
             setting.row("sharing", name, supernet, setting.points, seconds)
 
 
-def claims(setting: Setting) -> Iterator[Claim]:
-    rows = {(r["group"], r["name"]): r["kl"] for r in setting.rows if r["steps"] == setting.steps}
+def claims(rows: Sequence[Row]) -> Iterator[Claim]:
+    """Of every pair of rows that took the same steps from the same seed."""
+    for steps, seed in sorted({(r["steps"], r["seed"]) for r in rows}):
+        same = {(r["group"], r["name"]): r["kl"] for r in rows if (r["steps"], r["seed"]) == (steps, seed)}
+        for claim in compared(same):
+            yield replace(claim, claim=f"{steps} steps, seed {seed}, {claim.claim}")
+
+
+def compared(rows: dict[tuple[str, str], dict[str, float]]) -> Iterator[Claim]:
     pairs = [
         ("sampler", "balanced", "uniform", ("2", "4"), 1.0),
         ("cost", "joint", "separate", ("2", "3", "4"), NEAR),
@@ -191,8 +202,9 @@ def claims(setting: Setting) -> Iterator[Claim]:
     for group, ours, theirs, points, target in pairs:
         if (group, ours) in rows and (group, theirs) in rows:
             for point in points:
-                ratio = rows[group, ours][point] / rows[group, theirs][point]
-                yield Claim(f"{point}: KL of {ours} / {theirs}", ratio, target)
+                if point in rows[group, ours]:  # a mixture that the space does not have is not there
+                    ratio = rows[group, ours][point] / rows[group, theirs][point]
+                    yield Claim(f"{point}: KL of {ours} / {theirs}", ratio, target)
 
 
 def print_rows(rows: list[Row]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +39,25 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=Path("../shared/text"))
     parser.add_argument("--supernet", type=Path, required=True)
     parser.add_argument("--rivals", type=Path, default=RESULTS / "rivals.json")
+    parser.add_argument("--averages", type=float, nargs="+", default=AVERAGES)
     parser.add_argument("--windows", type=int, default=16)
     arguments = parser.parse_args()
     files = open_supernet(arguments.supernet)
     rivals = json.loads(arguments.rivals.read_text())["rows"]
     supernet = files.load()
-    chosen = plans(files, supernet)
+    chosen = plans(files, supernet, arguments.averages)
     model, tokenizer = load_model(files.info["source"])
     reference = Reference.of(model, read_windows(str(arguments.text / "eval.txt"), tokenizer, arguments.windows, 512))
     found = evaluate(supernet, list(chosen.values()), reference)
-    rows = [row_of(supernet, average, *one) for (average, *one) in zip(chosen, chosen.values(), found, strict=True)]
+    rows = [row_of(supernet, *one, quality) for one, quality in zip(chosen.items(), found, strict=True)]
     print_rows(rows, rivals)
     recipe = {name: value for name, value in files.info["recipe"].items() if name != "data"}
     finish(__file__, claims(rows, rivals), rows=rows, recipe=recipe)
 
 
-def plans(files: SupernetFiles, supernet: Supernet) -> dict[float, Subnet]:
+def plans(files: SupernetFiles, supernet: Supernet, averages: Sequence[float]) -> dict[float, Subnet]:
     """The subnet of each average."""
-    proposals = {average: candidates(files, average) for average in AVERAGES}
+    proposals = {average: candidates(files, average) for average in averages}
     unique = list(dict.fromkeys(subnet for subnets in proposals.values() for subnet in subnets))
     judged = dict(zip(unique, evaluate(supernet, unique, files.reference()), strict=True))
     return {average: min(subnets, key=lambda s: judged[s].kl) for average, subnets in proposals.items()}
@@ -66,7 +67,8 @@ def candidates(files: SupernetFiles, average: float) -> list[Subnet]:
     spec, losses = files.spec, SensitivityTable.load(files.path / SENSITIVITY_FILE).by_choice
     tables = {unit.name for unit in spec.units if unit.is_table}
     space = files.space.whole.restrict(lambda unit, choice: unit not in tables or choice.bits == 8)
-    near = (math.floor(average), math.ceil(average))
+    widths = space.bits(spec)
+    near = (max(b for b in widths if b <= average), min(b for b in widths if b >= average))
     around = space.restrict(lambda unit, choice: unit in tables or choice.bits in near)
     limit = code_bits(spec, space, average)
     solutions = [solve(among, losses, (limit,))[0] for among in (space, around)]

@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a Hugging Face folder; the default is the embedded one")
     parser.add_argument("--tools", default=",".join([*TOOLS, "autoscheme"]))
     parser.add_argument("--no-mixtures", action="store_true", help="uniform bits only, of all tools but AutoScheme")
-    parser.add_argument("--averages", type=float, nargs="+", default=AVERAGES, help="of AutoScheme")
+    parser.add_argument("--averages", type=float, nargs="+", default=AVERAGES, help="of mixtures")
     parser.add_argument("--work", type=Path, default=cli.cache_dir() / "rivals", help="where codes are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rivals.json")
     parser.add_argument("--windows", type=int, default=16)
@@ -207,8 +207,9 @@ def made(setting: Setting, wanted: Sequence[str], arguments: Any, old: Sequence[
         if any((TOOLS[key][0], "", float(bits)) not in have for bits in UNIFORM):
             yield from uniform_rows(setting, key)
     for key in [key for key in MIXED if key in wanted and not arguments.no_mixtures]:
-        if any((TOOLS[key][0], EXACT, average) not in have for average in AVERAGES):
-            yield from mixed_rows(setting, key)
+        missing = [a for a in arguments.averages if (TOOLS[key][0], EXACT, a) not in have]
+        if missing:
+            yield from mixed_rows(setting, key, missing)
     for average in arguments.averages if "autoscheme" in wanted else ():
         if ("AutoRound", AUTOSCHEME, average) not in have:
             yield autoscheme_row(setting, average)
@@ -226,11 +227,11 @@ def uniform_rows(setting: Setting, key: str) -> Iterator[Row]:
         yield row_of(setting, supernet, TOOLS[key][0], "", float(bits), subnet, seconds[bits], quality)
 
 
-def mixed_rows(setting: Setting, key: str) -> Iterator[Row]:
+def mixed_rows(setting: Setting, key: str, averages: Sequence[float]) -> Iterator[Row]:
     codes, seconds = setting.uniform(key)
     clock = Clock()
     supernet = setting.supernet(codes)
-    proposals = candidates(setting, supernet)
+    proposals = candidates(setting, supernet, averages)
     unique = list(dict.fromkeys(subnet for subnets in proposals.values() for subnet in subnets))
     judged = dict(zip(unique, evaluate(supernet, unique, setting.held_out), strict=True))
     best = {average: min(subnets, key=lambda s: judged[s].kl) for average, subnets in proposals.items()}
@@ -242,7 +243,7 @@ def mixed_rows(setting: Setting, key: str) -> Iterator[Row]:
         yield row_of(setting, supernet, TOOLS[key][0], EXACT, average, subnet, spent, found[subnet])
 
 
-def candidates(setting: Setting, supernet: Supernet) -> dict[float, list[Subnet]]:
+def candidates(setting: Setting, supernet: Supernet, averages: Sequence[float]) -> dict[float, list[Subnet]]:
     """What each average may become: the exact solutions of two tables of sensitivities, and the uniform below."""
     spec, space = setting.spec, supernet.space
     units = [unit for unit in spec.units if not unit.is_table]
@@ -252,7 +253,7 @@ def candidates(setting: Setting, supernet: Supernet) -> dict[float, list[Subnet]
         plain.setdefault(unit.name, dict.fromkeys(space[unit.name], 0.0))
     tables = (plain, scaled(setting, supernet, units, plain))
     found = {}
-    for average in AVERAGES:
+    for average in averages:
         limit = code_bits(spec, space, average)
         solutions = [solve(space, losses, (limit,))[0] for losses in tables]
         below = space.uniform(spec, max(bits for bits in UNIFORM if bits <= average))
