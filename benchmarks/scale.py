@@ -20,7 +20,7 @@ from claims import Claim, finish
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from supernet.adapters import ADAPTERS
-from supernet.build import TABLE_BITS, _blocks, build, make_space, quantize
+from supernet.build import TABLE_BITS, build, make_space, quantize
 from supernet.create import CALIBRATION, LEARNING
 from supernet.grids.packing import packed_bytes
 from supernet.model import checkpoint_blocks, hidden_states, spec_of, spec_of_model
@@ -249,8 +249,12 @@ def layer_units(spec: ModelSpec) -> list[UnitSpec]:
     return [unit for unit in spec.units if unit.layer == 0]
 
 
-def calibrated_blocks(spec: ModelSpec) -> list[list[UnitSpec]]:
-    return [block for block in _blocks(spec, True) if hessian_bytes(block)]
+def block_bytes(spec: ModelSpec) -> int:
+    return FLOAT32 * sum(unit.weights for unit in layer_units(spec))
+
+
+def state_bytes(spec: ModelSpec) -> int:
+    return FLOAT32 * CALIBRATION * RECIPE.window_tokens * spec.hidden_size
 
 
 def gptq_bytes(spec: ModelSpec) -> int:
@@ -279,9 +283,9 @@ def cache(spec: ModelSpec) -> str:
 
 
 PREPARATION: dict[str, Any] = {
+    "one decoder block, float32": lambda s: f"{gb(block_bytes(s))} GB",
     "Hessians of one decoder block": lambda s: f"{gb(hessian_bytes(layer_units(s)))} GB",
-    "Hessians held at once, at most": lambda s: f"{gb(max(map(hessian_bytes, calibrated_blocks(s))))} GB",
-    f"passes over the {CALIBRATION} windows": lambda s: str(len(calibrated_blocks(s))),
+    f"hidden states of the {CALIBRATION} windows between two blocks": lambda s: f"{gb(state_bytes(s))} GB",
     "GPTQ's working set on the widest unit": lambda s: f"{gb(gptq_bytes(s))} GB",
     "learned rounding: activations of its chains": lambda s: f"{gb(chain_bytes(s))} GB",
     "learned rounding: one block at one bit-width": lambda s: f"{gb(learned_block_bytes(s))} GB",

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from supernet.blocks import input_sums
 from supernet.build import Progress, silent
-from supernet.model import hidden_states, input_sums, logits_of, removed_after
+from supernet.model import hidden_states, logits_of, removed_after
 from supernet.spec import ModelSpec, UnitSpec
 
 LIMIT = 8.0  # a channel is stretched or shrunk by at most so much
@@ -144,6 +144,8 @@ def is_norm(module: nn.Module) -> bool:
 
 def mean_inputs(model: Any, linears: list[str], windows: Tensor, progress: Progress) -> dict[str, Tensor]:
     """The mean of |x| for each channel that the linears read, over all tokens."""
-    report = partial(progress, "weigh channels")
-    sums = input_sums(model, linears, windows, lambda x: x.abs().sum(0), report)
-    return {name: total / windows.numel() for name, total in sums.items()}
+    means: dict[str, Tensor] = {}
+    for number, sums in enumerate(input_sums(model, linears, windows, lambda x: x.abs().sum(0))):
+        means |= {name: total / windows.numel() for name, total in sums.items()}
+        progress("weigh channels", number + 1, model.config.get_text_config().num_hidden_layers)
+    return means

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from supernet.adapters import Adapter
+from supernet.blocks import input_sums
 from supernet.grids import QuantizedWeight, Stored
 from supernet.linear import Quantized, SuperEmbedding, SuperLinear, TiedHead
-from supernet.model import input_sums, name_of
+from supernet.model import name_of
 from supernet.quantizers import RTN, Quantizer
 from supernet.sharing import Agreement, Decoupled, Sharing
 from supernet.space import Choice, SearchSpace, Subnet
@@ -21,7 +22,6 @@ from supernet.spec import ModelSpec, UnitSpec
 
 CHANNELS = 64  # a pruned block keeps a multiple: products run in tiles
 TABLE_BITS = (4, 8)  # what an embedding or a head may be: below 4 bits a vocabulary falls apart, and runtimes refuse
-HESSIAN_BYTES = 2**31  # layers are calibrated in blocks whose Hessians fit in this
 
 Weights = dict[str, dict[Choice, QuantizedWeight]]
 Progress = Callable[[str, int, int], None]  # (what, done, total)
@@ -77,50 +77,46 @@ def quantize(
 ) -> Weights:
     """Codes for every matrix at every choice. `windows` `(n, tokens)` calibrates quantizers that need a Hessian.
 
-    Tables are rounded to nearest: their inputs are one-hot, so there is no error to spread.
+    Matrices are quantized where the windows are, and their codes wait where the model is. Tables are rounded to
+    nearest: their inputs are one-hot, so there is no error to spread.
     """
     found: Weights = {}
-    done = 0
-    for block in _blocks(spec, quantizer.needs_hessian):
-        hessians = _hessians(model, block, windows) if quantizer.needs_hessian else {}
-        for unit in block:
+    for hessian_of, units in _calibrated(model, spec, quantizer, windows):
+        for unit in units:
             chosen = RTN() if unit.is_table else quantizer
-            found |= _quantize_unit(model, unit, chosen, space.whole[unit.name], hessians.get(unit.name))
-            done += 1
-            progress("quantize", done, len(spec.units))
+            hessian = hessian_of.get(unit.linears[0].name)
+            found |= _quantize_unit(model, unit, chosen, space.whole[unit.name], hessian, windows.device)
+        progress("quantize", len(found), sum(len(unit.linears) for unit in spec.units))
     return found
 
 
+def _calibrated(
+    model: Any, spec: ModelSpec, quantizer: Quantizer, windows: Tensor
+) -> Iterator[tuple[dict[str, Tensor], list[UnitSpec]]]:
+    """Units that are quantized together, with the Hessian `X^T X` of what each reads, summed over the windows.
+
+    They are those of one decoder block: no other block's Hessians are held. Fused linears share their input, so there
+    is one Hessian for each unit, by its first linear.
+    """
+    blocks = [[unit for unit in spec.units if unit.layer == number] for number in range(spec.num_layers)]
+    yield {}, [unit for unit in spec.units if unit.layer is None]
+    if quantizer.needs_hessian:
+        firsts = [unit.linears[0].name for units in blocks for unit in units]
+        yield from zip(input_sums(model, firsts, windows, lambda x: x.T @ x), blocks, strict=True)
+    else:
+        yield from zip(({} for _ in blocks), blocks, strict=True)
+
+
 def _quantize_unit(
-    model: Any, unit: UnitSpec, quantizer: Quantizer, choices: Sequence[Choice], hessian: Tensor | None
-) -> Weights:
+    model: Any, unit: UnitSpec, quantizer: Quantizer, choices: Sequence[Choice], hessian: Tensor | None,
+    device: torch.device,
+) -> Weights:  # fmt: skip
     """The linears of a unit in one go: they read the same input, and a quantizer's rows do not interact."""
-    stacked = torch.cat([model.get_submodule(lin.name).weight.detach().float() for lin in unit.linears])
+    stacked = torch.cat([model.get_submodule(lin.name).weight.detach().to(device).float() for lin in unit.linears])
     weights = quantizer.quantize(stacked, choices, hessian)
     rows = [lin.out_features for lin in unit.linears]
-    parts = {choice: weight.split(rows) for choice, weight in weights.items()}
+    parts = {choice: weight.to(model.device).split(rows) for choice, weight in weights.items()}
     return {lin.name: {choice: part[i] for choice, part in parts.items()} for i, lin in enumerate(unit.linears)}
-
-
-def _blocks(spec: ModelSpec, calibrated: bool) -> Iterable[list[UnitSpec]]:
-    """Units in order, cut where their Hessians would outgrow `HESSIAN_BYTES`."""
-    block: list[UnitSpec] = []
-    size = 0
-    for unit in spec.units:
-        needed = 0 if unit.is_table or not calibrated else 4 * unit.linears[0].in_features ** 2
-        if block and size + needed > HESSIAN_BYTES:
-            yield block
-            block, size = [], 0
-        block.append(unit)
-        size += needed
-    yield block
-
-
-def _hessians(model: Any, units: Sequence[UnitSpec], windows: Tensor) -> dict[str, Tensor]:
-    """`X^T X` of each unit's inputs, summed over the windows; fused linears share their input, so one each."""
-    watched = {unit.linears[0].name: unit.name for unit in units if not unit.is_table}
-    sums = input_sums(model, list(watched), windows, lambda x: x.T @ x)
-    return {watched[linear]: total for linear, total in sums.items()}
 
 
 @dataclass

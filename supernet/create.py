@@ -88,10 +88,9 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
     report = progress if accelerator.is_main_process else silent
     model, tokenizer = load_model(source, recipe.trust_remote_code)
     prepares = not started and accelerator.is_main_process
-    if prepares or fsdp_plugin(accelerator) is None:
-        model.to(accelerator.device)  # else sharding moves it, one block at a time
     if prepares:
-        _prepare(source, model, tokenizer, out, recipe, report)
+        model.to(home(model, accelerator.device))
+        _prepare(source, model, tokenizer, out, recipe, accelerator.device, report)
     accelerator.wait_for_everyone()
     files = open_supernet(out, unfinished=True)
     if files.info.get("source") != source and started:
@@ -101,7 +100,6 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
     if not prepares:
         _as_prepared(model, files)
     supernet = files.load(trust, _part(accelerator))
-    supernet.model.to(accelerator.device)
     trainer = _train(files, model, supernet, recipe, accelerator, report)
     if accelerator.is_main_process:
         model, supernet = _whole(source, files, model, supernet, trust, accelerator)
@@ -123,15 +121,25 @@ def _whole(
     """The full model in float32 and the supernet with all of its codes, as they were before training took parts."""
     sharded = fsdp_plugin(accelerator) is not None
     if sharded or model.dtype != torch.float32:
-        model = load_model(source, trust)[0].to(accelerator.device)
+        model = load_model(source, trust)[0]
         _as_prepared(model, files)
-    if not sharded:
-        return model, supernet
-    again = files.load(trust)
-    for name, matrix in again.matrices.items():
-        matrix.adapters = supernet.matrices[name].adapters
-    again.model.to(accelerator.device)
-    return model, again
+        model.to(home(model, accelerator.device))
+    if sharded:
+        again = files.load(trust)
+        for name, matrix in again.matrices.items():
+            matrix.adapters = supernet.matrices[name].adapters
+        supernet = again
+    supernet.model.to(model.device)
+    return model, supernet
+
+
+def home(model: Any, device: torch.device) -> torch.device:
+    """Where a full model in float32 is while it is quantized and measured: on `device`, or in the CPU's memory where
+    it would fill more than half of what is free there. Its blocks come to `device` one by one then."""
+    if device.type != "cuda":
+        return device
+    needed = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
+    return device if needed < torch.cuda.mem_get_info(device)[0] / 2 else torch.device("cpu")
 
 
 def _as_prepared(model: Any, files: SupernetFiles) -> None:
@@ -149,8 +157,10 @@ def _refuse_used(out: Path, started: bool) -> None:
         raise ValueError(f"{out} is in use and holds no supernet; give a new or an empty folder as --out")
 
 
-def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe, progress: Progress) -> None:
-    """Windows, codes and what the full model says of the held-out windows."""
+def _prepare(
+    source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe, device: torch.device, progress: Progress
+) -> None:
+    """Windows, codes and what the full model says of the held-out windows. Blocks are quantized on `device`."""
     spec = spec_of_model(model, _model_name(source))
     space = make_space(spec, recipe.bits, recipe.group_size, recipe.prune)
     check_head(model)
@@ -165,9 +175,9 @@ def _prepare(source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe,
         order = channel_order(model, spec, training[:ORDERING], recipe.seed, progress)
         reorder(model, spec, order)
     if recipe.awq:
-        scales = channel_scales(model, spec, training[:ORDERING], recipe.awq, progress)
+        scales = channel_scales(model, spec, training[:ORDERING].to(device), recipe.awq, progress)
         rescale_checked(model, scales, training)
-    supernet, quantized = _quantized(model, spec, space, training, recipe, progress)
+    supernet, quantized = _quantized(model, spec, space, training.to(device), recipe, progress)
     info = {
         "source": source,
         "recipe": recipe.to_json(),
@@ -244,11 +254,14 @@ def _train(
     """Train to the last step. `model` becomes the teacher: it is left in the dtype of training, or in parts."""
     adapter = ADAPTERS[recipe.adapter]
     windows = read_tensors(files.path / WINDOWS)[0]["windows"]
+    supernet.model.to(accelerator.device)
     _adapt(files, model, supernet, windows, recipe, accelerator, progress)
     teacher = model.to(compute_dtype(accelerator.device))  # in place: no float32 copy beside it
     plugin = fsdp_plugin(accelerator)
-    if plugin is not None:
-        shard_blocks(teacher, accelerator, plugin)
+    if plugin is None:
+        teacher.to(accelerator.device)
+    else:
+        shard_blocks(teacher, accelerator, plugin)  # moves it, one block at a time
     supernet.model.to(accelerator.device)
     supernet.set_dtype(teacher.dtype)
 

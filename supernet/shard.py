@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supernet.blocks import decoder_layers
 from supernet.grids import QuantizedWeight
-from supernet.model import decoder_layers
 from supernet.space import Choice
 
 

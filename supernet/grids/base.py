@@ -64,6 +64,11 @@ class QuantizedWeight:
         """The codes of the whole matrix."""
         return self.codes if self.gather is None else self.gather(self.codes)
 
+    def to(self, device: torch.device) -> QuantizedWeight:
+        """The same on `device`; nothing is copied where it is there already."""
+        codes, scale, zero = (part.to(device) for part in (self.codes, self.scale, self.zero))
+        return replace(self, codes=codes, scale=scale, zero=zero)
+
     def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
         """The same weight as several, of these many rows each."""
         codes, scale, zero = (part.split(list(rows)) for part in (self.codes, self.scale, self.zero))

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from supernet.adapters.rounding import Rounding
+from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, placed
 from supernet.grids import IntegerGrid, QuantizedWeight
-from supernet.model import decoder_layers, hidden_states, logits_of, removed_after
+from supernet.model import hidden_states, logits_of, removed_after
 from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
 from supernet.text import draw
@@ -68,27 +69,31 @@ class Learned(Quantizer):
     def refine(
         self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, seed: int, progress: Progress
     ) -> dict[str, Any]:
+        from accelerate.utils import send_to_device
+
         started = time.perf_counter()
         layers, own = decoder_layers(teacher), decoder_layers(supernet.model)
         weights = output_weights(teacher, layers, windows, seed, progress)
-        arguments = layer_arguments(teacher, layers, windows[:1])
-        with torch.no_grad():
-            exact = torch.cat([first_inputs(teacher, layers[0], part) for part in windows.split(AT_ONCE)])
+        there = windows.device
+        arguments = send_to_device(layer_arguments(teacher, windows[:1]), there)
+        exact = torch.cat([first_inputs(teacher, part).to(there) for part in windows.split(AT_ONCE)])
         widths = [bits for bits in supernet.space.bits(supernet.spec) if bits <= self.widest]
         chains = dict.fromkeys(widths, exact)
         draw, steps = torch.Generator().manual_seed(seed), self.steps
         for number, (layer, ours) in enumerate(zip(layers, own, strict=True)):
-            block = _Block(number, ours, arguments[number], *(part[number] for part in weights))
-            target = block.through(layer, exact)
-            if number == 0 and self.minutes is not None and widths:
-                left = self.minutes * 60 - (time.perf_counter() - started)
-                seconds = self._seconds(full, supernet, block, widths[-1], exact, target)
-                steps = max(LEAST_STEPS, int(left / (seconds * len(layers) * len(widths))))
-            for bits, inputs in chains.items():
-                self._learn(_adapt(supernet, full, number, bits), block, inputs, target, exact, draw, steps)
-                for name, choice in _linears(supernet, number, bits):
-                    supernet.matrices[name].fold(choice)
-                chains[bits] = block.through(ours, inputs)
+            block = _Block(number, ours, arguments[number], *(part[number].to(there) for part in weights))
+            with placed(layer, there):
+                target = block.through(layer, exact)
+            with placed(ours, there):
+                if number == 0 and self.minutes is not None and widths:
+                    left = self.minutes * 60 - (time.perf_counter() - started)
+                    seconds = self._seconds(full, supernet, block, widths[-1], exact, target)
+                    steps = max(LEAST_STEPS, int(left / (seconds * len(layers) * len(widths))))
+                for bits, inputs in chains.items():
+                    self._learn(_adapt(supernet, full, number, bits), block, inputs, target, exact, draw, steps)
+                    for name, choice in _linears(supernet, number, bits):
+                        supernet.matrices[name].fold(choice)
+                    chains[bits] = block.through(ours, inputs)
             exact = target
             progress("learn rounding", number + 1, len(layers))
         return {"block_steps": steps}
@@ -132,14 +137,14 @@ class _Block:
 
     @torch.no_grad()
     def through(self, layer: nn.Module, inputs: Tensor) -> Tensor:
-        return torch.cat([_output(layer(part, **self.arguments)) for part in inputs.split(AT_ONCE)])
+        return torch.cat([output_of(layer, part, self.arguments) for part in inputs.split(AT_ONCE)])
 
     def error(self, ours: Tensor, target: Tensor, rows: Any) -> Tensor:
         squares = (ours.float() - target.float()).square()
         return ((squares * self.channels).mean(-1) * self.tokens[rows]).mean()
 
     def backward(self, inputs: Tensor, target: Tensor, rows: Tensor, change: float) -> None:
-        output = _output(self.ours(inputs, **self.arguments))
+        output = output_of(self.ours, inputs, self.arguments)
         (self.error(output, target, rows) / change).backward()
 
 
@@ -173,40 +178,6 @@ def _linears(supernet: Supernet, layer: int, bits: int) -> list[tuple[str, Choic
     return [(linear.name, subnet[unit.name]) for unit in units for linear in unit.linears]
 
 
-def layer_arguments(model: Any, layers: Sequence[nn.Module], window: Tensor) -> list[dict[str, Any]]:
-    """What the model calls each block with beside its input, read off one window `(1, tokens)`."""
-    found: list[dict[str, Any]] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, args, kwargs: found.append(dict(kwargs)), with_kwargs=True)
-        for layer in layers
-    ]
-    with removed_after(hooks), torch.no_grad():
-        model.base_model(input_ids=window.to(model.device), use_cache=False)
-    return found
-
-
-class _Stop(Exception):
-    """Enough was seen."""
-
-
-def first_inputs(model: Any, first: nn.Module, windows: Tensor) -> Tensor:
-    """What the first block reads."""
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        found.append(args[0])
-        raise _Stop
-
-    hook = first.register_forward_pre_hook(keep)
-    try:
-        model.base_model(input_ids=windows.to(model.device), use_cache=False)
-    except _Stop:
-        return found[0]
-    finally:
-        hook.remove()
-    raise ValueError(f"{type(model).__name__} does not run its first block; learned rounding cannot calibrate it")
-
-
 def output_weights(
     model: Any, layers: Sequence[nn.Module], windows: Tensor, seed: int, progress: Progress
 ) -> tuple[Tensor, Tensor]:
@@ -223,32 +194,22 @@ def output_weights(
             channels[number].add_(squares.sum((0, 1)))
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            _output(output).register_hook(collect)
+            (output[0] if isinstance(output, tuple) else output).register_hook(collect)
 
         return hook
 
     embedded = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
-    try:
+    with removed_after([embedded]):
         for start in range(0, count, 4):
-            hooks = [layer.register_forward_hook(watch(n, start)) for n, layer in enumerate(layers)]
-            try:
+            with removed_after([layer.register_forward_hook(watch(n, start)) for n, layer in enumerate(layers)]):
                 hidden = hidden_states(model, windows[start : start + 4].to(model.device))
                 leaf = hidden.detach().requires_grad_()
                 log_probs = logits_of(model, leaf.flatten(0, 1)).float().log_softmax(-1)
                 drawn = draw(log_probs.detach().exp(), generator)
                 log_probs.gather(1, drawn).sum().backward()
                 hidden.backward(leaf.grad)
-            finally:
-                for hook in hooks:
-                    hook.remove()
             progress("weigh errors", min(start + 4, count), count)
-    finally:
-        embedded.remove()
     tiny = torch.finfo(torch.float32).tiny
     tokens /= tokens.mean((1, 2), keepdim=True).clamp(min=tiny)
     channels /= channels.mean(1, keepdim=True).clamp(min=tiny)
     return tokens, channels
-
-
-def _output(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output

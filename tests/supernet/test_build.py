@@ -7,11 +7,9 @@ import copy
 import pytest
 import torch
 
-from supernet import build as building
 from supernet.adapters import ADAPTERS, TrainedScales
-from supernet.build import extract, make_space, quantize
+from supernet.build import extract, make_space
 from supernet.model import spec_of_model
-from supernet.quantizers import GPTQ
 from supernet.space import Choice, Subnet
 from tests.supernet.conftest import Made, make
 from tests.tiny import FAMILIES, tiny_model, windows
@@ -86,19 +84,6 @@ def test_a_group_size_that_does_not_divide_is_refused() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
     with pytest.raises(ValueError, match="group_size must divide in_features, got 48 and 64; use 16, 32, 64"):
         make_space(spec, (4,), 48)
-
-
-def test_calibrating_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers whose Hessians do not fit together are calibrated in turn, each on the full model's activations."""
-    model = tiny_model()
-    spec = spec_of_model(model, "tiny")
-    space = make_space(spec, (3,), 16)
-    whole = quantize(model, spec, space, GPTQ(), windows())
-    monkeypatch.setattr(building, "HESSIAN_BYTES", 4 * 64 * 64)
-    parts = quantize(model, spec, space, GPTQ(), windows())
-    for name, choices in whole.items():
-        for choice, weight in choices.items():
-            assert torch.equal(parts[name][choice].codes, weight.codes)
 
 
 def test_changing_dtype_and_back_loses_nothing(made: Made) -> None:

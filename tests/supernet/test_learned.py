@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from supernet.blocks import decoder_layers
 from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
-from supernet.model import decoder_layers
 from supernet.quantizers import Learned
 from supernet.quantizers.learned import output_weights
 from supernet.space import Choice

@@ -1,0 +1,111 @@
+"""A model's decoder blocks, one after the other.
+
+What is learned of a block from the activations it reads needs that block alone. So a text goes through the model once,
+as the hidden states between two blocks, and a block is where the computing happens only for its own turn: a model that
+does not fit there waits elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supernet.model import removed_after
+
+AT_ONCE = 4  # windows that a pass without gradients takes side by side
+
+_BLOCK = re.compile(r"(?:^|\.)layers\.\d+$")
+
+
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """The decoder's blocks, in order."""
+    return [module for name, module in model.named_modules() if _BLOCK.search(name)]
+
+
+def layer_arguments(model: Any, window: Tensor) -> list[dict[str, Any]]:
+    """What the model calls each block with beside its input, read off one window `(1, tokens)`."""
+    found: list[dict[str, Any]] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args, kwargs: found.append(dict(kwargs)), with_kwargs=True)
+        for layer in decoder_layers(model)
+    ]
+    with removed_after(hooks), torch.no_grad():
+        model.base_model(input_ids=window.to(model.device), use_cache=False)
+    return found
+
+
+class _Stop(Exception):
+    """Enough was seen."""
+
+
+@torch.no_grad()
+def first_inputs(model: Any, windows: Tensor) -> Tensor:
+    """What the first block reads of `windows` `(n, tokens)`: `(n, tokens, hidden_size)`."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0])
+        raise _Stop
+
+    with (
+        removed_after([decoder_layers(model)[0].register_forward_pre_hook(keep)]),
+        contextlib.suppress(_Stop),
+    ):
+        model.base_model(input_ids=windows.to(model.device), use_cache=False)
+    if not found:
+        raise ValueError(f"{type(model).__name__} does not run its first block; bitfleet cannot calibrate it")
+    return found[0]
+
+
+def output_of(layer: nn.Module, inputs: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """A block's output for `inputs` `(n, tokens, hidden_size)`."""
+    output = layer(inputs, **arguments)
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextlib.contextmanager
+def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have the module's parameters and buffers on `device`; afterwards they are where they were."""
+    home = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), device)
+    kept = [(part, *item) for part in module.modules() for item in part.named_parameters(recurse=False)]
+    data = [parameter.data for _, _, parameter in kept]
+    module.to(device)
+    try:
+        yield
+    finally:
+        for (part, name, parameter), values in zip(kept, data, strict=True):
+            parameter.data = values  # where it was: coming back would be a copy
+            setattr(part, name, parameter)
+        module.to(home)
+
+
+def input_sums(
+    model: Any, linears: Sequence[str], windows: Tensor, statistic: Callable[[Tensor], Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    """For each decoder block in turn, `statistic` of what each of its linears among `linears` reads, summed.
+
+    `statistic` is given inputs `(tokens, in_features)`, float32; `windows` `(n, tokens)` go through the model once.
+    Each block is computed where the windows are, and the hidden states wait where the model is.
+    """
+    from accelerate.utils import send_to_device
+
+    calls = layer_arguments(model, windows[:1])
+    states = [first_inputs(model, part) for part in windows.split(AT_ONCE)]
+    names = {model.get_submodule(name): name for name in linears}
+    for layer, arguments in zip(decoder_layers(model), calls, strict=True):
+        sums: dict[str, Tensor] = {}
+
+        def watch(module: nn.Module, args: tuple[Tensor, ...], sums: dict[str, Tensor] = sums) -> None:
+            found = statistic(args[0].flatten(0, -2).float())
+            sums[names[module]] = sums[names[module]] + found if names[module] in sums else found
+
+        hooks = [module.register_forward_pre_hook(watch) for module in layer.modules() if module in names]
+        with torch.no_grad(), placed(layer, windows.device), removed_after(hooks):
+            there = send_to_device(arguments, windows.device)
+            states = [output_of(layer, state.to(windows.device), there).to(model.device) for state in states]
+        yield sums
