@@ -17,17 +17,20 @@ class IntegerGrid(Grid):
     def parameters(self, weight: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
         return self.from_range(*_range(weight), bits)
 
-    def clipped(self, weight: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
-        """As `parameters`, for the shrunk range that leaves the least squared error.
+    def clipped(self, weight: Tensor, bits: int | Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+        """As `parameters`, for the shrunk range that leaves the least squared error, weighed by `importance`.
 
-        At 2 bits the full range of a group wastes most of its four levels on the tails.
+        `importance` `(..., group_size)` is how much each input counts: the sum of its squares, a Hessian's diagonal.
+        At 2 bits the full range of a group wastes most of its four levels on the tails; and what is best for all inputs
+        alike is not what is best for the few whose activations are large (docs/log.md).
         """
         low, high = _range(weight)
         best_scale, best_zero = self.from_range(low, high, bits)
         best = torch.full_like(low, torch.inf)
         for shrink in SHRINKS:
             scale, zero = self.from_range(low * shrink, high * shrink, bits)
-            error = ((self.encode(weight, scale, zero, bits) - zero) * scale - weight).square().sum(-1, keepdim=True)
+            off = (self.encode(weight, scale, zero, bits) - zero) * scale - weight
+            error = (off.square() * importance).sum(-1, keepdim=True)
             better = error < best
             best = torch.where(better, error, best)
             best_scale = torch.where(better, scale, best_scale)
@@ -45,10 +48,14 @@ class IntegerGrid(Grid):
         top = torch.as_tensor(2**bits - 1, device=weight.device)
         return torch.minimum(((weight / scale).round() + zero).clamp(min=0), top).to(weight.dtype)
 
-    def nearest(self, weight: Tensor, choice: Choice, clip: bool = False) -> QuantizedWeight:
-        """`weight` `(out_features, in_features)` rounded to the nearest codes; `clip` as in `clipped`."""
+    def nearest(self, weight: Tensor, choice: Choice, importance: Tensor | None = None) -> QuantizedWeight:
+        """`weight` `(out_features, in_features)` rounded to the nearest codes; ranges are those of `clipped` where the
+        `importance` `(in_features,)` of each input is given."""
         grouped = weight.view(weight.shape[0], -1, choice.group_size)
-        scale, zero = (self.clipped if clip else self.parameters)(grouped, choice.bits)
+        if importance is None:
+            scale, zero = self.parameters(grouped, choice.bits)
+        else:
+            scale, zero = self.clipped(grouped, choice.bits, importance.view(-1, choice.group_size))
         codes = self.encode(grouped, scale, zero, choice.bits).flatten(1)
         return self.pack(codes, scale.squeeze(-1), zero.squeeze(-1), choice, weight.shape[1])
 

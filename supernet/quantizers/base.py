@@ -47,6 +47,13 @@ class Quantizer(ABC):
         return {}
 
 
+def calibrated(hessian: Tensor | None) -> Tensor:
+    """The Hessian, where there is one."""
+    if hessian is None:
+        raise ValueError("this quantizer needs the Hessian of the matrix's inputs, got none; calibrate first")
+    return hessian
+
+
 def check_groups(weight: Tensor, choices: Sequence[Choice]) -> None:
     in_features = weight.shape[1]
     for choice in choices:

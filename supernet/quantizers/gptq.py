@@ -5,7 +5,8 @@ As in QA-LoRA and LLM-QFA: asymmetric, groups along the inputs, act-order off. E
 one pass, their rows stacked: rows do not interact, and all share one Hessian. The Hessian comes from the full model's
 own activations, since a supernet has no single quantized predecessor (the papers quantize sequentially).
 
-`clip` shrinks a group's range where that lowers its squared error, as the reference code's `mse` option does.
+`clip` shrinks a group's range where that lowers its squared error, as the reference code's `mse` option does; here the
+error of each weight counts by the mean square of its input, the Hessian's diagonal.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from supernet.grids import IntegerGrid, QuantizedWeight
-from supernet.quantizers.base import Quantizer, check_groups
+from supernet.quantizers.base import Quantizer, calibrated, check_groups
 from supernet.space import Choice
 
 BLOCK = 32  # columns whose updates to the rest of the matrix are done in one product
@@ -33,8 +34,7 @@ class GPTQ(Quantizer):
     def quantize(
         self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
     ) -> dict[Choice, QuantizedWeight]:
-        if hessian is None:
-            raise ValueError("GPTQ needs the Hessian of the matrix's inputs, got none; calibrate first")
+        hessian = calibrated(hessian)
         check_groups(weight, choices)
         found: dict[Choice, QuantizedWeight] = {}
         threads = torch.get_num_threads()
@@ -42,13 +42,15 @@ class GPTQ(Quantizer):
         try:
             for group_size in {choice.group_size for choice in choices}:
                 same = [choice for choice in choices if choice.group_size == group_size]
-                found |= self._solve(weight, same, group_size, inverse_factor(hessian, self.damping))
+                found |= self._solve(
+                    weight, same, group_size, hessian.diagonal(), inverse_factor(hessian, self.damping)
+                )
         finally:
             torch.set_num_threads(threads)
         return found
 
     def _solve(
-        self, weight: Tensor, choices: Sequence[Choice], group_size: int, factor: Tensor
+        self, weight: Tensor, choices: Sequence[Choice], group_size: int, importance: Tensor, factor: Tensor
     ) -> dict[Choice, QuantizedWeight]:
         grid = IntegerGrid()
         rows, columns = weight.shape
@@ -65,8 +67,11 @@ class GPTQ(Quantizer):
                     group = rest[column : column + group_size].clone()
                     ahead = stop - column  # columns of the group beyond this block have this block's errors to come
                     group[ahead:] -= factor[start:stop, stop : column + group_size].T @ errors
-                    ranges = grid.clipped if self.clip else grid.parameters
-                    scale, zero = (part.squeeze(1) for part in ranges(group.T, bits.unsqueeze(1)))
+                    if self.clip:
+                        found = grid.clipped(group.T, bits.unsqueeze(1), importance[column : column + group_size])
+                    else:
+                        found = grid.parameters(group.T, bits.unsqueeze(1))
+                    scale, zero = (part.squeeze(1) for part in found)
                     scales.append(scale)
                     zeros.append(zero)
                 codes[column] = code = grid.encode(rest[column], scale, zero, bits)

@@ -28,7 +28,7 @@ from supernet.adapters.rounding import Rounding
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, placed
 from supernet.grids import IntegerGrid, QuantizedWeight
 from supernet.model import hidden_states, logits_of, removed_after
-from supernet.quantizers.base import Quantizer, check_groups
+from supernet.quantizers.base import Quantizer, calibrated, check_groups
 from supernet.space import Choice
 from supernet.text import draw
 
@@ -53,15 +53,16 @@ class Learned(Quantizer):
     widest: int = 4
     """Wider codes are left as they are rounded: they lose too little to win anything back."""
 
-    needs_hessian = False
+    needs_hessian = True
     refines = True
 
     def quantize(
         self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
     ) -> dict[Choice, QuantizedWeight]:
-        """Where learning starts: the nearest codes, ranges clipped where that lowers a group's squared error."""
+        """Where learning starts: the nearest codes in clipped ranges."""
         check_groups(weight, choices)
-        return {choice: IntegerGrid().nearest(weight, choice, clip=True) for choice in choices}
+        importance = calibrated(hessian).diagonal()
+        return {choice: IntegerGrid().nearest(weight, choice, importance) for choice in choices}
 
     def within(self, steps: int | None, minutes: float | None) -> Learned:
         return replace(self, steps=steps or self.steps, minutes=None if steps else minutes)

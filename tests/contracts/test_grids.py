@@ -37,6 +37,22 @@ def random_weight(grid: IntegerGrid, bits: int) -> tuple[torch.Tensor, torch.Ten
     return weight, codes, stored
 
 
+def test_ranges_are_clipped_for_what_counts(bits: int) -> None:
+    """No range that is tried leaves less of the weighed error; with two levels clipping is felt."""
+    grid = IntegerGrid()
+    weight = random_weight(grid, bits)[0]
+    importance = torch.rand(4, 16, generator=torch.Generator().manual_seed(bits)) ** 8
+
+    def error(scale: torch.Tensor, zero: torch.Tensor) -> float:
+        off = (grid.encode(weight, scale, zero, bits) - zero) * scale - weight
+        return (off.square() * importance).sum().item()
+
+    weighed = error(*grid.clipped(weight, bits, importance))
+    assert weighed <= error(*grid.clipped(weight, bits, torch.ones_like(importance)))
+    assert weighed <= error(*grid.parameters(weight, bits))
+    assert bits > 2 or weighed < error(*grid.clipped(weight, bits, torch.ones_like(importance)))
+
+
 @pytest.mark.parametrize("name", GRIDS)
 def test_codes_are_the_nearest(name: str, bits: int) -> None:
     grid = GRIDS[name]

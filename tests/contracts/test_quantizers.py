@@ -85,6 +85,7 @@ def test_gptq_survives_dead_and_repeated_inputs() -> None:
     assert all(torch.isfinite(IntegerGrid().dequantize(value, torch.float32)).all() for value in found.values())
 
 
-def test_gptq_asks_for_its_hessian() -> None:
-    with pytest.raises(ValueError, match="GPTQ needs the Hessian"):
-        GPTQ().quantize(torch.zeros(4, 64), CHOICES)
+@pytest.mark.parametrize("name", [name for name, member in QUANTIZERS.items() if member.needs_hessian])
+def test_who_needs_a_hessian_asks_for_it(name: str) -> None:
+    with pytest.raises(ValueError, match="needs the Hessian of the matrix's inputs, got none"):
+        QUANTIZERS[name]().quantize(torch.zeros(4, 64), CHOICES)
