@@ -32,6 +32,7 @@ from supernet.evaluate import Quality, Reference, evaluate
 from supernet.model import removed_after
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import UnitSpec
+from supernet.text import draw
 
 PRUNED_AT_ONCE = 0.25  # share of the blocks that lose channels in the measurement of what that costs
 LEAST_SHARE = 0.01  # of a measured KL that the removal of channels is believed to cost at least
@@ -208,7 +209,7 @@ def drawn(model: Any, seed: int) -> Callable[[Tensor], None]:
         with torch.enable_grad():
             logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits.squeeze(0)
             log_probs = logits.float().log_softmax(-1)
-            labels = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
+            labels = draw(log_probs.detach().exp(), generator)
             log_probs.gather(1, labels).sum().backward()
 
     return backward
