@@ -55,6 +55,8 @@ from supernet.train import Trainer, TrainOptions
 BITS, GROUP, WINDOW, HELD_OUT, SENSITIVITY = (2, 3, 4), 64, 256, 4, 4
 AVERAGES = (2.5, 3.0, 3.5)
 NEAR = 1.05  # how near the joint training must come to separate ones
+DEVICES = (1, 3, 10, 100)
+PLANNING = Path(__file__).parent / "results" / "planning.json"  # seconds that one more device takes
 Row = dict[str, Any]
 
 
@@ -141,6 +143,7 @@ def main() -> None:
     if "sharing" in wanted:
         sharings(setting)
     print_rows(setting.rows)
+    print_costs(setting.rows)
     finish(__file__, list(claims(setting.rows)), rows=setting.rows)
 
 
@@ -214,6 +217,19 @@ def print_rows(rows: list[Row]) -> None:
         found = (f"{r['kl'][p]:.4f}" if p in r["kl"] else "-" for p in points)
         cells.append((f"{r['group']}: {r['name']}, {r['steps']} steps", *found, f"{r['seconds']:.0f}"))
     table(("", *points, "seconds"), cells)
+
+
+def print_costs(rows: Sequence[Row]) -> None:
+    """Minutes for a number of devices, each with bits of its own: one joint training and a plan for each device,
+    against a training for each, from the longest joint training and the separate ones of as many steps."""
+    steps = max((r["steps"] for r in rows if r["name"] == "separate"), default=0)
+    seconds = {r["name"]: r["seconds"] for r in rows if r["group"] == "cost" and r["steps"] == steps}
+    if not seconds or not PLANNING.exists():
+        return
+    plan = json.loads(PLANNING.read_text())["claims"][0]["value"]
+    each = seconds["separate"] / len(BITS)
+    cells = [(n, f"{(seconds['joint'] + n * plan) / 60:.1f}", f"{n * each / 60:.1f}") for n in DEVICES]
+    table(("devices", "minutes of one supernet and its plans", "minutes of a training for each"), cells)
 
 
 if __name__ == "__main__":

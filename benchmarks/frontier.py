@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=Path("../shared/text"))
     parser.add_argument("--supernet", type=Path, required=True)
     parser.add_argument("--rivals", type=Path, default=RESULTS / "rivals.json")
-    parser.add_argument("--averages", type=float, nargs="+", default=AVERAGES)
+    parser.add_argument("--averages", type=float, nargs="+", default=(2.0, *AVERAGES))
     parser.add_argument("--windows", type=int, default=16)
     arguments = parser.parse_args()
     files = open_supernet(arguments.supernet)

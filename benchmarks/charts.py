@@ -1,0 +1,61 @@
+"""The charts of the README, from what the other scripts printed.
+
+pip install "bitfleet[charts]"
+python benchmarks/charts.py            # results/frontier.json and rivals.json -> docs/frontier.svg
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+
+RESULTS, DOCS = Path(__file__).parent / "results", Path(__file__).parents[1] / "docs"
+OURS, OTHERS = "#1f5fbf", {"GPTQ": "#c0561c", "AutoRound": "#6b4fa0", "HQQ, integer zeros": "#2f8a5b"}
+OTHERS |= {"round-to-nearest": "#8a8a8a"}
+
+
+def main() -> None:
+    plt.rcParams.update({"font.size": 10, "svg.hashsalt": "bitfleet", "axes.spines.top": False})
+    plt.rcParams["axes.spines.right"] = False
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    for tool, colour in OTHERS.items():
+        draw(axes, points(rows("rivals.json"), tool), tool, colour, width=1.4)
+    draw(axes, points(rows("frontier.json"), None), "bitfleet, one training", OURS, width=2.6)
+    axes.set(
+        yscale="log",
+        xlabel="megabytes of the linears, scales and zeros included",
+        ylabel="KL per token from the full model",
+        title="SmolLM2-135M: one supernet against quantizers run once for each size",
+    )
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(axis="y", which="both", linewidth=0.4, alpha=0.5)
+    axes.legend(frameon=False)
+    figure.savefig(DOCS / "frontier.svg", metadata={"Date": None})
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((RESULTS / name).read_text(encoding="utf-8"))["rows"]
+    return found
+
+
+def points(found: list[dict[str, Any]], tool: str | None) -> list[tuple[float, float]]:
+    """Megabytes and KL, each size's best."""
+    best: dict[float, float] = {}
+    for row in found:
+        if row.get("tool") == tool:
+            size = row["linear_bytes"] / 1e6
+            best[size] = min(best.get(size, row["kl"]), row["kl"])
+    return sorted(best.items())
+
+
+def draw(axes: Any, line: list[tuple[float, float]], label: str, colour: str, width: float) -> None:
+    if line:
+        sizes, losses = zip(*line, strict=True)
+        axes.plot(sizes, losses, marker="o", markersize=3 + width / 2, linewidth=width, color=colour, label=label)
+
+
+if __name__ == "__main__":
+    main()
