@@ -175,7 +175,7 @@ def profile_show(name: str, as_json: bool) -> None:
 @click.option(
     "--awq",
     type=float,
-    default=0.5,
+    default=0.25,
     show_default=True,
     help="Power of the activations in AWQ's channel scales; 0 is off.",
 )

@@ -37,6 +37,7 @@ FULL = {2: 0.7, 3: 0.20, 4: 0.08}  # what full training is to reach
 FULL_SECONDS = 3600
 FULL_RECIPE = {
     "quantizer": "learned",
+    "awq": 0.5,
     "block_steps": 80,
     "sampler": "neighbours",
     "train_bits": (2, 3, 4),

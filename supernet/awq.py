@@ -35,7 +35,7 @@ Scales = dict[str, Tensor]  # t by `module|reads` or `module|makes`; as long as 
 
 @torch.no_grad()
 def channel_scales(
-    model: Any, spec: ModelSpec, windows: Tensor, power: float = 0.5, progress: Progress = silent
+    model: Any, spec: ModelSpec, windows: Tensor, power: float = 0.25, progress: Progress = silent
 ) -> Scales:
     """t of every channel that a norm or an up projection makes, from the activations on `windows` `(n, tokens)`."""
     readers = norm_readers(model, spec, windows[:1, :TOKENS])

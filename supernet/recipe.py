@@ -26,7 +26,7 @@ class Recipe:
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
     group_size: int = 64
-    awq: float = 0.5
+    awq: float = 0.25
     quantizer: str = "gptq"
     block_steps: int | None = None
     adapter: str = "scales"
