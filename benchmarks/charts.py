@@ -18,7 +18,7 @@ OTHERS |= {"round-to-nearest": "#8a8a8a"}
 
 
 def main() -> None:
-    plt.rcParams.update({"font.size": 10, "svg.hashsalt": "bitfleet", "axes.spines.top": False})
+    plt.rcParams.update({"font.size": 10, "svg.hashsalt": "bitfleet", "svg.fonttype": "none", "axes.spines.top": False})
     plt.rcParams["axes.spines.right"] = False
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     for tool, colour in OTHERS.items():
