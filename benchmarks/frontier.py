@@ -88,9 +88,9 @@ def row_of(supernet: Supernet, average: float, subnet: Subnet, quality: Quality)
     }
 
 
-def at_most(rivals: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
-    """Each tool's best row of no more bytes."""
-    fit = [row for row in rivals if row["linear_bytes"] <= size * 1.0001]
+def at_most(rivals: list[dict[str, Any]], average: float) -> list[dict[str, Any]]:
+    """Each tool's best row of no more code bits. What HQQ's float zeros take beside them is not held against it."""
+    fit = [row for row in rivals if row["average_bits"] <= average]
     return [min((r for r in fit if r["tool"] == tool), key=lambda r: r["kl"]) for tool in {r["tool"] for r in fit}]
 
 
@@ -98,10 +98,8 @@ def claims(rows: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> list[Cla
     found = []
     for row in rows:
         average = row["average_bits"]
-        same = [r for r in rivals if r["average_bits"] == average]
-        size = max((r["linear_bytes"] for r in same), default=row["linear_bytes"])
-        for rival in sorted(at_most(rivals, size), key=lambda r: r["kl"]):
-            target = TWICE if average <= TWICE_UP_TO else 1.0
+        target = TWICE if average <= TWICE_UP_TO else 1.0
+        for rival in sorted(at_most(rivals, average), key=lambda r: r["kl"]):
             found.append(Claim(f"{average:g} bits: KL / that of {rival['tool']}", row["kl"] / rival["kl"], target))
     return found
 
