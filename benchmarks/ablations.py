@@ -108,7 +108,8 @@ class Setting:
 
     def add(self, group: str, name: str, kl: dict[str, float], seconds: float) -> Row:
         row = {"group": group, "name": name, "steps": self.steps, "seed": self.seed, "kl": kl, "seconds": seconds}
-        self.rows = [*(r for r in self.rows if r is not self.find(group, name)), row]
+        old = self.find(group, name)  # of a run that was stopped before the row that belongs with it
+        self.rows = [*(r for r in self.rows if r is not old), row]
         write_text(self.out, json.dumps({"script": Path(__file__).name, "rows": self.rows}, indent=1) + "\n")
         print(f"{group}, {name}: {', '.join(f'{key}: {value:.4f}' for key, value in kl.items())}", flush=True)
         return row
@@ -149,10 +150,12 @@ def main() -> None:
 
 def samplers(setting: Setting) -> None:
     for name in ("balanced", "uniform", "neighbours"):
+        if setting.find("sampler", name) is not None:
+            continue
         joint = setting.find("cost", "joint") if name == "neighbours" else None  # the same training
         if joint is not None:
             setting.add("sampler", name, {point: joint["kl"][point] for point in setting.points}, joint["seconds"])
-        elif setting.find("sampler", name) is None:
+        else:
             supernet, seconds = setting.trained(name)
             setting.row("sampler", name, supernet, setting.points, seconds)
 

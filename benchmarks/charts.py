@@ -13,16 +13,28 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 RESULTS, DOCS = Path(__file__).parent / "results", Path(__file__).parents[1] / "docs"
-OURS, OTHERS = "#1f5fbf", {"GPTQ": "#c0561c", "AutoRound": "#6b4fa0", "HQQ, integer zeros": "#2f8a5b"}
-OTHERS |= {"round-to-nearest": "#8a8a8a"}
+OURS = "#1f5fbf"
+OTHERS = {
+    "GPTQ": "#c0561c",
+    "AutoRound": "#6b4fa0",
+    "HQQ, integer zeros": "#2f8a5b",
+    "round-to-nearest": "#8a8a8a",
+}
+STYLE = {
+    "font.size": 10,
+    "svg.hashsalt": "bitfleet",
+    "svg.fonttype": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 def main() -> None:
-    plt.rcParams.update({"font.size": 10, "svg.hashsalt": "bitfleet", "svg.fonttype": "none", "axes.spines.top": False})
-    plt.rcParams["axes.spines.right"] = False
+    plt.rcParams.update(STYLE)
+    rivals = rows("rivals.json")
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     for tool, colour in OTHERS.items():
-        draw(axes, points(rows("rivals.json"), tool), tool, colour, width=1.4)
+        draw(axes, points(rivals, tool), tool, colour, width=1.4)
     draw(axes, points(rows("frontier.json"), None), "bitfleet, one training", OURS, width=2.6)
     axes.set(
         yscale="log",

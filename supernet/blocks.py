@@ -64,7 +64,11 @@ def first_inputs(model: Any, windows: Tensor) -> Tensor:
 
 def output_of(layer: nn.Module, inputs: Tensor, arguments: dict[str, Any]) -> Tensor:
     """A block's output for `inputs` `(n, tokens, hidden_size)`."""
-    output = layer(inputs, **arguments)
+    return hidden_of(layer(inputs, **arguments))
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states in what a block returns: some architectures return more beside them."""
     return output[0] if isinstance(output, tuple) else output
 
 

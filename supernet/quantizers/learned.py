@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.adapters.rounding import Rounding
-from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, placed
+from supernet.blocks import decoder_layers, first_inputs, hidden_of, layer_arguments, output_of, placed
 from supernet.grids import IntegerGrid, QuantizedWeight
 from supernet.model import hidden_states, logits_of, removed_after
 from supernet.quantizers.base import Quantizer, calibrated, check_groups
@@ -195,7 +195,7 @@ def output_weights(
             channels[number].add_(squares.sum((0, 1)))
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            (output[0] if isinstance(output, tuple) else output).register_hook(collect)
+            hidden_of(output).register_hook(collect)
 
         return hook
 
