@@ -31,6 +31,13 @@ class Quantizer(ABC):
         `needs_hessian` is False. A group size that does not divide in_features raises ValueError.
         """
 
+    def calibrated(self, hessian: Tensor | None) -> Tensor:
+        """The Hessian, for members that need one."""
+        if hessian is None:
+            name = type(self).__name__
+            raise ValueError(f"{name} needs the Hessian of the matrix's inputs, got none; calibrate first")
+        return hessian
+
     def within(self, steps: int | None, minutes: float | None) -> Quantizer:
         """The same with so many steps, else with what fits into the minutes, for members that take steps."""
         return self
@@ -45,13 +52,6 @@ class Quantizer(ABC):
         `(n, tokens)`.
         """
         return {}
-
-
-def calibrated(hessian: Tensor | None) -> Tensor:
-    """The Hessian, where there is one."""
-    if hessian is None:
-        raise ValueError("this quantizer needs the Hessian of the matrix's inputs, got none; calibrate first")
-    return hessian
 
 
 def check_groups(weight: Tensor, choices: Sequence[Choice]) -> None:

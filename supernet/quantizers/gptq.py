@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from supernet.grids import IntegerGrid, QuantizedWeight
-from supernet.quantizers.base import Quantizer, calibrated, check_groups
+from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
 
 BLOCK = 32  # columns whose updates to the rest of the matrix are done in one product
@@ -34,7 +34,7 @@ class GPTQ(Quantizer):
     def quantize(
         self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
     ) -> dict[Choice, QuantizedWeight]:
-        hessian = calibrated(hessian)
+        hessian = self.calibrated(hessian)
         check_groups(weight, choices)
         found: dict[Choice, QuantizedWeight] = {}
         threads = torch.get_num_threads()

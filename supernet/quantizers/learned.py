@@ -28,7 +28,7 @@ from supernet.adapters.rounding import Rounding
 from supernet.blocks import decoder_layers, first_inputs, hidden_of, layer_arguments, output_of, placed
 from supernet.grids import IntegerGrid, QuantizedWeight
 from supernet.model import hidden_states, logits_of, removed_after
-from supernet.quantizers.base import Quantizer, calibrated, check_groups
+from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
 from supernet.text import draw
 
@@ -61,7 +61,7 @@ class Learned(Quantizer):
     ) -> dict[Choice, QuantizedWeight]:
         """Where learning starts: the nearest codes in clipped ranges."""
         check_groups(weight, choices)
-        importance = calibrated(hessian).diagonal()
+        importance = self.calibrated(hessian).diagonal()
         return {choice: IntegerGrid().nearest(weight, choice, importance) for choice in choices}
 
     def within(self, steps: int | None, minutes: float | None) -> Learned:
