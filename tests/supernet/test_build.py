@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from supernet.adapters import ADAPTERS, TrainedScales
-from supernet.build import extract, make_space
-from supernet.model import spec_of_model
+from supernet.build import extract, make_space, quantize
+from supernet.model import hidden_states, spec_of_model
+from supernet.quantizers import GPTQ
 from supernet.space import Choice, Subnet
 from tests.supernet.conftest import Made, make
 from tests.tiny import FAMILIES, tiny_model, windows
@@ -84,6 +85,31 @@ def test_a_group_size_that_does_not_divide_is_refused() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
     with pytest.raises(ValueError, match="group_size must divide in_features, got 48 and 64; use 16, 32, 64"):
         make_space(spec, (4,), 48)
+
+
+def test_codes_are_those_of_a_whole_pass() -> None:
+    """Blocks in turn calibrate each unit on what it reads in the full model."""
+    model = tiny_model()
+    spec = spec_of_model(model, "tiny")
+    space = make_space(spec, (3,), 16)
+    found = quantize(model, spec, space, GPTQ(), windows())
+    units = [unit for unit in spec.units if not unit.is_table]
+    sums: dict[str, torch.Tensor] = {}
+
+    def watch(name: str, x: torch.Tensor) -> None:
+        sums[name] = sums.get(name, 0) + x.flatten(0, -2).T @ x.flatten(0, -2)
+
+    for unit in units:
+        name = unit.linears[0].name
+        model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: watch(name, args[0]))
+    for part in windows().split(4):
+        hidden_states(model, part)
+    for unit in units:
+        choices = space.whole[unit.name]
+        for linear in unit.linears:
+            alone = GPTQ().quantize(model.get_submodule(linear.name).weight, choices, sums[unit.linears[0].name])
+            for choice in choices:
+                assert torch.equal(found[linear.name][choice].codes, alone[choice].codes)
 
 
 def test_changing_dtype_and_back_loses_nothing(made: Made) -> None:
