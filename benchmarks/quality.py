@@ -37,11 +37,10 @@ FULL = {2: 0.7, 3: 0.20, 4: 0.08}  # what full training is to reach
 FULL_SECONDS = 3600
 FULL_RECIPE = {
     "quantizer": "learned",
-    "awq": 0.5,
     "block_steps": 80,
     "sampler": "neighbours",
     "train_bits": (2, 3, 4),
-    "steps": 480,
+    "steps": 640,
 }  # fmt: skip
 
 
@@ -76,7 +75,7 @@ def baselines(model: Any, tokenizer: Any, train: str, reference: Reference, seed
     space = make_space(spec, BITS, 64)
     windows = spread_windows(train, tokenizer, CALIBRATION, 256, seed)
     rows: dict[Key, Row] = {}
-    methods = (("round-to-nearest", RTN()), ("GPTQ", GPTQ(clip=False)), ("GPTQ, clipped ranges", GPTQ()))
+    methods = (("round-to-nearest", RTN()), ("GPTQ", GPTQ(clip=False, fisher=False)), ("our GPTQ", GPTQ()))
     for name, quantizer in methods:
         started = time.perf_counter()
         weights = quantize(model, spec, space, quantizer, windows)

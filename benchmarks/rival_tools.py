@@ -53,7 +53,7 @@ def rtn(inputs: Inputs, bits: Sequence[int]) -> Weights:
 
 def gptq(inputs: Inputs, bits: Sequence[int]) -> Weights:
     """The project's own GPTQ, with clipped ranges: gptqmodel does not install beside this project's versions."""
-    return _own(inputs, bits, GPTQ())
+    return _own(inputs, bits, GPTQ(fisher=False))
 
 
 def _own(inputs: Inputs, bits: Sequence[int], quantizer: Any) -> Weights:

@@ -241,7 +241,7 @@ def kept_bytes(adapter: str, heads: int, keys: int, mlp: int, layers: int, token
 
 
 def hessian_bytes(units: Sequence[UnitSpec]) -> int:
-    return sum(FLOAT32 * unit.linears[0].in_features ** 2 for unit in units if not unit.is_table)
+    return sum(FLOAT32 * lin.in_features**2 for unit in units if not unit.is_table for lin in unit.linears)
 
 
 def layer_units(spec: ModelSpec) -> list[UnitSpec]:
@@ -253,12 +253,13 @@ def block_bytes(spec: ModelSpec) -> int:
 
 
 def state_bytes(spec: ModelSpec) -> int:
-    return FLOAT32 * CALIBRATION * RECIPE.window_tokens * spec.hidden_size
+    """What each block reads of the calibration windows, and what the last one makes: they wait for the way back."""
+    return BFLOAT16 * CALIBRATION * RECIPE.window_tokens * spec.hidden_size * (spec.num_layers + 1)
 
 
 def gptq_bytes(spec: ModelSpec) -> int:
-    """GPTQ solves all bit-widths of a unit at once: what is left of the weights and the codes, both in float32."""
-    return 2 * FLOAT32 * len(RECIPE.bits) * max(unit.weights for unit in layer_units(spec))
+    """GPTQ solves all bit-widths of a linear at once: what is left of the weights and the codes, both in float32."""
+    return 2 * FLOAT32 * len(RECIPE.bits) * max(lin.weights for unit in layer_units(spec) for lin in unit.linears)
 
 
 def chain_bytes(spec: ModelSpec) -> int:
@@ -284,8 +285,8 @@ def cache(spec: ModelSpec) -> str:
 PREPARATION: dict[str, Any] = {
     "one decoder block, float32": lambda s: f"{gb(block_bytes(s))} GB",
     "Hessians of one decoder block": lambda s: f"{gb(hessian_bytes(layer_units(s)))} GB",
-    f"hidden states of the {CALIBRATION} windows between two blocks": lambda s: f"{gb(state_bytes(s))} GB",
-    "GPTQ's working set on the widest unit": lambda s: f"{gb(gptq_bytes(s))} GB",
+    f"hidden states of the {CALIBRATION} windows, what every block reads": lambda s: f"{gb(state_bytes(s))} GB",
+    "GPTQ's working set on the widest linear": lambda s: f"{gb(gptq_bytes(s))} GB",
     "learned rounding: activations of its chains": lambda s: f"{gb(chain_bytes(s))} GB",
     "learned rounding: one block at one bit-width": lambda s: f"{gb(learned_block_bytes(s))} GB",
     "KV cache of the text that the model writes": cache,

@@ -73,12 +73,12 @@ def hidden_of(output: Any) -> Tensor:
 
 
 @contextlib.contextmanager
-def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Have the module's parameters and buffers on `device`; afterwards they are where they were."""
+def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Have the module's parameters and buffers on `device`, in `dtype` if given; afterwards they are as they were."""
     home = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), device)
     kept = [(part, *item) for part in module.modules() for item in part.named_parameters(recurse=False)]
     data = [parameter.data for _, _, parameter in kept]
-    module.to(device)
+    module.to(device, dtype)
     try:
         yield
     finally:
@@ -86,6 +86,19 @@ def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
             parameter.data = values  # where it was: coming back would be a copy
             setattr(part, name, parameter)
         module.to(home)
+
+
+@contextlib.contextmanager
+def skipped(model: Any, last: Tensor) -> Iterator[None]:
+    """Within, the model's blocks compute nothing: what comes after them reads `last`."""
+    layers = decoder_layers(model)
+    for layer in layers:
+        layer.forward = lambda *args, **kwargs: last
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def input_sums(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from supernet.adapters import Adapter
 from supernet.blocks import input_sums
 from supernet.grids import QuantizedWeight, Stored
+from supernet.hessians import fisher_hessians
 from supernet.linear import Quantized, SuperEmbedding, SuperLinear, TiedHead
 from supernet.model import name_of
 from supernet.quantizers import RTN, Quantizer
@@ -71,52 +73,50 @@ def kept_channels(unit: UnitSpec, prune: Sequence[float], group_size: int) -> tu
     return tuple(sorted(set(found.values())))
 
 
-@torch.no_grad()
 def quantize(
-    model: Any, spec: ModelSpec, space: SearchSpace, quantizer: Quantizer, windows: Tensor, progress: Progress = silent
-) -> Weights:
-    """Codes for every matrix at every choice. `windows` `(n, tokens)` calibrates quantizers that need a Hessian.
+    model: Any, spec: ModelSpec, space: SearchSpace, quantizer: Quantizer, windows: Tensor, progress: Progress = silent,
+    seed: int = 0,
+) -> Weights:  # fmt: skip
+    """Codes for every matrix at every choice. `windows` `(n, tokens)` calibrates quantizers that need a Hessian, and
+    `seed` draws what is random about that.
 
     Matrices are quantized where the windows are, and their codes wait where the model is. Tables are rounded to
     nearest: their inputs are one-hot, so there is no error to spread.
     """
-    found: Weights = {}
-    for hessian_of, units in _calibrated(model, spec, quantizer, windows):
-        for unit in units:
-            chosen = RTN() if unit.is_table else quantizer
-            hessian = hessian_of.get(unit.linears[0].name)
-            found |= _quantize_unit(model, unit, chosen, space.whole[unit.name], hessian, windows.device)
-        progress("quantize", len(found), sum(len(unit.linears) for unit in spec.units))
+    units = {linear.name: unit for unit in spec.units for linear in unit.linears}
+    linears = [name for name, unit in units.items() if not unit.is_table]
+    found = {
+        name: _quantized(model, name, RTN(), space.whole[unit.name], None, windows.device)
+        for name, unit in units.items()
+        if unit.is_table
+    }
+    for hessians in _hessians(model, linears, quantizer, windows, seed, progress):
+        for name, hessian in hessians.items():
+            choices = space.whole[units[name].name]
+            found[name] = _quantized(model, name, quantizer, choices, hessian, windows.device)
+        progress("quantize", len(found), len(units))
     return found
 
 
-def _calibrated(
-    model: Any, spec: ModelSpec, quantizer: Quantizer, windows: Tensor
-) -> Iterator[tuple[dict[str, Tensor], list[UnitSpec]]]:
-    """Units that are quantized together, with the Hessian `X^T X` of what each reads, summed over the windows.
-
-    They are those of one decoder block: no other block's Hessians are held. Fused linears share their input, so there
-    is one Hessian for each unit, by its first linear.
-    """
-    blocks = [[unit for unit in spec.units if unit.layer == number] for number in range(spec.num_layers)]
-    yield {}, [unit for unit in spec.units if unit.layer is None]
-    if quantizer.needs_hessian:
-        firsts = [unit.linears[0].name for units in blocks for unit in units]
-        yield from zip(input_sums(model, firsts, windows, lambda x: x.T @ x), blocks, strict=True)
+def _hessians(
+    model: Any, linears: list[str], quantizer: Quantizer, windows: Tensor, seed: int, progress: Progress
+) -> Iterator[Mapping[str, Tensor | None]]:
+    """What the quantizer is told of every linear's inputs, block by block: no other block's Hessians are held."""
+    if not quantizer.needs_hessian:
+        yield dict.fromkeys(linears)
+    elif quantizer.fisher:
+        yield from fisher_hessians(model, linears, windows, seed, partial(progress, "weigh tokens"))
     else:
-        yield from zip(({} for _ in blocks), blocks, strict=True)
+        yield from input_sums(model, linears, windows, lambda x: x.T @ x)
 
 
-def _quantize_unit(
-    model: Any, unit: UnitSpec, quantizer: Quantizer, choices: Sequence[Choice], hessian: Tensor | None,
+@torch.no_grad()
+def _quantized(
+    model: Any, linear: str, quantizer: Quantizer, choices: Sequence[Choice], hessian: Tensor | None,
     device: torch.device,
-) -> Weights:  # fmt: skip
-    """The linears of a unit in one go: they read the same input, and a quantizer's rows do not interact."""
-    stacked = torch.cat([model.get_submodule(lin.name).weight.detach().to(device).float() for lin in unit.linears])
-    weights = quantizer.quantize(stacked, choices, hessian)
-    rows = [lin.out_features for lin in unit.linears]
-    parts = {choice: weight.to(model.device).split(rows) for choice, weight in weights.items()}
-    return {lin.name: {choice: part[i] for choice, part in parts.items()} for i, lin in enumerate(unit.linears)}
+) -> dict[Choice, QuantizedWeight]:  # fmt: skip
+    weight = model.get_submodule(linear).weight.detach().to(device).float()
+    return {c: found.to(model.device) for c, found in quantizer.quantize(weight, choices, hessian).items()}
 
 
 @dataclass

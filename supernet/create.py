@@ -202,7 +202,7 @@ def _quantized(
     minutes = CODES_SHARE * recipe.minutes if recipe.steps is None else None
     quantizer = QUANTIZERS[recipe.quantizer]().within(recipe.block_steps, minutes)
     found: dict[str, Any] = {}
-    weights = quantize(model, spec, space, quantizer, windows[:CALIBRATION], progress)
+    weights = quantize(model, spec, space, quantizer, windows[:CALIBRATION], progress, recipe.seed)
     supernet = build(model, spec, space, weights)
     if quantizer.refines:
         supernet.model.to(model.device)

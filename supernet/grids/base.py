@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -68,12 +68,6 @@ class QuantizedWeight:
         """The same on `device`; nothing is copied where it is there already."""
         codes, scale, zero = (part.to(device) for part in (self.codes, self.scale, self.zero))
         return replace(self, codes=codes, scale=scale, zero=zero)
-
-    def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
-        """The same weight as several, of these many rows each."""
-        codes, scale, zero = (part.split(list(rows)) for part in (self.codes, self.scale, self.zero))
-        parts = zip(codes, scale, zero, strict=True)
-        return [QuantizedWeight(c, s, z, self.choice, self.in_features) for c, s, z in parts]
 
 
 class Stored(Protocol):

@@ -19,6 +19,8 @@ class Quantizer(ABC):
     """Finds codes, scales and zeros for a matrix at every choice."""
 
     needs_hessian: ClassVar[bool]
+    fisher: bool = True
+    """Whether the Hessian counts each token by what an error there costs (`supernet.hessians`), or all alike."""
     refines: ClassVar[bool] = False
 
     @abstractmethod
@@ -27,8 +29,8 @@ class Quantizer(ABC):
     ) -> dict[Choice, QuantizedWeight]:
         """`weight` float32 `(out_features, in_features)`, one value for each choice.
 
-        `hessian` is `X^T X` over the matrix's calibration inputs, float32 `(in_features, in_features)`; None where
-        `needs_hessian` is False. A group size that does not divide in_features raises ValueError.
+        `hessian` is a sum of `x x^T` over the matrix's calibration inputs, float32 `(in_features, in_features)`; None
+        where `needs_hessian` is False. A group size that does not divide in_features raises ValueError.
         """
 
     def calibrated(self, hessian: Tensor | None) -> Tensor:

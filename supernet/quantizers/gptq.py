@@ -3,7 +3,8 @@ over the columns still to come by the inverse Hessian of the layer's inputs.
 
 As in QA-LoRA and LLM-QFA: asymmetric, groups along the inputs, act-order off. Every bit-width of a matrix is solved in
 one pass, their rows stacked: rows do not interact, and all share one Hessian. The Hessian comes from the full model's
-own activations, since a supernet has no single quantized predecessor (the papers quantize sequentially).
+own activations, since a supernet has no single quantized predecessor (the papers quantize sequentially), and counts
+each token by what an error there costs (`supernet.hessians`); without `fisher` all alike, as in the paper.
 
 `clip` shrinks a group's range where that lowers its squared error, as the reference code's `mse` option does; here the
 error of each weight counts by the mean square of its input, the Hessian's diagonal.
@@ -28,6 +29,7 @@ BLOCK = 32  # columns whose updates to the rest of the matrix are done in one pr
 class GPTQ(Quantizer):
     damping: float = 0.01  # share of the Hessian's mean diagonal that is added to it
     clip: bool = True
+    fisher: bool = True
 
     needs_hessian = True
 

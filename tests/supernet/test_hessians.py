@@ -1,0 +1,75 @@
+"""Hessians block by block: those of one pass through the whole model, on every architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from supernet import hessians
+from supernet.blocks import decoder_layers
+from supernet.hessians import POWER, fisher_hessians
+from supernet.model import compute_dtype, spec_of_model
+from supernet.sensitivity import drawn, each_gradient
+from tests.tiny import FAMILIES, tiny_model, windows
+
+
+def linears_of(model: Any) -> list[str]:
+    return [lin.name for unit in spec_of_model(model, "tiny").units if unit.layer is not None for lin in unit.linears]
+
+
+def whole_pass(model: Any, ids: Tensor, seed: int) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def collect(name: str, module: Any, x: Tensor, grad: Tensor) -> None:
+        weighed = x * grad.square().sum(-1, keepdim=True).pow(POWER)
+        found[name] = found.get(name, torch.zeros(())) + x.T @ weighed
+
+    each_gradient(model, linears_of(model), ids, drawn(model, seed), collect)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_in_turn_find_what_a_whole_pass_finds(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hessians, "compute_dtype", lambda device: torch.float32)
+    model, ids = tiny_model(family), windows(6)
+    expected = whole_pass(model, ids, seed=3)
+    found = list(fisher_hessians(model, linears_of(model), ids, seed=3))
+    assert len(found) == len(decoder_layers(model))
+    assert [set(sums) for sums in found] == [
+        {name for name in expected if f"layers.{number}." in name} for number in reversed(range(len(found)))
+    ]
+    for sums in found:
+        for name, hessian in sums.items():
+            assert torch.allclose(hessian, expected[name], rtol=1e-3, atol=1e-4 * expected[name].abs().max().item())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_model_is_left_as_it_was(family: str) -> None:
+    model, ids = tiny_model(family), windows(2)
+    before, places = model(ids).logits, {name: p.data_ptr() for name, p in model.named_parameters()}
+    found = [hessian for sums in fisher_hessians(model, linears_of(model), ids, seed=0) for hessian in sums.values()]
+    assert all(hessian.dtype == torch.float32 and hessian.isfinite().all() for hessian in found)
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == places
+    assert torch.equal(model(ids).logits, before)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.skipif(compute_dtype(torch.device("cpu")) == torch.float32, reason="no bfloat16 here to compare with")
+def test_bfloat16_finds_nearly_the_same() -> None:
+    model, ids = tiny_model(), windows(6)
+    expected = whole_pass(model, ids, seed=3)
+    for sums in fisher_hessians(model, linears_of(model), ids, seed=3):
+        for name, hessian in sums.items():
+            assert torch.corrcoef(torch.stack([hessian.flatten(), expected[name].flatten()]))[0, 1] > 0.95
+
+
+def test_the_seed_decides() -> None:
+    model, ids = tiny_model(), windows(4)
+    first, again, other = ([*fisher_hessians(model, linears_of(model), ids, seed)] for seed in (0, 0, 1))
+    for one, two, three in zip(first, again, other, strict=True):
+        for name in one:
+            assert torch.equal(one[name], two[name])
+            assert not torch.equal(one[name], three[name])
