@@ -3,8 +3,8 @@
     H = sum over tokens of  f x x^T,    f = |g| ^ (2 POWER)
 
 with x what the linear reads, and g the gradient of log p(y) with respect to what it makes, y drawn from the model.
-GPTQ's own H takes all tokens alike (f = 1), and is ruled by the few whose activations are enormous and whose
-errors hardly matter. With POWER 1, f is the token's Fisher information, summed over outputs: GuidedQuant (Kim et al.,
+GPTQ's own H takes all tokens alike (f = 1), and is ruled by the few whose activations are enormous and whose errors
+hardly matter. With a power of 1, f is the token's Fisher information, summed over outputs: GuidedQuant (Kim et al.,
 arXiv 2505.07004, section 3) with one group of outputs, and with labels drawn from the model instead of the text's. One
 label a token is a noisy estimate, hence a smaller power (docs/log.md).
 

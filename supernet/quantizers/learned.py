@@ -6,9 +6,9 @@ model's block. Its input comes from the quantized blocks before it, its target f
 
 Near is measured where it counts. To second order, an error d of a block's output costs 1/2 E[(g . d)^2], with g the
 gradient of log p(y) and y drawn from the model. BRECQ keeps the squares of g for every token and channel; here they are
-one weight for each token times one for each channel, which fit in memory at any size. Plain squared error is ruled by
-the few tokens whose activations are a thousand times the others' and on which little depends: on SmolLM2 at 3 bits it
-left twice the KL (docs/log.md).
+one weight for each token times one for each channel, which fit in memory at any size; of the first the root, since one
+label tells little of a token. Plain squared error is ruled by the few tokens whose activations are a thousand times the
+others' and on which little depends: on SmolLM2 at 3 bits it left twice the KL (docs/log.md).
 
 AutoRound's offsets move by at most half a code and its steps shrink from 1 / steps to 0, as here; it tunes the range
 of each group, here the scales.
@@ -39,6 +39,7 @@ HALF = 0.499  # codes that an offset starts from its cell's centre at most: all 
 SCALE_RATE = 0.1  # relative step of a scale, as a share of an offset's step in codes
 LEAST_STEPS = 8  # fewer move codes without settling them
 TIMED = 4  # steps that tell how long one takes
+TOKEN_POWER = 0.5  # of a token's Fisher information, which one label estimates with much noise
 AT_ONCE = 16  # windows that go through a block side by side
 
 
@@ -191,7 +192,7 @@ def output_weights(
     def watch(number: int, start: int) -> Callable[..., None]:
         def collect(grad: Tensor) -> None:
             squares = grad.float().square()
-            tokens[number, start : start + len(grad)] = squares.mean(-1)
+            tokens[number, start : start + len(grad)] = squares.mean(-1).pow(TOKEN_POWER)
             channels[number].add_(squares.sum((0, 1)))
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
