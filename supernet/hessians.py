@@ -70,17 +70,16 @@ def _last_gradients(model: Any, windows: Tensor, states: Sequence[Tensor], seed:
     """The gradient of log p(y) with respect to what the last block makes, which is `states`."""
     head = model.get_output_embeddings()
     generator = torch.Generator(device=windows.device).manual_seed(seed)
-    grads = []
-    for part, state in zip(windows.split(AT_ONCE), states, strict=True):
-        leaf = state.detach().requires_grad_()
+    leaves = [state.detach().requires_grad_() for state in states]
+    hidden = []
+    for part, leaf in zip(windows.split(AT_ONCE), leaves, strict=True):
         with skipped(model, leaf), torch.enable_grad():
-            hidden = hidden_states(model, part.to(model.device))
-        with placed(head, windows.device, state.dtype):
-            slope = label_gradient(model, hidden.to(windows.device, state.dtype), generator)
-        hidden.backward(slope.to(hidden.device, hidden.dtype))
-        assert leaf.grad is not None
-        grads.append(leaf.grad)
-    return grads
+            hidden.append(hidden_states(model, part.to(model.device)))
+    with placed(head, windows.device, states[0].dtype):  # once for all: a head is large
+        slopes = [label_gradient(model, part.to(windows.device, states[0].dtype), generator) for part in hidden]
+    for part, slope in zip(hidden, slopes, strict=True):
+        part.backward(slope.to(part.device, part.dtype))
+    return [leaf.grad for leaf in leaves if leaf.grad is not None]
 
 
 def _watch(layer: nn.Module, names: dict[nn.Module, str], sums: dict[str, Tensor]) -> list[Any]:
