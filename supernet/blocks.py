@@ -74,10 +74,14 @@ def hidden_of(output: Any) -> Tensor:
 
 @contextlib.contextmanager
 def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Have the module's parameters and buffers on `device`, in `dtype` if given; afterwards they are as they were."""
+    """Have the module's parameters and buffers on `device`, in `dtype` if given; afterwards they are where they were.
+
+    What is done to buffers meanwhile stays done, except in another `dtype`: then they are as they were.
+    """
     home = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), device)
     kept = [(part, *item) for part in module.modules() for item in part.named_parameters(recurse=False)]
     data = [parameter.data for _, _, parameter in kept]
+    exact = [] if dtype is None else [(p, *item) for p in module.modules() for item in p.named_buffers(recurse=False)]
     module.to(device, dtype)
     try:
         yield
@@ -86,6 +90,8 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = 
             parameter.data = values  # where it was: coming back would be a copy
             setattr(part, name, parameter)
         module.to(home)
+        for part, name, buffer in exact:
+            setattr(part, name, buffer)
 
 
 @contextlib.contextmanager

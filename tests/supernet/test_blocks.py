@@ -53,6 +53,16 @@ def test_a_block_goes_and_comes_back_as_it_was() -> None:
     assert {name: parameter.data_ptr() for name, parameter in layer.named_parameters()} == before
 
 
+def test_a_block_in_another_dtype_comes_back_exactly() -> None:
+    layer = nn.BatchNorm1d(4)  # with buffers
+    layer.running_mean.fill_(1 / 3)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with placed(layer, torch.device("cpu"), torch.bfloat16):
+        assert layer.weight.dtype == layer.running_mean.dtype == torch.bfloat16
+    after = layer.state_dict()
+    assert all(torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items())
+
+
 @pytest.mark.parametrize(("free", "place"), [(10**9, "cuda"), (10**3, "cpu")])
 def test_a_model_that_does_not_fit_waits_in_memory(monkeypatch: pytest.MonkeyPatch, free: int, place: str) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
