@@ -25,6 +25,7 @@ from supernet.create import CALIBRATION, LEARNING
 from supernet.grids.packing import packed_bytes
 from supernet.model import HEAD_TOKENS, checkpoint_blocks, hidden_states, spec_of, spec_of_model
 from supernet.quantizers import RTN, Learned
+from supernet.quantizers.starts import STARTS
 from supernet.recipe import Recipe
 from supernet.spec import LinearSpec, ModelSpec, UnitSpec
 from supernet.text import CACHE_BYTES, sequences_at_once
@@ -263,15 +264,16 @@ def gptq_bytes(spec: ModelSpec) -> int:
 
 
 def chain_bytes(spec: ModelSpec) -> int:
-    """Learned rounding: every window's activations at one block, of the full model before and after the block and of
-    each learned bit-width."""
-    chains = 2 + sum(bits <= Learned().widest for bits in RECIPE.bits)
+    """Learned rounding: every window's activations at one block, of the full model before and after the block, of each
+    learned bit-width, and of what the starts that are tried lead to."""
+    chains = 2 + sum(bits <= Learned().widest for bits in RECIPE.bits) + len(STARTS)
     return BFLOAT16 * LEARNING * RECIPE.window_tokens * spec.hidden_size * chains
 
 
 def learned_block_bytes(spec: ModelSpec) -> int:
-    """Of one block at one bit-width: a float32 offset for each weight, its gradient, and a byte for its position."""
-    return (2 * FLOAT32 + 1) * sum(unit.weights for unit in layer_units(spec))
+    """Of one block at one bit-width, for each weight: a float32 offset, its gradient and a byte for its position; the
+    weight, and what GPTQ moved it to, in float32; and the full model's block, which reads what ours reads."""
+    return (4 * FLOAT32 + 1 + BFLOAT16) * sum(unit.weights for unit in layer_units(spec))
 
 
 def cache(spec: ModelSpec) -> str:

@@ -58,7 +58,7 @@ from supernet.trial import try_adapters
 
 HELD_OUT = 4  # windows that judge and never train
 CALIBRATION = 64  # windows for the Hessians
-LEARNING = 256  # windows for a quantizer that learns
+LEARNING = 512  # windows for a quantizer that learns
 AGREEMENT = 8  # batches that tell which choices may share an adapter
 TRIAL = 12  # windows that adapters are tried on
 SENSITIVITY = 4  # windows for the sensitivities' gradients

@@ -36,9 +36,16 @@ class GPTQ(Quantizer):
     def quantize(
         self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
     ) -> dict[Choice, QuantizedWeight]:
+        return {choice: found for choice, (found, _) in self.solve(weight, choices, hessian).items()}
+
+    def solve(
+        self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None
+    ) -> dict[Choice, tuple[QuantizedWeight, Tensor]]:
+        """As `quantize`, and with each value what was rounded to it: the weight with the errors of the columns before
+        spread over it, float32 `(out_features, in_features)`."""
         hessian = self.calibrated(hessian)
         check_groups(weight, choices)
-        found: dict[Choice, QuantizedWeight] = {}
+        found: dict[Choice, tuple[QuantizedWeight, Tensor]] = {}
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # a column is too little work to share: more threads only wait for each other
         try:
@@ -53,11 +60,12 @@ class GPTQ(Quantizer):
 
     def _solve(
         self, weight: Tensor, choices: Sequence[Choice], group_size: int, importance: Tensor, factor: Tensor
-    ) -> dict[Choice, QuantizedWeight]:
+    ) -> dict[Choice, tuple[QuantizedWeight, Tensor]]:
         grid = IntegerGrid()
         rows, columns = weight.shape
         bits = torch.tensor([c.bits for c in choices], device=weight.device).repeat_interleave(rows)
-        # Transposed, so that the column at hand lies in one piece. `rest` is what is left to represent.
+        # Transposed, so that the column at hand lies in one piece. `rest` is what is left to represent,
+        # and a column stays as it was when its turn came.
         rest = weight.repeat(len(choices), 1).T.contiguous()
         codes = torch.empty_like(rest)
         scales, zeros = [], []
@@ -82,8 +90,8 @@ class GPTQ(Quantizer):
                 errors[column - start] = error
             rest[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
         scale, zero = torch.stack(scales, 1), torch.stack(zeros, 1)
-        parts = zip(choices, codes.T.split(rows), scale.split(rows), zero.split(rows), strict=True)
-        return {choice: grid.pack(c, s, z, choice, columns) for choice, c, s, z in parts}
+        parts = zip(choices, *(part.split(rows) for part in (codes.T, scale, zero, rest.T)), strict=True)
+        return {choice: (grid.pack(c, s, z, choice, columns), moved) for choice, c, s, z, moved in parts}
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:

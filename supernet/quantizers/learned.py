@@ -10,14 +10,19 @@ one weight for each token times one for each channel, which fit in memory at any
 label tells little of a token. Plain squared error is ruled by the few tokens whose activations are a thousand times the
 others' and on which little depends: on SmolLM2 at 3 bits it left twice the KL (docs/log.md).
 
+Which start is better depends on the model: some blocks learn from each of `supernet.quantizers.starts`, and all go on,
+by bit-width, with the one that left less error over those so far. No block decides for itself: errors of a few percent
+in one say little of what its codes do to the blocks after it (docs/log.md).
+
 AutoRound's offsets move by at most half a code and its steps shrink from 1 / steps to 0, as here; it tunes the range
 of each group, here the scales.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from supernet.adapters.rounding import Rounding
-from supernet.blocks import decoder_layers, first_inputs, hidden_of, layer_arguments, output_of, placed
+from supernet.blocks import decoder_layers, first_inputs, hidden_of, layer_arguments, placed
 from supernet.grids import IntegerGrid, QuantizedWeight
 from supernet.labels import label_gradient
 from supernet.model import hidden_states, removed_after
 from supernet.quantizers.base import Quantizer, check_groups
+from supernet.quantizers.starts import AT_ONCE, STARTS, Block, Part, Start, Turn, gptq, nearest
 from supernet.space import Choice
 
 if TYPE_CHECKING:
@@ -40,7 +46,7 @@ SCALE_RATE = 0.1  # relative step of a scale, as a share of an offset's step in 
 LEAST_STEPS = 8  # fewer move codes without settling them
 TIMED = 4  # steps that tell how long one takes
 TOKEN_POWER = 0.5  # of a token's Fisher information, which one label estimates with much noise
-AT_ONCE = 16  # windows that go through a block side by side
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -80,84 +86,114 @@ class Learned(Quantizer):
         arguments = send_to_device(layer_arguments(teacher, windows[:1]), there)
         exact = torch.cat([first_inputs(teacher, part).to(there) for part in windows.split(AT_ONCE)])
         widths = [bits for bits in supernet.space.bits(supernet.spec) if bits <= self.widest]
-        chains = dict.fromkeys(widths, exact)
-        draw, steps = torch.Generator().manual_seed(seed), self.steps
+        chains = {bits: _Chain(exact) for bits in widths}
+        draw, steps = torch.Generator().manual_seed(seed), 0 if self.minutes else self.steps
         for number, (layer, ours) in enumerate(zip(layers, own, strict=True)):
-            block = _Block(number, ours, arguments[number], *(part[number].to(there) for part in weights))
-            with placed(layer, there):
+            block = Block(layer, ours, arguments[number], *(part[number].to(there) for part in weights))
+            with placed(layer, there), placed(ours, there):
                 target = block.through(layer, exact)
-            with placed(ours, there):
-                if number == 0 and self.minutes is not None and widths:
-                    left = self.minutes * 60 - (time.perf_counter() - started)
-                    seconds = self._seconds(full, supernet, block, widths[-1], exact, target)
-                    steps = max(LEAST_STEPS, int(left / (seconds * len(layers) * len(widths))))
-                for bits, inputs in chains.items():
-                    self._learn(_adapt(supernet, full, number, bits), block, inputs, target, exact, draw, steps)
-                    for name, choice in _linears(supernet, number, bits):
-                        supernet.matrices[name].fold(choice)
-                    chains[bits] = block.through(ours, inputs)
+                change = block.error(target, exact, slice(None)).item()
+                for bits, chain in chains.items():
+                    parts = _parts(full, teacher, supernet, number, bits)
+                    turn = Turn(block, parts, chain.inputs, target, change)
+                    if not steps:
+                        turns = (len(layers) + sum(map(_tried, range(len(layers)))) * (len(STARTS) - 1)) * len(widths)
+                        steps = self._fitting(turn, turns, (self.minutes or 0) * 60 - (time.perf_counter() - started))
+                    chain.take(turn, self._ends(turn, STARTS if _tried(number) else [chain.better], draw, steps))
             exact = target
             progress("learn rounding", number + 1, len(layers))
-        return {"block_steps": steps}
+        return {"block_steps": steps, "starts": {str(bits): chain.better for bits, chain in chains.items()}}
 
-    def _learn(
-        self, adapters: Sequence[Rounding], block: _Block, inputs: Tensor, target: Tensor, exact: Tensor,
-        draw: torch.Generator, steps: int,
-    ) -> None:  # fmt: skip
-        change = block.error(target, exact, slice(None)).item()  # what the block does at all, to be near 1
-        for step in range(steps):
-            rows = torch.randint(len(inputs), (min(self.batch, len(inputs)),), generator=draw)
-            block.backward(inputs[rows], target[rows], rows, change)
-            _move(adapters, (1 - step / steps) / steps)
+    def _ends(self, turn: Turn, starts: Iterable[str], draw: torch.Generator, steps: int) -> dict[str, _End]:
+        """Where learning leads from each of the starts, over the same windows."""
+        drawn, ends = draw.get_state(), {}
+        size = len(turn.inputs)
+        for name in starts:
+            draw.set_state(drawn)
+            adapters = _adapt(turn.parts, STARTS[name](turn))
+            for step in range(steps):
+                turn.backward(torch.randint(size, (min(self.batch, size),), generator=draw))
+                _move(adapters, (1 - step / steps) / steps)
+            for part in turn.parts:
+                part.matrix.fold(part.choice)
+            output = turn.block.through(turn.block.ours, turn.inputs)
+            error = turn.block.error(output, turn.target, slice(None)).item()
+            ends[name] = _End(error, [part.matrix.stored(part.choice) for part in turn.parts], output)
+        return ends
 
-    def _seconds(
-        self, full: Any, supernet: Supernet, block: _Block, bits: int, inputs: Tensor, target: Tensor
-    ) -> float:
-        """How long a step takes. Nothing is kept of those that were timed."""
-        adapters = _adapt(supernet, full, block.number, bits)
-        rows = torch.arange(min(self.batch, len(inputs)))
+    def _fitting(self, turn: Turn, turns: int, seconds: float) -> int:
+        """Steps for each of so many turns that fit into the seconds. Nothing is kept of those that are timed."""
+        started = time.perf_counter()
+        gptq(turn)
+        seconds -= turns * (time.perf_counter() - started)
+        adapters = _adapt(turn.parts, nearest(turn))
+        rows = torch.arange(min(self.batch, len(turn.inputs)))
         for step in range(TIMED + 1):
             if step == 1:  # the first one warms up
                 started = time.perf_counter()
-            block.backward(inputs[rows], target[rows], rows, 1.0)
+            turn.backward(rows)
             _move(adapters, 0.0)
-        seconds = (time.perf_counter() - started) / TIMED
-        for name, choice in _linears(supernet, block.number, bits):
-            supernet.matrices[name].drop([choice])
-        return seconds
+        each = (time.perf_counter() - started) / TIMED
+        for part in turn.parts:
+            part.matrix.drop([part.choice])
+        return max(LEAST_STEPS, int(seconds / (each * turns)))
 
 
 @dataclass(frozen=True)
-class _Block:
-    """One decoder block of the supernet, what else it is called with, and what its errors cost."""
+class _End:
+    """Where learning led: the error of the block's output, codes for each of its parts, and the output."""
 
-    number: int
-    ours: nn.Module
-    arguments: dict[str, Any]
-    tokens: Tensor
-    channels: Tensor
-
-    @torch.no_grad()
-    def through(self, layer: nn.Module, inputs: Tensor) -> Tensor:
-        return torch.cat([output_of(layer, part, self.arguments) for part in inputs.split(AT_ONCE)])
-
-    def error(self, ours: Tensor, target: Tensor, rows: Any) -> Tensor:
-        squares = (ours.float() - target.float()).square()
-        return ((squares * self.channels).mean(-1) * self.tokens[rows]).mean()
-
-    def backward(self, inputs: Tensor, target: Tensor, rows: Tensor, change: float) -> None:
-        output = output_of(self.ours, inputs, self.arguments)
-        (self.error(output, target, rows) / change).backward()
+    error: float
+    codes: list[QuantizedWeight]
+    output: Tensor
 
 
-def _adapt(supernet: Supernet, full: Any, layer: int, bits: int) -> list[Rounding]:
+class _Chain:
+    """The blocks of one bit-width so far: what the next one reads, and how much each start left as errors."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs = inputs
+        self.errors = dict.fromkeys(STARTS, 0.0)  # logarithms, summed over the blocks that tried all
+
+    @property
+    def better(self) -> str:
+        return min(self.errors, key=self.errors.__getitem__)
+
+    def take(self, turn: Turn, ends: Mapping[str, _End]) -> None:
+        """Go on with the end of the start that is better so far."""
+        if len(ends) > 1:
+            for name, end in ends.items():
+                self.errors[name] += math.log(max(end.error, TINY))
+        end = ends[self.better]
+        for part, codes in zip(turn.parts, end.codes, strict=True):
+            part.matrix.store(codes)
+        self.inputs = end.output
+
+
+def _tried(number: int) -> bool:
+    """Whether a block learns from every start: 0, 1, 2, 4, 8 and so on, since the first blocks are unlike others."""
+    return number & (number - 1) == 0
+
+
+def _parts(full: Any, teacher: Any, supernet: Supernet, layer: int, bits: int) -> list[Part]:
+    """The linears of a block with their choice of these bits."""
+    subnet = supernet.space.uniform(supernet.spec, bits)
+    units = [unit for unit in supernet.spec.units if unit.layer == layer]
+    found = []
+    for name, choice in ((linear.name, subnet[unit.name]) for unit in units for linear in unit.linears):
+        matrix, module = supernet.matrices[name], teacher.get_submodule(name)
+        weight = full.get_submodule(name).weight.detach().to(module.weight.device).float()
+        found.append(Part(matrix, choice, matrix.stored(choice), module, weight))
+    return found
+
+
+def _adapt(parts: Sequence[Part], start: Start) -> list[Rounding]:
     made = []
-    for name, choice in _linears(supernet, layer, bits):
-        matrix = supernet.matrices[name]
-        matrix.select(choice)
-        weight = full.get_submodule(name).weight
-        adapter = Rounding(matrix.stored(choice), torch.Generator(), weight, rank=None, margin=HALF)
-        matrix.adapt([choice], adapter)
+    for part, (codes, weight) in zip(parts, start, strict=True):
+        part.matrix.store(codes)
+        part.matrix.select(part.choice)
+        adapter = Rounding(codes, torch.Generator(), weight, rank=None, margin=HALF)
+        part.matrix.adapt([part.choice], adapter)
         made.append(adapter)
     return made
 
@@ -171,13 +207,6 @@ def _move(adapters: Sequence[Rounding], step: float) -> None:
             parameter.sub_(parameter.grad.sign_(), alpha=rate)
             parameter.grad = None
         adapter.offset.clamp_(-0.5, 0.5)
-
-
-def _linears(supernet: Supernet, layer: int, bits: int) -> list[tuple[str, Choice]]:
-    """The linears of a layer with their choice of these bits."""
-    subnet = supernet.space.uniform(supernet.spec, bits)
-    units = [unit for unit in supernet.spec.units if unit.layer == layer]
-    return [(linear.name, subnet[unit.name]) for unit in units for linear in unit.linears]
 
 
 def output_weights(
@@ -207,7 +236,6 @@ def output_weights(
                 hidden = hidden_states(model, windows[start : start + 4].to(model.device))
                 hidden.backward(label_gradient(model, hidden, generator))
             progress("weigh errors", min(start + 4, count), count)
-    tiny = torch.finfo(torch.float32).tiny
-    tokens /= tokens.mean((1, 2), keepdim=True).clamp(min=tiny)
-    channels /= channels.mean(1, keepdim=True).clamp(min=tiny)
+    tokens /= tokens.mean((1, 2), keepdim=True).clamp(min=TINY)
+    channels /= channels.mean(1, keepdim=True).clamp(min=TINY)
     return tokens, channels

@@ -77,6 +77,17 @@ def test_gptq_without_correlation_is_rounding() -> None:
     assert torch.equal(solved.codes, RTN().quantize(weight, [choice])[choice].codes)
 
 
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_gptq_says_what_it_rounded(choice: Choice) -> None:
+    weight, hessian = problem()
+    found, moved = GPTQ().solve(weight, [choice], hessian)[choice]
+    assert torch.equal(moved[:, 0], weight[:, 0])
+    assert not torch.allclose(moved[:, -1], weight[:, -1])
+    scale, zero = (part.float().repeat_interleave(choice.group_size, 1) for part in (found.scale, found.zero))
+    nearest = IntegerGrid().encode(moved, scale, zero, choice.bits)
+    assert torch.equal(nearest.to(torch.uint8), IntegerGrid().codes(found))
+
+
 def test_gptq_survives_dead_and_repeated_inputs() -> None:
     weight, hessian = problem()
     hessian[:, 3] = hessian[3, :] = 0

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
-from supernet.blocks import decoder_layers
+from supernet.blocks import decoder_layers, first_inputs, layer_arguments
 from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
-from supernet.quantizers import Learned
-from supernet.quantizers.learned import output_weights
+from supernet.grids import IntegerGrid
+from supernet.quantizers import Learned, learned
+from supernet.quantizers.learned import _Chain, _End, _parts, _tried, output_weights
+from supernet.quantizers.starts import INWARD, STARTS, Block, Turn
 from supernet.space import Choice
 from tests.supernet.conftest import Made, make
 from tests.tiny import FAMILIES, tiny_model, windows
@@ -46,6 +51,60 @@ def test_the_same_seed_learns_the_same_codes() -> None:
             assert torch.equal(weight.scale, found[1][name][choice].scale)
 
 
+def turn_of(made: Made, bits: int) -> Turn:
+    """The first block's."""
+    text, layers = windows(8, 32), decoder_layers(made.model)
+    inputs, arguments = first_inputs(made.model, text), layer_arguments(made.model, text[:1])[0]
+    tokens, channels = output_weights(made.model, layers, text, 0, silent)
+    block = Block(layers[0], decoder_layers(made.supernet.model)[0], arguments, tokens[0], channels[0])
+    return Turn(block, _parts(made.model, made.model, made.supernet, 0, bits), inputs, inputs, 1.0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("name", "reach"), [("nearest", 0.5), ("gptq", 0.5 * INWARD)])
+def test_a_start_has_every_weight_in_its_codes_cell(family: str, name: str, reach: float) -> None:
+    grid, turn = IntegerGrid(), turn_of(make(family, bits=(3,), quantizer=Learned()), 3)
+    moved = 0
+    for part, (found, weight) in zip(turn.parts, STARTS[name](turn), strict=True):
+        codes = grid.codes(found)
+        scale, zero = (p.float().repeat_interleave(part.choice.group_size, 1) for p in (found.scale, found.zero))
+        inside = (codes > 0) & (codes < 7)  # beyond the outer cells a weight may lie anywhere
+        assert (weight / scale + zero - codes)[inside].abs().max() <= reach + 1e-4
+        moved += int((codes != grid.codes(part.nearest)).sum())
+    assert (moved > 0) == (name == "gptq")
+
+
+def test_all_go_on_with_the_start_that_left_less_error_so_far() -> None:
+    turn = replace(turn_of(make(bits=(2,), quantizer=Learned()), 2), parts=[])
+    chain, gptq = _Chain(turn.inputs), _End(0.2, [], torch.ones(2))
+    assert list(chain.errors) == list(STARTS) == ["nearest", "gptq"]
+    for error, better in ((0.1, "nearest"), (0.3, "nearest"), (0.3, "gptq")):
+        nearest = _End(error, [], torch.ones(1))
+        chain.take(turn, {"nearest": nearest, "gptq": gptq})
+        assert chain.better == better
+        assert chain.inputs is (nearest if better == "nearest" else gptq).output
+    chain.take(turn, {"gptq": gptq})  # tried alone it says nothing of the other
+    assert chain.errors["gptq"] == pytest.approx(3 * math.log(0.2))
+
+
+def test_blocks_that_try_every_start_grow_rare() -> None:
+    assert [number for number in range(40) if _tried(number)] == [0, 1, 2, 4, 8, 16, 32]
+
+
+def test_tries_end_where_the_better_start_leads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "_tried", lambda number: number == 0)
+    found = {}
+    for tried in (tuple(STARTS), *((name,) for name in STARTS)):
+        monkeypatch.setattr(learned, "STARTS", {name: STARTS[name] for name in tried})
+        made = make(bits=(2,), quantizer=Learned())
+        recorded = Learned(6, batch=4).refine(made.model, made.model, made.supernet, windows(16, 32), 0, silent)
+        weights = [weight for choices in made.supernet.weights().values() for weight in choices.values()]
+        found[tried] = recorded["starts"]["2"], torch.cat([weight.codes.flatten() for weight in weights])
+    better, codes = found[tuple(STARTS)]
+    for name in STARTS:
+        assert torch.equal(codes, found[name,][1]) == (name == better)
+
+
 def test_tables_and_unused_choices_stay() -> None:
     made = make(bits=(2, 4), quantizer=Learned())
     before = made.supernet.weights()["model.embed_tokens"]
@@ -67,7 +126,7 @@ def test_minutes_become_steps_and_timing_leaves_nothing_behind() -> None:
     for quantizer in (Learned(steps=8, batch=4), Learned(minutes=1e-6, batch=4)):
         made = make(bits=(2,), quantizer=Learned())
         recorded = quantizer.refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
-        assert recorded == {"block_steps": 8}
+        assert recorded["block_steps"] == 8
         found.append(made.supernet.weights()["model.layers.0.mlp.up_proj"][Choice(2, 16)])
     assert torch.equal(found[0].codes, found[1].codes)
     made = make(bits=(2,), quantizer=Learned())

@@ -1,0 +1,113 @@
+"""Where learned rounding of a block starts: at the nearest codes, or at those of GPTQ.
+
+GPTQ moves a weight by the errors of the columns before it, and rounds what that makes (arXiv 2210.17323, Eq. 3). A
+block that is learned has quantized predecessors, so its Hessians are of what it reads behind those, as in the paper;
+tokens count by what an error of the block's output costs. Learning goes on from where GPTQ had each weight in its
+cell, but INWARD of the way from the centre: codes that fit together are not to move as easily as nearest ones
+(docs/log.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supernet.blocks import output_of
+from supernet.grids import GRIDS, QuantizedWeight
+from supernet.linear import Quantized
+from supernet.model import removed_after
+from supernet.quantizers.gptq import GPTQ
+from supernet.space import Choice
+
+AT_ONCE = 16  # windows that go through a block side by side
+SOLVED = 64  # windows for GPTQ's Hessians
+INWARD = 0.5
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder block of the full model and of the supernet, what else it is called with, what its errors cost."""
+
+    layer: nn.Module
+    ours: nn.Module
+    arguments: dict[str, Any]
+    tokens: Tensor
+    channels: Tensor
+
+    @torch.no_grad()
+    def through(self, layer: nn.Module, inputs: Tensor) -> Tensor:
+        return torch.cat([output_of(layer, part, self.arguments) for part in inputs.split(AT_ONCE)])
+
+    def error(self, ours: Tensor, target: Tensor, rows: Any) -> Tensor:
+        squares = (ours.float() - target.float()).square()
+        return ((squares * self.channels).mean(-1) * self.tokens[rows]).mean()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One linear of a block at one bit-width."""
+
+    matrix: Quantized
+    choice: Choice
+    nearest: QuantizedWeight
+    module: nn.Module  # the full model's, as it computes
+    weight: Tensor  # and its weight in float32
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A block's turn at one bit-width: what it reads behind quantized blocks, and what the full model's makes."""
+
+    block: Block
+    parts: list[Part]
+    inputs: Tensor
+    target: Tensor
+    change: float  # what the block does to its input, as an error counts it
+
+    def backward(self, rows: Tensor) -> None:
+        """Of the error in these windows, as a share of what the block does."""
+        output = output_of(self.block.ours, self.inputs[rows], self.block.arguments)
+        (self.block.error(output, self.target[rows], rows) / self.change).backward()
+
+
+Start = list[tuple[QuantizedWeight, Tensor]]
+"""For each part, codes and the weight that learning takes to be behind them."""
+
+
+def nearest(turn: Turn) -> Start:
+    return [(part.nearest, part.weight) for part in turn.parts]
+
+
+@torch.no_grad()
+def gptq(turn: Turn) -> Start:
+    start = []
+    sums = hessians(turn.block, [part.module for part in turn.parts], turn.inputs[:SOLVED])
+    for part, hessian in zip(turn.parts, sums, strict=True):
+        found, moved = GPTQ().solve(part.weight, [part.choice], hessian)[part.choice]
+        centre = GRIDS[part.choice.grid].dequantize(found, torch.float32)
+        start.append((found, torch.lerp(centre, moved, INWARD)))
+    return start
+
+
+def hessians(block: Block, modules: Sequence[nn.Module], inputs: Tensor) -> list[Tensor]:
+    """Sums of `t x x^T` over the tokens of `inputs`, float32, one for each of the full model's `modules`."""
+    sums: dict[nn.Module, Tensor] = {}
+    for start in range(0, len(inputs), AT_ONCE):
+        rows = slice(start, start + AT_ONCE)
+        tokens = block.tokens[rows].reshape(-1, 1)
+
+        def watch(module: nn.Module, args: tuple[Tensor, ...], tokens: Tensor = tokens) -> None:
+            x = args[0].flatten(0, -2).float()
+            found = x.T @ (x * tokens)
+            sums[module] = sums[module] + found if module in sums else found
+
+        with removed_after([module.register_forward_pre_hook(watch) for module in modules]):
+            output_of(block.layer, inputs[rows], block.arguments)
+    return [sums[module] for module in modules]
+
+
+STARTS: dict[str, Callable[[Turn], Start]] = {"nearest": nearest, "gptq": gptq}
