@@ -5,9 +5,9 @@
 
 A subnet has at most as many code bits a weight as the average says, and so at most the bytes of the rivals' rows:
 groups of 64, integer zeros, the embedding at 8 bits, scales, zeros and codes counted. Candidates are what the exact
-search finds on the supernet's sensitivities, among all bit-widths and among the two around the average, and the uniform
-subnet below; the best of them on the supernet's own held-out windows is the row. Quality is KL divergence per token
-from the full model on the first 16 windows of 512 tokens of eval.txt.
+search finds on the supernet's sensitivities, among all bit-widths and among the two around the average, those two split
+at a depth, and the uniform subnet below; the best of them on the supernet's own held-out windows is the row. Quality is
+KL divergence per token from the full model on the first 16 windows of 512 tokens of eval.txt.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from claims import Claim, finish, table
 from rivals import AVERAGES, code_bits, stored_bytes
 
 from planner.quality import SENSITIVITY_FILE, SensitivityTable
+from planner.search.base import Problem
+from planner.search.depth import split
 from planner.search.exact import solve
 from supernet.build import Supernet
 from supernet.checkpoint import SupernetFiles, open_supernet
@@ -73,7 +75,8 @@ def candidates(files: SupernetFiles, average: float) -> list[Subnet]:
     limit = code_bits(spec, space, average)
     solutions = [solve(among, losses, (limit,))[0] for among in (space, around)]
     below = space.uniform(spec, near[0])
-    return [subnet for subnet in (*solutions, below) if subnet is not None]
+    cut = split(Problem(space, losses, (limit,)), spec, *near, base=below)
+    return [subnet for subnet in (*solutions, cut, below) if subnet is not None]
 
 
 def row_of(supernet: Supernet, average: float, subnet: Subnet, quality: Quality) -> dict[str, Any]:

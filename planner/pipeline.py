@@ -18,6 +18,7 @@ from planner.quality import SENSITIVITY_FILE, Measure, SensitivityTable, as_qual
 from planner.request import Budget, Workload
 from planner.runtimes.base import Progress, Runtime
 from planner.search.base import Candidate, Found, Problem, ranked
+from planner.search.depth import split
 from planner.search.exact import ExactSearch
 from planner.search.optuna_search import OptunaSearch
 from planner.shortage import budget_error, readable
@@ -28,7 +29,7 @@ from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
 TRIALS = 400
-TOP = 2
+TOP = 3
 DEPTHS = 4
 """Units of one role are priced in this many stretches of depth."""
 APART = 0.05
@@ -87,8 +88,8 @@ def plan(
     found = _search(problem, uniforms, trials, seed)
     if not found[-1].candidates:
         raise budget_error(problem, budget, device.name)
-    narrow = _narrow(problem, spec, found[-1].candidates[0].subnet)
-    finalists = _finalists(found[-1].candidates, narrow, uniforms, top)
+    near = _near_the_mean(problem, spec, found[-1].candidates[0].subnet)
+    finalists = _finalists(found[-1].candidates, near, uniforms, top)
     compared = _compare(costs, finalists, measure)
     best = compared[0]
     return Plan(
@@ -170,27 +171,33 @@ def _search(problem: Problem, uniforms: Sequence[Candidate], trials: int, seed: 
     return exact, OptunaSearch(trials=trials).search(problem, exact.candidates, seed)
 
 
-def _narrow(problem: Problem, spec: ModelSpec, best: Subnet) -> tuple[Candidate, ...]:
-    """The exact solution among the two bit-widths around the mean of `best`, () where that leaves no other subnet.
+def _near_the_mean(problem: Problem, spec: ModelSpec, best: Subnet) -> tuple[Candidate, ...]:
+    """Subnets of the two bit-widths around the mean of `best`: the exact solution among them, and a split at a depth.
 
-    Losses add worst where bit-widths far apart meet: on SmolLM2 such a subnet measured best at every average although
-    it is never predicted to be (docs/log.md).
+    Losses add worst where bit-widths far apart meet, and where they change often: on SmolLM2 such subnets measured best
+    at every average although they are never predicted to be (docs/log.md).
     """
     mean, widths = best.mean_bits(spec), problem.space.bits(spec)
-    near = {max((b for b in widths if b <= mean), default=None), min((b for b in widths if b >= mean), default=None)}
-    tables = {unit.name for unit in spec.units if unit.is_table}
-    space = problem.space.restrict(lambda unit, choice: unit in tables or choice.bits in near)
-    if None in near or space == problem.space:
+    low, high = max((b for b in widths if b <= mean), default=None), min((b for b in widths if b >= mean), default=None)
+    if low is None or high is None:
         return ()
-    found = ExactSearch().search(replace(problem, space=space)).candidates
-    return tuple(replace(candidate, source=f"{candidate.source}, near the mean") for candidate in found)
+    tables = {unit.name for unit in spec.units if unit.is_table}
+    space = problem.space.restrict(lambda unit, choice: unit in tables or choice.bits in (low, high))
+    found: list[Candidate] = []
+    if space != problem.space:
+        exact = ExactSearch().search(replace(problem, space=space)).candidates
+        found += [replace(candidate, source=f"{candidate.source}, near the mean") for candidate in exact]
+    cut = split(problem, spec, low, high, best)
+    if cut is not None:
+        found.append(Candidate(cut, problem.value(cut), f"{low} and {high} bits, split at a depth"))
+    return tuple(found)
 
 
 def _finalists(
-    candidates: Sequence[Candidate], narrow: Sequence[Candidate], uniforms: Sequence[Candidate], top: int
+    candidates: Sequence[Candidate], near: Sequence[Candidate], uniforms: Sequence[Candidate], top: int
 ) -> list[tuple[str, Candidate]]:
-    """The best of all, the `narrow` and the next best mixed candidates, `top` that differ enough to be told apart; and
-    the best uniform one, whatever its rank.
+    """The best of all, those `near` its mean and the next best mixed candidates, `top` that differ enough to be told
+    apart; and the best uniform one, whatever its rank.
 
     Where a uniform subnet is expected to be best of all, no mixed one is worth measuring.
     """
@@ -199,7 +206,7 @@ def _finalists(
     if candidates[0].subnet in known:
         return best
     kept: list[Candidate] = []
-    for candidate in (candidates[0], *narrow, *candidates[1:]):
+    for candidate in (candidates[0], *near, *candidates[1:]):
         least = max(1, round(APART * len(candidate.subnet.items)))
         distinct = all(_distance(candidate.subnet, other.subnet) >= least for other in kept)
         if len(kept) < top and distinct and candidate.subnet not in known:

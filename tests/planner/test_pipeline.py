@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def test_without_measuring_the_prediction_decides_and_the_plan_says_so(files: Fi
 def test_the_finalists_differ_enough_to_be_told_apart(files: Files) -> None:
     made = planned(files, BUDGET, trials=400)
     subnets = [c.subnet for c in made.compared if c.kind == "planned"]
-    assert len(subnets) == pipeline.TOP == 2
+    assert len(subnets) == pipeline.TOP == 3
     assert min(sum(a[u] != c for u, c in b) for a in subnets for b in subnets if a is not b) >= 6
 
 
@@ -167,6 +168,20 @@ def test_a_finalist_keeps_to_the_bit_widths_around_the_mean(files: Files) -> Non
     (exact,) = [c for c in made.compared if c.source == "exact"]
     assert {c.bits for u, c in exact.subnet if u != "model.embed_tokens"} == {2, 4, 8}
     assert narrow.predicted_kl > exact.predicted_kl and narrow.measured["kl"] < exact.measured["kl"]
+
+
+def test_a_finalist_is_split_at_a_depth(files: Files) -> None:
+    """Losses that add would never choose it; measured, it may be best."""
+
+    def changes(subnets: Sequence[Subnet]) -> list[Quality]:
+        bits = [[subnet[u.name].bits for u in files.spec.units if not u.is_table] for subnet in subnets]
+        return [{"kl": float(len(set(one)) == 1) * 99 + sum(a != b for a, b in pairwise(one))} for one in bits]
+
+    made = planned(files, Budget(209_000_000), measure=changes)
+    assert made.chosen.source == "2 and 4 bits, split at a depth"
+    assert made.chosen.memory_bytes <= 209_000_000
+    bits = [made.chosen.subnet[u.name].bits for u in files.spec.units if not u.is_table]
+    assert bits == sorted(bits) and set(bits) == {2, 4}
 
 
 def test_with_two_bit_widths_no_finalist_is_near_the_mean(files: Files) -> None:
