@@ -37,10 +37,10 @@ FULL = {2: 0.7, 3: 0.20, 4: 0.08}  # what full training is to reach
 FULL_SECONDS = 3600
 FULL_RECIPE = {
     "quantizer": "learned",
-    "block_steps": 80,
-    "sampler": "neighbours",
-    "train_bits": (2, 3, 4),
-    "steps": 640,
+    "block_steps": 150,
+    "sampler": "balanced",
+    "train_bits": (2,),
+    "steps": 400,
 }  # fmt: skip
 
 
