@@ -1,0 +1,109 @@
+"""One full training against one for each bit-width: what those without adapters would win by steps of their own.
+
+    python benchmarks/quality.py --text ../shared/text --full --keep FOLDER
+    python benchmarks/separate.py --text ../shared/text --supernet FOLDER [--bits 3,4]
+
+Full training learns codes for each bit-width by itself, which a separate training would do alike, and then gives all of
+its steps to the smallest. So what it can lose against separate trainings is what as many steps would have won at the
+others. Each of those takes them here, from the supernet's own codes and on the same windows of train.txt. KL divergence
+per token from the full model on 16 windows of 512 tokens of eval.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from claims import Claim, finish, table
+
+from supernet.adapters import ADAPTERS
+from supernet.awq import rescale
+from supernet.build import Supernet
+from supernet.checkpoint import SCALING, SupernetFiles, open_supernet
+from supernet.create import HELD_OUT, READ
+from supernet.evaluate import Reference, evaluate
+from supernet.files import read_tensors
+from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model
+from supernet.recipe import Recipe
+from supernet.samplers import SAMPLERS
+from supernet.text import read_windows, spread_windows
+from supernet.train import Trainer, TrainOptions
+
+NEAR = 1.05  # how near one training must come to separate ones
+Row = dict[str, Any]
+
+
+class Setting:
+    def __init__(self, text: Path, supernet: Path, windows: int) -> None:
+        self.files = open_supernet(supernet)
+        self.recipe = Recipe.from_json(self.files.info["recipe"])
+        self.model, tokenizer = load_model(DEFAULT_MODEL)
+        self.reference = Reference.of(self.model, read_windows(str(text / "eval.txt"), tokenizer, windows, 512))
+        source, count, tokens = str(text / "train.txt"), HELD_OUT + READ, self.recipe.window_tokens
+        self.windows = spread_windows(source, tokenizer, count, tokens, self.recipe.seed)[HELD_OUT:]
+        if (supernet / SCALING).exists():
+            rescale(self.model, read_tensors(supernet / SCALING)[0])
+        self.teacher = in_compute_dtype(self.model)
+
+    def measure(self, supernet: Supernet, bits: int) -> float:
+        return evaluate(supernet, [self.files.space.uniform(self.files.spec, bits)], self.reference)[0].kl
+
+    def compare(self, bits: int) -> Row:
+        recipe, supernet = self.recipe, self.files.load()
+        joint = self.measure(supernet, bits)
+        adapter, steps = ADAPTERS[recipe.adapter], self.files.info["steps"]
+        options = recipe.adapter_options(len(self.files.spec.units))
+        supernet.adapt(adapter, (bits,), recipe.seed, full=self.model, **options)
+        supernet.set_dtype(self.teacher.dtype)
+        rate = recipe.learning_rate or adapter.learning_rate
+        settings = TrainOptions(steps, rate, recipe.batch, recipe.seed, save_every=steps)
+        with tempfile.TemporaryDirectory() as scratch:
+            path, accelerator = Path(scratch) / "state", Accelerator()
+            run = Trainer(
+                self.teacher, supernet, self.windows, SAMPLERS["uniform"](), settings, accelerator, path
+            )  # fmt: skip
+            started = time.perf_counter()
+            run.run()
+            seconds = time.perf_counter() - started
+        supernet.fold()
+        return {
+            "bits": bits,
+            "joint": joint,
+            "separate": self.measure(supernet, bits),
+            "steps": steps,
+            "seconds": seconds,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, default=Path("../shared/text"))
+    parser.add_argument("--supernet", type=Path, required=True, help="a finished one, trained on the text")
+    parser.add_argument("--bits", default="3,4")
+    parser.add_argument("--windows", type=int, default=16)
+    arguments = parser.parse_args()
+    setting = Setting(arguments.text, arguments.supernet, arguments.windows)
+    rows: list[Row] = []
+    for bits in map(int, arguments.bits.split(",")):
+        refuse_trained(setting.files, bits)
+        rows.append(setting.compare(bits))
+    cells = [(r["bits"], f"{r['joint']:.4f}", f"{r['separate']:.4f}", f"{r['seconds']:.0f}") for r in rows]
+    table(("bits", "one training", "steps of its own", "seconds of those"), cells)
+    claims = [Claim(f"{r['bits']} bits: KL of one training / separate", r["joint"] / r["separate"], NEAR) for r in rows]
+    finish(__file__, claims, rows=rows)
+
+
+def refuse_trained(files: SupernetFiles, bits: int) -> None:
+    trained = Recipe.from_json(files.info["recipe"]).adapted_bits
+    if bits in trained:
+        raise SystemExit(
+            f"{bits} bits had steps in the joint training, which changed its codes; give others with --bits"
+        )
+
+
+if __name__ == "__main__":
+    main()
