@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
 TRIALS = 400
-TOP = 3
+TOP = 2
 DEPTHS = 4
 """Units of one role are priced in this many stretches of depth."""
 APART = 0.05
@@ -171,8 +171,8 @@ def _search(problem: Problem, uniforms: Sequence[Candidate], trials: int, seed: 
     return exact, OptunaSearch(trials=trials).search(problem, exact.candidates, seed)
 
 
-def _near_the_mean(problem: Problem, spec: ModelSpec, best: Subnet) -> tuple[Candidate, ...]:
-    """Subnets of the two bit-widths around the mean of `best`: the exact solution among them, and a split at a depth.
+def _near_the_mean(problem: Problem, spec: ModelSpec, best: Subnet) -> Iterator[Candidate]:
+    """Subnets of the two bit-widths around the mean of `best`: split at a depth, and the exact solution among them.
 
     Losses add worst where bit-widths far apart meet, and where they change often: on SmolLM2 such subnets measured best
     at every average although they are never predicted to be (docs/log.md).
@@ -180,21 +180,20 @@ def _near_the_mean(problem: Problem, spec: ModelSpec, best: Subnet) -> tuple[Can
     mean, widths = best.mean_bits(spec), problem.space.bits(spec)
     low, high = max((b for b in widths if b <= mean), default=None), min((b for b in widths if b >= mean), default=None)
     if low is None or high is None:
-        return ()
-    tables = {unit.name for unit in spec.units if unit.is_table}
-    space = problem.space.restrict(lambda unit, choice: unit in tables or choice.bits in (low, high))
-    found: list[Candidate] = []
-    if space != problem.space:
-        exact = ExactSearch().search(replace(problem, space=space)).candidates
-        found += [replace(candidate, source=f"{candidate.source}, near the mean") for candidate in exact]
+        return
     cut = split(problem, spec, low, high, best)
     if cut is not None:
-        found.append(Candidate(cut, problem.value(cut), f"{low} and {high} bits, split at a depth"))
-    return tuple(found)
+        yield Candidate(cut, problem.value(cut), f"{low} and {high} bits, split at a depth")
+    tables = {unit.name for unit in spec.units if unit.is_table}
+    if all(unit in tables or choice.bits in (low, high) for unit, choice in best):
+        return  # `best` is that solution
+    space = problem.space.restrict(lambda unit, choice: unit in tables or choice.bits in (low, high))
+    for candidate in ExactSearch().search(replace(problem, space=space)).candidates:
+        yield replace(candidate, source=f"{candidate.source}, near the mean")
 
 
 def _finalists(
-    candidates: Sequence[Candidate], near: Sequence[Candidate], uniforms: Sequence[Candidate], top: int
+    candidates: Sequence[Candidate], near: Iterable[Candidate], uniforms: Sequence[Candidate], top: int
 ) -> list[tuple[str, Candidate]]:
     """The best of all, those `near` its mean and the next best mixed candidates, `top` that differ enough to be told
     apart; and the best uniform one, whatever its rank.
@@ -206,10 +205,12 @@ def _finalists(
     if candidates[0].subnet in known:
         return best
     kept: list[Candidate] = []
-    for candidate in (candidates[0], *near, *candidates[1:]):
+    for candidate in chain(candidates[:1], near, candidates[1:]):
+        if len(kept) == top:
+            break  # before another one near the mean is solved for
         least = max(1, round(APART * len(candidate.subnet.items)))
         distinct = all(_distance(candidate.subnet, other.subnet) >= least for other in kept)
-        if len(kept) < top and distinct and candidate.subnet not in known:
+        if distinct and candidate.subnet not in known:
             kept.append(candidate)
     return [(PLANNED, candidate) for candidate in kept] + best
 
