@@ -63,20 +63,13 @@ class Setting:
         settings = TrainOptions(steps, rate, recipe.batch, recipe.seed, save_every=steps)
         with tempfile.TemporaryDirectory() as scratch:
             path, accelerator = Path(scratch) / "state", Accelerator()
-            run = Trainer(
-                self.teacher, supernet, self.windows, SAMPLERS["uniform"](), settings, accelerator, path
-            )  # fmt: skip
+            run = Trainer(self.teacher, supernet, self.windows, SAMPLERS["uniform"](), settings, accelerator, path)
             started = time.perf_counter()
             run.run()
             seconds = time.perf_counter() - started
         supernet.fold()
-        return {
-            "bits": bits,
-            "joint": joint,
-            "separate": self.measure(supernet, bits),
-            "steps": steps,
-            "seconds": seconds,
-        }
+        separate = self.measure(supernet, bits)
+        return {"bits": bits, "joint": joint, "separate": separate, "steps": steps, "seconds": seconds}
 
 
 def main() -> None:
