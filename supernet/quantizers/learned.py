@@ -10,9 +10,9 @@ one weight for each token times one for each channel, which fit in memory at any
 label tells little of a token. Plain squared error is ruled by the few tokens whose activations are a thousand times the
 others' and on which little depends: on SmolLM2 at 3 bits it left twice the KL (docs/log.md).
 
-Which start is better depends on the model: some blocks learn from each of `supernet.quantizers.starts`, and all go on,
-by bit-width, with the one that left less error over those so far. No block decides for itself: errors of a few percent
-in one say little of what its codes do to the blocks after it (docs/log.md).
+Which start is better depends on the model and the bit-width: the first block learns from each of
+`supernet.quantizers.starts`, and all others start as it ended best. No block decides for itself: errors of a few
+percent in one say little of what its codes do to the blocks after it (docs/log.md).
 
 AutoRound's offsets move by at most half a code and its steps shrink from 1 / steps to 0, as here; it tunes the range
 of each group, here the scales.
@@ -20,7 +20,6 @@ of each group, here the scales.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +34,8 @@ from supernet.grids import IntegerGrid, QuantizedWeight
 from supernet.labels import label_gradient
 from supernet.model import hidden_states, removed_after
 from supernet.quantizers.base import Quantizer, check_groups
-from supernet.quantizers.starts import AT_ONCE, STARTS, Block, Part, Start, Turn, gptq, nearest
+from supernet.quantizers.starts import STARTS, Start, gptq, nearest
+from supernet.quantizers.turn import AT_ONCE, Block, Part, Turn
 from supernet.space import Choice
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 HALF = 0.499  # codes that an offset starts from its cell's centre at most: all but the cell's edge
 SCALE_RATE = 0.1  # relative step of a scale, as a share of an offset's step in codes
 LEAST_STEPS = 8  # fewer move codes without settling them
+MARGIN = 0.1  # by which GPTQ's codes must beat the nearest in the first block for others to start from them
 TIMED = 4  # steps that tell how long one takes
 TOKEN_POWER = 0.5  # of a token's Fisher information, which one label estimates with much noise
 TINY = torch.finfo(torch.float32).tiny
@@ -97,12 +98,12 @@ class Learned(Quantizer):
                     parts = _parts(full, teacher, supernet, number, bits)
                     turn = Turn(block, parts, chain.inputs, target, change)
                     if not steps:
-                        turns = (len(layers) + sum(map(_tried, range(len(layers)))) * (len(STARTS) - 1)) * len(widths)
+                        turns = (len(layers) + len(STARTS) - 1) * len(widths)
                         steps = self._fitting(turn, turns, (self.minutes or 0) * 60 - (time.perf_counter() - started))
-                    chain.take(turn, self._ends(turn, STARTS if _tried(number) else [chain.better], draw, steps))
+                    chain.take(turn, self._ends(turn, STARTS if number == 0 else [chain.start], draw, steps))
             exact = target
             progress("learn rounding", number + 1, len(layers))
-        return {"block_steps": steps, "starts": {str(bits): chain.better for bits, chain in chains.items()}}
+        return {"block_steps": steps, "starts": {str(bits): chain.start for bits, chain in chains.items()}}
 
     def _ends(self, turn: Turn, starts: Iterable[str], draw: torch.Generator, steps: int) -> dict[str, _End]:
         """Where learning leads from each of the starts, over the same windows."""
@@ -117,12 +118,12 @@ class Learned(Quantizer):
             for part in turn.parts:
                 part.matrix.fold(part.choice)
             output = turn.block.through(turn.block.ours, turn.inputs)
-            error = turn.block.error(output, turn.target, slice(None)).item()
-            ends[name] = _End(error, [part.matrix.stored(part.choice) for part in turn.parts], output)
+            ends[name] = _End([part.matrix.stored(part.choice) for part in turn.parts], output)
         return ends
 
     def _fitting(self, turn: Turn, turns: int, seconds: float) -> int:
-        """Steps for each of so many turns that fit into the seconds. Nothing is kept of those that are timed."""
+        """Steps for each of so many turns that fit into the seconds, even where all start from GPTQ's codes. Nothing is
+        kept of those that are timed."""
         started = time.perf_counter()
         gptq(turn)
         seconds -= turns * (time.perf_counter() - started)
@@ -141,38 +142,32 @@ class Learned(Quantizer):
 
 @dataclass(frozen=True)
 class _End:
-    """Where learning led: the error of the block's output, codes for each of its parts, and the output."""
+    """Where learning led: codes for each part of the block, and its output."""
 
-    error: float
     codes: list[QuantizedWeight]
     output: Tensor
 
 
 class _Chain:
-    """The blocks of one bit-width so far: what the next one reads, and how much each start left as errors."""
+    """The blocks of one bit-width so far: what the next one reads, and where it starts."""
 
     def __init__(self, inputs: Tensor) -> None:
         self.inputs = inputs
-        self.errors = dict.fromkeys(STARTS, 0.0)  # logarithms, summed over the blocks that tried all
-
-    @property
-    def better(self) -> str:
-        return min(self.errors, key=self.errors.__getitem__)
+        self.start = next(iter(STARTS))
 
     def take(self, turn: Turn, ends: Mapping[str, _End]) -> None:
-        """Go on with the end of the start that is better so far."""
-        if len(ends) > 1:
-            for name, end in ends.items():
-                self.errors[name] += math.log(max(end.error, TINY))
-        end = ends[self.better]
-        for part, codes in zip(turn.parts, end.codes, strict=True):
+        """Go on from the better end."""
+        self.start = _better(turn, ends) if len(ends) > 1 else next(iter(ends))
+        for part, codes in zip(turn.parts, ends[self.start].codes, strict=True):
             part.matrix.store(codes)
-        self.inputs = end.output
+        self.inputs = ends[self.start].output
 
 
-def _tried(number: int) -> bool:
-    """Whether a block learns from every start: 0, 1, 2, 4, 8 and so on, since the first blocks are unlike others."""
-    return number & (number - 1) == 0
+def _better(turn: Turn, ends: Mapping[str, _End]) -> str:
+    """The first, unless another leaves less error by `MARGIN` and more."""
+    errors = {name: turn.block.error(end.output, turn.target, slice(None)).item() for name, end in ends.items()}
+    first, best = next(iter(errors)), min(errors, key=errors.__getitem__)
+    return best if errors[best] < (1 - MARGIN) * errors[first] else first
 
 
 def _parts(full: Any, teacher: Any, supernet: Supernet, layer: int, bits: int) -> list[Part]:

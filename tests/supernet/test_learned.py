@@ -13,8 +13,9 @@ from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
 from supernet.grids import IntegerGrid
 from supernet.quantizers import Learned, learned
-from supernet.quantizers.learned import _Chain, _End, _parts, _tried, output_weights
-from supernet.quantizers.starts import INWARD, STARTS, Block, Turn
+from supernet.quantizers.learned import _Chain, _End, _parts, output_weights
+from supernet.quantizers.starts import INWARD, STARTS
+from supernet.quantizers.turn import Block, Turn
 from supernet.space import Choice
 from tests.supernet.conftest import Made, make
 from tests.tiny import FAMILIES, tiny_model, windows
@@ -74,25 +75,18 @@ def test_a_start_has_every_weight_in_its_codes_cell(family: str, name: str, reac
     assert (moved > 0) == (name == "gptq")
 
 
-def test_all_go_on_with_the_start_that_left_less_error_so_far() -> None:
+@pytest.mark.parametrize(("left", "start"), [(0.5, "gptq"), (0.89, "gptq"), (0.91, "nearest"), (2.0, "nearest")])
+def test_the_first_block_starts_from_gptq_where_that_leaves_clearly_less_error(left: float, start: str) -> None:
     turn = replace(turn_of(make(bits=(2,), quantizer=Learned()), 2), parts=[])
-    chain, gptq = _Chain(turn.inputs), _End(0.2, [], torch.ones(2))
-    assert list(chain.errors) == list(STARTS) == ["nearest", "gptq"]
-    for error, better in ((0.1, "nearest"), (0.3, "nearest"), (0.3, "gptq")):
-        nearest = _End(error, [], torch.ones(1))
-        chain.take(turn, {"nearest": nearest, "gptq": gptq})
-        assert chain.better == better
-        assert chain.inputs is (nearest if better == "nearest" else gptq).output
-    chain.take(turn, {"gptq": gptq})  # tried alone it says nothing of the other
-    assert chain.errors["gptq"] == pytest.approx(3 * math.log(0.2))
+    assert list(STARTS) == ["nearest", "gptq"]
+    ends = {name: _End([], turn.target + by) for name, by in (("nearest", 1.0), ("gptq", math.sqrt(left)))}
+    chain = _Chain(turn.inputs)
+    chain.take(turn, ends)
+    assert chain.start == start
+    assert chain.inputs is ends[start].output
 
 
-def test_blocks_that_try_every_start_grow_rare() -> None:
-    assert [number for number in range(40) if _tried(number)] == [0, 1, 2, 4, 8, 16, 32]
-
-
-def test_tries_end_where_the_better_start_leads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learned, "_tried", lambda number: number == 0)
+def test_all_blocks_start_as_the_first_ended_best(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for tried in (tuple(STARTS), *((name,) for name in STARTS)):
         monkeypatch.setattr(learned, "STARTS", {name: STARTS[name] for name in tried})
@@ -100,9 +94,9 @@ def test_tries_end_where_the_better_start_leads_alone(monkeypatch: pytest.Monkey
         recorded = Learned(6, batch=4).refine(made.model, made.model, made.supernet, windows(16, 32), 0, silent)
         weights = [weight for choices in made.supernet.weights().values() for weight in choices.values()]
         found[tried] = recorded["starts"]["2"], torch.cat([weight.codes.flatten() for weight in weights])
-    better, codes = found[tuple(STARTS)]
+    start, codes = found[tuple(STARTS)]
     for name in STARTS:
-        assert torch.equal(codes, found[name,][1]) == (name == better)
+        assert torch.equal(codes, found[name,][1]) == (name == start)
 
 
 def test_tables_and_unused_choices_stay() -> None:
