@@ -107,13 +107,11 @@ class Learned(Quantizer):
 
     def _ends(self, turn: Turn, starts: Iterable[str], draw: torch.Generator, steps: int) -> dict[str, _End]:
         """Where learning leads from each of the starts, over the same windows."""
-        drawn, ends = draw.get_state(), {}
-        size = len(turn.inputs)
+        ends, batches = {}, _batches(len(turn.inputs), self.batch, steps, draw)
         for name in starts:
-            draw.set_state(drawn)
             adapters = _adapt(turn.parts, STARTS[name](turn))
-            for step in range(steps):
-                turn.backward(torch.randint(size, (min(self.batch, size),), generator=draw))
+            for step, rows in enumerate(batches):
+                turn.backward(rows)
                 _move(adapters, (1 - step / steps) / steps)
             for part in turn.parts:
                 part.matrix.fold(part.choice)
@@ -168,6 +166,13 @@ def _better(turn: Turn, ends: Mapping[str, _End]) -> str:
     errors = {name: turn.block.error(end.output, turn.target, slice(None)).item() for name, end in ends.items()}
     first, best = next(iter(errors)), min(errors, key=errors.__getitem__)
     return best if errors[best] < (1 - MARGIN) * errors[first] else first
+
+
+def _batches(windows: int, size: int, steps: int, draw: torch.Generator) -> Sequence[Tensor]:
+    """Rows `(size,)` for each step: all windows before any comes again, since new text is worth more than known."""
+    size = min(size, windows)
+    passes = -(-steps * size // windows)
+    return torch.cat([torch.randperm(windows, generator=draw) for _ in range(passes)])[: steps * size].split(size)
 
 
 def _parts(full: Any, teacher: Any, supernet: Supernet, layer: int, bits: int) -> list[Part]:

@@ -13,7 +13,7 @@ from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
 from supernet.grids import IntegerGrid
 from supernet.quantizers import Learned, learned
-from supernet.quantizers.learned import _Chain, _End, _parts, output_weights
+from supernet.quantizers.learned import _batches, _Chain, _End, _parts, output_weights
 from supernet.quantizers.starts import INWARD, STARTS
 from supernet.quantizers.turn import Block, Turn
 from supernet.space import Choice
@@ -97,6 +97,15 @@ def test_all_blocks_start_as_the_first_ended_best(monkeypatch: pytest.MonkeyPatc
     start, codes = found[tuple(STARTS)]
     for name in STARTS:
         assert torch.equal(codes, found[name,][1]) == (name == start)
+
+
+def test_every_window_is_learned_from_before_any_comes_again() -> None:
+    batches = _batches(10, 4, 5, torch.Generator().manual_seed(0))
+    assert [len(rows) for rows in batches] == [4] * 5
+    order = torch.cat(list(batches))
+    for part in order.split(10):
+        assert sorted(part.tolist()) == list(range(10))
+    assert [len(rows) for rows in _batches(3, 8, 2, torch.Generator().manual_seed(0))] == [3, 3]
 
 
 def test_tables_and_unused_choices_stay() -> None:
