@@ -23,7 +23,7 @@ from rivals import AVERAGES, code_bits, stored_bytes
 
 from planner.quality import SENSITIVITY_FILE, SensitivityTable
 from planner.search.base import Problem
-from planner.search.depth import split
+from planner.search.depth import around, split
 from planner.search.exact import solve
 from supernet.build import Supernet
 from supernet.checkpoint import SupernetFiles, open_supernet
@@ -69,11 +69,10 @@ def candidates(files: SupernetFiles, average: float) -> list[Subnet]:
     spec, losses = files.spec, SensitivityTable.load(files.path / SENSITIVITY_FILE).by_choice
     tables = {unit.name for unit in spec.units if unit.is_table}
     space = files.space.whole.restrict(lambda unit, choice: unit not in tables or choice.bits == 8)
-    widths = space.bits(spec)
-    near = (max(b for b in widths if b <= average), min(b for b in widths if b >= average))
-    around = space.restrict(lambda unit, choice: unit in tables or choice.bits in near)
-    limit = code_bits(spec, space, average)
-    solutions = [solve(among, losses, (limit,))[0] for among in (space, around)]
+    near = around(space.bits(spec), average)
+    assert near is not None
+    limit, nearest = code_bits(spec, space, average), space.restrict(lambda u, c: u in tables or c.bits in near)
+    solutions = [solve(among, losses, (limit,))[0] for among in (space, nearest)]
     below = space.uniform(spec, near[0])
     cut = split(Problem(space, losses, (limit,)), spec, *near, base=below)
     return [subnet for subnet in (*solutions, cut, below) if subnet is not None]

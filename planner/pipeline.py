@@ -18,7 +18,7 @@ from planner.quality import SENSITIVITY_FILE, Measure, SensitivityTable, as_qual
 from planner.request import Budget, Workload
 from planner.runtimes.base import Progress, Runtime
 from planner.search.base import Candidate, Found, Problem, ranked
-from planner.search.depth import split
+from planner.search.depth import around, split
 from planner.search.exact import ExactSearch
 from planner.search.optuna_search import OptunaSearch
 from planner.shortage import budget_error, readable
@@ -177,17 +177,16 @@ def _near_the_mean(problem: Problem, spec: ModelSpec, best: Subnet) -> Iterator[
     Losses add worst where bit-widths far apart meet, and where they change often: on SmolLM2 such subnets measured best
     at every average although they are never predicted to be (docs/log.md).
     """
-    mean, widths = best.mean_bits(spec), problem.space.bits(spec)
-    low, high = max((b for b in widths if b <= mean), default=None), min((b for b in widths if b >= mean), default=None)
-    if low is None or high is None:
+    near = around(problem.space.bits(spec), best.mean_bits(spec))
+    if near is None:
         return
-    cut = split(problem, spec, low, high, best)
+    cut = split(problem, spec, *near, base=best)
     if cut is not None:
-        yield Candidate(cut, problem.value(cut), f"{low} and {high} bits, split at a depth")
+        yield Candidate(cut, problem.value(cut), f"{near[0]} and {near[1]} bits, split at a depth")
     tables = {unit.name for unit in spec.units if unit.is_table}
-    if all(unit in tables or choice.bits in (low, high) for unit, choice in best):
+    if all(unit in tables or choice.bits in near for unit, choice in best):
         return  # `best` is that solution
-    space = problem.space.restrict(lambda unit, choice: unit in tables or choice.bits in (low, high))
+    space = problem.space.restrict(lambda unit, choice: unit in tables or choice.bits in near)
     for candidate in ExactSearch().search(replace(problem, space=space)).candidates:
         yield replace(candidate, source=f"{candidate.source}, near the mean")
 

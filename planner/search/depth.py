@@ -8,9 +8,17 @@ better than the other way round (docs/log.md). No sum of losses by unit tells th
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from planner.search.base import Problem
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
+
+
+def around(widths: Collection[int], mean: float) -> tuple[int, int] | None:
+    """The two bit-widths next to `mean`, twice the same where it is one; None beyond the smallest or the largest."""
+    low, high = [bits for bits in widths if bits <= mean], [bits for bits in widths if bits >= mean]
+    return (max(low), min(high)) if low and high else None
 
 
 def split(problem: Problem, spec: ModelSpec, low: int, high: int, base: Subnet) -> Subnet | None:

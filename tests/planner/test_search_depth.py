@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from planner.search.base import Problem, Resource
-from planner.search.depth import split
+from planner.search.depth import around, split
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import LinearSpec, ModelSpec, UnitSpec
 
@@ -55,3 +55,11 @@ def test_bits_rise_once_and_no_unit_more_fits(limit: float) -> None:
 def test_where_the_smaller_bits_do_not_fit_there_is_none() -> None:
     made, spec = problem(WEIGHTS / 4 - 1)
     assert split(made, spec, 2, 4, base(spec)) is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "found"), [(2, (2, 2)), (2.5, (2, 4)), (4.0, (4, 4)), (7.9, (4, 8)), (1.9, None), (8.1, None)]
+)
+def test_the_bit_widths_around_a_mean(mean: float, found: tuple[int, int] | None) -> None:
+    assert around((2, 4, 8), mean) == found
+    assert around((), mean) is None
