@@ -1,17 +1,21 @@
-"""The paper's ablations, and one training against one for each bit-width: what each part of the training is worth.
+"""Every method of training in one comparison, and one training against one for each bit-width.
 
-    python benchmarks/ablations.py --text ../shared/text --steps 120 [--only sampler,cost,sharing]
+    python benchmarks/ablations.py --text ../shared/text --steps 60 [--only sampler,adapter,sharing,system,cost,pruning]
 
 Every row starts from the same GPTQ codes of SmolLM2-135M (2, 3 and 4 bits, groups of 64, the embedding at 8 bits, AWQ's
-channel scales as in training) and takes the same steps on the same windows of train.txt; KL divergence per token from
-the full model on windows of 512 tokens of eval.txt.
+channel scales as in training) and takes the same steps on the same windows of train.txt, with adapters at all three
+bit-widths; KL divergence per token from the full model on windows of 512 tokens of eval.txt. Systems that train several
+subnets a step take so many fewer steps that they cost as much.
 
-- sampler: trained scales, balanced against uniform and neighbours. The paper: uniform sampling is worse everywhere.
+- sampler: trained scales; balanced against uniform. The paper of LLM-QFA: uniform sampling is worse everywhere.
+- adapter: every member with the balanced sampler.
+- sharing: LoRA of rank 16 for each bit-width against one for all, of rank 16 (a third of the parameters) and of rank 48
+  (as many), and against sharing by gradient matching. The paper of LLM-QFA: a shared one is worse at every budget.
+- system: Once-for-All's schedule, and DepS.
 - cost: the joint training of N steps against a training of N steps for each bit-width, at the uniform points; and
   mixtures planned from the joint training's sensitivities against the same mixtures made of the layers of the separate
   trainings. The paper: mixing separately trained layers is worse.
-- sharing: LoRA of rank 16 for each bit-width against one for all, of rank 16 (a third of the parameters) and of rank 48
-  (as many). The paper: a shared one is worse at every budget.
+- pruning: SuperTickets. Channels are put in order first, so these codes are others; before and after the steps.
 
 Rows are written to --out as they come; a run that was stopped goes on where it was.
 """
@@ -21,57 +25,115 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from claims import Claim, finish, table
 from rival_tools import from_tensors
 from rivals import code_bits
+from training import train
 
 import cli
 from planner.search.exact import solve
 from supernet.adapters import ADAPTERS
+from supernet.agreement import measure_agreement
 from supernet.awq import channel_scales, rescale
-from supernet.build import Supernet, build, make_space, quantize
+from supernet.build import Supernet, build, kept_channels, make_space, quantize
 from supernet.checkpoint import code_tensors
-from supernet.create import CALIBRATION, ORDERING, READ
+from supernet.create import AGREEMENT, CALIBRATION, ORDERING, READ
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_tensors, write_text
 from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model, spec_of_model
+from supernet.pruning import channel_order, reorder
 from supernet.quantizers import GPTQ
 from supernet.recipe import Recipe
-from supernet.samplers import SAMPLERS
 from supernet.sensitivity import measure_sensitivities
-from supernet.sharing import SHARINGS
+from supernet.sharing import SHARINGS, Agreement, Shared
 from supernet.space import Subnet
 from supernet.text import read_windows, spread_windows
-from supernet.train import Trainer, TrainOptions
+from supernet.train import TrainOptions, adapter_parameters, passes
 
 BITS, GROUP, WINDOW, HELD_OUT, SENSITIVITY = (2, 3, 4), 64, 256, 4, 4
 AVERAGES = (2.5, 3.0, 3.5)
+SHARES = (0.75, 0.5)  # of a feed-forward block's channels
 NEAR = 1.05  # how near the joint training must come to separate ones
 DEVICES = (1, 3, 10, 100)
 PLANNING = Path(__file__).parent / "results" / "planning.json"  # seconds that one more device takes
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Method:
+    """A training: the members of its families, and `share` of the steps, where one costs more than others'."""
+
+    sampler: str = "balanced"
+    schedule: str = "constant"
+    teacher: str = "full"
+    adapter: str = "scales"
+    sharing: str = "decoupled"
+    rank: int | None = None
+    bits: tuple[int, ...] = BITS
+    share: float = 1.0
+
+
+LORA = Method(adapter="lora", rank=16)
+METHODS: dict[str, dict[str, Method]] = {
+    "sampler": {
+        "balanced": Method(),
+        "uniform": Method("uniform"),
+        "neighbours": Method("neighbours"),
+        "sandwich": Method("sandwich", share=passes(1) / passes(4)),
+        "shift": Method("shift"),
+    },
+    "adapter": {
+        "scales": Method(),
+        "lora, rank 16": LORA,
+        "pooled": Method(adapter="pooled"),
+        "rounding": Method(adapter="rounding"),
+        "routed": Method(adapter="routed", sharing="shared"),
+    },
+    "sharing": {
+        "decoupled, rank 16": LORA,
+        "shared, rank 16": replace(LORA, sharing="shared"),
+        "shared, rank 48": replace(LORA, sharing="shared", rank=48),
+        "matched, rank 16": replace(LORA, sharing="matched"),
+    },
+    "system": {
+        "progressive": Method(schedule="progressive"),
+        # half of its steps train the largest subnet alone
+        "DepS": Method("sandwich", "delayed", "largest", share=2 * passes(1) / (passes(1) + passes(4))),
+    },
+    "cost": {"joint": Method("neighbours")},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained supernet, the seconds of its steps, and how many parameters they trained."""
+
+    supernet: Supernet
+    seconds: float
+    parameters: int
+
+
 class Setting:
     """The model, its text, the codes that every row starts from, and the rows so far."""
 
-    def __init__(self, text: Path, work: Path, out: Path, steps: int, windows: int, seed: int) -> None:
+    def __init__(
+        self, text: Path, work: Path, out: Path, steps: int, windows: int, seed: int, prune: Sequence[float] = ()
+    ) -> None:
         self.out, self.steps, self.seed = out, steps, seed
         self.model, tokenizer = load_model(DEFAULT_MODEL)
         self.spec = spec_of_model(self.model, DEFAULT_MODEL)
-        self.space = make_space(self.spec, BITS, GROUP)
+        self.space = make_space(self.spec, BITS, GROUP, prune)
         drawn = spread_windows(str(text / "train.txt"), tokenizer, HELD_OUT + READ, WINDOW, seed)
         self.held_out, self.windows = Reference.of(self.model, drawn[:HELD_OUT]), drawn[HELD_OUT:]
+        if prune:
+            reorder(self.model, self.spec, channel_order(self.model, self.spec, self.windows[:ORDERING], seed))
         rescale(self.model, channel_scales(self.model, self.spec, self.windows[:ORDERING], Recipe().awq))
-        path = work / f"gptq-awq-{seed}.safetensors"
+        path = work / f"gptq-awq-{'ordered-' if prune else ''}{seed}.safetensors"
         if not path.exists():
             work.mkdir(parents=True, exist_ok=True)
             found = quantize(self.model, self.spec, self.space, GPTQ(), self.windows[:CALIBRATION])
@@ -83,31 +145,37 @@ class Setting:
         self.uniform = {bits: self.space.uniform(self.spec, bits) for bits in BITS}
         self.rows: list[Row] = json.loads(out.read_text())["rows"] if out.exists() else []
 
-    def trained(
-        self, sampler: str, bits: Sequence[int] = BITS, adapter: str = "scales", sharing: str = "decoupled",
-        rank: int | None = None,
-    ) -> tuple[Supernet, float]:  # fmt: skip
-        """A supernet after the steps, and the seconds that they took."""
-        supernet = build(self.model, self.spec, self.space, copy.deepcopy(self.codes))
-        options = ADAPTERS[adapter].options(len(self.spec.units)) | ({} if rank is None else {"rank": rank})
-        supernet.adapt(ADAPTERS[adapter], bits, self.seed, SHARINGS[sharing](), full=self.model, **options)
+    def untrained(self) -> Supernet:
+        return build(self.model, self.spec, self.space, copy.deepcopy(self.codes))
+
+    def trained(self, method: Method) -> Run:
+        supernet, adapter = self.untrained(), ADAPTERS[method.adapter]
+        steps = max(1, round(self.steps * method.share))
+        shape = adapter.options(len(self.spec.units)) | ({} if method.rank is None else {"rank": method.rank})
+        agreement = self.agreement(supernet, method, shape)
+        supernet.adapt(adapter, method.bits, self.seed, SHARINGS[method.sharing](), agreement, self.model, **shape)
+        parameters = {id(parameter): parameter.numel() for parameter in adapter_parameters(supernet).values()}
+        options = TrainOptions(steps, adapter.learning_rate, seed=self.seed, save_every=steps, teacher=method.teacher)
+        seconds = train(self.teacher, supernet, self.windows, options, method.sampler, method.schedule)
+        return Run(supernet, seconds, sum(parameters.values()))
+
+    def agreement(self, supernet: Supernet, method: Method, shape: dict[str, Any]) -> dict[str, Agreement]:
+        """How bit-widths agree on a shared adapter, where the sharing asks; as in training."""
+        if not SHARINGS[method.sharing].measures:
+            return {}
+        supernet.adapt(ADAPTERS[method.adapter], method.bits, self.seed, Shared(), full=self.model, **shape)
         supernet.set_dtype(self.teacher.dtype)
-        settings = TrainOptions(self.steps, ADAPTERS[adapter].learning_rate, seed=self.seed, save_every=self.steps)
-        with tempfile.TemporaryDirectory() as scratch:
-            state, accelerator = Path(scratch) / "state", Accelerator()
-            run = Trainer(self.teacher, supernet, self.windows, SAMPLERS[sampler](), settings, accelerator, state)
-            started = time.perf_counter()
-            run.run()
-            seconds = time.perf_counter() - started
-        supernet.fold()
-        return supernet, seconds
+        batches = self.windows[: AGREEMENT * Recipe().batch].split(Recipe().batch)
+        return measure_agreement(self.teacher, supernet, method.bits, batches)
 
-    def row(self, group: str, name: str, supernet: Supernet, subnets: dict[str, Subnet], seconds: float) -> Row:
-        found = evaluate(supernet, list(subnets.values()), self.reference)
-        return self.add(group, name, {key: q.kl for key, q in zip(subnets, found, strict=True)}, seconds)
+    def row(self, group: str, name: str, run: Run, subnets: dict[str, Subnet]) -> Row:
+        found = evaluate(run.supernet, list(subnets.values()), self.reference)
+        kl = {key: quality.kl for key, quality in zip(subnets, found, strict=True)}
+        return self.add(group, name, kl, run.seconds, run.parameters)
 
-    def add(self, group: str, name: str, kl: dict[str, float], seconds: float) -> Row:
+    def add(self, group: str, name: str, kl: dict[str, float], seconds: float, parameters: int) -> Row:
         row = {"group": group, "name": name, "steps": self.steps, "seed": self.seed, "kl": kl, "seconds": seconds}
+        row["parameters"] = parameters
         old = self.find(group, name)  # of a run that was stopped before the row that belongs with it
         self.rows = [*(r for r in self.rows if r is not old), row]
         write_text(self.out, json.dumps({"script": Path(__file__).name, "rows": self.rows}, indent=1) + "\n")
@@ -127,66 +195,76 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=Path("../shared/text"))
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--only", default="sampler,cost,sharing")
+    parser.add_argument("--only", default="sampler,adapter,sharing,system,cost,pruning")
     parser.add_argument("--work", type=Path, default=cli.cache_dir() / "ablations", help="where codes are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablations.json")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    setting = Setting(
-        arguments.text, arguments.work, arguments.out, arguments.steps, arguments.windows, arguments.seed
-    )  # fmt: skip
-    wanted = arguments.only.split(",")
+    given = (arguments.text, arguments.work, arguments.out, arguments.steps, arguments.windows, arguments.seed)
+    setting, wanted = Setting(*given), arguments.only.split(",")
+    if setting.find("codes", "GPTQ") is None:
+        setting.row("codes", "GPTQ", Run(setting.untrained(), 0.0, 0), setting.points)
     if "cost" in wanted:
         one_against_many(setting)
-    if "sampler" in wanted:
-        samplers(setting)
-    if "sharing" in wanted:
-        sharings(setting)
+    for group in wanted:
+        for name, method in {} if group == "cost" else METHODS.get(group, {}).items():
+            compare(setting, group, name, method)
+    if "pruning" in wanted:
+        setting = Setting(*given, prune=SHARES)
+        pruned(setting)
     print_rows(setting.rows)
     print_costs(setting.rows)
     finish(__file__, list(claims(setting.rows)), rows=setting.rows)
 
 
-def samplers(setting: Setting) -> None:
-    for name in ("balanced", "uniform", "neighbours"):
-        if setting.find("sampler", name) is not None:
-            continue
-        joint = setting.find("cost", "joint") if name == "neighbours" else None  # the same training
-        if joint is not None:
-            setting.add("sampler", name, {point: joint["kl"][point] for point in setting.points}, joint["seconds"])
-        else:
-            supernet, seconds = setting.trained(name)
-            setting.row("sampler", name, supernet, setting.points, seconds)
+def compare(setting: Setting, group: str, name: str, method: Method) -> None:
+    """A row of the method, or a copy of one that another group has of the same training."""
+    if setting.find(group, name) is not None:
+        return
+    twins = ((g, n) for g, methods in METHODS.items() for n, other in methods.items() if other == method)
+    known = next((row for twin in twins if (row := setting.find(*twin)) is not None), None)
+    if known is None:
+        setting.row(group, name, setting.trained(method), setting.points)
+    else:
+        kl = {point: known["kl"][point] for point in setting.points}
+        setting.add(group, name, kl, known["seconds"], known["parameters"])
+
+
+def pruned(setting: Setting) -> None:
+    """Whole subnets and those with a share of every block's channels, before training with pruning and after."""
+    feeds = {unit.name for pair in setting.spec.feed_forwards for unit in pair}
+    points = dict(setting.points)
+    for share in SHARES:
+        kept = kept_channels(setting.spec.feed_forwards[0][1], (share,), GROUP)[0]
+        subnet = setting.uniform[3]
+        items = {unit: setting.space.pruned(unit, c, kept) if unit in feeds else c for unit, c in subnet}
+        points[f"3, {share:.0%} of channels"] = Subnet.of(items)
+    if setting.find("pruning", "before") is None:
+        setting.row("pruning", "before", Run(setting.untrained(), 0.0, 0), points)
+    if setting.find("pruning", "after") is None:
+        setting.row("pruning", "after", setting.trained(Method()), points)
 
 
 def one_against_many(setting: Setting) -> None:
     """The joint training, a training for each bit-width, and mixtures of both."""
     if setting.find("cost", "separate") is not None:
         return
-    joint, seconds = setting.trained("neighbours")
-    windows = setting.windows[:SENSITIVITY]
+    run = setting.trained(METHODS["cost"]["joint"])
+    joint, windows = run.supernet, setting.windows[:SENSITIVITY]
     losses, _ = measure_sensitivities(setting.model, joint, windows, setting.held_out, setting.seed)
     limits = {f"planned {average:g}": code_bits(setting.spec, setting.space, average) for average in AVERAGES}
     solved = {name: solve(setting.space, losses, (limit,))[0] for name, limit in limits.items()}
     subnets = setting.points | {name: subnet for name, subnet in solved.items() if subnet is not None}
-    setting.row("cost", "joint", joint, subnets, seconds)
-    codes, total = joint.weights(), 0.0
+    setting.row("cost", "joint", run, subnets)
+    codes, seconds, parameters = joint.weights(), 0.0, 0
     for bits in BITS:
-        supernet, seconds = setting.trained("uniform", (bits,))
-        total += seconds
-        for name, choices in supernet.weights().items():
+        run = setting.trained(Method("uniform", bits=(bits,)))
+        seconds, parameters = seconds + run.seconds, parameters + run.parameters
+        for name, choices in run.supernet.weights().items():
             codes[name] = {c: choices[c] if c.bits == bits else old for c, old in codes[name].items()}
-    setting.row("cost", "separate", build(setting.model, setting.spec, setting.space, codes), subnets, total)
-
-
-def sharings(setting: Setting) -> None:
-    for name, sharing, rank in (
-        ("decoupled, rank 16", "decoupled", 16), ("shared, rank 16", "shared", 16), ("shared, rank 48", "shared", 48),
-    ):  # fmt: skip
-        if setting.find("sharing", name) is None:
-            supernet, seconds = setting.trained("balanced", adapter="lora", sharing=sharing, rank=rank)
-            setting.row("sharing", name, supernet, setting.points, seconds)
+    separate = build(setting.model, setting.spec, setting.space, codes)
+    setting.row("cost", "separate", Run(separate, seconds, parameters), subnets)
 
 
 def claims(rows: Sequence[Row]) -> Iterator[Claim]:
@@ -218,8 +296,9 @@ def print_rows(rows: list[Row]) -> None:
     cells = []
     for r in rows:
         found = (f"{r['kl'][p]:.4f}" if p in r["kl"] else "-" for p in points)
-        cells.append((f"{r['group']}: {r['name']}, {r['steps']} steps", *found, f"{r['seconds']:.0f}"))
-    table(("", *points, "seconds"), cells)
+        cost = f"{r['parameters'] / 1e6:.2f}", f"{r['seconds']:.0f}"
+        cells.append((f"{r['group']}: {r['name']}, {r['steps']} steps", *found, *cost))
+    table(("", *points, "million parameters", "seconds"), cells)
 
 
 def print_costs(rows: Sequence[Row]) -> None:

@@ -12,26 +12,21 @@ per token from the full model on 16 windows of 512 tokens of eval.txt.
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from claims import Claim, finish, table
+from training import train
 
 from supernet.adapters import ADAPTERS
-from supernet.awq import rescale
 from supernet.build import Supernet
-from supernet.checkpoint import SCALING, SupernetFiles, open_supernet
-from supernet.create import HELD_OUT, READ
+from supernet.checkpoint import SupernetFiles, open_supernet
+from supernet.create import HELD_OUT, READ, as_prepared
 from supernet.evaluate import Reference, evaluate
-from supernet.files import read_tensors
 from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model
 from supernet.recipe import Recipe
-from supernet.samplers import SAMPLERS
 from supernet.text import read_windows, spread_windows
-from supernet.train import Trainer, TrainOptions
+from supernet.train import TrainOptions
 
 NEAR = 1.05  # how near one training must come to separate ones
 Row = dict[str, Any]
@@ -45,8 +40,7 @@ class Setting:
         self.reference = Reference.of(self.model, read_windows(str(text / "eval.txt"), tokenizer, windows, 512))
         source, count, tokens = str(text / "train.txt"), HELD_OUT + READ, self.recipe.window_tokens
         self.windows = spread_windows(source, tokenizer, count, tokens, self.recipe.seed)[HELD_OUT:]
-        if (supernet / SCALING).exists():
-            rescale(self.model, read_tensors(supernet / SCALING)[0])
+        as_prepared(self.model, self.files)
         self.teacher = in_compute_dtype(self.model)
 
     def measure(self, supernet: Supernet, bits: int) -> float:
@@ -56,18 +50,11 @@ class Setting:
         recipe, supernet = self.recipe, self.files.load()
         joint = self.measure(supernet, bits)
         adapter, steps = ADAPTERS[recipe.adapter], self.files.info["steps"]
-        options = recipe.adapter_options(len(self.files.spec.units))
-        supernet.adapt(adapter, (bits,), recipe.seed, full=self.model, **options)
-        supernet.set_dtype(self.teacher.dtype)
+        shape = recipe.adapter_options(len(self.files.spec.units))
+        supernet.adapt(adapter, (bits,), recipe.seed, full=self.model, **shape)
         rate = recipe.learning_rate or adapter.learning_rate
-        settings = TrainOptions(steps, rate, recipe.batch, recipe.seed, save_every=steps)
-        with tempfile.TemporaryDirectory() as scratch:
-            path, accelerator = Path(scratch) / "state", Accelerator()
-            run = Trainer(self.teacher, supernet, self.windows, SAMPLERS["uniform"](), settings, accelerator, path)
-            started = time.perf_counter()
-            run.run()
-            seconds = time.perf_counter() - started
-        supernet.fold()
+        options = TrainOptions(steps, rate, recipe.batch, recipe.seed, save_every=steps)
+        seconds = train(self.teacher, supernet, self.windows, options, "uniform")
         separate = self.measure(supernet, bits)
         return {"bits": bits, "joint": joint, "separate": separate, "steps": steps, "seconds": seconds}
 

@@ -98,7 +98,7 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
     trust = recipe.trust_remote_code
     recipe = Recipe.from_json(files.info["recipe"])
     if not prepares:
-        _as_prepared(model, files)
+        as_prepared(model, files)
     supernet = files.load(trust, _part(accelerator))
     trainer = _train(files, model, supernet, recipe, accelerator, report)
     if accelerator.is_main_process:
@@ -122,7 +122,7 @@ def _whole(
     sharded = fsdp_plugin(accelerator) is not None
     if sharded or model.dtype != torch.float32:
         model = load_model(source, trust)[0]
-        _as_prepared(model, files)
+        as_prepared(model, files)
         model.to(home(model, accelerator.device))
     if sharded:
         again = files.load(trust)
@@ -142,7 +142,7 @@ def home(model: Any, device: torch.device) -> torch.device:
     return device if needed < torch.cuda.mem_get_info(device)[0] / 2 else torch.device("cpu")
 
 
-def _as_prepared(model: Any, files: SupernetFiles) -> None:
+def as_prepared(model: Any, files: SupernetFiles) -> None:
     """Do to a full model as it was read what was done to it before its codes were made; it computes the same."""
     if (files.path / ORDER).exists():
         reorder(model, files.spec, read_tensors(files.path / ORDER)[0])
