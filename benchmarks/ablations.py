@@ -17,7 +17,7 @@ subnets a step take so many fewer steps that they cost as much.
   trainings. The paper: mixing separately trained layers is worse.
 - pruning: SuperTickets. Channels are put in order first, so these codes are others; before and after the steps.
 
-Rows are written to --out as they come; a run that was stopped goes on where it was.
+Codes and rows are written to --work as they come; a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ class Setting:
     """The model, its text, the codes that every row starts from, and the rows so far."""
 
     def __init__(
-        self, text: Path, work: Path, out: Path, steps: int, windows: int, seed: int, prune: Sequence[float] = ()
+        self, text: Path, work: Path, steps: int, windows: int, seed: int, prune: Sequence[float] = ()
     ) -> None:
-        self.out, self.steps, self.seed = out, steps, seed
+        self.out, self.steps, self.seed = work / "rows.json", steps, seed
         self.model, tokenizer = load_model(DEFAULT_MODEL)
         self.spec = spec_of_model(self.model, DEFAULT_MODEL)
         self.space = make_space(self.spec, BITS, GROUP, prune)
@@ -143,7 +143,7 @@ class Setting:
         self.reference = Reference.of(self.model, eval_windows)
         self.teacher = in_compute_dtype(self.model)
         self.uniform = {bits: self.space.uniform(self.spec, bits) for bits in BITS}
-        self.rows: list[Row] = json.loads(out.read_text())["rows"] if out.exists() else []
+        self.rows: list[Row] = json.loads(self.out.read_text())["rows"] if self.out.exists() else []
 
     def untrained(self) -> Supernet:
         return build(self.model, self.spec, self.space, copy.deepcopy(self.codes))
@@ -195,14 +195,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=Path("../shared/text"))
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--only", default="sampler,adapter,sharing,system,cost,pruning")
-    parser.add_argument("--work", type=Path, default=cli.cache_dir() / "ablations", help="where codes are kept")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablations.json")
+    parser.add_argument("--only", default=",".join((*METHODS, "pruning")))
+    parser.add_argument("--work", type=Path, default=cli.cache_dir() / "ablations", help="keeps codes and rows")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    given = (arguments.text, arguments.work, arguments.out, arguments.steps, arguments.windows, arguments.seed)
-    setting, wanted = Setting(*given), arguments.only.split(",")
+    wanted = arguments.only.split(",")
+    if not set(wanted) <= {*METHODS, "pruning"}:
+        parser.error(f"--only takes {', '.join(METHODS)} and pruning, got {arguments.only}")
+    given = (arguments.text, arguments.work, arguments.steps, arguments.windows, arguments.seed)
+    setting = Setting(*given)
     if setting.find("codes", "GPTQ") is None:
         setting.row("codes", "GPTQ", Run(setting.untrained(), 0.0, 0), setting.points)
     if "cost" in wanted:
