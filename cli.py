@@ -158,7 +158,7 @@ def profile_show(name: str, as_json: bool) -> None:
     "--sampler",
     default="balanced",
     show_default=True,
-    metavar="uniform|balanced|neighbours|sandwich|shift",
+    metavar="uniform|balanced|neighbours|alternate|sandwich|shift",
     help="What a step trains.",
 )
 @click.option(

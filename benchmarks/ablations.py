@@ -84,6 +84,7 @@ METHODS: dict[str, dict[str, Method]] = {
         "balanced": Method(),
         "uniform": Method("uniform"),
         "neighbours": Method("neighbours"),
+        "alternate": Method("alternate"),
         "sandwich": Method("sandwich", share=passes(1) / passes(4)),
         "shift": Method("shift"),
     },

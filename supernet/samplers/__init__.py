@@ -1,5 +1,6 @@
 """Samplers: which subnets a training step trains."""
 
+from supernet.samplers.alternate import Alternate
 from supernet.samplers.balanced import Balanced
 from supernet.samplers.base import History, Sampler, Trained, bits_of
 from supernet.samplers.neighbours import Neighbours
@@ -11,12 +12,14 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "uniform": Uniform,
     "balanced": Balanced,
     "neighbours": Neighbours,
+    "alternate": Alternate,
     "sandwich": Sandwich,
     "shift": Shift,
 }
 
 __all__ = [
     "SAMPLERS",
+    "Alternate",
     "Balanced",
     "History",
     "Neighbours",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
 
-from supernet.space import SearchSpace, Subnet
+from supernet.space import Choice, SearchSpace, Subnet
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ def bits_of(subnet: Subnet, space: SearchSpace) -> float:
     """Bits a unit on average, each unit counted once, over those with several choices in `space`; else over all."""
     units = [unit for unit, choices in space if len(choices) > 1] or [unit for unit, _ in space]
     return fmean(subnet[unit].bits for unit in units)
+
+
+def nearest(choices: Sequence[Choice], bits: int) -> Choice:
+    return min(choices, key=lambda choice: abs(choice.bits - bits))
 
 
 def evenly(draw: random.Random, space: SearchSpace) -> Subnet:

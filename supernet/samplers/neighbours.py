@@ -9,8 +9,8 @@ every step, not swept, leaves no bit-width to the end, where the learning rate i
 
 from __future__ import annotations
 
-from supernet.samplers.base import History, Sampler, generator, widths_of
-from supernet.space import Choice, SearchSpace, Subnet
+from supernet.samplers.base import History, Sampler, generator, nearest, widths_of
+from supernet.space import SearchSpace, Subnet
 
 UNIFORM = 0.5  # share of the steps that train a uniform subnet
 
@@ -25,9 +25,5 @@ class Neighbours(Sampler):
         low = widths[int(place)]
         high = widths[min(int(place) + 1, len(widths) - 1)]
         share = place - int(place)
-        items = ((unit, _nearest(choices, high if draw.random() < share else low)) for unit, choices in space)
+        items = ((unit, nearest(choices, high if draw.random() < share else low)) for unit, choices in space)
         return (Subnet(tuple(items)),)
-
-
-def _nearest(choices: tuple[Choice, ...], bits: int) -> Choice:
-    return min(choices, key=lambda choice: abs(choice.bits - bits))

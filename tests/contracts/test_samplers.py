@@ -7,7 +7,18 @@ from statistics import mean
 
 import pytest
 
-from supernet.samplers import SAMPLERS, Balanced, History, Neighbours, Sampler, Sandwich, Trained, Uniform, bits_of
+from supernet.samplers import (
+    SAMPLERS,
+    Alternate,
+    Balanced,
+    History,
+    Neighbours,
+    Sampler,
+    Sandwich,
+    Trained,
+    Uniform,
+    bits_of,
+)
 from supernet.samplers.balanced import mean_bits
 from supernet.samplers.entropy import around, probabilities
 from supernet.space import Choice, SearchSpace, Subnet
@@ -146,3 +157,12 @@ def test_neighbours_train_uniform_subnets_half_of_the_time_and_mix_two_widths_ot
     assert 0.4 < len(uniform) / len(drawn) < 0.65
     assert all(0.2 < uniform.count(bits) / len(uniform) < 0.5 for bits in BITS)
     assert all(kind in ([2, 3], [3, 4]) for kind in kinds if len(kind) > 1)
+
+
+def test_alternate_trains_every_bit_width_once_in_a_round() -> None:
+    drawn = run(Alternate(), 60)
+    assert all(subnet["embedding"].bits == 8 for subnet in drawn)
+    widths = [{choice.bits for unit, choice in subnet if unit != "embedding"} for subnet in drawn]
+    rounds = [[bits for (bits,) in widths[start : start + 3]] for start in range(0, 60, 3)]
+    assert all(sorted(bits) == list(BITS) for bits in rounds)
+    assert len({tuple(bits) for bits in rounds}) > 1
