@@ -210,9 +210,10 @@ def main() -> None:
         setting.row("codes", "GPTQ", Run(setting.untrained(), 0.0, 0), setting.points)
     if "cost" in wanted:
         one_against_many(setting)
-    for group in wanted:
-        for name, method in {} if group == "cost" else METHODS.get(group, {}).items():
-            compare(setting, group, name, method)
+    for group, methods in METHODS.items():
+        if group in wanted and group != "cost":
+            for name, method in methods.items():
+                compare(setting, group, name, method)
     if "pruning" in wanted:
         setting = Setting(*given, prune=SHARES)
         pruned(setting)

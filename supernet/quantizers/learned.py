@@ -47,7 +47,6 @@ LEAST_STEPS = 8  # fewer move codes without settling them
 MARGIN = 0.1  # by which GPTQ's codes must beat the nearest in the first block for others to start from them
 TIMED = 4  # steps that tell how long one takes
 TOKEN_POWER = 0.5  # of a token's Fisher information, which one label estimates with much noise
-TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -236,6 +235,7 @@ def output_weights(
                 hidden = hidden_states(model, windows[start : start + 4].to(model.device))
                 hidden.backward(label_gradient(model, hidden, generator))
             progress("weigh errors", min(start + 4, count), count)
-    tokens /= tokens.mean((1, 2), keepdim=True).clamp(min=TINY)
-    channels /= channels.mean(1, keepdim=True).clamp(min=TINY)
+    tiny = torch.finfo(torch.float32).tiny
+    tokens /= tokens.mean((1, 2), keepdim=True).clamp(min=tiny)
+    channels /= channels.mean(1, keepdim=True).clamp(min=tiny)
     return tokens, channels
