@@ -34,7 +34,8 @@ from supernet.grids import IntegerGrid, QuantizedWeight
 from supernet.labels import label_gradient
 from supernet.model import hidden_states, removed_after
 from supernet.quantizers.base import Quantizer, check_groups
-from supernet.quantizers.starts import STARTS, Start, gptq, nearest
+from supernet.quantizers.pace import Pace, seconds_of
+from supernet.quantizers.starts import SOLVED, STARTS, Start, gptq, nearest
 from supernet.quantizers.turn import AT_ONCE, Block, Part, Turn
 from supernet.space import Choice
 
@@ -45,7 +46,7 @@ HALF = 0.499  # codes that an offset starts from its cell's centre at most: all 
 SCALE_RATE = 0.1  # relative step of a scale, as a share of an offset's step in codes
 LEAST_STEPS = 8  # fewer move codes without settling them
 MARGIN = 0.1  # by which GPTQ's codes must beat the nearest in the first block for others to start from them
-TIMED = 4  # steps that tell how long one takes
+TIMED = 4  # windows that tell how long weighing one takes
 TOKEN_POWER = 0.5  # of a token's Fisher information, which one label estimates with much noise
 
 
@@ -79,15 +80,19 @@ class Learned(Quantizer):
     ) -> dict[str, Any]:
         from accelerate.utils import send_to_device
 
-        started = time.perf_counter()
         layers, own = decoder_layers(teacher), decoder_layers(supernet.model)
-        weights = output_weights(teacher, layers, windows, seed, progress)
-        there = windows.device
+        there, widths = windows.device, [b for b in supernet.space.bits(supernet.spec) if b <= self.widest]
+        if not widths:
+            return {}
         arguments = send_to_device(layer_arguments(teacher, windows[:1]), there)
+        steps = self.steps
+        if self.minutes is not None:
+            steps = self._fitting(full, teacher, supernet, windows, arguments[0], widths)
+        windows = windows[: steps * self.batch]  # more would not come up
+        weights = output_weights(teacher, layers, windows, seed, progress)
         exact = torch.cat([first_inputs(teacher, part).to(there) for part in windows.split(AT_ONCE)])
-        widths = [bits for bits in supernet.space.bits(supernet.spec) if bits <= self.widest]
         chains = {bits: _Chain(exact) for bits in widths}
-        draw, steps = torch.Generator().manual_seed(seed), 0 if self.minutes else self.steps
+        draw = torch.Generator().manual_seed(seed)
         for number, (layer, ours) in enumerate(zip(layers, own, strict=True)):
             block = Block(layer, ours, arguments[number], *(part[number].to(there) for part in weights))
             with placed(layer, there), placed(ours, there):
@@ -96,9 +101,6 @@ class Learned(Quantizer):
                 for bits, chain in chains.items():
                     parts = _parts(full, teacher, supernet, number, bits)
                     turn = Turn(block, parts, chain.inputs, target, change)
-                    if not steps:
-                        turns = (len(layers) + len(STARTS) - 1) * len(widths)
-                        steps = self._fitting(turn, turns, (self.minutes or 0) * 60 - (time.perf_counter() - started))
                     chain.take(turn, self._ends(turn, STARTS if number == 0 else [chain.start], draw, steps))
             exact = target
             progress("learn rounding", number + 1, len(layers))
@@ -118,23 +120,35 @@ class Learned(Quantizer):
             ends[name] = _End([part.matrix.stored(part.choice) for part in turn.parts], output)
         return ends
 
-    def _fitting(self, turn: Turn, turns: int, seconds: float) -> int:
-        """Steps for each of so many turns that fit into the seconds, even where all start from GPTQ's codes. Nothing is
-        kept of those that are timed."""
-        started = time.perf_counter()
-        gptq(turn)
-        seconds -= turns * (time.perf_counter() - started)
-        adapters = _adapt(turn.parts, nearest(turn))
-        rows = torch.arange(min(self.batch, len(turn.inputs)))
-        for step in range(TIMED + 1):
-            if step == 1:  # the first one warms up
-                started = time.perf_counter()
-            turn.backward(rows)
-            _move(adapters, 0.0)
-        each = (time.perf_counter() - started) / TIMED
-        for part in turn.parts:
-            part.matrix.drop([part.choice])
-        return max(LEAST_STEPS, int(seconds / (each * turns)))
+    def _fitting(
+        self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, arguments: dict[str, Any],
+        widths: Sequence[int],
+    ) -> int:  # fmt: skip
+        """Steps for each block and bit-width that fit into the minutes, even where all start from GPTQ's codes. Nothing
+        is kept of those that are timed, in the first block."""
+        started, there = time.perf_counter(), windows.device
+        layers, ours = decoder_layers(teacher), decoder_layers(supernet.model)[0]
+        few, fewer = windows[:SOLVED], windows[:TIMED]
+        weigh = seconds_of(lambda: output_weights(teacher, layers, fewer, 0, lambda *_: None)) / len(fewer)
+        inputs = torch.cat([first_inputs(teacher, part).to(there) for part in few.split(AT_ONCE)])
+        even = torch.ones(few.shape, device=there), torch.ones(inputs.shape[-1], device=there)
+        block = Block(layers[0], ours, arguments, *even)
+        with placed(layers[0], there), placed(ours, there):
+            turn = Turn(block, _parts(full, teacher, supernet, 0, widths[0]), inputs, inputs, 1.0)
+            solve = seconds_of(lambda: gptq(turn))
+            through = seconds_of(lambda: block.through(layers[0], inputs)) / len(few) * len(layers) * (1 + len(widths))
+            adapters = _adapt(turn.parts, nearest(turn))
+
+            def step() -> None:
+                turn.backward(torch.arange(min(self.batch, len(inputs)), device=there))
+                _move(adapters, 0.0)
+
+            pace = Pace(seconds_of(step), solve, weigh + through)
+            for part in turn.parts:
+                part.matrix.drop([part.choice])
+        seconds = 60 * (self.minutes or 0.0) - (time.perf_counter() - started)
+        turns = (len(layers) + len(STARTS) - 1) * len(widths)
+        return max(LEAST_STEPS, pace.steps(seconds, turns, self.batch, len(windows)))
 
 
 @dataclass(frozen=True)

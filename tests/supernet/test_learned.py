@@ -14,6 +14,7 @@ from supernet.evaluate import Reference, evaluate
 from supernet.grids import IntegerGrid
 from supernet.quantizers import Learned, learned
 from supernet.quantizers.learned import _batches, _Chain, _End, _parts, output_weights
+from supernet.quantizers.pace import Pace
 from supernet.quantizers.starts import INWARD, STARTS
 from supernet.quantizers.turn import Block, Turn
 from supernet.space import Choice
@@ -135,3 +136,24 @@ def test_minutes_become_steps_and_timing_leaves_nothing_behind() -> None:
     made = make(bits=(2,), quantizer=Learned())
     recorded = Learned(minutes=0.05).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
     assert recorded["block_steps"] > 8
+
+
+def test_steps_that_fit() -> None:
+    pace = Pace(step=0.1, start=1.0, window=0.5)
+    assert pace.steps(100.0, turns=10, batch=4, windows=1000) == 30  # 90 s are left, and 10 steps of 4 windows take 3
+    assert pace.steps(100.0, turns=10, batch=4, windows=40) == 70  # 20 s for the windows, 1 s for 10 steps
+    assert pace.steps(5.0, turns=10, batch=4, windows=40) < 0
+
+
+def test_only_windows_that_come_up_are_weighed() -> None:
+    made = make(bits=(2,), quantizer=Learned())
+    seen: list[int] = []
+    report = lambda what, done, total: seen.append(total) if what == "weigh errors" else None  # noqa: E731
+    Learned(steps=3, batch=4).refine(made.model, made.model, made.supernet, windows(96, 32), 0, report)
+    assert set(seen) == {12}
+
+
+def test_wide_codes_are_left_as_they_are() -> None:
+    made = make(bits=(8,), quantizer=Learned())
+    for quantizer in (Learned(), Learned(minutes=1.0)):
+        assert quantizer.refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent) == {}
