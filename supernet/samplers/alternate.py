@@ -2,8 +2,10 @@
 
 Ours. With an adapter for every bit-width it is one training for each of them, in one run. Codes that are learned make
 up for the errors of blocks of their own bit-width: a step that mixes bit-widths teaches their adapters what no uniform
-subnet needs (docs/log.md). Mixtures are then best split at a depth (`planner.search.depth`). One more bit leaves about a
-quarter of the loss, so its steps have less to win; half as many lie between equal shares and shares by what is to win.
+subnet needs (docs/log.md). Mixtures are then best split at a depth (`planner.search.depth`).
+
+One more bit leaves about a quarter of the loss, so its steps have less to win. Half as many lie between equal shares
+and shares by what is to win.
 """
 
 from __future__ import annotations
