@@ -34,14 +34,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
 TEXT = "the quick brown fox jumps over the lazy dog; " * 8 + "pack my box with five dozen liquor jugs. " * 8
 
 
-def tiny_config(family: str = "llama") -> Any:
-    return AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})
+def tiny_config(family: str = "llama", **changes: Any) -> Any:
+    return AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family], **changes})
 
 
-def tiny_model(family: str = "llama", seed: int = 0) -> Any:
+def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
     """Random weights, wide enough apart that quantizing them is felt."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(family)).eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **changes)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.normal_(std=0.1)

@@ -10,9 +10,9 @@ one weight for each token times one for each channel, which fit in memory at any
 label tells little of a token. Plain squared error is ruled by the few tokens whose activations are a thousand times the
 others' and on which little depends: on SmolLM2 at 3 bits it left twice the KL (docs/log.md).
 
-Which start is better depends on the model and the bit-width: the first block learns from each of
-`supernet.quantizers.starts`, and all others start as it ended best. No block decides for itself: errors of a few
-percent in one say little of what its codes do to the blocks after it (docs/log.md).
+Which start is better depends on the model and the bit-width. The first blocks learn from each of
+`supernet.quantizers.starts` and go on from the one with which the whole model loses less, the blocks after them being
+the full model's; all others start as the last of these did. A block's own error does not tell (docs/log.md).
 
 AutoRound's offsets move by at most half a code and its steps shrink from 1 / steps to 0, as here; it tunes the range
 of each group, here the scales.
@@ -34,6 +34,7 @@ from supernet.grids import IntegerGrid, QuantizedWeight
 from supernet.labels import label_gradient
 from supernet.model import hidden_states, removed_after
 from supernet.quantizers.base import Quantizer, check_groups
+from supernet.quantizers.outcome import losses_at_output
 from supernet.quantizers.pace import Pace, seconds_of
 from supernet.quantizers.starts import SOLVED, STARTS, Start, gptq, nearest
 from supernet.quantizers.turn import AT_ONCE, Block, Part, Turn
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 HALF = 0.499  # codes that an offset starts from its cell's centre at most: all but the cell's edge
 SCALE_RATE = 0.1  # relative step of a scale, as a share of an offset's step in codes
 LEAST_STEPS = 8  # fewer move codes without settling them
-MARGIN = 0.1  # by which GPTQ's codes must beat the nearest in the first block for others to start from them
+TRIED = 3  # blocks that learn from every start: the first ones are unlike those that follow
+JUDGES = 8  # windows that tell which start was better
 TIMED = 4  # windows that tell how long weighing one takes
 TOKEN_POWER = 0.5  # of a token's Fisher information, which one label estimates with much noise
 
@@ -101,7 +103,9 @@ class Learned(Quantizer):
                 for bits, chain in chains.items():
                     parts = _parts(full, teacher, supernet, number, bits)
                     turn = Turn(block, parts, chain.inputs, target, change)
-                    chain.take(turn, self._ends(turn, STARTS if number == 0 else [chain.start], draw, steps))
+                    starts = STARTS if number < TRIED else [chain.start]
+                    ends = self._ends(turn, starts, draw, steps)
+                    chain.take(turn, ends, _best(teacher, number, arguments, windows, target, ends))
             exact = target
             progress("learn rounding", number + 1, len(layers))
         return {"block_steps": steps, "starts": {str(bits): chain.start for bits, chain in chains.items()}}
@@ -147,7 +151,7 @@ class Learned(Quantizer):
             for part in turn.parts:
                 part.matrix.drop([part.choice])
         seconds = 60 * (self.minutes or 0.0) - (time.perf_counter() - started)
-        turns = (len(layers) + len(STARTS) - 1) * len(widths)
+        turns = (len(layers) + TRIED * (len(STARTS) - 1)) * len(widths)
         return max(LEAST_STEPS, pace.steps(seconds, turns, self.batch, len(windows)))
 
 
@@ -166,19 +170,24 @@ class _Chain:
         self.inputs = inputs
         self.start = next(iter(STARTS))
 
-    def take(self, turn: Turn, ends: Mapping[str, _End]) -> None:
-        """Go on from the better end."""
-        self.start = _better(turn, ends) if len(ends) > 1 else next(iter(ends))
-        for part, codes in zip(turn.parts, ends[self.start].codes, strict=True):
+    def take(self, turn: Turn, ends: Mapping[str, _End], start: str) -> None:
+        """Go on from one of the ends."""
+        self.start = start
+        for part, codes in zip(turn.parts, ends[start].codes, strict=True):
             part.matrix.store(codes)
-        self.inputs = ends[self.start].output
+        self.inputs = ends[start].output
 
 
-def _better(turn: Turn, ends: Mapping[str, _End]) -> str:
-    """The first, unless another leaves less error by `MARGIN` and more."""
-    errors = {name: turn.block.error(end.output, turn.target, slice(None)).item() for name, end in ends.items()}
-    first, best = next(iter(errors)), min(errors, key=errors.__getitem__)
-    return best if errors[best] < (1 - MARGIN) * errors[first] else first
+def _best(
+    teacher: Any, number: int, arguments: Sequence[dict[str, Any]], windows: Tensor, target: Tensor,
+    ends: Mapping[str, _End],
+) -> str:  # fmt: skip
+    """The start from which block `number` came to the end that costs the model least."""
+    if len(ends) == 1:
+        return next(iter(ends))
+    states = [target[:JUDGES], *(end.output[:JUDGES] for end in ends.values())]
+    losses = losses_at_output(teacher, number, arguments, windows[:JUDGES], states)
+    return min(zip(losses, ends, strict=True))[1]
 
 
 def _batches(windows: int, size: int, steps: int, draw: torch.Generator) -> Sequence[Tensor]:

@@ -23,8 +23,10 @@ class Made:
     supernet: Supernet
 
 
-def make(family: str = "llama", bits: tuple[int, ...] = (2, 3, 4, 8), quantizer: Quantizer | None = None) -> Made:
-    model = tiny_model(family)
+def make(
+    family: str = "llama", bits: tuple[int, ...] = (2, 3, 4, 8), quantizer: Quantizer | None = None, **changes: Any
+) -> Made:
+    model = tiny_model(family, **changes)
     spec = spec_of_model(model, family)
     space = make_space(spec, bits, 16)
     weights = quantize(model, spec, space, quantizer or RTN(), windows())

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import copy
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from supernet.blocks import decoder_layers, first_inputs, layer_arguments
+from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of
 from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
 from supernet.grids import IntegerGrid
-from supernet.quantizers import Learned, learned
-from supernet.quantizers.learned import _batches, _Chain, _End, _parts, output_weights
+from supernet.quantizers import Learned
+from supernet.quantizers.learned import _batches, _best, _Chain, _End, _parts, output_weights
+from supernet.quantizers.outcome import losses_at_output
 from supernet.quantizers.pace import Pace
 from supernet.quantizers.starts import INWARD, STARTS
 from supernet.quantizers.turn import Block, Turn
@@ -76,28 +79,51 @@ def test_a_start_has_every_weight_in_its_codes_cell(family: str, name: str, reac
     assert (moved > 0) == (name == "gptq")
 
 
-@pytest.mark.parametrize(("left", "start"), [(0.5, "gptq"), (0.89, "gptq"), (0.91, "nearest"), (2.0, "nearest")])
-def test_the_first_block_starts_from_gptq_where_that_leaves_clearly_less_error(left: float, start: str) -> None:
-    turn = replace(turn_of(make(bits=(2,), quantizer=Learned()), 2), parts=[])
-    assert list(STARTS) == ["nearest", "gptq"]
-    ends = {name: _End([], turn.target + by) for name, by in (("nearest", 1.0), ("gptq", math.sqrt(left)))}
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_at_the_output_are_those_of_the_whole_model(family: str) -> None:
+    model, text = tiny_model(family, num_hidden_layers=3), windows(4, 32)
+    arguments, exact = layer_arguments(model, text[:1]), first_inputs(model, text)
+    layers = decoder_layers(model)
+    states = [output_of(layers[0], exact, arguments[0])]
+    other = copy.deepcopy(model)
+    for parameter in decoder_layers(other)[0].parameters():
+        parameter.mul_(1.1)
+    states += [states[0].clone(), output_of(decoder_layers(other)[0], exact, arguments[0])]
+    same, moved = losses_at_output(model, 0, arguments, text, states)
+    full, ours = (m(input_ids=text, use_cache=False).logits.float().log_softmax(-1) for m in (model, other))
+    assert same == 0.0
+    assert moved == pytest.approx(((full.exp() * (full - ours)).sum() / text.numel()).item(), rel=1e-3)
+
+
+def test_a_chain_goes_on_from_the_end_that_costs_the_model_least() -> None:
+    made = make(bits=(2,), quantizer=Learned())
+    turn, text = turn_of(made, 2), windows(8, 32)
+    target = turn.block.through(turn.block.layer, turn.inputs)
+    arguments = layer_arguments(made.model, text[:1])
+    near, far = _End([], target + 0.01), _End([], target * 2)
+    assert _best(made.model, 0, arguments, text, target, {"nearest": near, "gptq": far}) == "nearest"
+    assert _best(made.model, 0, arguments, text, target, {"nearest": far, "gptq": near}) == "gptq"
     chain = _Chain(turn.inputs)
-    chain.take(turn, ends)
-    assert chain.start == start
-    assert chain.inputs is ends[start].output
+    chain.take(replace(turn, parts=[]), {"nearest": far, "gptq": near}, "gptq")
+    assert chain.start == "gptq"
+    assert chain.inputs is near.output
 
 
-def test_all_blocks_start_as_the_first_ended_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {}
-    for tried in (tuple(STARTS), *((name,) for name in STARTS)):
-        monkeypatch.setattr(learned, "STARTS", {name: STARTS[name] for name in tried})
-        made = make(bits=(2,), quantizer=Learned())
-        recorded = Learned(6, batch=4).refine(made.model, made.model, made.supernet, windows(16, 32), 0, silent)
-        weights = [weight for choices in made.supernet.weights().values() for weight in choices.values()]
-        found[tried] = recorded["starts"]["2"], torch.cat([weight.codes.flatten() for weight in weights])
-    start, codes = found[tuple(STARTS)]
-    for name in STARTS:
-        assert torch.equal(codes, found[name,][1]) == (name == start)
+def test_first_blocks_try_every_start_and_others_go_on_as_the_last_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[list[str]] = []
+    learn = Learned._ends
+
+    def ends(self: Learned, turn: Turn, starts: Iterable[str], *rest: Any) -> dict[str, _End]:
+        tried.append(list(starts))
+        return learn(self, turn, starts, *rest)
+
+    monkeypatch.setattr(Learned, "_ends", ends)
+    made = make(bits=(2,), quantizer=Learned(), num_hidden_layers=5)
+    recorded = Learned(4, batch=4).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
+    start = recorded["starts"]["2"]
+    assert tried == [*[list(STARTS)] * 3, [start], [start]]
 
 
 def test_every_window_is_learned_from_before_any_comes_again() -> None:
