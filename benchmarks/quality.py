@@ -13,16 +13,19 @@ What others reach in their own time is in benchmarks/rivals.py; full training is
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims import Claim, finish, table
+from training import start_of
 
 from supernet.build import build, make_space, quantize
-from supernet.checkpoint import SupernetFiles, open_supernet
+from supernet.checkpoint import START, SupernetFiles, open_supernet
 from supernet.create import CALIBRATION, create
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
@@ -35,7 +38,9 @@ PUBLISHED = {2: 4.51, 3: 1.23, 4: 0.301}  # GPTQ with groups of 64 on this text,
 SHARE = 0.5  # of GPTQ's KL that may be left
 FULL = {2: 0.7, 3: 0.20, 4: 0.08}  # what full training is to reach
 FULL_SECONDS = 3600
-FULL_RECIPE = {"quantizer": "learned", "block_steps": 150, "train_bits": (2,), "steps": 400}
+FULL_RECIPE = {
+    "quantizer": "learned", "block_steps": 150, "train_bits": (2, 3, 4), "sampler": "alternate", "steps": 420,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -46,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", action="store_true", help="full training instead of a demo's")
     parser.add_argument("--supernet", type=Path, help="judge this finished supernet, trained on the text")
-    parser.add_argument("--keep", type=Path, help="write the supernet that is trained on the text here")
+    parser.add_argument("--keep", type=Path, help="write the supernet trained on the text here")
     parser.add_argument("--without-data", action="store_true", help="also train on text sampled from the model")
     arguments = parser.parse_args()
     model, tokenizer = load_model(DEFAULT_MODEL)
@@ -106,7 +111,14 @@ def trained(out: Path, data: str | None, arguments: argparse.Namespace) -> tuple
     options = FULL_RECIPE if arguments.full else {"minutes": arguments.minutes}
     recipe = Recipe(data=data, seed=arguments.seed, **options)
     started = time.perf_counter()
-    return create(DEFAULT_MODEL, out, recipe), time.perf_counter() - started
+    files = create(DEFAULT_MODEL, out, recipe, progress=partial(keep_start, out))
+    return files, time.perf_counter() - started
+
+
+def keep_start(out: Path, what: str, done: int, total: int) -> None:
+    """Keeps the codes of before the first step, for separate.py: a finished supernet does not have them."""
+    if what.startswith("train") and done == 1:
+        shutil.copyfile(out / START, start_of(out))
 
 
 def trial_claims(name: str, files: SupernetFiles) -> Iterator[Claim]:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from supernet.build import Supernet
+from supernet.checkpoint import START
 from supernet.samplers import SAMPLERS
 from supernet.schedules import SCHEDULES
 from supernet.train import Trainer, TrainOptions
@@ -29,3 +30,8 @@ def train(
         seconds = time.perf_counter() - started
     supernet.fold()
     return seconds
+
+
+def start_of(supernet: Path) -> Path:
+    """Where quality.py keeps the codes that the training of this supernet's adapters started from."""
+    return supernet.with_name(f"{supernet.name}-{START}")
