@@ -136,7 +136,9 @@ def profile_show(name: str, as_json: bool) -> None:
 @click.option("--data", metavar="FILE|DATASET", help="Training text; without it, text is sampled from the full model.")
 @click.option("--steps", type=int, metavar="N", help="Training steps; the default is what fits into --minutes.")
 @click.option("--minutes", type=float, default=15.0, show_default=True, help="Time to learn codes and adapters.")
-@click.option("--quantizer", default="gptq", show_default=True, metavar="rtn|gptq|learned", help="How codes are found.")
+@click.option(
+    "--quantizer", default="auto", metavar="rtn|gptq|learned", help="How codes are found; learned where there is time."
+)
 @click.option("--block-steps", type=int, metavar="N", help="Steps of quantizer learned on each block and bit-width.")
 @click.option(
     "--adapter",
@@ -156,10 +158,9 @@ def profile_show(name: str, as_json: bool) -> None:
 )
 @click.option(
     "--sampler",
-    default="balanced",
-    show_default=True,
+    default="auto",
     metavar="uniform|balanced|neighbours|alternate|sandwich|shift",
-    help="What a step trains.",
+    help="What a step trains; the default goes with the quantizer.",
 )
 @click.option(
     "--schedule",

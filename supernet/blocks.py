@@ -72,6 +72,14 @@ def hidden_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def sent(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The tensors in `value`, however deep, on `device`, and in `dtype` those of floats."""
+    from accelerate.utils import recursively_apply, send_to_device
+
+    cast = recursively_apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)
+    return send_to_device(cast, device)
+
+
 @contextlib.contextmanager
 def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Have the module's parameters and buffers on `device`, in `dtype` if given; afterwards they are where they were.

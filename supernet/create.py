@@ -20,6 +20,7 @@ from torch import Tensor
 
 from supernet.adapters import ADAPTERS
 from supernet.agreement import measure_agreement, read_agreement, write_agreement
+from supernet.auto import decided
 from supernet.awq import channel_scales, rescale, rescale_checked
 from supernet.build import Progress, Supernet, build, make_space, quantize, silent
 from supernet.checkpoint import (
@@ -177,6 +178,7 @@ def _prepare(
     if recipe.awq:
         scales = channel_scales(model, spec, training[:ORDERING].to(device), recipe.awq, progress)
         rescale_checked(model, scales, training)
+    recipe = decided(recipe, model, training.to(device), CODES_SHARE * recipe.minutes)
     supernet, quantized = _quantized(model, spec, space, training.to(device), recipe, progress)
     info = {
         "source": source,

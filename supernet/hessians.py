@@ -15,12 +15,13 @@ is kept of the way forward is what each block reads, where the model is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from supernet.blocks import AT_ONCE, decoder_layers, first_inputs, layer_arguments, output_of, placed, skipped
+from supernet.blocks import AT_ONCE, decoder_layers, first_inputs, layer_arguments, output_of, placed, sent, skipped
 from supernet.labels import label_gradient
 from supernet.model import compute_dtype, hidden_states, removed_after
 
@@ -36,15 +37,9 @@ def fisher_hessians(
 
     `windows` are `(n, tokens)`; a block computes in the device's `compute_dtype`.
     """
-    from accelerate.utils import recursively_apply, send_to_device
-
     device, layers = windows.device, decoder_layers(model)
     dtype = compute_dtype(device)
-
-    def there(value: Any) -> Any:
-        cast = recursively_apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)
-        return send_to_device(cast, device)
-
+    there = partial(sent, device=device, dtype=dtype)
     calls = layer_arguments(model, windows[:1])
     names = {model.get_submodule(name): name for name in linears}
     read = [[first_inputs(model, part).to(dtype) for part in windows.split(AT_ONCE)]]

@@ -8,11 +8,12 @@ from typing import Any
 
 from supernet.adapters import ADAPTERS, Adapter
 from supernet.quantizers import QUANTIZERS
-from supernet.samplers import SAMPLERS
+from supernet.samplers import SAMPLERS, Balanced
 from supernet.schedules import SCHEDULES
 from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
 from supernet.train import TEACHERS, check_system
 
+AUTO = "auto"  # decided by what fits into the minutes (`supernet.auto`)
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
 ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
 
@@ -27,13 +28,13 @@ class Recipe:
     bits: tuple[int, ...] = (2, 3, 4, 8)
     group_size: int = 64
     awq: float = 0.25
-    quantizer: str = "gptq"
+    quantizer: str = AUTO
     block_steps: int | None = None
     adapter: str = "scales"
     rank: int | None = None
     sharing: str = "decoupled"
     train_bits: tuple[int, ...] | None = None
-    sampler: str = "balanced"
+    sampler: str = AUTO
     schedule: str = "constant"
     teacher: str = "full"
     prune: tuple[float, ...] = ()
@@ -51,10 +52,10 @@ class Recipe:
         if not self.bits or list(self.bits) != sorted(set(self.bits)) or not set(self.bits) <= set(range(2, 9)):
             raise ValueError(f"bits must be rising numbers from 2 to 8, got {list(self.bits)}; use for example 2,3,4,8")
         families: dict[str, Collection[str]] = {
-            "quantizer": QUANTIZERS,
+            "quantizer": (AUTO, *QUANTIZERS),
             "adapter": ADAPTERS,
             "sharing": SHARINGS,
-            "sampler": SAMPLERS,
+            "sampler": (AUTO, *SAMPLERS),
             "schedule": SCHEDULES,
             "teacher": TEACHERS,
         }
@@ -81,7 +82,7 @@ class Recipe:
         if self.rank is not None and (self.rank < 1 or not adapter.ranked):
             raise ValueError(f"rank must be at least 1 and the adapter low-rank, got {self.rank} and {self.adapter}")
         check_sharing(self.adapter, adapter, self.sharing, SHARINGS[self.sharing], widths)
-        check_system(SAMPLERS[self.sampler], SCHEDULES[self.schedule], self.teacher, widths)
+        check_system(SAMPLERS.get(self.sampler, Balanced), SCHEDULES[self.schedule], self.teacher, widths)
 
     @property
     def adapted_bits(self) -> tuple[int, ...]:

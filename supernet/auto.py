@@ -1,0 +1,49 @@
+"""What a recipe leaves open: how codes are found, and which subnets a step trains.
+
+Learned codes are better where there is time to settle them (docs/log.md), and are then trained with uniform subnets,
+since each bit-width's make up for errors of their own. How much time they take depends on the model and the device, so
+one block is timed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, placed, sent
+from supernet.model import compute_dtype
+from supernet.quantizers import QUANTIZERS, Learned
+from supernet.quantizers.pace import seconds_of
+from supernet.recipe import AUTO, Recipe
+
+ENOUGH = 80  # steps on each block, from which on learned codes were measured better; fewer were not
+INSIDE = 3.0  # times that a step inside the rounding, and what it needs, takes of a block's own way forward and back
+
+
+def decided(recipe: Recipe, model: Any, windows: Tensor, minutes: float) -> Recipe:
+    """The recipe with nothing left open. `minutes` are there for codes; blocks are timed where `windows` are."""
+    quantizer, sampler = recipe.quantizer, recipe.sampler
+    if quantizer == AUTO:
+        learns = recipe.block_steps is not None or (
+            recipe.steps is None and steps_that_fit(model, windows, recipe.bits, minutes) >= ENOUGH
+        )
+        quantizer = "learned" if learns else "gptq"
+    if sampler == AUTO:
+        sampler = "alternate" if QUANTIZERS[quantizer].refines else "balanced"
+    return replace(recipe, quantizer=quantizer, sampler=sampler)
+
+
+def steps_that_fit(model: Any, windows: Tensor, bits: tuple[int, ...], minutes: float) -> float:
+    """About how many steps of learned rounding each block and bit-width can take."""
+    learned, device = Learned(), windows.device
+    dtype, layers, few = compute_dtype(device), decoder_layers(model), windows[: learned.batch]
+    arguments = sent(layer_arguments(model, few[:1])[0], device, dtype)
+    inputs = sent(first_inputs(model, few), device, dtype).requires_grad_()
+    with placed(layers[0], device, dtype), torch.enable_grad():
+        seconds = INSIDE * seconds_of(lambda: output_of(layers[0], inputs, arguments).sum().backward())
+        layers[0].zero_grad(set_to_none=True)
+    widths = sum(width <= learned.widest for width in bits)
+    return 60 * minutes / (seconds * len(layers) * widths) if widths else 0.0

@@ -1,0 +1,42 @@
+"""What is left open is decided by time, and nothing else is touched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from supernet.auto import ENOUGH, decided, steps_that_fit
+from supernet.recipe import Recipe
+from tests.tiny import FAMILIES, tiny_model, windows
+
+TEXT = windows(8, 32)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, ("learned", "alternate")),
+        ({"bits": (6, 8), "train_bits": (6,)}, ("gptq", "balanced")),
+        ({"steps": 5}, ("gptq", "balanced")),
+        ({"steps": 5, "block_steps": 9}, ("learned", "alternate")),
+        ({"steps": 5, "quantizer": "rtn"}, ("rtn", "balanced")),
+        ({"steps": 5, "quantizer": "learned", "sampler": "uniform"}, ("learned", "uniform")),
+    ],
+)
+def test_what_is_left_open_is_decided(given: dict[str, object], found: tuple[str, str]) -> None:
+    recipe = decided(Recipe(**given), tiny_model(), TEXT, minutes=100.0)
+    assert (recipe.quantizer, recipe.sampler) == found
+
+
+def test_too_little_time_for_learned_codes() -> None:
+    recipe = decided(Recipe(), tiny_model(), TEXT, minutes=1e-6)
+    assert (recipe.quantizer, recipe.sampler) == ("gptq", "balanced")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_timing_leaves_the_model_as_it_was(family: str) -> None:
+    model = tiny_model(family)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert steps_that_fit(model, TEXT, (2, 3, 8), 100.0) > ENOUGH
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.dtype == torch.float32 and parameter.grad is None for parameter in model.parameters())
