@@ -286,7 +286,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 RECIPE = Recipe(
-    bits=(2, 4, 8), group_size=16, steps=6, batch=2, window_tokens=16, quantizer="rtn", prune=(0.5, 0.0)
+    bits=(2, 4, 8), group_size=16, steps=6, batch=2, window_tokens=16, quantizer="rtn", sampler="balanced",
+    prune=(0.5, 0.0),
 )  # fmt: skip
 
 
