@@ -16,19 +16,20 @@ from torch import Tensor
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, placed, sent
 from supernet.model import compute_dtype
 from supernet.quantizers import QUANTIZERS, Learned
-from supernet.quantizers.pace import seconds_of
 from supernet.recipe import AUTO, Recipe
+from supernet.timing import seconds_of
 
 ENOUGH = 80  # steps on each block, from which on learned codes were measured better; fewer were not
 INSIDE = 3.0  # times that a step inside the rounding, and what it needs, takes of a block's own way forward and back
 
 
-def decided(recipe: Recipe, model: Any, windows: Tensor, minutes: float) -> Recipe:
-    """The recipe with nothing left open. `minutes` are there for codes; blocks are timed where `windows` are."""
+def decided(recipe: Recipe, model: Any, windows: Tensor) -> Recipe:
+    """The recipe with nothing left open. Blocks are timed where `windows` are."""
     quantizer, sampler = recipe.quantizer, recipe.sampler
     if quantizer == AUTO:
+        minutes = recipe.code_minutes
         learns = recipe.block_steps is not None or (
-            recipe.steps is None and steps_that_fit(model, windows, recipe.bits, minutes) >= ENOUGH
+            minutes is not None and steps_that_fit(model, windows, recipe.bits, minutes) >= ENOUGH
         )
         quantizer = "learned" if learns else "gptq"
     if sampler == AUTO:
@@ -44,6 +45,5 @@ def steps_that_fit(model: Any, windows: Tensor, bits: tuple[int, ...], minutes: 
     inputs = sent(first_inputs(model, few), device, dtype).requires_grad_()
     with placed(layers[0], device, dtype), torch.enable_grad():
         seconds = INSIDE * seconds_of(lambda: output_of(layers[0], inputs, arguments).sum().backward())
-        layers[0].zero_grad(set_to_none=True)
     widths = sum(width <= learned.widest for width in bits)
     return 60 * minutes / (seconds * len(layers) * widths) if widths else 0.0

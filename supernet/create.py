@@ -45,7 +45,7 @@ from supernet.grids import QuantizedWeight
 from supernet.model import check_head, compute_dtype, in_compute_dtype, load_model, spec_of_model
 from supernet.pruning import channel_order, reorder
 from supernet.quantizers import QUANTIZERS
-from supernet.recipe import Recipe
+from supernet.recipe import CODES_SHARE, Recipe
 from supernet.samplers import SAMPLERS
 from supernet.schedules import SCHEDULES
 from supernet.sensitivity import measure_sensitivities
@@ -67,7 +67,6 @@ ORDERING = 16  # windows that tell which channels matter, and how large they are
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
 READ = 4096  # windows that are drawn from a text at most
 PATIENCE = timedelta(days=7)  # the other processes wait while the main one prepares and finishes
-CODES_SHARE = 0.75  # of the minutes goes into the codes where the quantizer learns them
 PROBED = 100  # steps of the training whose work tells how many fit into the minutes
 
 
@@ -178,8 +177,9 @@ def _prepare(
     if recipe.awq:
         scales = channel_scales(model, spec, training[:ORDERING].to(device), recipe.awq, progress)
         rescale_checked(model, scales, training)
-    recipe = decided(recipe, model, training.to(device), CODES_SHARE * recipe.minutes)
-    supernet, quantized = _quantized(model, spec, space, training.to(device), recipe, progress)
+    there = training.to(device)
+    recipe = decided(recipe, model, there)
+    supernet, quantized = _quantized(model, spec, space, there, recipe, progress)
     info = {
         "source": source,
         "recipe": recipe.to_json(),
@@ -201,8 +201,7 @@ def _quantized(
     model: Any, spec: ModelSpec, space: SearchSpace, windows: Tensor, recipe: Recipe, progress: Progress
 ) -> tuple[Supernet, dict[str, Any]]:
     """The supernet before training, with the best codes that its quantizer finds, and how that went."""
-    minutes = CODES_SHARE * recipe.minutes if recipe.steps is None else None
-    quantizer = QUANTIZERS[recipe.quantizer]().within(recipe.block_steps, minutes)
+    quantizer = QUANTIZERS[recipe.quantizer]().within(recipe.block_steps, recipe.code_minutes)
     found: dict[str, Any] = {}
     weights = quantize(model, spec, space, quantizer, windows[:CALIBRATION], progress, recipe.seed)
     supernet = build(model, spec, space, weights)

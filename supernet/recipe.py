@@ -14,6 +14,7 @@ from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
 from supernet.train import TEACHERS, check_system
 
 AUTO = "auto"  # decided by what fits into the minutes (`supernet.auto`)
+CODES_SHARE = 0.75  # of the minutes goes into the codes where the quantizer learns them
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
 ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
 
@@ -90,6 +91,11 @@ class Recipe:
         if self.train_bits is not None:
             return tuple(sorted(self.train_bits))
         return tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)[:ADAPTED]
+
+    @property
+    def code_minutes(self) -> float | None:
+        """The share of the minutes that a quantizer that learns has; None where steps are given instead."""
+        return CODES_SHARE * self.minutes if self.steps is None else None
 
     def adapter_options(self, units: int) -> dict[str, Any]:
         """What the adapters of a model with so many units are made with."""

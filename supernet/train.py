@@ -9,7 +9,6 @@ batch and average their gradients.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from supernet.pruning import Pruning
 from supernet.samplers import Sampler, Trained, bits_of
 from supernet.schedules import Constant, Schedule
 from supernet.space import Choice, SearchSpace, Subnet
+from supernet.timing import seconds_of
 
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 LAST_RATE = 0.05  # share of the learning rate that is left at the end of its cosine
@@ -337,9 +337,5 @@ def steps_for(minutes: float, trainer_step: Callable[[], None], share: float = 1
 
     An average step does `share` of their work.
     """
-    trainer_step()
-    started = time.perf_counter()
-    trainer_step()
-    trainer_step()
-    seconds = (time.perf_counter() - started) / 2
+    seconds = seconds_of(trainer_step, times=2)
     return max(least, int((minutes * 60 / seconds - 3) / share))

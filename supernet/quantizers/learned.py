@@ -35,10 +35,11 @@ from supernet.labels import label_gradient
 from supernet.model import hidden_states, removed_after
 from supernet.quantizers.base import Quantizer, check_groups
 from supernet.quantizers.outcome import losses_at_output
-from supernet.quantizers.pace import Pace, seconds_of
+from supernet.quantizers.pace import Pace
 from supernet.quantizers.starts import SOLVED, STARTS, Start, gptq, nearest
 from supernet.quantizers.turn import AT_ONCE, Block, Part, Turn
 from supernet.space import Choice
+from supernet.timing import seconds_of
 
 if TYPE_CHECKING:
     from supernet.build import Progress, Supernet

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-
-REPEATED = 3
 
 
 @dataclass(frozen=True)
@@ -26,12 +22,3 @@ class Pace:
         if steps * batch > windows:
             steps = (left - windows * self.window) / (turns * self.step)
         return int(steps)
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """Of one time, after one to warm up."""
-    work()
-    started = time.perf_counter()
-    for _ in range(REPEATED):
-        work()
-    return (time.perf_counter() - started) / REPEATED

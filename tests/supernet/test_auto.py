@@ -24,12 +24,12 @@ TEXT = windows(8, 32)
     ],
 )
 def test_what_is_left_open_is_decided(given: dict[str, object], found: tuple[str, str]) -> None:
-    recipe = decided(Recipe(**given), tiny_model(), TEXT, minutes=100.0)
+    recipe = decided(Recipe(**{"minutes": 134.0, **given}), tiny_model(), TEXT)
     assert (recipe.quantizer, recipe.sampler) == found
 
 
 def test_too_little_time_for_learned_codes() -> None:
-    recipe = decided(Recipe(), tiny_model(), TEXT, minutes=1e-6)
+    recipe = decided(Recipe(minutes=1e-6), tiny_model(), TEXT)
     assert (recipe.quantizer, recipe.sampler) == ("gptq", "balanced")
 
 
