@@ -56,6 +56,7 @@ HELD_OUT, SENSITIVITY, SENSITIVITY_TOKENS = 4, 4, 256
 MARGIN = 128  # tokens more in a sample for AutoRound: decoded and read again it may have fewer
 
 Tool = Callable[[tools.Inputs, Sequence[int]], Weights]
+Job = tuple[int, ...]  # bit-widths that a tool makes in one go
 TOOLS: dict[str, tuple[str, Tool]] = {
     "rtn": ("round-to-nearest", tools.rtn),
     "gptq": ("GPTQ", tools.gptq),
@@ -66,6 +67,11 @@ TOOLS: dict[str, tuple[str, Tool]] = {
 ONE_BY_ONE = ("autoround",)  # the others make every bit-width in one go, and share the seconds out
 MIXED = ("rtn", "gptq", "hqq-integer", "autoround")  # HQQ with float zeros never has a mixture's bytes
 PACKAGES = ("auto-round", "hqq", "torch", "transformers")
+
+
+def jobs_of(key: str) -> list[Job]:
+    """The uniform bit-widths."""
+    return [(bits,) for bits in UNIFORM] if key in ONE_BY_ONE else [UNIFORM]
 
 
 @dataclass(frozen=True)
@@ -153,10 +159,9 @@ class Setting:
         read = [read_tensors(path) for path in paths]
         return [(tools.from_tensors(tensors), Seconds(**meta)) for tensors, meta in read]
 
-    def uniform(self, key: str) -> tuple[Weights, dict[int, Seconds]]:
-        """A tool's codes at every uniform bit-width, and the seconds of each."""
+    def uniform(self, key: str, jobs: Sequence[Job]) -> tuple[Weights, dict[int, Seconds]]:
+        """A tool's codes at these uniform bit-widths, and the seconds of each."""
         _, make = TOOLS[key]
-        jobs = [(bits,) for bits in UNIFORM] if key in ONE_BY_ONE else [UNIFORM]
         found: Weights = {}
         seconds = {}
         for job in jobs:
@@ -204,8 +209,9 @@ def main() -> None:
 def made(setting: Setting, wanted: Sequence[str], arguments: Any, old: Sequence[Row]) -> Iterator[Row]:
     have = {key_of(row) for row in old}
     for key in [key for key in TOOLS if key in wanted]:
-        if any((TOOLS[key][0], "", float(bits)) not in have for bits in UNIFORM):
-            yield from uniform_rows(setting, key)
+        for job in jobs_of(key):
+            if any((TOOLS[key][0], "", float(bits)) not in have for bits in job):
+                yield from uniform_rows(setting, key, job)
     for key in [key for key in MIXED if key in wanted and not arguments.no_mixtures]:
         missing = [a for a in arguments.averages if (TOOLS[key][0], EXACT, a) not in have]
         if missing:
@@ -218,17 +224,17 @@ def made(setting: Setting, wanted: Sequence[str], arguments: Any, old: Sequence[
 EXACT, AUTOSCHEME = "exact search", "AutoScheme"
 
 
-def uniform_rows(setting: Setting, key: str) -> Iterator[Row]:
-    codes, seconds = setting.uniform(key)
+def uniform_rows(setting: Setting, key: str, job: Job) -> Iterator[Row]:
+    codes, seconds = setting.uniform(key, [job])
     supernet = setting.supernet(codes)
-    subnets = [supernet.space.uniform(setting.spec, bits) for bits in UNIFORM]
+    subnets = [supernet.space.uniform(setting.spec, bits) for bits in job]
     found = evaluate(supernet, subnets, setting.reference)
-    for bits, subnet, quality in zip(UNIFORM, subnets, found, strict=True):
+    for bits, subnet, quality in zip(job, subnets, found, strict=True):
         yield row_of(setting, supernet, TOOLS[key][0], "", float(bits), subnet, seconds[bits], quality)
 
 
 def mixed_rows(setting: Setting, key: str, averages: Sequence[float]) -> Iterator[Row]:
-    codes, seconds = setting.uniform(key)
+    codes, seconds = setting.uniform(key, jobs_of(key))
     clock = Clock()
     supernet = setting.supernet(codes)
     proposals = candidates(setting, supernet, averages)

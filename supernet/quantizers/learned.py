@@ -151,7 +151,8 @@ class Learned(Quantizer):
             pace = Pace(seconds_of(step), solve, weigh + through)
             for part in turn.parts:
                 part.matrix.drop([part.choice])
-        seconds = 60 * (self.minutes or 0.0) - (time.perf_counter() - started)
+        judged = TRIED * len(widths) * JUDGES * (1 + len(STARTS)) * weigh / 3  # a third: weighing goes back too
+        seconds = 60 * (self.minutes or 0.0) - (time.perf_counter() - started) - judged
         turns = (len(layers) + TRIED * (len(STARTS) - 1)) * len(widths)
         return max(LEAST_STEPS, pace.steps(seconds, turns, self.batch, len(windows)))
 
