@@ -16,7 +16,7 @@ from supernet.train import TEACHERS, check_system
 AUTO = "auto"  # decided by what fits into the minutes (`supernet.auto`)
 CODES_SHARE = 0.75  # of the minutes goes into the codes where the quantizer learns them
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
-ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
+ADAPTED = 2  # so many of the smallest are trained, unless `supernet.auto` has steps for each of them
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,20 @@ def test_what_is_left_open_is_decided(given: dict[str, object], found: tuple[str
     assert (recipe.quantizer, recipe.sampler) == found
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"quantizer": "learned"}, (2, 3, 4)),
+        ({"quantizer": "learned", "train_bits": (2,)}, (2,)),
+        ({"quantizer": "learned", "sampler": "balanced"}, (2, 3)),
+        ({"quantizer": "gptq"}, (2, 3)),
+        ({"quantizer": "gptq", "sampler": "alternate"}, (2, 3, 4)),
+    ],
+)
+def test_which_bit_widths_have_adapters(given: dict[str, object], found: tuple[int, ...]) -> None:
+    assert decided(Recipe(**given), tiny_model(), TEXT).adapted_bits == found
+
+
 def test_too_little_time_for_learned_codes() -> None:
     recipe = decided(Recipe(minutes=1e-6), tiny_model(), TEXT)
     assert (recipe.quantizer, recipe.sampler) == ("gptq", "balanced")
