@@ -1,8 +1,8 @@
-"""What a recipe leaves open: how codes are found, which subnets a step trains, and which bit-widths have adapters.
+"""What a recipe leaves open: how codes are found, and which subnets a step trains.
 
 Learned codes are better where there is time to settle them, and are then trained with uniform subnets, since each
-bit-width's make up for errors of their own; adapters at 4 bits win too, so trained (docs/log.md). How much time they
-take depends on the model and the device, so one block is timed.
+bit-width's make up for errors of their own (docs/log.md). How much time they take depends on the model and the device,
+so one block is timed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, placed, sent
 from supernet.model import compute_dtype
 from supernet.quantizers import QUANTIZERS, Learned
-from supernet.recipe import ADAPTED_BITS, AUTO, Recipe
+from supernet.recipe import AUTO, Recipe
 from supernet.timing import seconds_of
 
 ENOUGH = 80  # steps on each block, from which on learned codes were measured better; fewer were not
@@ -34,10 +34,7 @@ def decided(recipe: Recipe, model: Any, windows: Tensor) -> Recipe:
         quantizer = "learned" if learns else "gptq"
     if sampler == AUTO:
         sampler = "alternate" if QUANTIZERS[quantizer].refines else "balanced"
-    train_bits = recipe.train_bits
-    if train_bits is None and sampler == "alternate":
-        train_bits = tuple(bits for bits in recipe.bits if bits <= ADAPTED_BITS)
-    return replace(recipe, quantizer=quantizer, sampler=sampler, train_bits=train_bits)
+    return replace(recipe, quantizer=quantizer, sampler=sampler)
 
 
 def steps_that_fit(model: Any, windows: Tensor, bits: tuple[int, ...], minutes: float) -> float:

@@ -16,7 +16,7 @@ from supernet.train import TEACHERS, check_system
 AUTO = "auto"  # decided by what fits into the minutes (`supernet.auto`)
 CODES_SHARE = 0.75  # of the minutes goes into the codes where the quantizer learns them
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
-ADAPTED = 2  # so many of the smallest are trained, unless `supernet.auto` has steps for each of them
+ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,11 @@ class Recipe:
 
     @property
     def adapted_bits(self) -> tuple[int, ...]:
-        """The bit-widths that have adapters."""
+        """The bit-widths that have adapters. `alternate` gives wider ones so few steps that all can have theirs."""
         if self.train_bits is not None:
             return tuple(sorted(self.train_bits))
-        return tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)[:ADAPTED]
+        small = tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)
+        return small if self.sampler == "alternate" else small[:ADAPTED]
 
     @property
     def code_minutes(self) -> float | None:
