@@ -265,8 +265,8 @@ def gptq_bytes(spec: ModelSpec) -> int:
 
 def chain_bytes(spec: ModelSpec) -> int:
     """Learned rounding: every window's activations at one block, of the full model before and after the block, of each
-    learned bit-width, and of what the starts that are tried lead to."""
-    chains = 2 + sum(bits <= Learned().widest for bits in RECIPE.bits) + len(STARTS)
+    learned bit-width from every start, while these are tried."""
+    chains = 2 + sum(bits <= Learned().widest for bits in RECIPE.bits) * len(STARTS)
     return BFLOAT16 * LEARNING * RECIPE.window_tokens * spec.hidden_size * chains
 
 

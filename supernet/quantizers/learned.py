@@ -10,9 +10,10 @@ one weight for each token times one for each channel, which fit in memory at any
 label tells little of a token. Plain squared error is ruled by the few tokens whose activations are a thousand times the
 others' and on which little depends: on SmolLM2 at 3 bits it left twice the KL (docs/log.md).
 
-Which start is better depends on the model and the bit-width. The first blocks learn from each of
-`supernet.quantizers.starts` and go on from the one with which the whole model loses less, the blocks after them being
-the full model's; all others start as the last of these did. A block's own error does not tell (docs/log.md).
+Which start is better depends on the model and the bit-width. The first blocks are learned from each of
+`supernet.quantizers.starts`, one after the other; with the start by which the whole model then loses less, the blocks
+after them being the full model's, learning goes on. A block's own error does not tell, nor do few windows
+(docs/log.md).
 
 AutoRound's offsets move by at most half a code and its steps shrink from 1 / steps to 0, as here; it tunes the range
 of each group, here the scales.
@@ -21,7 +22,7 @@ of each group, here the scales.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from supernet.adapters.rounding import Rounding
 from supernet.blocks import decoder_layers, first_inputs, hidden_of, layer_arguments, placed
 from supernet.grids import IntegerGrid, QuantizedWeight
 from supernet.labels import label_gradient
+from supernet.linear import Quantized
 from supernet.model import hidden_states, removed_after
 from supernet.quantizers.base import Quantizer, check_groups
 from supernet.quantizers.outcome import losses_at_output
@@ -48,7 +50,7 @@ HALF = 0.499  # codes that an offset starts from its cell's centre at most: all 
 SCALE_RATE = 0.1  # relative step of a scale, as a share of an offset's step in codes
 LEAST_STEPS = 8  # fewer move codes without settling them
 TRIED = 3  # blocks that learn from every start: the first ones are unlike those that follow
-JUDGES = 8  # windows that tell which start was better
+JUDGES = 64  # windows that tell which start was better; by 8 it is often the wrong one
 TIMED = 4  # windows that tell how long weighing one takes
 TOKEN_POWER = 0.5  # of a token's Fisher information, which one label estimates with much noise
 
@@ -94,36 +96,25 @@ class Learned(Quantizer):
         windows = windows[: steps * self.batch]  # more would not come up
         weights = output_weights(teacher, layers, windows, seed, progress)
         exact = torch.cat([first_inputs(teacher, part).to(there) for part in windows.split(AT_ONCE)])
-        chains = {bits: _Chain(exact) for bits in widths}
+        chains: Chains = {bits: {start: Chain(exact) for start in STARTS} for bits in widths}
         draw = torch.Generator().manual_seed(seed)
         for number, (layer, ours) in enumerate(zip(layers, own, strict=True)):
             block = Block(layer, ours, arguments[number], *(part[number].to(there) for part in weights))
             with placed(layer, there), placed(ours, there):
                 target = block.through(layer, exact)
                 change = block.error(target, exact, slice(None)).item()
-                for bits, chain in chains.items():
+                for bits, tried in chains.items():
                     parts = _parts(full, teacher, supernet, number, bits)
-                    turn = Turn(block, parts, chain.inputs, target, change)
-                    starts = STARTS if number < TRIED else [chain.start]
-                    ends = self._ends(turn, starts, draw, steps)
-                    chain.take(turn, ends, _best(teacher, number, arguments, windows, target, ends))
+                    batches = _batches(len(exact), self.batch, steps, draw)
+                    for start, chain in tried.items():
+                        chain.learn(Turn(block, parts, chain.inputs, target, change), STARTS[start], batches)
+                        if len(tried) > 1:
+                            chain.keep(parts, supernet.model.device)
+            if number + 1 == min(TRIED, len(layers)):
+                chains = _best(teacher, number, arguments, windows, target, chains)
             exact = target
             progress("learn rounding", number + 1, len(layers))
-        return {"block_steps": steps, "starts": {str(bits): chain.start for bits, chain in chains.items()}}
-
-    def _ends(self, turn: Turn, starts: Iterable[str], draw: torch.Generator, steps: int) -> dict[str, _End]:
-        """Where learning leads from each of the starts, over the same windows."""
-        ends, batches = {}, _batches(len(turn.inputs), self.batch, steps, draw)
-        for name in starts:
-            adapters = _adapt(turn.parts, STARTS[name](turn))
-            for step, rows in enumerate(batches):
-                turn.backward(rows)
-                _move(adapters, (1 - step / steps) / steps)
-            for part in turn.parts:
-                part.matrix.fold(part.choice)
-            output = turn.block.through(turn.block.ours, turn.inputs)
-            ends[name] = _End([part.matrix.stored(part.choice) for part in turn.parts], output)
-        return ends
+        return {"block_steps": steps, "starts": {str(bits): start for bits, tried in chains.items() for start in tried}}
 
     def _fitting(
         self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, arguments: dict[str, Any],
@@ -151,45 +142,57 @@ class Learned(Quantizer):
             pace = Pace(seconds_of(step), solve, weigh + through)
             for part in turn.parts:
                 part.matrix.drop([part.choice])
-        judged = TRIED * len(widths) * JUDGES * (1 + len(STARTS)) * weigh / 3  # a third: weighing goes back too
+        judged = (1 + len(widths) * len(STARTS)) * JUDGES * weigh / 3  # a third: weighing goes back too
         seconds = 60 * (self.minutes or 0.0) - (time.perf_counter() - started) - judged
         turns = (len(layers) + TRIED * (len(STARTS) - 1)) * len(widths)
         return max(LEAST_STEPS, pace.steps(seconds, turns, self.batch, len(windows)))
 
 
-@dataclass(frozen=True)
-class _End:
-    """Where learning led: codes for each part of the block, and its output."""
-
-    codes: list[QuantizedWeight]
-    output: Tensor
-
-
-class _Chain:
-    """The blocks of one bit-width so far: what the next one reads, and where it starts."""
+class Chain:
+    """The blocks of one bit-width from one start, so far: what the next one reads, and codes that were kept aside."""
 
     def __init__(self, inputs: Tensor) -> None:
         self.inputs = inputs
-        self.start = next(iter(STARTS))
+        self.kept: list[tuple[Quantized, QuantizedWeight]] = []
 
-    def take(self, turn: Turn, ends: Mapping[str, _End], start: str) -> None:
-        """Go on from one of the ends."""
-        self.start = start
-        for part, codes in zip(turn.parts, ends[start].codes, strict=True):
-            part.matrix.store(codes)
-        self.inputs = ends[start].output
+    def learn(self, turn: Turn, start: Callable[[Turn], Start], batches: Sequence[Tensor]) -> None:
+        """The next block, a step for each of `batches`. Its matrices are left with what was learned."""
+        adapters = _adapt(turn.parts, start(turn))
+        for step, rows in enumerate(batches):
+            turn.backward(rows)
+            _move(adapters, (1 - step / len(batches)) / len(batches))
+        for part in turn.parts:
+            part.matrix.fold(part.choice)
+        self.inputs = turn.block.through(turn.block.ours, turn.inputs)
+
+    def keep(self, parts: Sequence[Part], device: torch.device) -> None:
+        """What was learned of these, on `device`: another chain goes on with their matrices."""
+        self.kept += [(part.matrix, part.matrix.stored(part.choice).to(device)) for part in parts]
+
+    def settle(self) -> None:
+        """Give the matrices what was kept."""
+        for matrix, codes in self.kept:
+            matrix.store(codes)
+        self.kept.clear()
+
+
+Chains = dict[int, dict[str, Chain]]
+"""By bit-width and start."""
 
 
 def _best(
-    teacher: Any, number: int, arguments: Sequence[dict[str, Any]], windows: Tensor, target: Tensor,
-    ends: Mapping[str, _End],
-) -> str:  # fmt: skip
-    """The start from which block `number` came to the end that costs the model least."""
-    if len(ends) == 1:
-        return next(iter(ends))
-    states = [target[:JUDGES], *(end.output[:JUDGES] for end in ends.values())]
+    teacher: Any, number: int, arguments: Sequence[dict[str, Any]], windows: Tensor, target: Tensor, chains: Chains
+) -> Chains:
+    """Of each bit-width's chains, settled, the one whose blocks up to `number` cost the model least."""
+    tried = [(bits, start, chain) for bits, by_start in chains.items() for start, chain in by_start.items()]
+    states = [target[:JUDGES], *(chain.inputs[:JUDGES] for _, _, chain in tried)]
     losses = losses_at_output(teacher, number, arguments, windows[:JUDGES], states)
-    return min(zip(losses, ends, strict=True))[1]
+    best: Chains = {}
+    for _, (bits, start, chain) in sorted(zip(losses, tried, strict=True), key=lambda one: one[0]):
+        if bits not in best:
+            best[bits] = {start: chain}
+            chain.settle()
+    return {bits: best[bits] for bits in chains}
 
 
 def _batches(windows: int, size: int, steps: int, draw: torch.Generator) -> Sequence[Tensor]:

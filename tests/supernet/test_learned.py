@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,8 +11,8 @@ from supernet.blocks import decoder_layers, first_inputs, layer_arguments, outpu
 from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
 from supernet.grids import IntegerGrid
-from supernet.quantizers import Learned
-from supernet.quantizers.learned import _batches, _best, _Chain, _End, _parts, output_weights
+from supernet.quantizers import Learned, learned
+from supernet.quantizers.learned import Chain, _batches, _best, _parts, output_weights
 from supernet.quantizers.outcome import losses_at_output
 from supernet.quantizers.pace import Pace
 from supernet.quantizers.starts import INWARD, STARTS
@@ -95,35 +92,66 @@ def test_losses_at_the_output_are_those_of_the_whole_model(family: str) -> None:
     assert moved == pytest.approx(((full.exp() * (full - ours)).sum() / text.numel()).item(), rel=1e-3)
 
 
-def test_a_chain_goes_on_from_the_end_that_costs_the_model_least() -> None:
-    made = make(bits=(2,), quantizer=Learned())
+def test_the_chain_that_costs_the_model_least_goes_on() -> None:
+    made = make(bits=(2, 3), quantizer=Learned())
     turn, text = turn_of(made, 2), windows(8, 32)
     target = turn.block.through(turn.block.layer, turn.inputs)
     arguments = layer_arguments(made.model, text[:1])
-    near, far = _End([], target + 0.01), _End([], target * 2)
-    assert _best(made.model, 0, arguments, text, target, {"nearest": near, "gptq": far}) == "nearest"
-    assert _best(made.model, 0, arguments, text, target, {"nearest": far, "gptq": near}) == "gptq"
-    chain = _Chain(turn.inputs)
-    chain.take(replace(turn, parts=[]), {"nearest": far, "gptq": near}, "gptq")
-    assert chain.start == "gptq"
-    assert chain.inputs is near.output
+    near, far = target + 0.01, target * 2
+    chains = {2: {"nearest": Chain(far), "gptq": Chain(near)}, 3: {"nearest": Chain(near), "gptq": Chain(far)}}
+    best = _best(made.model, 0, arguments, text, target, chains)
+    assert [(bits, list(tried)) for bits, tried in best.items()] == [(2, ["gptq"]), (3, ["nearest"])]
+    assert all(chain.inputs is near for tried in best.values() for chain in tried.values())
 
 
-def test_first_blocks_try_every_start_and_others_go_on_as_the_last_of_them(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_settled_chain_has_its_codes_whatever_was_learned_after_it() -> None:
+    turn = turn_of(make(bits=(2,), quantizer=Learned()), 2)
+    batches = _batches(8, 4, 4, torch.Generator().manual_seed(0))
+    chains, held = [], []
+    for start in STARTS.values():
+        chain = Chain(turn.inputs)
+        chain.learn(turn, start, batches)
+        chain.keep(turn.parts, turn.inputs.device)
+        chains.append(chain)
+        held.append([part.matrix.stored(part.choice).codes.clone() for part in turn.parts])
+    assert not all(map(torch.equal, *held))
+    chains[0].settle()
+    assert all(
+        torch.equal(part.matrix.stored(part.choice).codes, codes)
+        for part, codes in zip(turn.parts, held[0], strict=True)
+    )
+    through = turn.block.through(turn.block.ours, turn.inputs)
+    assert torch.equal(through, chains[0].inputs)
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+def test_first_blocks_learn_from_every_start_and_others_as_the_best_of_them(
+    monkeypatch: pytest.MonkeyPatch, layers: int
 ) -> None:
-    tried: list[list[str]] = []
-    learn = Learned._ends
-
-    def ends(self: Learned, turn: Turn, starts: Iterable[str], *rest: Any) -> dict[str, _End]:
-        tried.append(list(starts))
-        return learn(self, turn, starts, *rest)
-
-    monkeypatch.setattr(Learned, "_ends", ends)
-    made = make(bits=(2,), quantizer=Learned(), num_hidden_layers=5)
+    tried: list[str] = []
+    for name, start in STARTS.items():
+        monkeypatch.setitem(STARTS, name, lambda turn, name=name, start=start: (tried.append(name), start(turn))[1])
+    made = make(bits=(2,), quantizer=Learned(), num_hidden_layers=layers)
     recorded = Learned(4, batch=4).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
-    start = recorded["starts"]["2"]
-    assert tried == [*[list(STARTS)] * 3, [start], [start]]
+    first = min(layers, 3)
+    assert tried == list(STARTS) * first + [recorded["starts"]["2"]] * (layers - first)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_it_is_as_if_the_best_start_had_been_the_only_one(monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    found = []
+    for only in (False, True):
+        made = make(bits=(2,), quantizer=Learned(), num_hidden_layers=4)
+        with monkeypatch.context() as patch:
+            if only:
+                patch.setattr(learned, "STARTS", {start: STARTS[start]})
+            patch.setattr(learned, "losses_at_output", lambda *given: [float(s != start) for s in learned.STARTS])
+            Learned(4, batch=4).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
+        found.append(made.supernet.weights())
+    for name, choices in found[0].items():
+        for choice, weight in choices.items():
+            assert torch.equal(weight.codes, found[1][name][choice].codes)
+            assert torch.equal(weight.scale, found[1][name][choice].scale)
 
 
 def test_every_window_is_learned_from_before_any_comes_again() -> None:
