@@ -1,7 +1,9 @@
-"""The charts of the README, from what the other scripts printed.
+"""The charts of the pages, from what the other scripts printed.
 
 pip install "bitfleet[charts]"
-python benchmarks/charts.py            # results/frontier.json and rivals.json -> docs/frontier.svg
+python benchmarks/charts.py
+
+results/frontier.json and rivals.json become docs/frontier.svg, results/limits.json becomes docs/limits.svg.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ OTHERS = {
     "HQQ, integer zeros": "#2f8a5b",
     "round-to-nearest": "#8a8a8a",
 }
+TEXTS = {"eval.txt": ("evaluation text", OURS), "train.txt": ("held out of the training text", "#8a8a8a")}
 STYLE = {
     "font.size": 10,
     "svg.hashsalt": "bitfleet",
@@ -31,11 +34,17 @@ STYLE = {
 
 def main() -> None:
     plt.rcParams.update(STYLE)
+    for name, draw in (("frontier", frontier), ("limits", limits)):
+        draw().savefig(DOCS / f"{name}.svg", metadata={"Date": None})
+
+
+def frontier() -> Any:
+    """One supernet at every size, and each of the rivals."""
     rivals = rows("rivals.json")
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     for tool, colour in OTHERS.items():
-        draw(axes, points(rivals, tool), tool, colour, width=1.4)
-    draw(axes, points(rows("frontier.json"), None), "bitfleet, one training", OURS, width=2.6)
+        draw_line(axes, points(rivals, tool), tool, colour, width=1.4)
+    draw_line(axes, points(rows("frontier.json"), None), "bitfleet, one training", OURS, width=2.6)
     axes.set(
         yscale="log",
         xlabel="megabytes of the linears, scales and zeros included",
@@ -45,7 +54,26 @@ def main() -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(axis="y", which="both", linewidth=0.4, alpha=0.5)
     axes.legend(frameon=False)
-    figure.savefig(DOCS / "frontier.svg", metadata={"Date": None})
+    return figure
+
+
+def limits() -> Any:
+    """What more steps do for learned codes, on each text."""
+    figure, axes = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
+    found = [row for row in rows("limits.json") if row["curve"] == "steps"]
+    for text, (name, colour) in TEXTS.items():
+        draw_line(axes, [(row["steps"], row["kl"][text]) for row in found], name, colour, width=2.0)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(
+        ylim=(0, None),
+        xlabel="steps of learned rounding on each block",
+        ylabel="KL per token from the full model",
+        title="Four blocks of SmolLM2-135M at 3 bits",
+    )
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    axes.legend(frameon=False, loc="lower left")
+    return figure
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -63,7 +91,7 @@ def points(found: list[dict[str, Any]], tool: str | None) -> list[tuple[float, f
     return sorted(best.items())
 
 
-def draw(axes: Any, line: list[tuple[float, float]], label: str, colour: str, width: float) -> None:
+def draw_line(axes: Any, line: list[tuple[float, float]], label: str, colour: str, width: float) -> None:
     if line:
         sizes, losses = zip(*line, strict=True)
         axes.plot(sizes, losses, marker="o", markersize=3 + width / 2, linewidth=width, color=colour, label=label)
