@@ -116,18 +116,24 @@ class _Rounding:
         return (priced + np.exp2(high) * use).argmin(1)
 
     def _fill(self, priced: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Spend what room is left on the blocks that still lose most."""
-        used = self._used(chosen)
+        """Spend what room is left on the blocks that still lose most, each once."""
         units = np.arange(len(chosen))
-        for unit in np.argsort(-priced[units, chosen], kind="stable"):
-            for choice in np.argsort(priced[unit], kind="stable"):
-                after = used + self.usage[:, unit, choice] - self.usage[:, unit, chosen[unit]]
-                if priced[unit, choice] >= priced[unit, chosen[unit]]:
-                    break
-                if (after <= 1).all():
-                    chosen[unit], used = choice, after
-                    break
-        return chosen
+        now = priced[units, chosen]
+        order = np.argsort(-now, kind="stable")
+        loss = np.where(priced < now[:, None], priced, np.inf)[order]
+        more = (self.usage - self.usage[:, units, chosen, None])[:, order]
+        used = self._used(chosen)
+        after = 0
+        while True:
+            open_loss = np.where((used[:, None, None] + more[:, after:] <= 1).all(axis=0), loss[after:], np.inf)
+            gaining = np.isfinite(open_loss).any(axis=1)
+            if not gaining.any():
+                return chosen
+            row = int(gaining.argmax())
+            option = open_loss[row].argmin()
+            chosen[order[after + row]] = option
+            used = used + more[:, after + row, option]
+            after += row + 1
 
     def _used(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.asarray(self.usage[:, np.arange(len(chosen)), chosen].sum(axis=1))

@@ -35,13 +35,25 @@ def interacting(units: int, seed: int) -> Problem:
     return Problem(SearchSpace.of(dict.fromkeys(names, CHOICES)), loss, (limit,), objective, groups)
 
 
+def seconds_of_optuna_alone() -> float:
+    """CPU time of as many trials over as many prices whose objective costs nothing: how fast this machine is now."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.NSGAIISampler(population_size=16, seed=0))
+    started = time.process_time()
+    study.optimize(lambda trial: sum(trial.suggest_float(str(n), -2, 2) for n in range(16)), n_trials=1000)
+    return time.process_time() - started
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_it_improves_on_the_exact_solution_where_losses_interact(seed: int) -> None:
     problem = interacting(121, seed)
     exact = ExactSearch().search(problem).candidates
     started = time.process_time()
     found = OptunaSearch().search(problem, exact, seed=0)
-    assert time.process_time() - started < 4.0
+    seconds = time.process_time() - started
+    assert seconds < 5 * seconds_of_optuna_alone()  # about 3 measured; it was 4.0 s, which a slow machine alone broke
     assert found.candidates[0].loss < 0.995 * exact[0].loss
     assert found.candidates[0].source == "optuna"
 
