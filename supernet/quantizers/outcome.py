@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supernet.blocks import decoder_layers, output_of, placed, skipped
+from supernet.blocks import decoder_layers, placed, skipped
 from supernet.model import HEAD_TOKENS, hidden_states, logits_of
-from supernet.quantizers.turn import AT_ONCE
+from supernet.quantizers.turn import outputs_of
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def losses_at_output(
     """
     for layer, given in zip(decoder_layers(model)[number + 1 :], arguments[number + 1 :], strict=True):
         with placed(layer, windows.device):
-            states = [torch.cat([output_of(layer, part, given) for part in state.split(AT_ONCE)]) for state in states]
+            states = [outputs_of(layer, state, given) for state in states]
     full, *others = (_last(model, windows, state) for state in states)
     head = model.get_output_embeddings()
     sums = [0.0] * len(others)

@@ -16,6 +16,12 @@ from supernet.space import Choice
 AT_ONCE = 16  # windows that go through a block side by side
 
 
+@torch.no_grad()
+def outputs_of(layer: nn.Module, inputs: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """What a block makes of every window's `inputs` `(n, tokens, hidden_size)`, some windows at a time."""
+    return torch.cat([output_of(layer, part, arguments) for part in inputs.split(AT_ONCE)])
+
+
 @dataclass(frozen=True)
 class Block:
     """One decoder block of the full model and of the supernet, what else it is called with, what its errors cost."""
@@ -26,9 +32,8 @@ class Block:
     tokens: Tensor
     channels: Tensor
 
-    @torch.no_grad()
     def through(self, layer: nn.Module, inputs: Tensor) -> Tensor:
-        return torch.cat([output_of(layer, part, self.arguments) for part in inputs.split(AT_ONCE)])
+        return outputs_of(layer, inputs, self.arguments)
 
     def error(self, ours: Tensor, target: Tensor, rows: Any) -> Tensor:
         squares = (ours.float() - target.float()).square()
