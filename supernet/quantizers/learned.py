@@ -111,7 +111,7 @@ class Learned(Quantizer):
                         if len(tried) > 1:
                             chain.keep(parts, supernet.model.device)
             if number + 1 == min(TRIED, len(layers)):
-                chains = _best(teacher, number, arguments, windows, target, chains)
+                chains = _settled(teacher, number, arguments, windows, target, chains)
             exact = target
             progress("learn rounding", number + 1, len(layers))
         return {"block_steps": steps, "starts": {str(bits): start for bits, tried in chains.items() for start in tried}}
@@ -180,19 +180,22 @@ Chains = dict[int, dict[str, Chain]]
 """By bit-width and start."""
 
 
-def _best(
+def _settled(
     teacher: Any, number: int, arguments: Sequence[dict[str, Any]], windows: Tensor, target: Tensor, chains: Chains
 ) -> Chains:
-    """Of each bit-width's chains, settled, the one whose blocks up to `number` cost the model least."""
-    tried = [(bits, start, chain) for bits, by_start in chains.items() for start, chain in by_start.items()]
-    states = [target[:JUDGES], *(chain.inputs[:JUDGES] for _, _, chain in tried)]
+    """Of each bit-width's chains, the one whose blocks up to `number` cost the model least, its codes in place."""
+    tried = [(bits, start) for bits, by_start in chains.items() for start in by_start]
+    if len(tried) == len(chains):
+        return chains  # one each: there is nothing to judge
+    states = [target[:JUDGES], *(chains[bits][start].inputs[:JUDGES] for bits, start in tried)]
     losses = losses_at_output(teacher, number, arguments, windows[:JUDGES], states)
-    best: Chains = {}
-    for _, (bits, start, chain) in sorted(zip(losses, tried, strict=True), key=lambda one: one[0]):
-        if bits not in best:
-            best[bits] = {start: chain}
-            chain.settle()
-    return {bits: best[bits] for bits in chains}
+    loss = dict(zip(tried, losses, strict=True))
+    settled: Chains = {}
+    for bits, by_start in chains.items():
+        start = min(by_start, key=lambda name: loss[bits, name])
+        settled[bits] = {start: by_start[start]}
+        by_start[start].settle()
+    return settled
 
 
 def _batches(windows: int, size: int, steps: int, draw: torch.Generator) -> Sequence[Tensor]:

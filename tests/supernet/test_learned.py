@@ -12,7 +12,7 @@ from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
 from supernet.grids import IntegerGrid
 from supernet.quantizers import Learned, learned
-from supernet.quantizers.learned import Chain, _batches, _best, _parts, output_weights
+from supernet.quantizers.learned import Chain, _batches, _parts, _settled, output_weights
 from supernet.quantizers.outcome import losses_at_output
 from supernet.quantizers.pace import Pace
 from supernet.quantizers.starts import INWARD, STARTS
@@ -99,7 +99,7 @@ def test_the_chain_that_costs_the_model_least_goes_on() -> None:
     arguments = layer_arguments(made.model, text[:1])
     near, far = target + 0.01, target * 2
     chains = {2: {"nearest": Chain(far), "gptq": Chain(near)}, 3: {"nearest": Chain(near), "gptq": Chain(far)}}
-    best = _best(made.model, 0, arguments, text, target, chains)
+    best = _settled(made.model, 0, arguments, text, target, chains)
     assert [(bits, list(tried)) for bits, tried in best.items()] == [(2, ["gptq"]), (3, ["nearest"])]
     assert all(chain.inputs is near for tried in best.values() for chain in tried.values())
 
