@@ -87,11 +87,11 @@ class Recipe:
 
     @property
     def adapted_bits(self) -> tuple[int, ...]:
-        """The bit-widths that have adapters. `alternate` gives wider ones so few steps that all can have theirs."""
+        """The bit-widths that have adapters: as many as the sampler leaves enough steps for."""
         if self.train_bits is not None:
             return tuple(sorted(self.train_bits))
         small = tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)
-        return small if self.sampler == "alternate" else small[:ADAPTED]
+        return small if SAMPLERS.get(self.sampler, Balanced).adapts_all else small[:ADAPTED]
 
     @property
     def code_minutes(self) -> float | None:

@@ -15,6 +15,8 @@ from supernet.space import SearchSpace, Subnet
 
 
 class Alternate(Sampler):
+    adapts_all = True
+
     def sample(self, space: SearchSpace, step: int, steps: int, seed: int, history: History) -> tuple[Subnet, ...]:
         widths = widths_of(space)
         turns = [bits for rank, bits in enumerate(widths, 1) for _ in range(2 ** (len(widths) - rank))]
