@@ -69,7 +69,7 @@ def limits() -> Any:
         ylim=(0, None),
         xlabel="steps of learned rounding on each block",
         ylabel="KL per token from the full model",
-        title="Four blocks of SmolLM2-135M at 3 bits",
+        title="Learned rounding of SmolLM2-135M's first blocks, 3 bits",
     )
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.legend(frameon=False, loc="lower left")
