@@ -64,20 +64,18 @@ class Rounding(Adapter):
             place = torch.clamp(full.to(scale) / scale + zero, codes - margin, codes + margin)
         return ((place + 0.5) * self.fine - 0.5).round().clamp(0, POSITIONS - 1).to(torch.uint8)
 
-    def places(self) -> Tensor:
-        """Where the weights lie now, in positions: `(out_features, in_features)`, before rounding and clamping.
+    def rounded(self) -> Tensor:
+        """The codes that the weights' places round to: `(out_features, in_features)`, not clamped yet.
 
         In float32 whatever is computed in: bfloat16 is off by up to half a position, and codes that training sees
         would not be those that are folded.
         """
-        place = self.position.to(torch.float32)
+        place = torch.add(self.position, 0.5)  # the middle of a position
         if self.full_rank:
-            return place.add_(self.offset.detach(), alpha=self.fine)
-        return place.addmm_(self.up.detach(), self.down.detach(), alpha=self.fine)
-
-    def codes_at(self, places: Tensor) -> Tensor:
-        """Codes of `places`, which is overwritten."""
-        return places.add_(0.5).mul_(1 / self.fine).floor_().clamp_(0, self.top)
+            place.add_(self.offset.detach(), alpha=self.fine)
+        else:
+            place.addmm_(self.up.detach(), self.down.detach(), alpha=self.fine)
+        return place.mul_(1 / self.fine).floor_()
 
     def forward(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
         trained = (self.offset,) if self.full_rank else (self.up, self.down)
@@ -85,7 +83,7 @@ class Rounding(Adapter):
 
     def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
         scale = (weight.scale * (1 + self.delta)).detach()
-        codes = self.codes_at(self.places())
+        codes = self.rounded().clamp_(0, self.top)
         return IntegerGrid().pack(codes, scale, weight.zero, weight.choice, weight.in_features)
 
 
@@ -118,8 +116,8 @@ class _RoundedProduct(torch.autograd.Function):
 
 def _made(adapter: Rounding, dtype: torch.dtype, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where the clamp is open, `(out_features, in_features)`; `code - zero` and the weight, in groups."""
-    places = adapter.places()
-    inside = (places > -0.5) & (places < POSITIONS - 0.5)
-    codes = adapter.codes_at(places).to(dtype)
-    centered = codes.unflatten(1, (-1, adapter.group_size)).sub_(zero.to(dtype).unsqueeze(-1))
+    rounded = adapter.rounded()
+    codes = rounded.clamp(0, adapter.top)
+    inside = codes == rounded
+    centered = codes.to(dtype).unflatten(1, (-1, adapter.group_size)).sub_(zero.to(dtype).unsqueeze(-1))
     return inside, centered, centered * scale.to(dtype).unsqueeze(-1)

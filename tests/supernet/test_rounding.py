@@ -31,8 +31,9 @@ def backward(weight: QuantizedWeight, adapter: Rounding) -> tuple[torch.Tensor, 
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(3))
     target = torch.randn(7, 24, generator=torch.Generator().manual_seed(4))
     (adapter(x, weight) * target).sum().backward()
-    places = adapter.places()
-    inside = (places > -0.5) & (places < 255.5)
+    offset = adapter.offset if adapter.full_rank else adapter.up @ adapter.down
+    place = adapter.position + 0.5 + adapter.fine * offset.detach()
+    inside = (place >= 0) & (place < 256)
     dense = (target.T @ x) * weight.scale.repeat_interleave(16, 1) * inside
     return dense, inside
 
