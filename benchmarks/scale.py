@@ -271,9 +271,10 @@ def chain_bytes(spec: ModelSpec) -> int:
 
 
 def learned_block_bytes(spec: ModelSpec) -> int:
-    """Of one block at one bit-width, for each weight: a float32 offset, its gradient and a byte for its position; the
-    weight, and what GPTQ moved it to, in float32; and the full model's block, which reads what ours reads."""
-    return (4 * FLOAT32 + 1 + BFLOAT16) * sum(unit.weights for unit in layer_units(spec))
+    """Of one block at one bit-width, for each weight: a float32 offset, its gradient, Adam's two moments and a byte for
+    its position; the weight, and what GPTQ moved it to, in float32; and the full model's block, which reads what ours
+    reads."""
+    return (6 * FLOAT32 + 1 + BFLOAT16) * sum(unit.weights for unit in layer_units(spec))
 
 
 def cache(spec: ModelSpec) -> str:

@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 
+from supernet.adapters import Rounding
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of
 from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
 from supernet.grids import IntegerGrid
-from supernet.quantizers import Learned, learned
-from supernet.quantizers.learned import Chain, _batches, _parts, _settled, output_weights
+from supernet.quantizers import RTN, Learned, learned
+from supernet.quantizers.learned import SCALE_RATE, Chain, _batches, _Descent, _parts, _settled, output_weights
 from supernet.quantizers.outcome import losses_at_output
 from supernet.quantizers.pace import Pace
 from supernet.quantizers.starts import INWARD, STARTS
@@ -152,6 +153,24 @@ def test_it_is_as_if_the_best_start_had_been_the_only_one(monkeypatch: pytest.Mo
         for choice, weight in choices.items():
             assert torch.equal(weight.codes, found[1][name][choice].codes)
             assert torch.equal(weight.scale, found[1][name][choice].scale)
+
+
+def test_a_steady_gradient_moves_an_offset_to_the_edge_of_its_cell_and_one_that_turns_round_leaves_it() -> None:
+    full = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    choice = Choice(3, 16)
+    adapter = Rounding(RTN().quantize(full, [choice])[choice], torch.Generator(), full, rank=None)
+    steps, moved = 10, []
+    descent = _Descent([adapter], steps)
+    for step in range(steps):
+        adapter.offset.grad = torch.ones_like(adapter.offset) * 1e-6  # however small
+        adapter.offset.grad[1::2] *= (-1) ** step
+        adapter.delta.grad = -torch.ones_like(adapter.delta)
+        descent.step()
+        moved.append(adapter.offset[0, 0].item())
+    rates = torch.tensor([(1 - step / steps) / steps for step in range(steps)])
+    assert torch.tensor(moved) == pytest.approx(-rates.cumsum(0).clamp(max=0.5))
+    assert adapter.delta.detach() == pytest.approx(torch.full((8, 1), SCALE_RATE * rates.sum().item()))
+    assert adapter.offset[1::2].abs().max() < 0.06
 
 
 def test_every_window_is_learned_from_before_any_comes_again() -> None:
