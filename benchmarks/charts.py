@@ -58,21 +58,20 @@ def frontier() -> Any:
 
 
 def limits() -> Any:
-    """What more steps do for learned codes, on each text."""
-    figure, axes = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
-    found = [row for row in rows("limits.json") if row["curve"] == "steps"]
-    for text, (name, colour) in TEXTS.items():
-        draw_line(axes, [(row["steps"], row["kl"][text]) for row in found], name, colour, width=2.0)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set(
-        ylim=(0, None),
-        xlabel="steps of learned rounding on each block",
-        ylabel="KL per token from the full model",
-        title="Learned rounding of SmolLM2-135M's first blocks, 3 bits",
-    )
-    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
-    axes.legend(frameon=False, loc="lower left")
+    """What more steps and more text do for learned codes, on each text."""
+    figure, panels = plt.subplots(1, 2, figsize=(8.2, 3.4), layout="constrained", sharey=True)
+    labels = {"steps": "steps of learned rounding on each block", "windows": "windows of 256 tokens to learn from"}
+    for axes, (curve, label) in zip(panels, labels.items(), strict=True):
+        found = [row for row in rows("limits.json") if row["curve"] == curve]
+        for text, (name, colour) in TEXTS.items():
+            draw_line(axes, [(row[curve], row["kl"][text]) for row in found], name, colour, width=2.0)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(ylim=(0, None), xlabel=label)
+        axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    panels[0].set_ylabel("KL per token from the full model")
+    panels[0].legend(frameon=False, loc="lower left")
+    figure.suptitle("Learned rounding of SmolLM2-135M's first blocks, 3 bits")
     return figure
 
 

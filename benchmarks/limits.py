@@ -1,6 +1,6 @@
 """What learned codes are limited by: their steps, their text, their groups or their bits.
 
-    python benchmarks/limits.py --text ../shared/text [--blocks 6]
+    python benchmarks/limits.py --text ../shared/text [--blocks 4]
 
 Learned rounding of the first blocks of SmolLM2-135M from the nearest codes, all others at 8 bits, by 64 steps on 512
 windows at 3 bits in groups of 64, one of them changed at a time. KL divergence per token from the full model, on 16
@@ -107,7 +107,7 @@ class Setting:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=Path("../shared/text"))
-    parser.add_argument("--blocks", type=int, default=6, help="how many of the first blocks learn")
+    parser.add_argument("--blocks", type=int, default=4, help="how many of the first blocks learn")
     parser.add_argument("--curves", default=",".join(CURVES))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
