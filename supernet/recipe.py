@@ -8,7 +8,7 @@ from typing import Any
 
 from supernet.adapters import ADAPTERS, Adapter
 from supernet.quantizers import QUANTIZERS
-from supernet.samplers import SAMPLERS, Balanced
+from supernet.samplers import SAMPLERS, Balanced, Sampler
 from supernet.schedules import SCHEDULES
 from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
 from supernet.train import TEACHERS, check_system
@@ -83,7 +83,12 @@ class Recipe:
         if self.rank is not None and (self.rank < 1 or not adapter.ranked):
             raise ValueError(f"rank must be at least 1 and the adapter low-rank, got {self.rank} and {self.adapter}")
         check_sharing(self.adapter, adapter, self.sharing, SHARINGS[self.sharing], widths)
-        check_system(SAMPLERS.get(self.sampler, Balanced), SCHEDULES[self.schedule], self.teacher, widths)
+        check_system(self._sampler_class, SCHEDULES[self.schedule], self.teacher, widths)
+
+    @property
+    def _sampler_class(self) -> type[Sampler]:
+        """Where it is still to be chosen, one that refuses nothing."""
+        return SAMPLERS.get(self.sampler, Balanced)
 
     @property
     def adapted_bits(self) -> tuple[int, ...]:
@@ -91,7 +96,7 @@ class Recipe:
         if self.train_bits is not None:
             return tuple(sorted(self.train_bits))
         small = tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)
-        return small if SAMPLERS.get(self.sampler, Balanced).adapts_all else small[:ADAPTED]
+        return small if self._sampler_class.adapts_all else small[:ADAPTED]
 
     @property
     def code_minutes(self) -> float | None:
