@@ -148,7 +148,8 @@ def profile_show(name: str, as_json: bool) -> None:
     help="What is trained.",
 )
 @click.option("--rank", type=int, metavar="N", help="Rank of a low-rank adapter; each has its default.")
-@click.option("--train-bits", metavar="B,B,...", help="Bit-widths with adapters; unless given, the smallest 2 or 3.")
+@click.option("--learning-rate", type=float, metavar="R", help="Of the adapters; each has its default.")
+@click.option("--train-bits", metavar="B,B,...", help="Bit-widths with adapters; unless given, the smallest 2 up to 4.")
 @click.option(
     "--sharing",
     default="decoupled",

@@ -54,11 +54,9 @@ class Setting:
         joint = self.measure(self.files.load(), bits)
         supernet = build(self.model, spec, self.files.space, from_tensors(self.codes))
         codes = self.measure(supernet, bits)
-        adapter = ADAPTERS[recipe.adapter]
         shape = recipe.adapter_options(len(spec.units))
-        supernet.adapt(adapter, (bits,), recipe.seed, full=self.model, **shape)
-        rate = recipe.learning_rate or adapter.learning_rate
-        options = TrainOptions(steps, rate, recipe.batch, recipe.seed, save_every=steps)
+        supernet.adapt(ADAPTERS[recipe.adapter], (bits,), recipe.seed, full=self.model, **shape)
+        options = TrainOptions(steps, recipe.rate, recipe.batch, recipe.seed, save_every=steps)
         seconds = train(self.teacher, supernet, self.windows, options, "uniform")
         separate = self.measure(supernet, bits)
         row = {"bits": bits, "codes": codes, "joint": joint, "separate": separate, "steps": steps, "seconds": seconds}

@@ -253,7 +253,6 @@ def _train(
     files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, accelerator: Any, progress: Progress
 ) -> Trainer:
     """Train to the last step. `model` becomes the teacher: it is left in the dtype of training, or in parts."""
-    adapter = ADAPTERS[recipe.adapter]
     windows = read_tensors(files.path / WINDOWS)[0]["windows"]
     supernet.model.to(accelerator.device)
     _adapt(files, model, supernet, windows, recipe, accelerator, progress)
@@ -267,9 +266,8 @@ def _train(
     supernet.set_dtype(teacher.dtype)
 
     def trainer(steps: int) -> Trainer:
-        rate = recipe.learning_rate or adapter.learning_rate
         options = TrainOptions(
-            steps, rate, recipe.batch, recipe.seed, teacher=recipe.teacher, checkpointing=recipe.checkpointing
+            steps, recipe.rate, recipe.batch, recipe.seed, teacher=recipe.teacher, checkpointing=recipe.checkpointing
         )
         sampler, schedule = SAMPLERS[recipe.sampler](), SCHEDULES[recipe.schedule]()
         return Trainer(teacher, supernet, windows, sampler, options, accelerator, files.path / TRAINING, schedule)

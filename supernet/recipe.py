@@ -8,7 +8,7 @@ from typing import Any
 
 from supernet.adapters import ADAPTERS, Adapter
 from supernet.quantizers import QUANTIZERS
-from supernet.samplers import SAMPLERS, Balanced, Sampler
+from supernet.samplers import SAMPLERS, Balanced
 from supernet.schedules import SCHEDULES
 from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
 from supernet.train import TEACHERS, check_system
@@ -16,6 +16,7 @@ from supernet.train import TEACHERS, check_system
 AUTO = "auto"  # decided by what fits into the minutes (`supernet.auto`)
 CODES_SHARE = 0.75  # of the minutes goes into the codes where the quantizer learns them
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
+SETTLED_RATE = 1 / 3  # of an adapter's learning rate where codes and scales were learned: they are nearly right
 ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
 
 
@@ -75,6 +76,8 @@ class Recipe:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.awq <= 1:
             raise ValueError(f"awq must be from 0, which is off, to 1, got {self.awq}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
         if not set(self.train_bits or ()) <= set(self.bits):
@@ -83,20 +86,21 @@ class Recipe:
         if self.rank is not None and (self.rank < 1 or not adapter.ranked):
             raise ValueError(f"rank must be at least 1 and the adapter low-rank, got {self.rank} and {self.adapter}")
         check_sharing(self.adapter, adapter, self.sharing, SHARINGS[self.sharing], widths)
-        check_system(self._sampler_class, SCHEDULES[self.schedule], self.teacher, widths)
-
-    @property
-    def _sampler_class(self) -> type[Sampler]:
-        """Where it is still to be chosen, one that refuses nothing."""
-        return SAMPLERS.get(self.sampler, Balanced)
+        sampler = SAMPLERS.get(self.sampler, Balanced)  # where it is still to be chosen, one that refuses nothing
+        check_system(sampler, SCHEDULES[self.schedule], self.teacher, widths)
 
     @property
     def adapted_bits(self) -> tuple[int, ...]:
-        """The bit-widths that have adapters: as many as the sampler leaves enough steps for."""
+        """The bit-widths that have adapters: the smallest, where there is most to win."""
         if self.train_bits is not None:
             return tuple(sorted(self.train_bits))
-        small = tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)
-        return small if self._sampler_class.adapts_all else small[:ADAPTED]
+        return tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)[:ADAPTED]
+
+    @property
+    def rate(self) -> float:
+        """The adapters' learning rate; by default it goes with how codes are found, once that is decided."""
+        settled = self.quantizer in QUANTIZERS and QUANTIZERS[self.quantizer].refines
+        return self.learning_rate or ADAPTERS[self.adapter].learning_rate * (SETTLED_RATE if settled else 1.0)
 
     @property
     def code_minutes(self) -> float | None:

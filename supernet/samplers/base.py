@@ -27,13 +27,11 @@ class Sampler(ABC):
     """Draws the subnets of a step, from its arguments alone: every process, and a resumed run, draws the same.
 
     `several` says that a step trains more than one subnet, the largest open one first. `least_widths` is how many
-    bit-widths with adapters it takes for the sampler to mean anything. `adapts_all` says that wider ones get so few
-    steps that every bit-width can have adapters.
+    bit-widths with adapters it takes for the sampler to mean anything.
     """
 
     several: ClassVar[bool] = False
     least_widths: ClassVar[int] = 1
-    adapts_all: ClassVar[bool] = False
 
     @abstractmethod
     def sample(self, space: SearchSpace, step: int, steps: int, seed: int, history: History) -> tuple[Subnet, ...]:

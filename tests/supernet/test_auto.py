@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from supernet.adapters import ADAPTERS
 from supernet.auto import ENOUGH, decided, steps_that_fit
 from supernet.recipe import Recipe
 from tests.tiny import FAMILIES, tiny_model, windows
@@ -31,15 +32,24 @@ def test_what_is_left_open_is_decided(given: dict[str, object], found: tuple[str
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        ({"quantizer": "learned"}, (2, 3, 4)),
+        ({"quantizer": "learned"}, (2, 3)),
         ({"quantizer": "learned", "train_bits": (2,)}, (2,)),
-        ({"quantizer": "learned", "sampler": "balanced"}, (2, 3)),
         ({"quantizer": "gptq"}, (2, 3)),
-        ({"quantizer": "gptq", "sampler": "alternate"}, (2, 3, 4)),
+        ({"quantizer": "gptq", "bits": (3, 5, 8)}, (3,)),
     ],
 )
 def test_which_bit_widths_have_adapters(given: dict[str, object], found: tuple[int, ...]) -> None:
     assert decided(Recipe(**given), tiny_model(), TEXT).adapted_bits == found
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_learned_codes_are_trained_at_a_lower_rate(adapter: str) -> None:
+    sharing = "shared" if ADAPTERS[adapter].routes else "decoupled"
+    given = {"steps": 5, "adapter": adapter, "sharing": sharing}
+    own = decided(Recipe(**given), tiny_model(), TEXT).rate
+    assert own == ADAPTERS[adapter].learning_rate
+    assert decided(Recipe(block_steps=9, **given), tiny_model(), TEXT).rate == pytest.approx(own / 3)
+    assert decided(Recipe(block_steps=9, learning_rate=0.5, **given), tiny_model(), TEXT).rate == 0.5
 
 
 def test_too_little_time_for_learned_codes() -> None:

@@ -220,6 +220,7 @@ def test_a_damaged_folder_is_one_clear_line(damage, error: str, finished: Path, 
         ({"block_steps": 0}, "block_steps must be at least 1"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"minutes": 0.0}, "minutes must be above 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
     ],
 )
 def test_recipes_out_of_range_are_refused(field: dict, error: str) -> None:
