@@ -6,8 +6,8 @@ comes from the quantized blocks before it, its target from the full model alone.
 
 Near is measured where it counts. To second order, an error d of a block's output costs 1/2 E[(g . d)^2], with g the
 gradient of log p(y) and y drawn from the model. BRECQ keeps the squares of g for every token and channel; here they are
-one weight for each token times one for each channel, which fit in memory at any size; of the first the root, since one
-label tells little of a token. Plain squared error is ruled by the few tokens whose activations are a thousand times the
+one weight for each token times one for each channel, which fit in memory at any size; of the first the root, which
+leaves less (docs/log.md). Plain squared error is ruled by the few tokens whose activations are a thousand times the
 others' and on which little depends: on SmolLM2 at 3 bits it left twice the KL (docs/log.md).
 
 Which start is better depends on the model and the bit-width. The first blocks are learned from each of
@@ -55,7 +55,7 @@ LEAST_STEPS = 8  # fewer move codes without settling them
 TRIED = 3  # blocks that learn from every start: the first ones are unlike those that follow
 JUDGES = 64  # windows that tell which start was better; by 8 it is often the wrong one
 TIMED = 4  # windows that tell how long weighing one takes
-TOKEN_POWER = 0.5  # of a token's Fisher information, which one label estimates with much noise
+TOKEN_POWER = 0.5  # of a token's Fisher information; less noise in it than one label's leaves no less KL
 
 
 @dataclass(frozen=True)
