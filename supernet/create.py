@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -45,7 +46,7 @@ from supernet.grids import QuantizedWeight
 from supernet.model import check_head, compute_dtype, in_compute_dtype, load_model, spec_of_model
 from supernet.pruning import channel_order, reorder
 from supernet.quantizers import QUANTIZERS
-from supernet.recipe import CODES_SHARE, Recipe
+from supernet.recipe import Recipe
 from supernet.samplers import SAMPLERS
 from supernet.schedules import SCHEDULES
 from supernet.sensitivity import measure_sensitivities
@@ -209,7 +210,9 @@ def _quantized(
         supernet.model.to(model.device)
         teacher = in_compute_dtype(model)
         supernet.set_dtype(teacher.dtype)
+        started = time.perf_counter()
         found = quantizer.refine(model, teacher, supernet, windows[:LEARNING], recipe.seed, progress)
+        found["minutes"] = (time.perf_counter() - started) / 60
         supernet.set_dtype(torch.float32)
     return supernet, {"name": recipe.quantizer, **found}
 
@@ -272,7 +275,8 @@ def _train(
         sampler, schedule = SAMPLERS[recipe.sampler](), SCHEDULES[recipe.schedule]()
         return Trainer(teacher, supernet, windows, sampler, options, accelerator, files.path / TRAINING, schedule)
 
-    steps = recipe.steps or _recorded_steps(files) or _fitting_steps(trainer, recipe, accelerator)
+    spent = files.info["quantizer"].get("minutes", 0.0)
+    steps = recipe.steps or _recorded_steps(files) or _fitting_steps(trainer, recipe, spent, accelerator)
     run = trainer(steps)
     run.resume()
     run.save()  # from here on a resumed run knows its number of steps
@@ -285,13 +289,12 @@ def _recorded_steps(files: SupernetFiles) -> int | None:
     return read_tensors(path)[1]["options"]["steps"] if path.exists() else None
 
 
-def _fitting_steps(trainer: Any, recipe: Recipe, accelerator: Any) -> int:
-    """Steps that fit into the minutes, the same for every process."""
+def _fitting_steps(trainer: Any, recipe: Recipe, spent: float, accelerator: Any) -> int:
+    """Steps that fit into what learning the codes left of the minutes, the same for every process."""
     from accelerate.utils import broadcast_object_list
 
     probe = trainer(PROBED)
-    minutes = recipe.minutes * (1 - CODES_SHARE if QUANTIZERS[recipe.quantizer].refines else 1)
-    steps = [steps_for(minutes, probe.try_step, probe.average_work())]
+    steps = [steps_for(recipe.adapter_minutes(spent), probe.try_step, probe.average_work())]
     return broadcast_object_list(steps)[0] if accelerator.num_processes > 1 else steps[0]
 
 

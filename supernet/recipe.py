@@ -14,7 +14,7 @@ from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
 from supernet.train import TEACHERS, check_system
 
 AUTO = "auto"  # decided by what fits into the minutes (`supernet.auto`)
-CODES_SHARE = 0.75  # of the minutes goes into the codes where the quantizer learns them
+CODES_SHARE = 0.75  # of the minutes goes at most into the codes where the quantizer learns them
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
 SETTLED_RATE = 1 / 3  # of an adapter's learning rate where codes and scales were learned: they are nearly right
 ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
@@ -104,8 +104,12 @@ class Recipe:
 
     @property
     def code_minutes(self) -> float | None:
-        """The share of the minutes that a quantizer that learns has; None where steps are given instead."""
+        """What a quantizer that learns may take of the minutes; None where steps are given instead."""
         return CODES_SHARE * self.minutes if self.steps is None else None
+
+    def adapter_minutes(self, spent: float) -> float:
+        """What is left of the minutes once codes took `spent`; at least the share that was never theirs."""
+        return max(self.minutes - spent, (1 - CODES_SHARE) * self.minutes)
 
     def adapter_options(self, units: int) -> dict[str, Any]:
         """What the adapters of a model with so many units are made with."""

@@ -52,6 +52,7 @@ SCALE_RATE = 0.1  # relative step of a scale, as a share of an offset's step in 
 BETAS = (0.0, 0.95)  # with momentum, noise moves codes
 EPS = 1e-16  # gradients are of a share of the error, and spread over millions of weights
 LEAST_STEPS = 8  # fewer move codes without settling them
+MOST_STEPS = 128  # of a block that leave less loss; time beyond them is worth more in adapters (docs/log.md)
 TRIED = 3  # blocks that learn from every start: the first ones are unlike those that follow
 JUDGES = 64  # windows that tell which start was better; by 8 it is often the wrong one
 TIMED = 4  # windows that tell how long weighing one takes
@@ -60,7 +61,7 @@ TOKEN_POWER = 0.5  # of a token's Fisher information; less noise in it than one 
 
 @dataclass(frozen=True)
 class Learned(Quantizer):
-    """`steps` of `batch` windows for every block and bit-width; with `minutes`, as many as fit into them."""
+    """`steps` of `batch` windows for every block and bit-width; with `minutes`, what fits into them and helps."""
 
     steps: int = 50
     batch: int = 8
@@ -98,7 +99,7 @@ class Learned(Quantizer):
             steps = self._fitting(full, teacher, supernet, windows, arguments[0], widths)
         windows = windows[: steps * self.batch]  # more would not come up
         weights = output_weights(teacher, layers, windows, seed, progress)
-        exact = torch.cat([first_inputs(teacher, part).to(there) for part in windows.split(AT_ONCE)])
+        exact = _read_first(teacher, windows)
         chains: Chains = {bits: {start: Chain(exact) for start in STARTS} for bits in widths}
         draw = torch.Generator().manual_seed(seed)
         for number, (layer, ours) in enumerate(zip(layers, own, strict=True)):
@@ -129,7 +130,7 @@ class Learned(Quantizer):
         layers, ours = decoder_layers(teacher), decoder_layers(supernet.model)[0]
         few, fewer = windows[:SOLVED], windows[:TIMED]
         weigh = seconds_of(lambda: output_weights(teacher, layers, fewer, 0, lambda *_: None)) / len(fewer)
-        inputs = torch.cat([first_inputs(teacher, part).to(there) for part in few.split(AT_ONCE)])
+        inputs = _read_first(teacher, few)
         even = torch.ones(few.shape, device=there), torch.ones(inputs.shape[-1], device=there)
         block = Block(layers[0], ours, arguments, *even)
         with placed(layers[0], there), placed(ours, there):
@@ -148,7 +149,7 @@ class Learned(Quantizer):
         judged = (1 + len(widths) * len(STARTS)) * JUDGES * weigh / 3  # a third: weighing goes back too
         seconds = 60 * (self.minutes or 0.0) - (time.perf_counter() - started) - judged
         turns = (len(layers) + TRIED * (len(STARTS) - 1)) * len(widths)
-        return max(LEAST_STEPS, pace.steps(seconds, turns, self.batch, len(windows)))
+        return min(max(LEAST_STEPS, pace.steps(seconds, turns, self.batch, len(windows))), MOST_STEPS)
 
 
 class Chain:
@@ -199,6 +200,11 @@ def _settled(
         settled[bits] = {start: by_start[start]}
         by_start[start].settle()
     return settled
+
+
+def _read_first(model: Any, windows: Tensor) -> Tensor:
+    """What the first block reads of `windows`, where they are."""
+    return torch.cat([first_inputs(model, part).to(windows.device) for part in windows.split(AT_ONCE)])
 
 
 def _batches(windows: int, size: int, steps: int, draw: torch.Generator) -> Sequence[Tensor]:

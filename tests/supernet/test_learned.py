@@ -13,7 +13,16 @@ from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
 from supernet.grids import IntegerGrid
 from supernet.quantizers import RTN, Learned, learned
-from supernet.quantizers.learned import SCALE_RATE, Chain, _batches, _Descent, _parts, _settled, output_weights
+from supernet.quantizers.learned import (
+    MOST_STEPS,
+    SCALE_RATE,
+    Chain,
+    _batches,
+    _Descent,
+    _parts,
+    _settled,
+    output_weights,
+)
 from supernet.quantizers.outcome import losses_at_output
 from supernet.quantizers.pace import Pace
 from supernet.quantizers.starts import INWARD, STARTS
@@ -208,7 +217,10 @@ def test_minutes_become_steps_and_timing_leaves_nothing_behind() -> None:
     assert torch.equal(found[0].codes, found[1].codes)
     made = make(bits=(2,), quantizer=Learned())
     recorded = Learned(minutes=0.05).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
-    assert recorded["block_steps"] > 8
+    assert 8 < recorded["block_steps"] <= MOST_STEPS
+    made = make(bits=(2,), quantizer=Learned())
+    recorded = Learned(minutes=1000.0).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
+    assert recorded["block_steps"] == MOST_STEPS
 
 
 def test_steps_that_fit() -> None:
