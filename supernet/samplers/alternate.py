@@ -1,8 +1,9 @@
-"""Alternate: every step trains a uniform subnet, all bit-widths once in rounds that are shuffled.
+"""Alternate: every step trains a uniform subnet, in shuffled rounds of the smallest bit-width once and others twice.
 
 Ours. With an adapter for every bit-width it is one training for each of them, in one run. Codes that are learned make
 up for the errors of blocks of their own bit-width: a step that mixes bit-widths teaches their adapters what no uniform
-subnet needs (docs/log.md). Mixtures are then best split at a depth (`planner.search.depth`).
+subnet needs (docs/log.md). Mixtures are then best split at a depth (`planner.search.depth`). The smallest bit-width
+gets half the turns, as its loss stops falling after fewer steps (docs/log.md, "Full training").
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from supernet.space import SearchSpace, Subnet
 
 class Alternate(Sampler):
     def sample(self, space: SearchSpace, step: int, steps: int, seed: int, history: History) -> tuple[Subnet, ...]:
-        widths = widths_of(space)
-        number, turn = divmod(step, len(widths))
-        bits = generator(seed, number).sample(widths, len(widths))[turn]
+        smallest, *others = widths_of(space)
+        turns = [smallest, *others, *others]
+        number, turn = divmod(step, len(turns))
+        bits = generator(seed, number).sample(turns, len(turns))[turn]
         return (Subnet(tuple((unit, nearest(choices, bits)) for unit, choices in space)),)
