@@ -2,8 +2,8 @@
 
 Ours. With an adapter for every bit-width it is one training for each of them, in one run. Codes that are learned make
 up for the errors of blocks of their own bit-width: a step that mixes bit-widths teaches their adapters what no uniform
-subnet needs (docs/log.md). Mixtures are then best split at a depth (`planner.search.depth`). The smallest bit-width
-gets half the turns, as its loss stops falling after fewer steps (docs/log.md, "Full training").
+subnet needs (docs/log.md). Mixtures are then best split at a depth (`planner.search.depth`). The others get
+twice the turns: at 3 bits quantizers leave least to win (docs/log.md, "One training against one for each bit-width").
 """
 
 from __future__ import annotations
