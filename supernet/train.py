@@ -220,13 +220,13 @@ class Trainer:
         return self.sampler.sample(opened, step, options.steps, options.seed, self.history)
 
     def pruned(self, subnets: Sequence[Subnet], step: int) -> tuple[Subnet, ...]:
-        """The same with what channels they lose; the largest of several stays whole, others may learn from it."""
+        """The same with what channels they lose; the largest of several stays whole where others learn from it."""
         space, steps, seed = self.supernet.space, self.options.steps, self.options.seed
         if not space.coupled:
             return tuple(subnets)
         return tuple(
             subnet
-            if self.sampler.several and not number
+            if self.options.teacher == "largest" and not number
             else self.pruning.draw(subnet, space, step, steps, seed, number)
             for number, subnet in enumerate(subnets)
         )

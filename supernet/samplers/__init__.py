@@ -6,6 +6,7 @@ from supernet.samplers.base import History, Sampler, Trained, bits_of
 from supernet.samplers.neighbours import Neighbours
 from supernet.samplers.sandwich import Sandwich
 from supernet.samplers.shift import Shift
+from supernet.samplers.slimmable import Slimmable
 from supernet.samplers.uniform import Uniform
 
 SAMPLERS: dict[str, type[Sampler]] = {
@@ -13,6 +14,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "balanced": Balanced,
     "neighbours": Neighbours,
     "alternate": Alternate,
+    "slimmable": Slimmable,
     "sandwich": Sandwich,
     "shift": Shift,
 }
@@ -26,6 +28,7 @@ __all__ = [
     "Sampler",
     "Sandwich",
     "Shift",
+    "Slimmable",
     "Trained",
     "Uniform",
     "bits_of",

@@ -15,6 +15,7 @@ from supernet.samplers import (
     Neighbours,
     Sampler,
     Sandwich,
+    Slimmable,
     Trained,
     Uniform,
     bits_of,
@@ -60,8 +61,14 @@ def test_draws_inside_the_space_and_repeats(name: str, history: History) -> None
         subnets = sampler.sample(SPACE, step, 20, 7, history)
         assert all(subnet in SPACE for subnet in subnets)
         assert subnets == SAMPLERS[name]().sample(SPACE, step, 20, 7, tuple(history))
-    assert any(sampler.sample(SPACE, s, 20, 7, history) != sampler.sample(SPACE, s, 20, 8, history) for s in range(20))
     assert list(history) == known
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_another_seed_draws_others_where_steps_differ_at_all(name: str) -> None:
+    sampler = SAMPLERS[name]()
+    one, other = ([sampler.sample(SPACE, step, 20, seed, ()) for step in range(20)] for seed in (7, 8))
+    assert one != other or len(set(one)) == 1
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -166,3 +173,11 @@ def test_alternate_trains_uniform_subnets_of_the_smallest_bit_width_once_and_of_
     rounds = [[bits for (bits,) in widths[start : start + 5]] for start in range(0, 30, 5)]
     assert all(sorted(bits) == [2, 3, 3, 4, 4] for bits in rounds)
     assert len({tuple(bits) for bits in rounds}) > 1
+
+
+def test_slimmable_trains_every_uniform_subnet_at_every_step() -> None:
+    for step in range(3):
+        subnets = Slimmable().sample(SPACE, step, 3, 0, ())
+        widths = [{choice.bits for unit, choice in subnet if unit != "embedding"} for subnet in subnets]
+        assert widths == [{4}, {3}, {2}]
+        assert all(subnet["embedding"].bits == 8 for subnet in subnets)
