@@ -1,6 +1,7 @@
 """Every method of training in one comparison, and one training against one for each bit-width.
 
     python benchmarks/ablations.py --text ../shared/text --steps 60 [--only sampler,adapter,sharing,system,cost,pruning]
+    python benchmarks/ablations.py --text ../shared/text --steps 60 --seed 1 --only sampler --methods balanced uniform
 
 Every row starts from the same GPTQ codes of SmolLM2-135M (2, 3 and 4 bits, groups of 64, the embedding at 8 bits, AWQ's
 channel scales as in training) and takes the same steps on the same windows of train.txt, with adapters at all three
@@ -85,6 +86,7 @@ METHODS: dict[str, dict[str, Method]] = {
         "uniform": Method("uniform"),
         "neighbours": Method("neighbours"),
         "alternate": Method("alternate"),
+        "slimmable": Method("slimmable", share=passes(1) / passes(3)),
         "sandwich": Method("sandwich", share=passes(1) / passes(4)),
         "shift": Method("shift"),
     },
@@ -197,6 +199,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=Path("../shared/text"))
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--only", default=",".join((*METHODS, "pruning")))
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="of these groups; by default all of theirs")
     parser.add_argument("--work", type=Path, default=cli.cache_dir() / "ablations", help="keeps codes and rows")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
@@ -204,6 +207,9 @@ def main() -> None:
     wanted = arguments.only.split(",")
     if not set(wanted) <= {*METHODS, "pruning"}:
         parser.error(f"--only takes {', '.join(METHODS)} and pruning, got {arguments.only}")
+    known = [name for group in wanted for name in METHODS.get(group, ())]
+    if not set(arguments.methods or ()) <= set(known):
+        parser.error(f"--methods takes {', '.join(known)}, got {', '.join(arguments.methods)}")
     given = (arguments.text, arguments.work, arguments.steps, arguments.windows, arguments.seed)
     setting = Setting(*given)
     if setting.find("codes", "GPTQ") is None:
@@ -213,7 +219,8 @@ def main() -> None:
     for group, methods in METHODS.items():
         if group in wanted and group != "cost":
             for name, method in methods.items():
-                compare(setting, group, name, method)
+                if arguments.methods is None or name in arguments.methods:
+                    compare(setting, group, name, method)
     if "pruning" in wanted:
         setting = Setting(*given, prune=SHARES)
         pruned(setting)

@@ -2,6 +2,7 @@
 
     python benchmarks/rivals.py --text ../shared/text                             # first: what the others reach
     python benchmarks/frontier.py --text ../shared/text --supernet FOLDER         # a supernet of the same model
+    python benchmarks/frontier.py --rows benchmarks/results/frontier.json         # as measured, beside new rivals
 
 A subnet has at most as many code bits a weight as the average says, and so at most the bytes of the rivals' rows:
 groups of 64, integer zeros, the embedding at 8 bits, scales, zeros and codes counted. Candidates are what the exact
@@ -39,22 +40,35 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=Path("../shared/text"))
-    parser.add_argument("--supernet", type=Path, required=True)
+    ours = parser.add_mutually_exclusive_group(required=True)
+    ours.add_argument("--supernet", type=Path)
+    ours.add_argument("--rows", type=Path, help="what an earlier run kept of its supernet")
     parser.add_argument("--rivals", type=Path, default=RESULTS / "rivals.json")
     parser.add_argument("--averages", type=float, nargs="+", default=(2.0, *AVERAGES))
     parser.add_argument("--windows", type=int, default=16)
     arguments = parser.parse_args()
-    files = open_supernet(arguments.supernet)
     rivals = json.loads(arguments.rivals.read_text())["rows"]
+    evidence = kept(arguments.rows) if arguments.rows else measured(arguments)
+    print_rows(evidence["rows"], rivals)
+    finish(__file__, claims(evidence["rows"], rivals), **evidence)
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """Rows of an earlier run, and where and when they were measured."""
+    record = json.loads(path.read_text())
+    return {key: record[key] for key in ("device", "date", "rows", "recipe")}
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A supernet's rows, and how it was trained."""
+    files = open_supernet(arguments.supernet)
     supernet = files.load()
     chosen = plans(files, supernet, arguments.averages)
     model, tokenizer = load_model(files.info["source"])
     reference = Reference.of(model, read_windows(str(arguments.text / "eval.txt"), tokenizer, arguments.windows, 512))
     found = evaluate(supernet, list(chosen.values()), reference)
     rows = [row_of(supernet, *one, quality) for one, quality in zip(chosen.items(), found, strict=True)]
-    print_rows(rows, rivals)
-    recipe = {name: value for name, value in files.info["recipe"].items() if name != "data"}
-    finish(__file__, claims(rows, rivals), rows=rows, recipe=recipe)
+    return {"rows": rows, "recipe": {name: value for name, value in files.info["recipe"].items() if name != "data"}}
 
 
 def plans(files: SupernetFiles, supernet: Supernet, averages: Sequence[float]) -> dict[float, Subnet]:

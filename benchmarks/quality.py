@@ -3,6 +3,7 @@
     python benchmarks/quality.py --text ../shared/text --minutes 4
     python benchmarks/quality.py --text ../shared/text --full            # about an hour on 2 cores
     python benchmarks/quality.py --text ../shared/text --full --supernet FOLDER    # one that was trained before
+    python benchmarks/quality.py --text ../shared/text --full --steps 90 --sampler slimmable   # another full training
 
 The folder of --text holds train.txt and eval.txt. The model is the embedded default, SmolLM2-135M-Instruct; quality is
 KL divergence per token from the full model on the first 16 windows of 512 tokens of eval.txt. Linears are on the
@@ -48,6 +49,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", action="store_true", help="full training instead of a demo's")
+    parser.add_argument("--block-steps", type=int, default=FULL_RECIPE["block_steps"], help="of --full")
+    parser.add_argument("--steps", type=int, default=FULL_RECIPE["steps"], help="of --full")
+    parser.add_argument("--sampler", default="auto", help="of --full")
     parser.add_argument("--supernet", type=Path, help="judge this finished supernet, trained on the text")
     parser.add_argument("--keep", type=Path, help="write the supernet trained on the text here")
     parser.add_argument("--without-data", action="store_true", help="also train on text sampled from the model")
@@ -106,7 +110,8 @@ def trained(out: Path, data: str | None, arguments: argparse.Namespace) -> tuple
     """A finished supernet, and the seconds that making it took (0 where it was made before)."""
     if arguments.supernet is not None:
         return open_supernet(arguments.supernet), 0.0
-    options = FULL_RECIPE if arguments.full else {"minutes": arguments.minutes}
+    full = {name: getattr(arguments, name) for name in ("block_steps", "steps", "sampler")}
+    options = full if arguments.full else {"minutes": arguments.minutes}
     recipe = Recipe(data=data, seed=arguments.seed, **options)
     started = time.perf_counter()
     files = create(DEFAULT_MODEL, out, recipe, progress=partial(keep_start, out))

@@ -1,12 +1,13 @@
-"""One full training against one for each bit-width, each of as many steps as the one takes in all.
+"""One training against one for each bit-width, each of as many steps as the one takes in all.
 
     python benchmarks/quality.py --text ../shared/text --full --keep FOLDER
     python benchmarks/separate.py --text ../shared/text --supernet FOLDER [--bits 2,3,4]
 
 Full training learns codes for each bit-width by itself, which a separate training would do alike; then its bit-widths
 share the steps. The separate ones take as many steps each, from the same codes (quality.py keeps them beside FOLDER)
-and on the same windows of train.txt. KL divergence per token from the full model on 16 windows of 512 tokens of
-eval.txt.
+and on the same windows of train.txt. Where a step of the one trains several subnets, the separate ones take the more
+steps for it: as many as cost the same, by two of each that are timed first. KL divergence per token from the full model
+on 16 windows of 512 tokens of eval.txt.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from claims import Claim, finish, table
 from rival_tools import from_tensors
-from training import start_of, train
+from training import start_of, step_seconds, train
 
 from supernet.adapters import ADAPTERS
 from supernet.build import Supernet, build
@@ -27,6 +28,7 @@ from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors
 from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model
 from supernet.recipe import Recipe
+from supernet.samplers import SAMPLERS
 from supernet.text import read_windows, spread_windows
 from supernet.train import TrainOptions
 
@@ -45,17 +47,36 @@ class Setting:
         self.windows = spread_windows(source, tokenizer, count, tokens, self.recipe.seed)[HELD_OUT:]
         as_prepared(self.model, self.files)
         self.teacher = in_compute_dtype(self.model)
+        self.steps = self.affordable()
+
+    def affordable(self) -> int:
+        """Steps of one subnet that cost what the one training's steps did."""
+        steps: int = self.files.info["steps"]
+        if not SAMPLERS[self.recipe.sampler].several:
+            return steps
+        supernet = self.untrained(self.recipe.adapted_bits)
+        one, several = (
+            step_seconds(self.teacher, supernet, self.windows, sampler) for sampler in ("uniform", self.recipe.sampler)
+        )
+        print(f"seconds of a step: {several:.2f}, of one subnet {one:.2f}", flush=True)
+        return round(steps * several / one)
+
+    def untrained(self, bits: tuple[int, ...]) -> Supernet:
+        """The codes that training started from, with adapters at `bits`."""
+        recipe, spec = self.recipe, self.files.spec
+        supernet = build(self.model, spec, self.files.space, from_tensors(self.codes))
+        shape = recipe.adapter_options(len(spec.units))
+        supernet.adapt(ADAPTERS[recipe.adapter], bits, recipe.seed, full=self.model, **shape)
+        return supernet
 
     def measure(self, supernet: Supernet, bits: int) -> float:
         return evaluate(supernet, [self.files.space.uniform(self.files.spec, bits)], self.reference)[0].kl
 
     def compare(self, bits: int) -> Row:
-        recipe, spec, steps = self.recipe, self.files.spec, self.files.info["steps"]
+        recipe, steps = self.recipe, self.steps
         joint = self.measure(self.files.load(), bits)
-        supernet = build(self.model, spec, self.files.space, from_tensors(self.codes))
-        codes = self.measure(supernet, bits)
-        shape = recipe.adapter_options(len(spec.units))
-        supernet.adapt(ADAPTERS[recipe.adapter], (bits,), recipe.seed, full=self.model, **shape)
+        supernet = self.untrained((bits,))
+        codes = self.measure(supernet, bits)  # adapters change nothing before their first step
         options = TrainOptions(steps, recipe.rate, recipe.batch, recipe.seed, save_every=steps)
         seconds = train(self.teacher, supernet, self.windows, options, "uniform")
         separate = self.measure(supernet, bits)

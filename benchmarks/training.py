@@ -14,6 +14,7 @@ from supernet.build import Supernet
 from supernet.checkpoint import START
 from supernet.samplers import SAMPLERS
 from supernet.schedules import SCHEDULES
+from supernet.timing import seconds_of
 from supernet.train import Trainer, TrainOptions
 
 
@@ -30,6 +31,15 @@ def train(
         seconds = time.perf_counter() - started
     supernet.fold()
     return seconds
+
+
+def step_seconds(teacher: Any, supernet: Supernet, windows: Tensor, sampler: str) -> float:
+    """Of a step's gradients. Nothing moves."""
+    supernet.set_dtype(teacher.dtype)
+    with tempfile.TemporaryDirectory() as scratch:
+        options, state = TrainOptions(1, 1e-3), Path(scratch) / "state"
+        trainer = Trainer(teacher, supernet, windows, SAMPLERS[sampler](), options, Accelerator(), state)
+        return seconds_of(trainer.try_step, times=2)
 
 
 def start_of(supernet: Path) -> Path:
