@@ -20,12 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from claims import Claim, finish, table
-from rivals import AVERAGES, code_bits, stored_bytes
+from rivals import AVERAGES, proposals, stored_bytes
 
 from planner.quality import SENSITIVITY_FILE, SensitivityTable
-from planner.search.base import Problem
-from planner.search.depth import around, split
-from planner.search.exact import solve
 from supernet.build import Supernet
 from supernet.checkpoint import SupernetFiles, open_supernet
 from supernet.evaluate import Quality, Reference, evaluate
@@ -83,13 +80,7 @@ def candidates(files: SupernetFiles, average: float) -> list[Subnet]:
     spec, losses = files.spec, SensitivityTable.load(files.path / SENSITIVITY_FILE).by_choice
     tables = {unit.name for unit in spec.units if unit.is_table}
     space = files.space.whole.restrict(lambda unit, choice: unit not in tables or choice.bits == 8)
-    near = around(space.bits(spec), average)
-    assert near is not None
-    limit, nearest = code_bits(spec, space, average), space.restrict(lambda u, c: u in tables or c.bits in near)
-    solutions = [solve(among, losses, (limit,))[0] for among in (space, nearest)]
-    below = space.uniform(spec, near[0])
-    cut = split(Problem(space, losses, (limit,)), spec, *near, base=below)
-    return [subnet for subnet in (*solutions, cut, below) if subnet is not None]
+    return proposals(spec, space, losses, average)
 
 
 def row_of(supernet: Supernet, average: float, subnet: Subnet, quality: Quality) -> dict[str, Any]:

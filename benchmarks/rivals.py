@@ -7,10 +7,10 @@ The folder of --text holds train.txt and eval.txt. Tools: round-to-nearest, GPTQ
 50 iterations on 64 samples of 512 tokens. All are asymmetric in groups of 64.
 
 Mixtures have averages of 2.25 to 4 code bits a weight. AutoRound has a tool for those, AutoScheme, and its rows are
-tuned as the mixture that they are. The others have none, so their own layers are mixed by this project's exact search:
-on their Fisher sensitivities as they are and as measured at the uniform points, and the best of both and of the uniform
-subnet below, judged on held-out windows of train.txt, is the row. Mixtures may use 8 bits, where round-to-nearest
-stands for every tool: it loses 0.002.
+tuned as the mixture that they are. The others have none, so their own layers are mixed as a supernet's are: by this
+project's exact search on their Fisher sensitivities, as they are and as measured at the uniform points, and by the two
+bit-widths around the average split at a depth. The best of these and of the uniform subnet below, judged on held-out
+windows of train.txt, is the row. Mixtures may use 8 bits, where round-to-nearest stands for every tool: it loses 0.002.
 
 A row's bytes are those of the linears in this project's runtime: codes, float32 scales, integer zeros in the code's
 bits; HQQ's float zeros count as float32. `linear_bits` says the same a weight, with 16-bit scales beside. Embedding and
@@ -37,7 +37,8 @@ from rival_tools import GROUP, SAMPLES, TOKENS
 
 import cli
 from planner.runtimes.onnxruntime.storage import FLOAT_BYTES, matrices, unit_bytes, zero_bytes
-from planner.search.base import Resource
+from planner.search.base import Problem, Resource
+from planner.search.depth import around, split
 from planner.search.exact import solve
 from supernet.build import Supernet, Weights, build, make_space, quantize
 from supernet.checkpoint import code_tensors
@@ -154,7 +155,7 @@ class Setting:
             clock = Clock()
             weights = make()
             meta = clock.spent(len(keys))
-            for path, part in zip(paths, split(weights) if len(keys) > 1 else [weights], strict=True):
+            for path, part in zip(paths, by_width(weights) if len(keys) > 1 else [weights], strict=True):
                 write_tensors(path, code_tensors(part), meta)
         read = [read_tensors(path) for path in paths]
         return [(tools.from_tensors(tensors), Seconds(**meta)) for tensors, meta in read]
@@ -173,7 +174,7 @@ class Setting:
         return found, seconds
 
 
-def split(weights: Weights) -> list[Weights]:
+def by_width(weights: Weights) -> list[Weights]:
     """The same codes by bit-width, fewest bits first."""
     choices = sorted({choice for found in weights.values() for choice in found})
     return [{name: {choice: found[choice]} for name, found in weights.items()} for choice in choices]
@@ -250,7 +251,7 @@ def mixed_rows(setting: Setting, key: str, averages: Sequence[float]) -> Iterato
 
 
 def candidates(setting: Setting, supernet: Supernet, averages: Sequence[float]) -> dict[float, list[Subnet]]:
-    """What each average may become: the exact solutions of two tables of sensitivities, and the uniform below."""
+    """What each average may become, by two tables of sensitivities."""
     spec, space = setting.spec, supernet.space
     units = [unit for unit in spec.units if not unit.is_table]
     windows = setting.calibration[:SENSITIVITY, :SENSITIVITY_TOKENS]
@@ -258,13 +259,20 @@ def candidates(setting: Setting, supernet: Supernet, averages: Sequence[float]) 
     for unit in spec.units:
         plain.setdefault(unit.name, dict.fromkeys(space[unit.name], 0.0))
     tables = (plain, scaled(setting, supernet, units, plain))
-    found = {}
-    for average in averages:
-        limit = code_bits(spec, space, average)
-        solutions = [solve(space, losses, (limit,))[0] for losses in tables]
-        below = space.uniform(spec, max(bits for bits in UNIFORM if bits <= average))
-        found[average] = [subnet for subnet in (*solutions, below) if subnet is not None]
-    return found
+    return {a: [subnet for losses in tables for subnet in proposals(spec, space, losses, a)] for a in averages}
+
+
+def proposals(spec: ModelSpec, space: SearchSpace, losses: Table, average: float) -> list[Subnet]:
+    """Subnets of at most `average` code bits a weight, tables at what the space leaves them: the exact solutions among
+    all bit-widths and among the two around the average, those two split at a depth, and the uniform subnet below."""
+    near = around(space.bits(spec), average)
+    assert near is not None
+    tables = {unit.name for unit in spec.units if unit.is_table}
+    limit, nearest = code_bits(spec, space, average), space.restrict(lambda u, c: u in tables or c.bits in near)
+    below = space.uniform(spec, near[0])
+    solutions = [solve(among, losses, (limit,))[0] for among in (space, nearest)]
+    cut = split(Problem(space, losses, (limit,)), spec, *near, base=below)
+    return [subnet for subnet in (*solutions, cut, below) if subnet is not None]
 
 
 def scaled(setting: Setting, supernet: Supernet, units: Sequence[UnitSpec], plain: Table) -> Table:
@@ -385,7 +393,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         found.append(Claim("code bits of a mixture above its average, most", over, 0.0))
     for row in mixed:
         below = uniform.get((row.tool, float(int(row.average_bits))))
-        if row.mixed_by == EXACT and below is not None:
+        if row.mixed_by == EXACT and below is not None and len(row.units) > 1:  # else it is that subnet itself
             name = f"{row.tool} mixed to {row.average_bits:g} bits: KL / uniform at {int(row.average_bits)} bits"
             found.append(Claim(name, row.kl / below, 1.0))
     return found
