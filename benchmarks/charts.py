@@ -81,13 +81,12 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 
 def points(found: list[dict[str, Any]], tool: str | None) -> list[tuple[float, float]]:
-    """Megabytes and KL, each size's best."""
-    best: dict[float, float] = {}
-    for row in found:
-        if row.get("tool") == tool:
-            size = row["linear_bytes"] / 1e6
-            best[size] = min(best.get(size, row["kl"]), row["kl"])
-    return sorted(best.items())
+    """Megabytes and KL of what loses less than everything smaller."""
+    best: list[tuple[float, float]] = []
+    for size, kl in sorted((row["linear_bytes"] / 1e6, row["kl"]) for row in found if row.get("tool") == tool):
+        if not best or kl < best[-1][1]:
+            best.append((size, kl))
+    return best
 
 
 def draw_line(axes: Any, line: list[tuple[float, float]], label: str, colour: str, width: float) -> None:

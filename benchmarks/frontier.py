@@ -51,9 +51,9 @@ def main() -> None:
 
 
 def kept(path: Path) -> dict[str, Any]:
-    """Rows of an earlier run, and where and when they were measured."""
+    """Rows of an earlier run, and how, where and when they were measured."""
     record = json.loads(path.read_text())
-    return {key: record[key] for key in ("device", "date", "rows", "recipe")}
+    return {key: record[key] for key in ("command", "device", "date", "rows", "recipe")}
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
