@@ -65,9 +65,10 @@ def test_draws_inside_the_space_and_repeats(name: str, history: History) -> None
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_another_seed_draws_others_where_steps_differ_at_all(name: str) -> None:
+@pytest.mark.parametrize("history", [[], past(19)], ids=["no history", "history"])
+def test_another_seed_draws_others_where_steps_differ_at_all(name: str, history: History) -> None:
     sampler = SAMPLERS[name]()
-    one, other = ([sampler.sample(SPACE, step, 20, seed, ()) for step in range(20)] for seed in (7, 8))
+    one, other = ([sampler.sample(SPACE, step, 20, seed, history) for step in range(20)] for seed in (7, 8))
     assert one != other or len(set(one)) == 1
 
 
