@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from claims import Claim, finish, table
+from mixtures import code_bits
 from rival_tools import from_tensors
-from rivals import code_bits
 from training import train
 
 import cli

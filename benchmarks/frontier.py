@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from claims import Claim, finish, table
-from rivals import AVERAGES, proposals, stored_bytes
+from mixtures import AVERAGES, proposals
+from rivals import stored_bytes
 
 from planner.quality import SENSITIVITY_FILE, SensitivityTable
 from supernet.build import Supernet
@@ -70,10 +71,10 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def plans(files: SupernetFiles, supernet: Supernet, averages: Sequence[float]) -> dict[float, Subnet]:
     """The subnet of each average."""
-    proposals = {average: candidates(files, average) for average in averages}
-    unique = list(dict.fromkeys(subnet for subnets in proposals.values() for subnet in subnets))
+    offered = {average: candidates(files, average) for average in averages}
+    unique = list(dict.fromkeys(subnet for subnets in offered.values() for subnet in subnets))
     judged = dict(zip(unique, evaluate(supernet, unique, files.reference()), strict=True))
-    return {average: min(subnets, key=lambda s: judged[s].kl) for average, subnets in proposals.items()}
+    return {average: min(subnets, key=lambda s: judged[s].kl) for average, subnets in offered.items()}
 
 
 def candidates(files: SupernetFiles, average: float) -> list[Subnet]:

@@ -33,13 +33,11 @@ from typing import Any
 import rival_tools as tools
 import torch
 from claims import Claim, finish, table, versions
+from mixtures import AVERAGES, proposals
 from rival_tools import GROUP, SAMPLES, TOKENS
 
 import cli
 from planner.runtimes.onnxruntime.storage import FLOAT_BYTES, matrices, unit_bytes, zero_bytes
-from planner.search.base import Problem, Resource
-from planner.search.depth import around, split
-from planner.search.exact import solve
 from supernet.build import Supernet, Weights, build, make_space, quantize
 from supernet.checkpoint import code_tensors
 from supernet.evaluate import Quality, Reference, evaluate
@@ -48,11 +46,10 @@ from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
 from supernet.quantizers import RTN
 from supernet.sensitivity import Table, fisher
 from supernet.space import Choice, SearchSpace, Subnet
-from supernet.spec import ModelSpec, UnitSpec
+from supernet.spec import UnitSpec
 from supernet.text import read_windows, spread_windows
 
 UNIFORM, WIDEST = (2, 3, 4), 8
-AVERAGES = tuple(2.25 + 0.25 * step for step in range(8))
 HELD_OUT, SENSITIVITY, SENSITIVITY_TOKENS = 4, 4, 256
 MARGIN = 128  # tokens more in a sample for AutoRound: decoded and read again it may have fewer
 
@@ -238,10 +235,10 @@ def mixed_rows(setting: Setting, key: str, averages: Sequence[float]) -> Iterato
     codes, seconds = setting.uniform(key, jobs_of(key))
     clock = Clock()
     supernet = setting.supernet(codes)
-    proposals = candidates(setting, supernet, averages)
-    unique = list(dict.fromkeys(subnet for subnets in proposals.values() for subnet in subnets))
+    offered = candidates(setting, supernet, averages)
+    unique = list(dict.fromkeys(subnet for subnets in offered.values() for subnet in subnets))
     judged = dict(zip(unique, evaluate(supernet, unique, setting.held_out), strict=True))
-    best = {average: min(subnets, key=lambda s: judged[s].kl) for average, subnets in proposals.items()}
+    best = {average: min(subnets, key=lambda s: judged[s].kl) for average, subnets in offered.items()}
     parts = [*seconds.values(), Seconds(**clock.spent())]
     spent = Seconds(sum(part.wall for part in parts), sum(part.cpu for part in parts))
     chosen = list(dict.fromkeys(best.values()))
@@ -262,19 +259,6 @@ def candidates(setting: Setting, supernet: Supernet, averages: Sequence[float]) 
     return {a: [subnet for losses in tables for subnet in proposals(spec, space, losses, a)] for a in averages}
 
 
-def proposals(spec: ModelSpec, space: SearchSpace, losses: Table, average: float) -> list[Subnet]:
-    """Subnets of at most `average` code bits a weight, tables at what the space leaves them: the exact solutions among
-    all bit-widths and among the two around the average, those two split at a depth, and the uniform subnet below."""
-    near = around(space.bits(spec), average)
-    assert near is not None
-    tables = {unit.name for unit in spec.units if unit.is_table}
-    limit, nearest = code_bits(spec, space, average), space.restrict(lambda u, c: u in tables or c.bits in near)
-    below = space.uniform(spec, near[0])
-    solutions = [solve(among, losses, (limit,))[0] for among in (space, nearest)]
-    cut = split(Problem(space, losses, (limit,)), spec, *near, base=below)
-    return [subnet for subnet in (*solutions, cut, below) if subnet is not None]
-
-
 def scaled(setting: Setting, supernet: Supernet, units: Sequence[UnitSpec], plain: Table) -> Table:
     """Each bit-width's losses times one number, so that they add up to what its uniform subnet loses."""
     uniform = [supernet.space.uniform(setting.spec, bits) for bits in supernet.space.bits(setting.spec)]
@@ -284,15 +268,6 @@ def scaled(setting: Setting, supernet: Supernet, units: Sequence[UnitSpec], plai
         for unit in units:
             found[unit.name][subnet[unit.name]] *= quality.kl / max(total, 1e-30)
     return found
-
-
-def code_bits(spec: ModelSpec, space: SearchSpace, average: float) -> Resource:
-    """At most `average` code bits a weight over the linears; tables are not part of it."""
-    sizes = {
-        unit.name: {c: 0 if unit.is_table else unit.weights * c.bits // 8 for c in space[unit.name]}
-        for unit in spec.units
-    }
-    return Resource("codes", "bytes", spec.linear_weights * average / 8, 0, sizes)
 
 
 def autoscheme_row(setting: Setting, average: float) -> Row:

@@ -1,0 +1,34 @@
+"""Subnets of an average of code bits: what rivals' layers and a supernet's are both offered."""
+
+from __future__ import annotations
+
+from planner.search.base import Problem, Resource
+from planner.search.depth import around, split
+from planner.search.exact import solve
+from supernet.sensitivity import Table
+from supernet.space import SearchSpace, Subnet
+from supernet.spec import ModelSpec
+
+AVERAGES = tuple(2.25 + 0.25 * step for step in range(8))
+
+
+def code_bits(spec: ModelSpec, space: SearchSpace, average: float) -> Resource:
+    """At most `average` code bits a weight over the linears; tables are not part of it."""
+    sizes = {
+        unit.name: {c: 0 if unit.is_table else unit.weights * c.bits // 8 for c in space[unit.name]}
+        for unit in spec.units
+    }
+    return Resource("codes", "bytes", spec.linear_weights * average / 8, 0, sizes)
+
+
+def proposals(spec: ModelSpec, space: SearchSpace, losses: Table, average: float) -> list[Subnet]:
+    """Subnets of at most `average` code bits a weight, tables at what the space leaves them: the exact solutions among
+    all bit-widths and among the two around the average, those two split at a depth, and the uniform subnet below."""
+    near = around(space.bits(spec), average)
+    assert near is not None
+    tables = {unit.name for unit in spec.units if unit.is_table}
+    limit, nearest = code_bits(spec, space, average), space.restrict(lambda u, c: u in tables or c.bits in near)
+    below = space.uniform(spec, near[0])
+    solutions = [solve(among, losses, (limit,))[0] for among in (space, nearest)]
+    cut = split(Problem(space, losses, (limit,)), spec, *near, base=below)
+    return [subnet for subnet in (*solutions, cut, below) if subnet is not None]
