@@ -160,7 +160,7 @@ def profile_show(name: str, as_json: bool) -> None:
 @click.option(
     "--sampler",
     default="auto",
-    metavar="uniform|balanced|neighbours|alternate|slimmable|sandwich|shift",
+    metavar="uniform|balanced|neighbours|slimmable|sandwich|shift",
     help="What a step trains; the default goes with the quantizer.",
 )
 @click.option(

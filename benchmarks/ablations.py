@@ -85,7 +85,6 @@ METHODS: dict[str, dict[str, Method]] = {
         "balanced": Method(),
         "uniform": Method("uniform"),
         "neighbours": Method("neighbours"),
-        "alternate": Method("alternate"),
         "slimmable": Method("slimmable", share=passes(1) / passes(3)),
         "sandwich": Method("sandwich", share=passes(1) / passes(4)),
         "shift": Method("shift"),

@@ -3,7 +3,7 @@
     python benchmarks/quality.py --text ../shared/text --minutes 4
     python benchmarks/quality.py --text ../shared/text --full            # about an hour on 2 cores
     python benchmarks/quality.py --text ../shared/text --full --supernet FOLDER    # one that was trained before
-    python benchmarks/quality.py --text ../shared/text --full --steps 90 --sampler slimmable   # another full training
+    python benchmarks/quality.py --text ../shared/text --full --block-steps 48 --steps 90    # another full training
 
 The folder of --text holds train.txt and eval.txt. The model is the embedded default, SmolLM2-135M-Instruct; quality is
 KL divergence per token from the full model on the first 16 windows of 512 tokens of eval.txt. Linears are on the
@@ -39,7 +39,7 @@ PUBLISHED = {2: 4.51, 3: 1.23, 4: 0.301}  # GPTQ with groups of 64 on this text,
 SHARE = 0.5  # of GPTQ's KL that may be left
 FULL = {2: 0.7, 3: 0.20, 4: 0.08}  # what full training is to reach
 FULL_SECONDS = 3600
-FULL_RECIPE = {"block_steps": 128, "steps": 760}
+FULL_RECIPE = {"block_steps": 128, "steps": 430}
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def decided(recipe: Recipe, model: Any, windows: Tensor) -> Recipe:
         )
         quantizer = "learned" if learns else "gptq"
     if sampler == AUTO:
-        sampler = "alternate" if QUANTIZERS[quantizer].refines else "balanced"
+        sampler = "slimmable" if QUANTIZERS[quantizer].refines else "balanced"
     return replace(recipe, quantizer=quantizer, sampler=sampler)
 
 

@@ -1,6 +1,5 @@
 """Samplers: which subnets a training step trains."""
 
-from supernet.samplers.alternate import Alternate
 from supernet.samplers.balanced import Balanced
 from supernet.samplers.base import History, Sampler, Trained, bits_of
 from supernet.samplers.neighbours import Neighbours
@@ -13,7 +12,6 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "uniform": Uniform,
     "balanced": Balanced,
     "neighbours": Neighbours,
-    "alternate": Alternate,
     "slimmable": Slimmable,
     "sandwich": Sandwich,
     "shift": Shift,
@@ -21,7 +19,6 @@ SAMPLERS: dict[str, type[Sampler]] = {
 
 __all__ = [
     "SAMPLERS",
-    "Alternate",
     "Balanced",
     "History",
     "Neighbours",

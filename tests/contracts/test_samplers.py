@@ -9,7 +9,6 @@ import pytest
 
 from supernet.samplers import (
     SAMPLERS,
-    Alternate,
     Balanced,
     History,
     Neighbours,
@@ -165,15 +164,6 @@ def test_neighbours_train_uniform_subnets_half_of_the_time_and_mix_two_widths_ot
     assert 0.4 < len(uniform) / len(drawn) < 0.65
     assert all(0.2 < uniform.count(bits) / len(uniform) < 0.5 for bits in BITS)
     assert all(kind in ([2, 3], [3, 4]) for kind in kinds if len(kind) > 1)
-
-
-def test_alternate_trains_uniform_subnets_of_the_smallest_bit_width_once_and_of_others_twice() -> None:
-    drawn = run(Alternate(), 30)
-    assert all(subnet["embedding"].bits == 8 for subnet in drawn)
-    widths = [{choice.bits for unit, choice in subnet if unit != "embedding"} for subnet in drawn]
-    rounds = [[bits for (bits,) in widths[start : start + 5]] for start in range(0, 30, 5)]
-    assert all(sorted(bits) == [2, 3, 3, 4, 4] for bits in rounds)
-    assert len({tuple(bits) for bits in rounds}) > 1
 
 
 def test_slimmable_trains_every_uniform_subnet_at_every_step() -> None:

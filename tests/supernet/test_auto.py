@@ -16,10 +16,10 @@ TEXT = windows(8, 32)
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        ({}, ("learned", "alternate")),
+        ({}, ("learned", "slimmable")),
         ({"bits": (6, 8), "train_bits": (6,)}, ("gptq", "balanced")),
         ({"steps": 5}, ("gptq", "balanced")),
-        ({"steps": 5, "block_steps": 9}, ("learned", "alternate")),
+        ({"steps": 5, "block_steps": 9}, ("learned", "slimmable")),
         ({"steps": 5, "quantizer": "rtn"}, ("rtn", "balanced")),
         ({"steps": 5, "quantizer": "learned", "sampler": "uniform"}, ("learned", "uniform")),
     ],
