@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from claims import Claim, finish, table
-from mixtures import AVERAGES, proposals
+from mixtures import AVERAGES, best, proposals
 from rivals import stored_bytes
 
 from planner.quality import SENSITIVITY_FILE, SensitivityTable
@@ -72,9 +72,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 def plans(files: SupernetFiles, supernet: Supernet, averages: Sequence[float]) -> dict[float, Subnet]:
     """The subnet of each average."""
     offered = {average: candidates(files, average) for average in averages}
-    unique = list(dict.fromkeys(subnet for subnets in offered.values() for subnet in subnets))
-    judged = dict(zip(unique, evaluate(supernet, unique, files.reference()), strict=True))
-    return {average: min(subnets, key=lambda s: judged[s].kl) for average, subnets in offered.items()}
+    return best(supernet, offered, files.reference())
 
 
 def candidates(files: SupernetFiles, average: float) -> list[Subnet]:

@@ -1,10 +1,14 @@
-"""Subnets of an average of code bits: what rivals' layers and a supernet's are both offered."""
+"""Subnets of an average of code bits: what rivals' layers and a supernet's are both offered, and which is taken."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from planner.search.base import Problem, Resource
 from planner.search.depth import around, split
 from planner.search.exact import solve
+from supernet.build import Supernet
+from supernet.evaluate import Reference, evaluate
 from supernet.sensitivity import Table
 from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
@@ -32,3 +36,10 @@ def proposals(spec: ModelSpec, space: SearchSpace, losses: Table, average: float
     solutions = [solve(among, losses, (limit,))[0] for among in (space, nearest)]
     cut = split(Problem(space, losses, (limit,)), spec, *near, base=below)
     return [subnet for subnet in (*solutions, cut, below) if subnet is not None]
+
+
+def best(supernet: Supernet, offered: Mapping[float, Sequence[Subnet]], held_out: Reference) -> dict[float, Subnet]:
+    """Of what each average is offered, the subnet that loses least on held-out windows; each is measured once."""
+    unique = list(dict.fromkeys(subnet for subnets in offered.values() for subnet in subnets))
+    judged = dict(zip(unique, evaluate(supernet, unique, held_out), strict=True))
+    return {average: min(subnets, key=lambda s: judged[s].kl) for average, subnets in offered.items()}

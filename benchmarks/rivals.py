@@ -33,7 +33,7 @@ from typing import Any
 import rival_tools as tools
 import torch
 from claims import Claim, finish, table, versions
-from mixtures import AVERAGES, proposals
+from mixtures import AVERAGES, best, proposals
 from rival_tools import GROUP, SAMPLES, TOKENS
 
 import cli
@@ -235,15 +235,12 @@ def mixed_rows(setting: Setting, key: str, averages: Sequence[float]) -> Iterato
     codes, seconds = setting.uniform(key, jobs_of(key))
     clock = Clock()
     supernet = setting.supernet(codes)
-    offered = candidates(setting, supernet, averages)
-    unique = list(dict.fromkeys(subnet for subnets in offered.values() for subnet in subnets))
-    judged = dict(zip(unique, evaluate(supernet, unique, setting.held_out), strict=True))
-    best = {average: min(subnets, key=lambda s: judged[s].kl) for average, subnets in offered.items()}
+    plans = best(supernet, candidates(setting, supernet, averages), setting.held_out)
     parts = [*seconds.values(), Seconds(**clock.spent())]
     spent = Seconds(sum(part.wall for part in parts), sum(part.cpu for part in parts))
-    chosen = list(dict.fromkeys(best.values()))
+    chosen = list(dict.fromkeys(plans.values()))
     found = dict(zip(chosen, evaluate(supernet, chosen, setting.reference), strict=True))
-    for average, subnet in best.items():
+    for average, subnet in plans.items():
         yield row_of(setting, supernet, TOOLS[key][0], EXACT, average, subnet, spent, found[subnet])
 
 
