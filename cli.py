@@ -199,12 +199,15 @@ def train(
     trained = None if train_bits is None else whole_numbers("--train-bits", train_bits)
     shares = () if prune is None else numbers_in("--prune", prune, float, "numbers with commas such as 0.75,0.5,0")
     path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
+    from accelerate import PartialState
+
     from supernet.create import create
     from supernet.recipe import Recipe
 
     recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, **options)
     with progress() as report:
         files = create(model, path, recipe, resume, report)
+    PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
     if first_process():
         print_training(files)
         click.echo(f"next: bitfleet plan {path} --mem SIZE")

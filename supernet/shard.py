@@ -47,7 +47,7 @@ def shard_blocks(model: Any, accelerator: Any, plugin: Any) -> None:
 
     A model on the CPU comes to the accelerator's device block by block.
 
-    Embedding, last norm and head stay whole: a loss reads the head once for every 512 tokens.
+    Embedding, last norm and head stay whole: a loss reads the head once for every `HEAD_TOKENS` tokens.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -28,6 +28,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import torch
+from accelerate import PartialState
 import supernet.create
 
 source, folder, recipe = sys.argv[1], Path(sys.argv[2]), supernet.create.Recipe.from_json(json.loads(sys.argv[3]))
@@ -45,6 +46,7 @@ def spy(files, model, net, recipe, accelerator, progress):
 
 supernet.create._train = spy
 supernet.create.create(source, folder / "two", recipe)
+PartialState().destroy_process_group()
 """
 
 

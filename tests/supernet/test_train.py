@@ -207,6 +207,7 @@ for number, system in enumerate(SYSTEMS):
     found.append([bits, [one.loss for trained in run.history for one in trained], sums])
 if run.accelerator.is_main_process:
     Path(sys.argv[1], f"{run.accelerator.num_processes}.json").write_text(json.dumps(found))
+run.accelerator.end_training()
 """
 
 
