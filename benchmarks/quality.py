@@ -1,7 +1,7 @@
 """What a few minutes of training win over quantizing alone, at the same bits, groups and bytes.
 
     python benchmarks/quality.py --text ../shared/text --minutes 4
-    python benchmarks/quality.py --text ../shared/text --full            # about an hour on 2 cores
+    python benchmarks/quality.py --text ../shared/text --full            # an hour or two on 2 cores
     python benchmarks/quality.py --text ../shared/text --full --supernet FOLDER    # one that was trained before
     python benchmarks/quality.py --text ../shared/text --full --block-steps 48 --steps 90    # another full training
 

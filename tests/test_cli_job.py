@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.launch import PLAIN, TWO, launch
 from tests.planner.runtime_fixtures import save_tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,12 +116,7 @@ def test_training_systems_are_chosen_by_name(bitfleet: Any, model: Path, tmp_pat
 
 def test_two_processes_train_as_the_docs_say(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "net"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    cpu = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    line = [*launch, str(ROOT / "cli.py"), "train", str(model), *TRAIN, "--out", str(out)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300, env={**os.environ, **cpu})
-    assert done.returncode == 0, done.stderr
+    done = launch((*PLAIN, *TWO), ROOT / "cli.py", "train", model, *TRAIN, "--out", out)
     assert done.stdout.count("next: ") == 1
     assert done.stdout.splitlines()[-1] == f"next: bitfleet plan {out} --mem SIZE"
 

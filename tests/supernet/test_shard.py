@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +16,10 @@ from supernet.grids import GRIDS
 from supernet.grids.packing import packed_bytes
 from supernet.recipe import Recipe
 from supernet.shard import Part, fsdp_plugin, scattered
+from tests.launch import ROOT, launch
 from tests.supernet.conftest import Made
 from tests.tiny import TEXT, save_tiny
 
-ROOT = Path(__file__).parents[2]
 RECIPE = Recipe(bits=(2, 3, 8), group_size=16, quantizer="rtn", steps=6, batch=4, window_tokens=16)
 SCRIPT = """
 import json, sys
@@ -50,20 +47,6 @@ PartialState().destroy_process_group()
 """
 
 
-def launch(folder: Path, source: str, recipe: Recipe) -> None:
-    """As a person would, with the config file of the examples."""
-    script = folder / "run.py"
-    script.write_text(SCRIPT)
-    cpu = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    config = ["--config_file", str(ROOT / "examples" / "fsdp.yaml"), "--main_process_port", "0"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *config, str(script)]
-    command = [*launcher, source, str(folder), json.dumps(recipe.to_json())]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **cpu}, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.parametrize(
     "recipe", [RECIPE, replace(RECIPE, adapter="lora", sharing="matched", checkpointing=True)], ids=["scales", "lora"]
 )
@@ -73,7 +56,10 @@ def test_two_sharded_processes_agree_with_one(recipe: Recipe, tmp_path: Path, mo
     recipe = replace(recipe, data=str(tmp_path / "text.txt"))
     source = str(save_tiny(tmp_path / "model", "mistral"))
     one = create(source, tmp_path / "one", recipe)
-    launch(tmp_path, source, recipe)
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    config = ("--config_file", str(ROOT / "examples" / "fsdp.yaml"))
+    launch(config, script, source, tmp_path, json.dumps(recipe.to_json()))
     two = supernet.create.open_supernet(tmp_path / "two")
     assert two.info["losses"] == pytest.approx(one.info["losses"], rel=1e-4)
     assert kls(two) == pytest.approx(kls(one), rel=1e-3)

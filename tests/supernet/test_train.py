@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +28,7 @@ from supernet.train import (
     steps_for,
     trained_space,
 )
+from tests.launch import PLAIN, TWO, launch
 from tests.supernet.conftest import Made, make
 from tests.tiny import FAMILIES, windows
 
@@ -212,18 +210,10 @@ run.accelerator.end_training()
 
 
 def test_two_processes_train_the_same_as_one(tmp_path: Path) -> None:
-    """Launched as a person would; on CPUs, `accelerate launch` takes its processes from --multi_gpu."""
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
-    root = str(Path(__file__).parents[2])
-    cpu = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    for processes in ([], ["--multi_gpu", "--num_processes", "2"]):
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", *processes]
-        command = [*launch, "--mixed_precision", "no", "--dynamo_backend", "no", str(script), str(tmp_path)]
-        done = subprocess.run(
-            command, cwd=root, env={**os.environ, **cpu}, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+    for processes in ((), TWO):
+        launch((*PLAIN, *processes), script, tmp_path)
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
     assert len(one) == len(two) == len(SYSTEMS)
     for alone, together in zip(one, two, strict=True):
