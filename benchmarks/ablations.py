@@ -307,8 +307,8 @@ def print_rows(rows: list[Row]) -> None:
     for r in rows:
         found = (f"{r['kl'][p]:.4f}" if p in r["kl"] else "-" for p in points)
         cost = f"{r['parameters'] / 1e6:.2f}", f"{r['seconds']:.0f}"
-        cells.append((f"{r['group']}: {r['name']}, {r['steps']} steps", *found, *cost))
-    table(("", *points, "million parameters", "seconds"), cells)
+        cells.append((f"{r['group']}: {r['name']}", r["steps"], r["seed"], *found, *cost))
+    table(("", "steps", "seed", *points, "million parameters", "seconds"), cells)
 
 
 def print_costs(rows: Sequence[Row]) -> None:

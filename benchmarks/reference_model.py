@@ -132,11 +132,13 @@ class Run:
 
     def go(self) -> None:
         self.model.train()
-        while (share := self.options.share(self.step, self.seconds)) < 1:
+        took = 0.0  # one more step of that length must fit into the minutes
+        while (share := self.options.share(self.step, self.seconds + took)) < 1:
             started = time.perf_counter()
             self.losses.append(self._step(RATE * min(1.0, (self.step + 1) / WARMUP, (1 - share) / COOLDOWN)))
             self.step += 1
-            self.seconds += time.perf_counter() - started
+            took = time.perf_counter() - started
+            self.seconds += took
             if self.step % SHOW_EVERY == 0:
                 self._show(share)
             if self.step % SAVE_EVERY == 0:
