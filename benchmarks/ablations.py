@@ -41,13 +41,15 @@ from planner.search.exact import solve
 from supernet.adapters import ADAPTERS
 from supernet.agreement import measure_agreement
 from supernet.awq import channel_scales, rescale
-from supernet.build import Supernet, build, kept_channels, make_space, quantize
+from supernet.build import Supernet, build
 from supernet.checkpoint import code_tensors
+from supernet.choices import kept_channels, make_space
 from supernet.create import AGREEMENT, CALIBRATION, ORDERING, READ
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_tensors, write_text
 from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model, spec_of_model
 from supernet.pruning import channel_order, reorder
+from supernet.quantize import quantize
 from supernet.quantizers import GPTQ
 from supernet.recipe import Recipe
 from supernet.sensitivity import measure_sensitivities

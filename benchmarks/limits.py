@@ -24,12 +24,15 @@ from torch import Tensor
 
 from supernet.awq import channel_scales, rescale
 from supernet.blocks import decoder_layers
-from supernet.build import Weights, build, make_space, quantize, silent
+from supernet.build import Weights, build
+from supernet.choices import make_space
 from supernet.create import CALIBRATION, ORDERING, READ
 from supernet.evaluate import Reference, evaluate
 from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model, spec_of_model
-from supernet.quantizers import Learned, learned
+from supernet.progress import silent
+from supernet.quantize import quantize
 from supernet.recipe import Recipe
+from supernet.refiners import Learned, learned
 from supernet.space import SearchSpace, Subnet
 from supernet.text import read_windows, spread_windows
 
@@ -75,7 +78,7 @@ class Setting:
     def start(self, bits: int, group_size: int) -> tuple[SearchSpace, Weights]:
         """The codes that learning starts from, of as much text at every point."""
         space = make_space(self.spec, (bits, WIDEST), group_size)
-        return space, quantize(self.model, self.spec, space, Learned(), self.windows[:CALIBRATION])
+        return space, quantize(self.model, self.spec, space, Learned.begins, self.windows[:CALIBRATION])
 
     def learn(self, point: Point) -> dict[str, float]:
         """KL on each text, of codes that were learned so."""

@@ -25,11 +25,13 @@ from typing import Any
 from claims import Claim, finish, table
 from training import start_of
 
-from supernet.build import build, make_space, quantize
+from supernet.build import build
 from supernet.checkpoint import START, SupernetFiles, open_supernet
+from supernet.choices import make_space
 from supernet.create import CALIBRATION, create
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
+from supernet.quantize import quantize
 from supernet.quantizers import GPTQ, RTN
 from supernet.recipe import Recipe
 from supernet.text import read_windows, spread_windows

@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supernet.build import Weights, make_space, quantize
+from supernet.build import Weights
+from supernet.choices import make_space
 from supernet.grids import PARTS, QuantizedWeight
 from supernet.grids.packing import pack
 from supernet.model import load_model
+from supernet.quantize import quantize
 from supernet.quantizers import GPTQ, RTN
 from supernet.space import Choice
 from supernet.spec import ModelSpec

@@ -38,11 +38,13 @@ from rival_tools import GROUP, SAMPLES, TOKENS
 
 import cli
 from planner.runtimes.onnxruntime.storage import FLOAT_BYTES, matrices, unit_bytes, zero_bytes
-from supernet.build import Supernet, Weights, build, make_space, quantize
+from supernet.build import Supernet, Weights, build
 from supernet.checkpoint import code_tensors
+from supernet.choices import make_space
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.files import read_tensors, write_tensors, write_text
 from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
+from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.sensitivity import Table, fisher
 from supernet.space import Choice, SearchSpace, Subnet

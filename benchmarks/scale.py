@@ -20,13 +20,16 @@ from claims import Claim, finish
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from supernet.adapters import ADAPTERS
-from supernet.build import TABLE_BITS, build, make_space, quantize
+from supernet.build import build
+from supernet.choices import TABLE_BITS, make_space
 from supernet.create import CALIBRATION, LEARNING
 from supernet.grids.packing import packed_bytes
 from supernet.model import HEAD_TOKENS, checkpoint_blocks, hidden_states, spec_of, spec_of_model
-from supernet.quantizers import RTN, Learned
-from supernet.quantizers.starts import STARTS
+from supernet.quantize import quantize
+from supernet.quantizers import RTN
 from supernet.recipe import Recipe
+from supernet.refiners import Learned
+from supernet.refiners.starts import STARTS
 from supernet.spec import LinearSpec, ModelSpec, UnitSpec
 from supernet.text import CACHE_BYTES, sequences_at_once
 

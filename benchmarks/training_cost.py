@@ -38,8 +38,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from supernet.adapters import ADAPTERS
-from supernet.build import build, make_space, quantize
+from supernet.build import build
+from supernet.choices import make_space
 from supernet.model import DEFAULT_MODEL, compute_dtype, load_model, spec_of_model
+from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.recipe import Recipe
 from supernet.samplers import Balanced

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, placed, sent
 from supernet.model import compute_dtype
-from supernet.quantizers import QUANTIZERS, Learned
 from supernet.recipe import AUTO, Recipe
+from supernet.refiners import REFINERS, Learned
 from supernet.timing import seconds_of
 
 ENOUGH = 80  # steps on each block, from which on learned codes were measured better; fewer were not
@@ -33,7 +33,7 @@ def decided(recipe: Recipe, model: Any, windows: Tensor) -> Recipe:
         )
         quantizer = "learned" if learns else "gptq"
     if sampler == AUTO:
-        sampler = "slimmable" if QUANTIZERS[quantizer].refines else "balanced"
+        sampler = "slimmable" if quantizer in REFINERS else "balanced"
     return replace(recipe, quantizer=quantizer, sampler=sampler)
 
 

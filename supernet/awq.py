@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from supernet.blocks import input_sums
-from supernet.build import Progress, silent
 from supernet.model import hidden_states, logits_of, removed_after
+from supernet.progress import Progress, silent
 from supernet.spec import ModelSpec, UnitSpec
 
 LIMIT = 8.0  # a channel is stretched or shrunk by at most so much

@@ -1,122 +1,23 @@
-"""From a full model to a supernet: quantize every matrix at every choice, keep the rest as it is."""
+"""A supernet from its parts: every matrix at every choice, the rest as it is."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from supernet.adapters import Adapter
-from supernet.blocks import input_sums
 from supernet.grids import QuantizedWeight, Stored
-from supernet.hessians import fisher_hessians
 from supernet.linear import Quantized, SuperEmbedding, SuperLinear, TiedHead
 from supernet.model import name_of
-from supernet.quantizers import RTN, Quantizer
 from supernet.sharing import Agreement, Decoupled, Sharing
 from supernet.space import Choice, SearchSpace, Subnet
-from supernet.spec import ModelSpec, UnitSpec
-
-CHANNELS = 64  # a pruned block keeps a multiple: products run in tiles
-TABLE_BITS = (4, 8)  # what an embedding or a head may be: below 4 bits a vocabulary falls apart, and runtimes refuse
+from supernet.spec import ModelSpec
 
 Weights = dict[str, dict[Choice, QuantizedWeight]]
-Progress = Callable[[str, int, int], None]  # (what, done, total)
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """The progress of who does not want any."""
-
-
-def make_space(spec: ModelSpec, bits: Sequence[int], group_size: int, prune: Sequence[float] = ()) -> SearchSpace:
-    """Every linear at `bits`, the embedding and the head at 4 and 8 bits, all in groups of `group_size`.
-
-    `prune` are the shares of its channels that a feed-forward block may keep, beside all of them; 0 leaves none.
-    """
-    for unit in spec.units:
-        for linear in unit.linears:
-            if linear.in_features % group_size:
-                widths = {lin.in_features for u in spec.units for lin in u.linears}
-                fit = [g for g in (16, 32, 64, 128, 256) if all(width % g == 0 for width in widths)]
-                hint = f"use {', '.join(map(str, fit))}" if fit else "no power of two from 16 up divides every matrix"
-                got = f"{group_size} and {linear.in_features}"
-                raise ValueError(f"group_size must divide in_features, got {got}; {hint}")
-    options = {u.name: tuple(Choice(b, group_size) for b in (TABLE_BITS if u.is_table else bits)) for u in spec.units}
-    if not prune:
-        return SearchSpace.of(options)
-    if not spec.feed_forwards:
-        raise ValueError(f"{spec.architecture} has no feed-forward block that bitfleet can prune; train without prune")
-    for pair in spec.feed_forwards:
-        kept = kept_channels(pair[1], prune, group_size)
-        for unit in pair:
-            whole = options[unit.name]
-            options[unit.name] += tuple(replace(c, kept=k) for k in kept for c in (whole if k else whole[:1]))
-    return SearchSpace.of(options, tuple((maker.name, reader.name) for maker, reader in spec.feed_forwards))
-
-
-def kept_channels(unit: UnitSpec, prune: Sequence[float], group_size: int) -> tuple[int, ...]:
-    """`prune` as numbers of channels: multiples of the group size and of `CHANNELS`, rounded down."""
-    assert unit.channels is not None
-    step = math.lcm(group_size, CHANNELS)
-    found = {share: int(share * unit.channels.count) // step * step for share in prune}
-    for share, kept in found.items():
-        if share > 0 and kept == 0:
-            raise ValueError(
-                f"a pruned block keeps a multiple of {step} channels, got {share:g} of {unit.channels.count}; "
-                f"use shares from {step / unit.channels.count:.2g}, or 0"
-            )
-    return tuple(sorted(set(found.values())))
-
-
-def quantize(
-    model: Any, spec: ModelSpec, space: SearchSpace, quantizer: Quantizer, windows: Tensor, progress: Progress = silent,
-    seed: int = 0,
-) -> Weights:  # fmt: skip
-    """Codes for every matrix at every choice. `windows` `(n, tokens)` calibrates quantizers that need a Hessian, and
-    `seed` draws what is random about that.
-
-    Matrices are quantized where the windows are, and their codes wait where the model is. Tables are rounded to
-    nearest: their inputs are one-hot, so there is no error to spread.
-    """
-    units = {linear.name: unit for unit in spec.units for linear in unit.linears}
-    linears = [name for name, unit in units.items() if not unit.is_table]
-    found = {
-        name: _quantized(model, name, RTN(), space.whole[unit.name], None, windows.device)
-        for name, unit in units.items()
-        if unit.is_table
-    }
-    for hessians in _hessians(model, linears, quantizer, windows, seed, progress):
-        for name, hessian in hessians.items():
-            choices = space.whole[units[name].name]
-            found[name] = _quantized(model, name, quantizer, choices, hessian, windows.device)
-        progress("quantize", len(found), len(units))
-    return found
-
-
-def _hessians(
-    model: Any, linears: list[str], quantizer: Quantizer, windows: Tensor, seed: int, progress: Progress
-) -> Iterator[Mapping[str, Tensor | None]]:
-    """What the quantizer is told of every linear's inputs, block by block: no other block's Hessians are held."""
-    if not quantizer.needs_hessian:
-        yield dict.fromkeys(linears)
-    elif quantizer.fisher:
-        yield from fisher_hessians(model, linears, windows, seed, partial(progress, "weigh tokens"))
-    else:
-        yield from input_sums(model, linears, windows, lambda x: x.T @ x)
-
-
-@torch.no_grad()
-def _quantized(
-    model: Any, linear: str, quantizer: Quantizer, choices: Sequence[Choice], hessian: Tensor | None,
-    device: torch.device,
-) -> dict[Choice, QuantizedWeight]:  # fmt: skip
-    weight = model.get_submodule(linear).weight.detach().to(device).float()
-    return {c: found.to(model.device) for c, found in quantizer.quantize(weight, choices, hessian).items()}
 
 
 @dataclass

@@ -23,7 +23,7 @@ from supernet.adapters import ADAPTERS
 from supernet.agreement import measure_agreement, read_agreement, write_agreement
 from supernet.auto import decided
 from supernet.awq import channel_scales, rescale, rescale_checked
-from supernet.build import Progress, Supernet, build, make_space, quantize, silent
+from supernet.build import Supernet, build
 from supernet.checkpoint import (
     AGREEMENT_FILE,
     ORDER,
@@ -40,13 +40,17 @@ from supernet.checkpoint import (
     save_start,
     write_trained,
 )  # fmt: skip
+from supernet.choices import make_space
 from supernet.evaluate import Reference
 from supernet.files import read_tensors, write_text
 from supernet.grids import QuantizedWeight
 from supernet.model import check_head, compute_dtype, in_compute_dtype, load_model, spec_of_model
+from supernet.progress import Progress, silent
 from supernet.pruning import channel_order, reorder
+from supernet.quantize import quantize
 from supernet.quantizers import QUANTIZERS
 from supernet.recipe import Recipe
+from supernet.refiners import REFINERS
 from supernet.samplers import SAMPLERS
 from supernet.schedules import SCHEDULES
 from supernet.sensitivity import measure_sensitivities
@@ -202,16 +206,18 @@ def _quantized(
     model: Any, spec: ModelSpec, space: SearchSpace, windows: Tensor, recipe: Recipe, progress: Progress
 ) -> tuple[Supernet, dict[str, Any]]:
     """The supernet before training, with the best codes that its quantizer finds, and how that went."""
-    quantizer = QUANTIZERS[recipe.quantizer]().within(recipe.block_steps, recipe.code_minutes)
+    refiner = REFINERS.get(recipe.quantizer)
+    quantizer = refiner.begins if refiner else QUANTIZERS[recipe.quantizer]()
     found: dict[str, Any] = {}
     weights = quantize(model, spec, space, quantizer, windows[:CALIBRATION], progress, recipe.seed)
     supernet = build(model, spec, space, weights)
-    if quantizer.refines:
+    if refiner:
         supernet.model.to(model.device)
         teacher = in_compute_dtype(model)
         supernet.set_dtype(teacher.dtype)
         started = time.perf_counter()
-        found = quantizer.refine(model, teacher, supernet, windows[:LEARNING], recipe.seed, progress)
+        within = refiner().within(recipe.block_steps, recipe.code_minutes)
+        found = within.refine(model, teacher, supernet, windows[:LEARNING], recipe.seed, progress)
         found["minutes"] = (time.perf_counter() - started) / 60
         supernet.set_dtype(torch.float32)
     return supernet, {"name": recipe.quantizer, **found}

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supernet.build import Progress, Supernet, silent
+from supernet.build import Supernet
 from supernet.model import HEAD_TOKENS, hidden_states, logits_of
+from supernet.progress import Progress, silent
 from supernet.space import Subnet
 
 

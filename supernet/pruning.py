@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supernet.build import Progress, silent
+from supernet.progress import Progress, silent
 from supernet.sensitivity import drawn, each_gradient
 from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec

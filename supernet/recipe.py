@@ -8,6 +8,7 @@ from typing import Any
 
 from supernet.adapters import ADAPTERS, Adapter
 from supernet.quantizers import QUANTIZERS
+from supernet.refiners import REFINERS
 from supernet.samplers import SAMPLERS, Balanced
 from supernet.schedules import SCHEDULES
 from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
@@ -54,7 +55,7 @@ class Recipe:
         if not self.bits or list(self.bits) != sorted(set(self.bits)) or not set(self.bits) <= set(range(2, 9)):
             raise ValueError(f"bits must be rising numbers from 2 to 8, got {list(self.bits)}; use for example 2,3,4,8")
         families: dict[str, Collection[str]] = {
-            "quantizer": (AUTO, *QUANTIZERS),
+            "quantizer": (AUTO, *QUANTIZERS, *REFINERS),
             "adapter": ADAPTERS,
             "sharing": SHARINGS,
             "sampler": (AUTO, *SAMPLERS),
@@ -99,7 +100,7 @@ class Recipe:
     @property
     def rate(self) -> float:
         """The adapters' learning rate; by default it goes with how codes are found, once that is decided."""
-        settled = self.quantizer in QUANTIZERS and QUANTIZERS[self.quantizer].refines
+        settled = self.quantizer in REFINERS
         return self.learning_rate or ADAPTERS[self.adapter].learning_rate * (SETTLED_RATE if settled else 1.0)
 
     @property

@@ -27,10 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supernet.build import Progress, Supernet, silent
+from supernet.build import Supernet
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.labels import label_gradient
 from supernet.model import hidden_states, removed_after
+from supernet.progress import Progress, silent
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import UnitSpec
 

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supernet.build import Progress, Supernet, silent
+from supernet.build import Supernet
 from supernet.files import read_tensors, write_tensors
 from supernet.model import HEAD_TOKENS, checkpoint_blocks, hidden_states, logits_of
+from supernet.progress import Progress, silent
 from supernet.pruning import Pruning
 from supernet.samplers import Sampler, Trained, bits_of
 from supernet.schedules import Constant, Schedule

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supernet.build import Progress, Supernet, silent
+from supernet.build import Supernet
 from supernet.evaluate import Reference, evaluate
 from supernet.grids import GRIDS
+from supernet.progress import Progress, silent
 from supernet.sensitivity import drawn, each_gradient
 from supernet.space import Subnet
 from supernet.train import Target, distill

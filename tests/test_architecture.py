@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ FAMILIES = (
     "supernet.adapters",
     "supernet.grids",
     "supernet.quantizers",
+    "supernet.refiners",
     "supernet.samplers",
     "supernet.sharing",
     "supernet.schedules",
@@ -61,6 +63,28 @@ def test_imports_go_one_way(path: Path) -> None:
     allowed = ALLOWED[_module(path).split(".")[0]]
     ours = {name.split(".")[0] for name in _imports(path)} & ALLOWED.keys()
     assert ours <= allowed, f"{_module(path)} imports {sorted(ours - allowed)}"
+
+
+def _loaded(node: ast.AST) -> Iterator[str]:
+    """What the code below a node imports when it runs, at once or late: what only type checkers read is left out."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.ImportFrom):
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        yield from _loaded(child)
+
+
+def test_no_module_of_the_supernet_imports_itself_in_a_circle() -> None:
+    paths = {_module(path): path for path in _sources() if _module(path).startswith("supernet")}
+    graph = {}
+    for module, path in paths.items():
+        names = _loaded(ast.parse(path.read_text("utf-8")))
+        graph[module] = {name if name in paths else name.rpartition(".")[0] for name in names} & paths.keys() - {module}
+    assert any("supernet.quantizers" in read for read in graph.values())
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
 
 
 def _members(family: str) -> Iterator[tuple[str, Path]]:

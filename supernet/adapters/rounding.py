@@ -11,7 +11,7 @@ code is not the nearest (GPTQ moves codes to make up for the errors of others), 
 nearest to the weight, `margin` codes from the centre at most, so that training starts from the stored codes.
 
 With `rank` None the offset is full: too large to train a whole model, right for one block at a time
-(`supernet.quantizers.learned`).
+(`supernet.refiners.learned`).
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 from supernet.quantizers.base import Quantizer
 from supernet.quantizers.gptq import GPTQ
-from supernet.quantizers.learned import Learned
 from supernet.quantizers.rtn import RTN
 
-QUANTIZERS: dict[str, type[Quantizer]] = {"rtn": RTN, "gptq": GPTQ, "learned": Learned}
+QUANTIZERS: dict[str, type[Quantizer]] = {"rtn": RTN, "gptq": GPTQ}
 
-__all__ = ["GPTQ", "QUANTIZERS", "RTN", "Learned", "Quantizer"]
+__all__ = ["GPTQ", "QUANTIZERS", "RTN", "Quantizer"]

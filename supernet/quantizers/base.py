@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from supernet.grids import QuantizedWeight
 from supernet.space import Choice
 
-if TYPE_CHECKING:
-    from supernet.build import Progress, Supernet
-
 
 class Quantizer(ABC):
     """Finds codes, scales and zeros for a matrix at every choice."""
 
-    needs_hessian: ClassVar[bool]
+    needs_hessian: bool
     fisher: bool = True
     """Whether the Hessian counts each token by what an error there costs (`supernet.hessians`), or all alike."""
-    refines: ClassVar[bool] = False
 
     @abstractmethod
     def quantize(
@@ -39,21 +34,6 @@ class Quantizer(ABC):
             name = type(self).__name__
             raise ValueError(f"{name} needs the Hessian of the matrix's inputs, got none; calibrate first")
         return hessian
-
-    def within(self, steps: int | None, minutes: float | None) -> Quantizer:
-        """The same with so many steps, else with what fits into the minutes, for members that take steps."""
-        return self
-
-    def refine(
-        self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, seed: int, progress: Progress
-    ) -> dict[str, Any]:
-        """Improve the codes of a whole supernet, for members that look beyond one matrix; the others leave it be.
-        Returns what is worth recording of it.
-
-        `full` is the full model in float32, `teacher` the same in the dtype that the supernet computes in; `windows`
-        `(n, tokens)`.
-        """
-        return {}
 
 
 def check_groups(weight: Tensor, choices: Sequence[Choice]) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from supernet.build import Supernet, build, make_space, quantize
+from supernet.build import Supernet, build
+from supernet.choices import make_space
 from supernet.model import spec_of_model
+from supernet.quantize import quantize
 from supernet.quantizers import RTN, Quantizer
 from supernet.space import SearchSpace
 from supernet.spec import ModelSpec

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from supernet.awq import channel_scales, mean_inputs, norm_readers, rescale, rescale_checked
-from supernet.build import build, make_space, quantize
+from supernet.build import build
 from supernet.checkpoint import SCALING
+from supernet.choices import make_space
 from supernet.create import create
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors
 from supernet.model import load_model, spec_of_model
+from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.recipe import Recipe
 from supernet.space import Choice

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from supernet.adapters import ADAPTERS, TrainedScales
-from supernet.build import extract, make_space, quantize
+from supernet.build import extract
+from supernet.choices import make_space
 from supernet.model import hidden_states, spec_of_model
+from supernet.quantize import quantize
 from supernet.quantizers import GPTQ
 from supernet.space import Choice, Subnet
 from tests.supernet.conftest import Made, make

@@ -9,11 +9,12 @@ import torch
 
 from supernet.adapters import Rounding
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of
-from supernet.build import silent
 from supernet.evaluate import Reference, evaluate
 from supernet.grids import IntegerGrid
-from supernet.quantizers import RTN, Learned, learned
-from supernet.quantizers.learned import (
+from supernet.progress import silent
+from supernet.quantizers import RTN
+from supernet.refiners import Learned, learned
+from supernet.refiners.learned import (
     MOST_STEPS,
     SCALE_RATE,
     Chain,
@@ -23,10 +24,10 @@ from supernet.quantizers.learned import (
     _settled,
     output_weights,
 )
-from supernet.quantizers.outcome import losses_at_output
-from supernet.quantizers.pace import Pace
-from supernet.quantizers.starts import INWARD, STARTS
-from supernet.quantizers.turn import Block, Turn
+from supernet.refiners.outcome import losses_at_output
+from supernet.refiners.pace import Pace
+from supernet.refiners.starts import INWARD, STARTS
+from supernet.refiners.turn import Block, Turn
 from supernet.space import Choice
 from tests.supernet.conftest import Made, make
 from tests.tiny import FAMILIES, tiny_model, windows
@@ -43,7 +44,7 @@ def refine(made: Made, steps: int = 30) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_lowers_the_loss_of_every_bit_width(family: str) -> None:
-    made = make(family, bits=(2, 3), quantizer=Learned())
+    made = make(family, bits=(2, 3), quantizer=Learned.begins)
     before = losses(made, (2, 3))
     refine(made)
     after = losses(made, (2, 3))
@@ -54,7 +55,7 @@ def test_it_lowers_the_loss_of_every_bit_width(family: str) -> None:
 def test_the_same_seed_learns_the_same_codes() -> None:
     found = []
     for _ in range(2):
-        made = make(bits=(2,), quantizer=Learned())
+        made = make(bits=(2,), quantizer=Learned.begins)
         refine(made, steps=3)
         found.append(made.supernet.weights())
     for name, choices in found[0].items():
@@ -75,7 +76,7 @@ def turn_of(made: Made, bits: int) -> Turn:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("name", "reach"), [("nearest", 0.5), ("gptq", 0.5 * INWARD)])
 def test_a_start_has_every_weight_in_its_codes_cell(family: str, name: str, reach: float) -> None:
-    grid, turn = IntegerGrid(), turn_of(make(family, bits=(3,), quantizer=Learned()), 3)
+    grid, turn = IntegerGrid(), turn_of(make(family, bits=(3,), quantizer=Learned.begins), 3)
     moved = 0
     for part, (found, weight) in zip(turn.parts, STARTS[name](turn), strict=True):
         codes = grid.codes(found)
@@ -103,7 +104,7 @@ def test_losses_at_the_output_are_those_of_the_whole_model(family: str) -> None:
 
 
 def test_the_chain_that_costs_the_model_least_goes_on() -> None:
-    made = make(bits=(2, 3), quantizer=Learned())
+    made = make(bits=(2, 3), quantizer=Learned.begins)
     turn, text = turn_of(made, 2), windows(8, 32)
     target = turn.block.through(turn.block.layer, turn.inputs)
     arguments = layer_arguments(made.model, text[:1])
@@ -115,7 +116,7 @@ def test_the_chain_that_costs_the_model_least_goes_on() -> None:
 
 
 def test_a_settled_chain_has_its_codes_whatever_was_learned_after_it() -> None:
-    turn = turn_of(make(bits=(2,), quantizer=Learned()), 2)
+    turn = turn_of(make(bits=(2,), quantizer=Learned.begins), 2)
     batches = _batches(8, 4, 4, torch.Generator().manual_seed(0))
     chains, held = [], []
     for start in STARTS.values():
@@ -141,7 +142,7 @@ def test_first_blocks_learn_from_every_start_and_others_as_the_best_of_them(
     tried: list[str] = []
     for name, start in STARTS.items():
         monkeypatch.setitem(STARTS, name, lambda turn, name=name, start=start: (tried.append(name), start(turn))[1])
-    made = make(bits=(2,), quantizer=Learned(), num_hidden_layers=layers)
+    made = make(bits=(2,), quantizer=Learned.begins, num_hidden_layers=layers)
     recorded = Learned(4, batch=4).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
     first = min(layers, 3)
     assert tried == list(STARTS) * first + [recorded["starts"]["2"]] * (layers - first)
@@ -151,7 +152,7 @@ def test_first_blocks_learn_from_every_start_and_others_as_the_best_of_them(
 def test_it_is_as_if_the_best_start_had_been_the_only_one(monkeypatch: pytest.MonkeyPatch, start: str) -> None:
     found = []
     for only in (False, True):
-        made = make(bits=(2,), quantizer=Learned(), num_hidden_layers=4)
+        made = make(bits=(2,), quantizer=Learned.begins, num_hidden_layers=4)
         with monkeypatch.context() as patch:
             if only:
                 patch.setattr(learned, "STARTS", {start: STARTS[start]})
@@ -192,7 +193,7 @@ def test_every_window_is_learned_from_before_any_comes_again() -> None:
 
 
 def test_tables_and_unused_choices_stay() -> None:
-    made = make(bits=(2, 4), quantizer=Learned())
+    made = make(bits=(2, 4), quantizer=Learned.begins)
     before = made.supernet.weights()["model.embed_tokens"]
     refine(made, steps=2)
     after = made.supernet.weights()["model.embed_tokens"]
@@ -210,15 +211,15 @@ def test_weights_of_errors_have_mean_one() -> None:
 def test_minutes_become_steps_and_timing_leaves_nothing_behind() -> None:
     found = []
     for quantizer in (Learned(steps=8, batch=4), Learned(minutes=1e-6, batch=4)):
-        made = make(bits=(2,), quantizer=Learned())
+        made = make(bits=(2,), quantizer=Learned.begins)
         recorded = quantizer.refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
         assert recorded["block_steps"] == 8
         found.append(made.supernet.weights()["model.layers.0.mlp.up_proj"][Choice(2, 16)])
     assert torch.equal(found[0].codes, found[1].codes)
-    made = make(bits=(2,), quantizer=Learned())
+    made = make(bits=(2,), quantizer=Learned.begins)
     recorded = Learned(minutes=0.05).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
     assert 8 < recorded["block_steps"] <= MOST_STEPS
-    made = make(bits=(2,), quantizer=Learned())
+    made = make(bits=(2,), quantizer=Learned.begins)
     recorded = Learned(minutes=1000.0).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
     assert recorded["block_steps"] == MOST_STEPS
 
@@ -231,7 +232,7 @@ def test_steps_that_fit() -> None:
 
 
 def test_only_windows_that_come_up_are_weighed() -> None:
-    made = make(bits=(2,), quantizer=Learned())
+    made = make(bits=(2,), quantizer=Learned.begins)
     seen: list[int] = []
     report = lambda what, done, total: seen.append(total) if what == "weigh errors" else None  # noqa: E731
     Learned(steps=3, batch=4).refine(made.model, made.model, made.supernet, windows(96, 32), 0, report)
@@ -239,6 +240,6 @@ def test_only_windows_that_come_up_are_weighed() -> None:
 
 
 def test_wide_codes_are_left_as_they_are() -> None:
-    made = make(bits=(8,), quantizer=Learned())
+    made = make(bits=(8,), quantizer=Learned.begins)
     for quantizer in (Learned(), Learned(minutes=1.0)):
         assert quantizer.refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent) == {}

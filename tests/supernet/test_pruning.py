@@ -15,14 +15,16 @@ from scipy.stats import spearmanr
 from planner.quality import SensitivityTable
 from supernet.adapters import ADAPTERS, TrainedScales
 from supernet.awq import rescale
-from supernet.build import build, extract, kept_channels, make_space, quantize
+from supernet.build import build, extract
 from supernet.checkpoint import ORDER, SCALING, SUPERNET
+from supernet.choices import kept_channels, make_space
 from supernet.create import create
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors
 from supernet.grids.packing import first, pack, unpack
 from supernet.model import load_model, spec_of_model
 from supernet.pruning import Pruning, channel_order, reorder
+from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.recipe import Recipe
 from supernet.samplers import SAMPLERS

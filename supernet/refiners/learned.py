@@ -11,7 +11,7 @@ leaves less (docs/log.md). Plain squared error is ruled by the few tokens whose 
 others' and on which little depends: on SmolLM2 at 3 bits it left twice the KL (docs/log.md).
 
 Which start is better depends on the model and the bit-width. The first blocks are learned from each of
-`supernet.quantizers.starts`, one after the other; with the start by which the whole model then loses less, the blocks
+`supernet.refiners.starts`, one after the other; with the start by which the whole model then loses less, the blocks
 after them being the full model's, learning goes on. A block's own error does not tell, nor do few windows
 (docs/log.md).
 
@@ -25,27 +25,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from supernet.adapters.rounding import Rounding
 from supernet.blocks import decoder_layers, first_inputs, hidden_of, layer_arguments, placed
-from supernet.grids import IntegerGrid, QuantizedWeight
+from supernet.build import Supernet
+from supernet.grids import QuantizedWeight
 from supernet.labels import label_gradient
 from supernet.linear import Quantized
 from supernet.model import hidden_states, removed_after
-from supernet.quantizers.base import Quantizer, check_groups
-from supernet.quantizers.outcome import losses_at_output
-from supernet.quantizers.pace import Pace
-from supernet.quantizers.starts import SOLVED, STARTS, Start, gptq, nearest
-from supernet.quantizers.turn import AT_ONCE, Block, Part, Turn
-from supernet.space import Choice
+from supernet.progress import Progress
+from supernet.quantizers import RTN
+from supernet.refiners.base import Refiner
+from supernet.refiners.outcome import losses_at_output
+from supernet.refiners.pace import Pace
+from supernet.refiners.starts import SOLVED, STARTS, Start, gptq, nearest
+from supernet.refiners.turn import AT_ONCE, Block, Part, Turn
 from supernet.timing import seconds_of
-
-if TYPE_CHECKING:
-    from supernet.build import Progress, Supernet
 
 HALF = 0.499  # codes that an offset starts from its cell's centre at most: all but the cell's edge
 SCALE_RATE = 0.1  # relative step of a scale, as a share of an offset's step in codes
@@ -60,7 +59,7 @@ TOKEN_POWER = 0.5  # of a token's Fisher information; less noise in it than one 
 
 
 @dataclass(frozen=True)
-class Learned(Quantizer):
+class Learned(Refiner):
     """`steps` of `batch` windows for every block and bit-width; with `minutes`, what fits into them and helps."""
 
     steps: int = 50
@@ -70,16 +69,7 @@ class Learned(Quantizer):
     widest: int = 4
     """Wider codes are left as they are rounded: they lose too little to win anything back."""
 
-    needs_hessian = True
-    refines = True
-
-    def quantize(
-        self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
-    ) -> dict[Choice, QuantizedWeight]:
-        """Where learning starts: the nearest codes in clipped ranges."""
-        check_groups(weight, choices)
-        importance = self.calibrated(hessian).diagonal()
-        return {choice: IntegerGrid().nearest(weight, choice, importance) for choice in choices}
+    begins = RTN(clip=True)
 
     def within(self, steps: int | None, minutes: float | None) -> Learned:
         return replace(self, steps=steps or self.steps, minutes=None if steps else minutes)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from supernet.blocks import decoder_layers, placed, skipped
 from supernet.model import HEAD_TOKENS, hidden_states, logits_of
-from supernet.quantizers.turn import outputs_of
+from supernet.refiners.turn import outputs_of
 
 
 @torch.no_grad()

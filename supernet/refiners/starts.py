@@ -18,7 +18,7 @@ from supernet.blocks import output_of
 from supernet.grids import GRIDS, QuantizedWeight
 from supernet.model import removed_after
 from supernet.quantizers.gptq import GPTQ
-from supernet.quantizers.turn import AT_ONCE, Block, Turn
+from supernet.refiners.turn import AT_ONCE, Block, Turn
 
 SOLVED = 64  # windows for GPTQ's Hessians
 INWARD = 0.5

@@ -1,0 +1,53 @@
+"""What each unit of a supernet may be: its bit-widths, fewer of them for tables, and the channels of pruned blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from supernet.space import Choice, SearchSpace
+from supernet.spec import ModelSpec, UnitSpec
+
+CHANNELS = 64  # a pruned block keeps a multiple: products run in tiles
+TABLE_BITS = (4, 8)  # what an embedding or a head may be: below 4 bits a vocabulary falls apart, and runtimes refuse
+
+
+def make_space(spec: ModelSpec, bits: Sequence[int], group_size: int, prune: Sequence[float] = ()) -> SearchSpace:
+    """Every linear at `bits`, the embedding and the head at 4 and 8 bits, all in groups of `group_size`.
+
+    `prune` are the shares of its channels that a feed-forward block may keep, beside all of them; 0 leaves none.
+    """
+    for unit in spec.units:
+        for linear in unit.linears:
+            if linear.in_features % group_size:
+                widths = {lin.in_features for u in spec.units for lin in u.linears}
+                fit = [g for g in (16, 32, 64, 128, 256) if all(width % g == 0 for width in widths)]
+                hint = f"use {', '.join(map(str, fit))}" if fit else "no power of two from 16 up divides every matrix"
+                got = f"{group_size} and {linear.in_features}"
+                raise ValueError(f"group_size must divide in_features, got {got}; {hint}")
+    options = {u.name: tuple(Choice(b, group_size) for b in (TABLE_BITS if u.is_table else bits)) for u in spec.units}
+    if not prune:
+        return SearchSpace.of(options)
+    if not spec.feed_forwards:
+        raise ValueError(f"{spec.architecture} has no feed-forward block that bitfleet can prune; train without prune")
+    for pair in spec.feed_forwards:
+        kept = kept_channels(pair[1], prune, group_size)
+        for unit in pair:
+            whole = options[unit.name]
+            options[unit.name] += tuple(replace(c, kept=k) for k in kept for c in (whole if k else whole[:1]))
+    return SearchSpace.of(options, tuple((maker.name, reader.name) for maker, reader in spec.feed_forwards))
+
+
+def kept_channels(unit: UnitSpec, prune: Sequence[float], group_size: int) -> tuple[int, ...]:
+    """`prune` as numbers of channels: multiples of the group size and of `CHANNELS`, rounded down."""
+    assert unit.channels is not None
+    step = math.lcm(group_size, CHANNELS)
+    found = {share: int(share * unit.channels.count) // step * step for share in prune}
+    for share, kept in found.items():
+        if share > 0 and kept == 0:
+            raise ValueError(
+                f"a pruned block keeps a multiple of {step} channels, got {share:g} of {unit.channels.count}; "
+                f"use shares from {step / unit.channels.count:.2g}, or 0"
+            )
+    return tuple(sorted(set(found.values())))
