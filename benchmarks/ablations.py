@@ -36,8 +36,9 @@ from mixtures import code_bits
 from rival_tools import from_tensors
 from training import train
 
-import cli
+from commands import names
 from planner.search.exact import solve
+from records.atomic import write_text
 from supernet.adapters import ADAPTERS
 from supernet.agreement import measure_agreement
 from supernet.awq import channel_scales, rescale
@@ -46,7 +47,7 @@ from supernet.checkpoint import code_tensors
 from supernet.choices import kept_channels, make_space
 from supernet.create import AGREEMENT, CALIBRATION, ORDERING, READ
 from supernet.evaluate import Reference, evaluate
-from supernet.files import read_tensors, write_tensors, write_text
+from supernet.files import read_tensors, write_tensors
 from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model, spec_of_model
 from supernet.pruning import channel_order, reorder
 from supernet.quantize import quantize
@@ -201,7 +202,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--only", default=",".join((*METHODS, "pruning")))
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="of these groups; by default all of theirs")
-    parser.add_argument("--work", type=Path, default=cli.cache_dir() / "ablations", help="keeps codes and rows")
+    parser.add_argument("--work", type=Path, default=names.cache_dir() / "ablations", help="keeps codes and rows")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from claims import Claim, finish, table
 
-import cli
+from commands import names
 
 ROOT = Path(__file__).resolve().parent.parent
 # device, budget: none of them fits every layer at 8 bits
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--supernet", help="a folder that `bitfleet train` made; the default is the embedded model's")
     arguments = parser.parse_args()
-    files = cli.trained_supernet(arguments.supernet) if arguments.supernet else cli.default_supernet()
+    files = names.trained_supernet(arguments.supernet) if arguments.supernet else names.default_supernet()
     rows, planned, exact = [], [], []
     for device, memory in CASES:
         forget(files.path)

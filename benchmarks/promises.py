@@ -17,7 +17,7 @@ from typing import Any
 
 from claims import Claim, finish, table
 
-import cli
+from commands import names
 from planner.memory import estimate_memory
 from planner.package import write_package
 from planner.pipeline import plan
@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--supernet", help="a folder that `bitfleet train` made; the default is the embedded model's")
     parser.add_argument("--device", type=Path, help="a profile of this machine; the default is the cached one")
     arguments = parser.parse_args()
-    files = cli.trained_supernet(arguments.supernet) if arguments.supernet else cli.default_supernet()
-    device = DeviceProfile.load(arguments.device) if arguments.device else cli.own_device(cli.RUNTIME)
+    files = names.trained_supernet(arguments.supernet) if arguments.supernet else names.default_supernet()
+    device = DeviceProfile.load(arguments.device) if arguments.device else names.own_device(names.RUNTIME)
     cases = [measured(files, device, *case) for case in CASES]
     rows = [
         (
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def measured(files: Any, device: DeviceProfile, context: int, prompt: int, share: float) -> Case:
-    runtime, workload = RUNTIMES[cli.RUNTIME](), Workload(context, 1, prompt)
+    runtime, workload = RUNTIMES[names.RUNTIME](), Workload(context, 1, prompt)
 
     def peak(subnet: Subnet) -> int:
         return estimate_memory(runtime, files.spec, subnet, workload, device).total_bytes

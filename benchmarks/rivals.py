@@ -36,13 +36,14 @@ from claims import Claim, finish, table, versions
 from mixtures import AVERAGES, best, proposals
 from rival_tools import GROUP, SAMPLES, TOKENS
 
-import cli
+from commands import names
 from planner.runtimes.onnxruntime.storage import FLOAT_BYTES, matrices, unit_bytes, zero_bytes
+from records.atomic import write_text
 from supernet.build import Supernet, Weights, build
 from supernet.checkpoint import code_tensors
 from supernet.choices import make_space
 from supernet.evaluate import Quality, Reference, evaluate
-from supernet.files import read_tensors, write_tensors, write_text
+from supernet.files import read_tensors, write_tensors
 from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
 from supernet.quantize import quantize
 from supernet.quantizers import RTN
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("--tools", default=",".join([*TOOLS, "autoscheme"]))
     parser.add_argument("--no-mixtures", action="store_true", help="uniform bits only, of all tools but AutoScheme")
     parser.add_argument("--averages", type=float, nargs="+", default=AVERAGES, help="of mixtures")
-    parser.add_argument("--work", type=Path, default=cli.cache_dir() / "rivals", help="where codes are kept")
+    parser.add_argument("--work", type=Path, default=names.cache_dir() / "rivals", help="where codes are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rivals.json")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from planner.jsonfile import read_json
 from planner.plan import Plan
 from planner.runtimes.base import Progress, Runtime
-from supernet.files import sha256
+from records.atomic import new_folder, sha256
+from records.reading import read_json
 
 MANIFEST = "manifest.json"
 KIND = "bitfleet package"
@@ -93,34 +90,6 @@ def _is_package(folder: Path) -> bool:
         return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"] == KIND)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place at the end, and goes if anything fails."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.parent / f".{out.name}.tmp-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-        _replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _replace(folder: Path, out: Path) -> None:
-    """Rename `folder` to `out`; an older `out` is kept until that has happened."""
-    old = out.parent / f".{out.name}.old-{os.getpid()}"
-    if out.exists():
-        os.rename(out, old)
-    try:
-        os.rename(folder, out)
-    except BaseException:
-        if old.exists():
-            os.rename(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def open_package(path: Path) -> Package:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from planner.jsonfile import read_json, write_json
 from planner.request import Budget, Workload
+from records.atomic import write_json
+from records.reading import read_json
 from supernet.space import Subnet
 
 SCHEMA = 1
@@ -17,10 +18,6 @@ _REMAKE = "make it again with `bitfleet plan --out FILE`"
 
 PLANNED = "planned"
 UNIFORM = "uniform"
-
-
-class BudgetError(Exception):
-    """A budget that no subnet meets; the message names it and the smallest that can be met."""
 
 
 @dataclass(frozen=True)

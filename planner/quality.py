@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from planner.jsonfile import read_json, write_json
+from records.atomic import write_json
+from records.reading import read_json
 from supernet.space import Choice, SearchSpace, Subnet
 
 SENSITIVITY_FILE = "sensitivity.json"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from planner.plan import BudgetError
 from planner.request import Budget
 from planner.search.base import Problem
 from planner.search.exact import Shortfall, shortfalls
+from records.errors import BudgetError
 
 FLAGS = {"memory": "--mem", "tpot": "--latency", "ttft": "--ttft", "disk": "--disk"}
 WORDS = {"memory": "memory", "tpot": "time per token", "ttft": "time to first token", "disk": "disk"}

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from profiles.fields import check, check_fields, read_members, read_texts
 from profiles.kernels import KernelTable
+from records.reading import check, check_fields, read_members, read_texts
 
 SCHEMA = 1
 KINDS = ("cpu", "cuda")

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from profiles.fields import check, check_fields, read_members, read_texts
+from records.reading import check, check_fields, read_members, read_texts
 
 MEASURED = "measured"
 INTERPOLATED = "interpolated"

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from records.atomic import write_text
 from supernet.build import Supernet
-from supernet.files import write_text
 from supernet.progress import Progress, silent
 from supernet.sharing import Agreement
 from supernet.space import Choice, Subnet

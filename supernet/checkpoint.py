@@ -87,7 +87,7 @@ class SupernetFiles:
 
     def check_hashes(self) -> None:
         """ValueError naming the first weight file whose bytes are not those that were written."""
-        from supernet.files import sha256
+        from records.atomic import sha256
 
         for name, expected in self.hashes.items():
             path = self.path / name
@@ -271,7 +271,7 @@ def code_tensors(weights: Weights) -> dict[str, Tensor]:
 
 
 def hashes_of(path: Path, names: tuple[str, ...]) -> dict[str, str]:
-    from supernet.files import sha256
+    from records.atomic import sha256
 
     return {name: sha256(path / name) for name in names}
 
@@ -280,7 +280,7 @@ def save_index(
     path: Path, spec: ModelSpec, space: SearchSpace, info: Mapping[str, Any], hashes: Mapping[str, str]
 ) -> SupernetFiles:
     """Write `supernet.json`; last, since it is what makes the folder a supernet."""
-    from supernet.files import write_text
+    from records.atomic import write_text
 
     data = {
         "format": FORMAT, "info": dict(info), "hashes": dict(hashes), "space": space.to_json(), "model": spec.to_json()

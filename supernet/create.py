@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from records.atomic import write_text
 from supernet.adapters import ADAPTERS
 from supernet.agreement import measure_agreement, read_agreement, write_agreement
 from supernet.auto import decided
@@ -42,7 +43,7 @@ from supernet.checkpoint import (
 )  # fmt: skip
 from supernet.choices import make_space
 from supernet.evaluate import Reference
-from supernet.files import read_tensors, write_text
+from supernet.files import read_tensors
 from supernet.grids import QuantizedWeight
 from supernet.model import check_head, compute_dtype, in_compute_dtype, load_model, spec_of_model
 from supernet.progress import Progress, silent

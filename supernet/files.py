@@ -5,12 +5,13 @@ safetensors only: nothing pickled is ever loaded.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from records.atomic import replacing
+from records.errors import InputError, MissingError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the JSON object of `write_tensors`; ValueError where the file is cut short or something else."""
+    """The tensors and the JSON object of `write_tensors`; InputError where the file is cut short or something else."""
     with open_tensors(path) as file:
         meta = json.loads((file.metadata() or {}).get("json", "{}"))
         return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
@@ -37,36 +38,8 @@ def open_tensors(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}; the supernet is incomplete, train it again")
+        raise MissingError(f"no such file: {path}; the supernet is incomplete, train it again")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); train the supernet again or copy it again") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-class replacing:
-    """`with replacing(path) as temporary`: the file appears under its name only when it is whole."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        try:
-            if kind is None:
-                os.replace(self.temporary, self.path)
-        finally:
-            self.temporary.unlink(missing_ok=True)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise InputError(f"{path} is damaged ({error}); train the supernet again or copy it again") from None

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("planner", "profiles", "supernet")
+PACKAGES = ("commands", "planner", "profiles", "records", "supernet")
 ALLOWED = {
-    "cli": {"cli", "planner", "supernet", "profiles"},
-    "planner": {"planner", "supernet", "profiles"},
-    "supernet": {"supernet"},
-    "profiles": {"profiles"},
+    "cli": {"cli", "commands", "records"},
+    "commands": {"commands", "planner", "supernet", "profiles", "records"},
+    "planner": {"planner", "supernet", "profiles", "records"},
+    "supernet": {"supernet", "records"},
+    "profiles": {"profiles", "records"},
+    "records": {"records"},
 }
 FAMILIES = (
     "planner.runtimes",

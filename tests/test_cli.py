@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import cli
-from planner.plan import BudgetError
+from commands.exits import explain
+from records.errors import BudgetError
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
@@ -169,7 +170,7 @@ def test_doctor_fails_with_the_fix_where_the_cache_cannot_be_written(
     ],
 )
 def test_every_kind_of_error_has_its_code(error: BaseException, code: int, told: str) -> None:
-    found, line = cli.explain(error)
+    found, line = explain(error)
     assert found == code
     assert told in line
     assert "\n" not in line

@@ -31,7 +31,7 @@ def _python(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_source_and_data_file_is_inside(unpacked: Path) -> None:
-    packages = ("planner", "profiles", "supernet")
+    packages = ("commands", "planner", "profiles", "records", "supernet")
     wanted = {
         path.relative_to(ROOT)
         for package in packages
@@ -46,7 +46,7 @@ def test_every_source_and_data_file_is_inside(unpacked: Path) -> None:
 
 def test_nothing_else_is_inside(unpacked: Path) -> None:
     tops = {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")}
-    assert tops == {"cli.py", "planner", "profiles", "supernet"}
+    assert tops == {"cli.py", "commands", "planner", "profiles", "records", "supernet"}
 
 
 def test_it_imports_from_the_wheel_and_not_from_the_checkout(unpacked: Path) -> None:

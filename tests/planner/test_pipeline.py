@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from planner import pipeline
-from planner.plan import BudgetError, Plan
+from planner.plan import Plan
 from planner.quality import SENSITIVITY_FILE, MeasuredQuality, Quality, SensitivityTable
 from planner.request import Budget, Workload, parse_bytes
 from planner.runtimes import RUNTIMES
 from profiles.catalog import load
 from profiles.device import DeviceProfile
+from records.errors import BudgetError
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import LinearSpec, ModelSpec, UnitSpec
 

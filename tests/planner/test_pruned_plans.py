@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from commands.reports import print_bits
 from planner import pipeline
 from planner.costs import Costs
 from planner.plan import Plan
@@ -22,7 +23,6 @@ from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.search import SEARCHES
 from planner.search.base import Problem, Resource, Search
 from planner.search.exact import ExactSearch, shortfalls
-from planner.terminal import print_bits
 from profiles.device import DeviceProfile
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec

@@ -1,0 +1,65 @@
+"""bitfleet export, verify and run: the package of a plan, its promises, its answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from commands.exits import BROKEN, OK
+from commands.names import runtime_named
+from commands.reports import print_verified
+from commands.terminal import JSON, emit, progress, size
+
+
+@click.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The package's folder; it appears whole.")
+def export(plan: Path, out: Path) -> None:
+    """Write the package of a plan: what the runtime loads, the tokenizer, and a manifest."""
+    from planner.package import check_replaceable, write_package
+    from planner.plan import Plan
+    from supernet.checkpoint import open_supernet
+
+    made = Plan.load(plan)
+    check_replaceable(out)
+    files = open_supernet(made.supernet)
+    with progress() as report:
+        package = write_package(runtime_named(made.runtime), files, made, out, report)
+    total = sum(entry.bytes for entry in package.files.values())
+    click.echo(f"{out}: {len(package.files)} files, {size(total)}")
+    click.echo(f"next: bitfleet verify {out}")
+
+
+@click.command()
+@click.argument("package", metavar="DIR", type=click.Path(path_type=Path))
+@JSON
+@click.pass_context
+def verify(context: click.Context, package: Path, as_json: bool) -> None:
+    """Load a package in a fresh process, measure it, and print what was promised beside what was measured."""
+    from planner.package import open_package
+    from planner.verify import verify
+
+    runtime = runtime_named(open_package(package).plan.runtime)
+    with progress() as report:
+        found = verify(runtime, package, report)
+    if as_json:
+        emit(found.to_json())
+    else:
+        print_verified(found)
+        click.echo("every promise that could be checked holds" if found.holds else "a promise is broken")
+    context.exit(OK if found.holds else BROKEN)
+
+
+@click.command()
+@click.argument("package", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens to generate.")
+def run(package: Path, prompt: str, max_tokens: int) -> None:
+    """Answer PROMPT with a package, as it is generated."""
+    from planner.package import open_package
+
+    runtime = runtime_named(open_package(package).plan.runtime)
+    for piece in runtime.generate(package, prompt, max_tokens):
+        click.echo(piece, nl=False)
+    click.echo()

@@ -1,0 +1,107 @@
+"""bitfleet plan: the bits of every layer for one device and budget."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from commands.names import (
+    RUNTIME,
+    check_parent,
+    default_supernet,
+    device_named,
+    own_device,
+    runtime_named,
+    trained_supernet,
+)
+from commands.reports import print_plan
+from commands.terminal import JSON, emit, note
+
+if TYPE_CHECKING:
+    from planner.quality import MeasuredQuality
+    from supernet.checkpoint import SupernetFiles
+    from supernet.space import Subnet
+
+
+@click.command()
+@click.argument("supernet", required=False)
+@click.option("--mem", required=True, metavar="SIZE", help="Peak memory of the process: 8GB, 8GiB, 8192MB, 0.5 GB.")
+@click.option("--latency", metavar="TIME", help="Time per token, such as 20ms.")
+@click.option("--ttft", metavar="TIME", help="Time to the first token, such as 500ms.")
+@click.option("--disk", metavar="SIZE", help="Size of the weight files.")
+@click.option("--context", type=int, metavar="N", help="Tokens of context; the default is 4096, or what the model can.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Sequences at once.")
+@click.option("--prompt-tokens", type=int, metavar="N", help="Tokens of the prompt behind --ttft.  [default: 128]")
+@click.option("--device", metavar="NAME|FILE", help="What to plan for; the default is this machine.")
+@click.option("--runtime", default=RUNTIME, show_default=True, help="What will load the package.")
+@click.option("--trials", type=int, metavar="N", help="Subnets that the search tries.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="plan.json", show_default=True)
+@JSON
+def plan(
+    supernet: str | None, mem: str, latency: str | None, ttft: str | None, disk: str | None, context: int | None,
+    batch: int, prompt_tokens: int | None, device: str | None, runtime: str, trials: int | None, seed: int, out: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """The bits of every layer that lose least within a memory and latency budget.
+
+    SUPERNET is a folder that `bitfleet train` made; without it, the embedded default model's, which is built and kept
+    in the cache on first use.
+    """
+    from planner import pipeline
+    from planner.request import Budget, Workload, parse_bytes, parse_duration
+
+    budget = Budget(
+        parse_bytes(mem),
+        None if latency is None else parse_duration(latency),
+        None if ttft is None else parse_duration(ttft),
+        None if disk is None else parse_bytes(disk),
+    )
+    check_parent(out)
+    loader = runtime_named(runtime)
+    # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
+    named = None if device is None else device_named(device)
+    files = None if supernet is None else trained_supernet(supernet)
+    if files is not None:
+        Workload.for_model(files.spec, context, batch, prompt_tokens)
+    target = named or own_device(runtime)
+    files = files or default_supernet()
+    made = pipeline.plan(
+        files,
+        loader,
+        target,
+        Workload.for_model(files.spec, context, batch, prompt_tokens),
+        budget,
+        measure=measured_quality(files),
+        trials=pipeline.TRIALS if trials is None else trials,
+        seed=seed,
+        command=shlex.join(["bitfleet", *sys.argv[1:]]),
+    )
+    made.save(out)
+    if as_json:
+        emit(made.to_json())
+    else:
+        print_plan(made, files.spec)
+        click.echo(f"next: bitfleet export {out} --out DIR")
+
+
+def measured_quality(files: SupernetFiles) -> MeasuredQuality:
+    """Measures subnets on the supernet's held-out text, loading its weights only where a subnet was never measured."""
+    from planner.quality import EVALUATIONS_FILE, MeasuredQuality, Quality
+
+    def measure(subnets: Sequence[Subnet]) -> list[Quality]:
+        import torch
+
+        from supernet.evaluate import evaluate
+        from supernet.model import compute_dtype
+
+        note(f"measuring what {len(subnets)} finalists lose")
+        dtype = compute_dtype(torch.device("cpu"))
+        return [quality.to_json() for quality in evaluate(files.load(), subnets, files.reference(), dtype=dtype)]
+
+    return MeasuredQuality(files.path / EVALUATIONS_FILE, files.fingerprint, "held-out", measure)

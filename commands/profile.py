@@ -1,0 +1,60 @@
+"""bitfleet profile: what a device is and how fast its runtime's kernels are on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from commands.names import check_parent, device_named, measure_device, own_profile_path
+from commands.reports import print_device
+from commands.terminal import JSON, emit, note, rate, size, table
+
+
+@click.group()
+def profile() -> None:
+    """What a device is and how fast its runtime's kernels are on it."""
+
+
+@profile.command("device")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:N", help="What to profile.")
+@click.option("--quick", is_flag=True, help="Fewer shapes and repeats: under a minute, wider error bands.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write the profile; the default is the cache.")
+@JSON
+def profile_device(device: str, quick: bool, out: Path | None, as_json: bool) -> None:
+    """Measure this machine and write its profile."""
+    path = out or own_profile_path()
+    if out is not None:
+        check_parent(out)
+    found = measure_device(device, quick, path)
+    if as_json:
+        emit(found.to_json())
+    else:
+        print_device(found)
+    note(f"wrote {path}")
+
+
+@profile.command("list")
+@JSON
+def profile_list(as_json: bool) -> None:
+    """The catalogue of devices that a plan can be made for."""
+    from profiles.catalog import load, names
+
+    entries = [load(name) for name in names()]
+    if as_json:
+        emit([entry.to_json() for entry in entries])
+    else:
+        rows = [(e.name, e.kind, size(e.memory_bytes), rate(e.bandwidth_bytes_per_s), e.model) for e in entries]
+        table(("NAME", "KIND", "MEMORY", "BANDWIDTH", "MODEL"), rows)
+
+
+@profile.command("show")
+@click.argument("name", metavar="NAME|FILE")
+@JSON
+def profile_show(name: str, as_json: bool) -> None:
+    """One device, from the catalogue or from a file."""
+    found = device_named(name)
+    if as_json:
+        emit(found.to_json())
+    else:
+        print_device(found)

@@ -1,0 +1,96 @@
+"""bitfleet train: the supernet of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from commands.names import numbers_in, whole_numbers
+from commands.reports import print_training
+from commands.terminal import first_process, progress
+
+
+@click.command()
+@click.argument("model")
+@click.option("--bits", default="2,3,4,8", show_default=True, metavar="B,B,...", help="Bit-widths of the linears.")
+@click.option("--group-size", type=int, default=64, show_default=True, help="Weights that share a scale and a zero.")
+@click.option("--data", metavar="FILE|DATASET", help="Training text; without it, text is sampled from the full model.")
+@click.option("--steps", type=int, metavar="N", help="Training steps; the default is what fits into --minutes.")
+@click.option("--minutes", type=float, default=15.0, show_default=True, help="Time to learn codes and adapters.")
+@click.option(
+    "--quantizer", default="auto", metavar="rtn|gptq|learned", help="How codes are found; learned where there is time."
+)
+@click.option("--block-steps", type=int, metavar="N", help="Steps of quantizer learned on each block and bit-width.")
+@click.option(
+    "--adapter",
+    default="scales",
+    show_default=True,
+    metavar="scales|lora|pooled|rounding|routed",
+    help="What is trained.",
+)
+@click.option("--rank", type=int, metavar="N", help="Rank of a low-rank adapter; each has its default.")
+@click.option("--learning-rate", type=float, metavar="R", help="Of the adapters; each has its default.")
+@click.option("--train-bits", metavar="B,B,...", help="Bit-widths with adapters; unless given, the smallest 2 up to 4.")
+@click.option(
+    "--sharing",
+    default="decoupled",
+    show_default=True,
+    metavar="decoupled|shared|matched",
+    help="Which bit-widths train through one adapter.",
+)
+@click.option(
+    "--sampler",
+    default="auto",
+    metavar="uniform|balanced|neighbours|slimmable|sandwich|shift",
+    help="What a step trains; the default goes with the quantizer.",
+)
+@click.option(
+    "--schedule",
+    default="constant",
+    show_default=True,
+    metavar="constant|progressive|delayed",
+    help="Which bits a step may draw.",
+)
+@click.option("--teacher", default="full", show_default=True, metavar="full|largest", help="What subnets learn from.")
+@click.option(
+    "--gradient-checkpointing", "checkpointing", is_flag=True, help="Less memory: compute blocks again to go backward."
+)
+@click.option(
+    "--awq",
+    type=float,
+    default=0.25,
+    show_default=True,
+    help="Power of the activations in AWQ's channel scales; 0 is off.",
+)
+@click.option(
+    "--prune", metavar="S,S,...", help="Shares of its channels that a feed-forward block may keep, such as 0.75,0.5,0."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with the training in --out that was stopped.")
+@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write it.  [default: supernet-MODEL]")
+def train(
+    model: str, bits: str, train_bits: str | None, prune: str | None, resume: bool, out: Path | None, **options: Any
+) -> None:
+    """Make the supernet of MODEL: a Hugging Face folder, a hub id, a .gguf file, or smollm2-135m-instruct.
+
+    With `accelerate launch cli.py train ...` several processes train together.
+    """
+    numbers = whole_numbers("--bits", bits)
+    trained = None if train_bits is None else whole_numbers("--train-bits", train_bits)
+    shares = () if prune is None else numbers_in("--prune", prune, float, "numbers with commas such as 0.75,0.5,0")
+    path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
+    from accelerate import PartialState
+
+    from supernet.create import create
+    from supernet.recipe import Recipe
+
+    recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, **options)
+    with progress() as report:
+        files = create(model, path, recipe, resume, report)
+    PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
+    if first_process():
+        print_training(files)
+        click.echo(f"next: bitfleet plan {path} --mem SIZE")
