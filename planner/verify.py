@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -73,14 +74,16 @@ def _served(runtime: Runtime, package: Package) -> Iterator[Row]:
     plan, chosen = package.plan, package.plan.chosen
     sure = plan.latency["basis"] != ESTIMATE
     found, tries = runtime.measure(package.path, plan.workload), 1
-    while sure and tries < TRIES and not all(row.holds for row in _times(chosen, found)):
+    while sure and tries < TRIES and any(row.holds is False for row in _times(chosen, found)):
         time.sleep(PAUSE_S)  # whatever else the machine does only ever adds: what is busy now may not be then
         again = runtime.measure(package.path, plan.workload)
         found = replace(again, ttft_ms=min(found.ttft_ms, again.ttft_ms), tpot_ms=min(found.tpot_ms, again.tpot_ms))
         tries += 1
     yield _within("peak memory", "bytes", chosen.memory_bytes, found.peak_bytes, MEMORY_TOLERANCE)
     for row in _times(chosen, found):
-        if sure:
+        if row.measured is None:
+            yield replace(row, note="the context has no room for a second token")
+        elif sure:
             yield replace(row, note=f"the fastest of {tries} tries" if tries > 1 else "")
         else:  # never more than an estimate: it neither holds nor breaks
             yield replace(row, holds=None, note=f"the promise is an estimate for {plan.device['name']}")
@@ -94,6 +97,8 @@ def _times(chosen: Compared, found: Any) -> tuple[Row, Row]:
 
 
 def _within(name: str, unit: str, promised: float, measured: float, tolerance: float) -> Row:
+    if math.isnan(measured):
+        return Row(name, unit, promised, None, tolerance, None)
     return Row(name, unit, promised, measured, tolerance, measured <= promised * (1 + tolerance))
 
 
@@ -119,7 +124,7 @@ def divergence(runtime: Runtime, package: Package, files: Any) -> tuple[float, i
 
     from supernet.build import extract
 
-    windows = files.reference().windows[:KL_WINDOWS, :KL_TOKENS]
+    windows = files.reference().windows[:KL_WINDOWS, : min(KL_TOKENS, package.plan.workload.context)]
     model = extract(files.load(), package.plan.subnet)
     packaged = runtime.logits(package.path, windows.numpy())
     total = 0.0

@@ -1,25 +1,29 @@
-"""Start the worker in a fresh process and read what it says."""
+"""Start the worker in a fresh process on which nothing outside acts, and read what it found."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-WORKER = "planner.runtimes.onnxruntime.worker"
-ROOT = Path(__file__).resolve().parents[3]  # the folder that holds the `planner` package
+from planner.runtimes.onnxruntime import worker
+
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime_genai")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one process that loaded a package and generated took."""
+    """What one process that loaded a package and generated took. `tpot_ms` is NaN where a second token has no room."""
 
     loaded_bytes: int
     peak_bytes: int
@@ -31,24 +35,51 @@ def measure(
     folder: Path, prompt_tokens: int, context: int, batch: int = 1, new_tokens: int = 64, repeats: int = 3
 ) -> Measurement:
     """Serve one prompt from `folder` in a fresh process: peak memory, time to first token, median time per token."""
-    numbers = (prompt_tokens, new_tokens, context, batch, repeats)
-    return Measurement(**json.loads(_run("measure", str(folder), *map(str, numbers)).splitlines()[-1]))
+    numbers = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "max_length": context}
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        return Measurement(**ask("measure", folder, Path(scratch), **numbers, batch=batch, repeats=repeats))
 
 
 def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Logits [windows, tokens, vocabulary] for token windows of equal length, from a fresh process."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         source, result = Path(scratch) / "windows.npy", Path(scratch) / "logits.npy"
         np.save(source, windows)
-        _run("logits", str(folder), str(source), str(result))
+        ask("logits", folder, Path(scratch), windows=str(source), out=str(result))
         return np.asarray(np.load(result, allow_pickle=False))
 
 
-def _run(*arguments: str) -> str:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", WORKER, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise ValueError(f"a package must load in onnxruntime-genai, {arguments[1]} did not: {last}")
-    return done.stdout
+def ask(task: str, folder: Path, scratch: Path, **arguments: Any) -> Any:
+    """What the worker's `task` returns for the package in `folder`; files of the request lie in the empty `scratch`.
+
+    ValueError where the package does not load, OSError where the system has no room for it. The worker imports nothing
+    but the standard library and LIBRARIES, from where they are installed: Python's isolated mode ignores the current
+    folder and every variable of its own, and the worker starts in `scratch`.
+    """
+    request, result = scratch / "request.json", scratch / "result.json"
+    wanted = {"task": task, "folder": str(folder.resolve()), "arguments": arguments, "result": str(result)}
+    request.write_text(json.dumps({**wanted, "libraries": _installed()}), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [sys.executable, "-I", str(Path(worker.__file__).resolve()), str(request)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, cwd=scratch)
+    if done.returncode != worker.OK:
+        raise _failure(folder, done.returncode, (done.stderr.strip().splitlines() or ["no message"])[-1])
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _installed() -> list[str]:
+    """The folders that this process imports LIBRARIES from: a user's own, say, which isolated mode leaves out."""
+    found = (importlib.util.find_spec(name) for name in LIBRARIES)
+    return sorted({str(Path(spec.origin).resolve().parents[1]) for spec in found if spec and spec.origin})
+
+
+def _failure(folder: Path, code: int, said: str) -> Exception:
+    if code == worker.SYSTEM:
+        return OSError(
+            f"the system has no room to load {folder}: {said}; free memory or space in {tempfile.gettempdir()}"
+        )
+    if code == -signal.SIGKILL:
+        return OSError(f"the process that loaded {folder} was killed, as the system does when memory runs out")
+    if code < 0:
+        said = f"the process ended by {signal.Signals(-code).name}"
+    return ValueError(f"a package must load in onnxruntime-genai, {folder} did not: {said}")

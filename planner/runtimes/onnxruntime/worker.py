@@ -1,22 +1,26 @@
 """Runs in a process of its own, so that its peak memory is that of serving the package and of nothing else.
 
-    python -m planner.runtimes.onnxruntime.worker measure FOLDER PROMPT_TOKENS NEW_TOKENS MAX_LENGTH BATCH REPEATS
-    python -m planner.runtimes.onnxruntime.worker logits FOLDER WINDOWS.npy OUT.npy
+    python -I worker.py REQUEST.json
 
-`measure` writes one JSON object to standard output. `logits` writes float32 logits [windows, tokens, vocabulary].
+The request names a task, a package's folder and the task's arguments; see `TASKS`. What a task returns is written as
+JSON to the request's `result`. `fresh` starts it. Nothing of the project is imported: what this process holds counts.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 SETTLE_S = 4.0
+OK, PACKAGE, SYSTEM = 0, 1, 5  # exit codes: what `fresh` makes of them
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE)
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory")
 
 
 def peak_bytes() -> int:
@@ -37,50 +41,80 @@ def measure(
     """Load, prefill and generate greedily; the fastest time to first token and the fastest median time per token.
 
     The fastest, because whatever else the machine does only ever adds: at least `repeats` times, and where that is
-    quick for SETTLE_S, so that a short disturbance does not cover them all.
+    quick for SETTLE_S, so that a short disturbance does not cover them all. Where the prompt leaves no room for
+    `new_tokens`, the time per token is that of a prompt which does; NaN where the context has one token to give.
     """
+    import numpy as np
     import onnxruntime_genai as genai
 
-    config = json.loads((folder / "genai_config.json").read_text())
+    config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
     ids = np.random.default_rng(0).integers(0, config["model"]["vocab_size"], (batch, prompt_tokens)).astype(np.int32)
     model = genai.Model(genai.Config(str(folder)))
     loaded = peak_bytes()
-    new_tokens = min(new_tokens, max_length - prompt_tokens)
+    shorter = ids[:, : max(1, max_length - new_tokens)]
+
+    def gaps(prompt: Any) -> Any:
+        """Milliseconds of the first token and of each that follows."""
+        options = genai.GeneratorParams(model)
+        options.set_search_options(max_length=max_length, min_length=max_length, do_sample=False, batch_size=batch)
+        generator = genai.Generator(model, options)
+        times = [time.perf_counter()]
+        generator.append_tokens(prompt if batch > 1 else prompt[0])
+        for _ in range(min(new_tokens, max_length - prompt.shape[1])):
+            generator.generate_next_token()
+            times.append(time.perf_counter())
+        return np.diff(times) * 1e3
+
     first: list[float] = []
     steps: list[float] = []
     peak = 0
     started = time.perf_counter()
     while len(first) < repeats or (repeats > 1 and time.perf_counter() - started < SETTLE_S):
-        options = genai.GeneratorParams(model)
-        options.set_search_options(max_length=max_length, min_length=max_length, do_sample=False, batch_size=batch)
-        generator = genai.Generator(model, options)
-        times = [time.perf_counter()]
-        generator.append_tokens(ids if batch > 1 else ids[0])
-        for _ in range(new_tokens):
-            generator.generate_next_token()
-            times.append(time.perf_counter())
-        gaps = np.diff(times) * 1e3
-        first.append(float(gaps[0]))
-        steps.append(float(np.median(gaps[1:])) if len(gaps) > 1 else float(gaps[0]))
+        served = gaps(ids)
         peak = peak or peak_bytes()  # a second generator is one too many for what serving takes
-        del generator
-    return {"loaded_bytes": loaded, "peak_bytes": peak, "ttft_ms": min(first), "tpot_ms": min(steps)}
+        first.append(float(served[0]))
+        after = served if shorter.shape == ids.shape else gaps(shorter)
+        steps += [float(np.median(after[1:]))] if len(after) > 1 else []
+    return {"loaded_bytes": loaded, "peak_bytes": peak, "ttft_ms": min(first), "tpot_ms": min(steps, default=math.nan)}
 
 
-def logits(folder: Path, windows: Path, out: Path) -> None:
-    """Teacher-forced logits of every position, by the packaged products on the packaged weights."""
+def logits(folder: Path, windows: str, out: str) -> dict[str, Any]:
+    """Teacher-forced logits of every position, float32 [windows, tokens, vocabulary], by the packaged products on the
+    packaged weights. `windows` and `out` are .npy files."""
+    import numpy as np
+
     session, config = all_positions(folder)
     tokens = np.load(windows, allow_pickle=False).astype(np.int64)
-    decoder, vocabulary = config["model"]["decoder"], config["model"]["vocab_size"]
+    with open(out, "wb") as file:  # no memory map: where the disk is full, writing to one kills the process
+        shape = (*tokens.shape, config["model"]["vocab_size"])
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for window in tokens:
+            for part in stretches(session, config, window, len(window)):
+                file.write(np.ascontiguousarray(part, np.float32).data)
+    return {}
+
+
+def stretches(session: Any, config: Any, window: Any, length: int) -> Any:
+    """The logits [tokens, vocabulary] of one window, `length` tokens at a time, each after the cache of the last."""
+    import numpy as np
+
+    decoder = config["model"]["decoder"]
+    names = [x.name for x in session.get_inputs() if x.name.startswith("past_key_values")]
     empty = np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), np.float32)
-    result = np.lib.format.open_memmap(out, "w+", np.float32, (*tokens.shape, vocabulary))
-    for i, window in enumerate(tokens):
-        feed = {"input_ids": window[None], "attention_mask": np.ones((1, len(window)), np.int64)}
-        feed |= {x.name: empty for x in session.get_inputs() if x.name.startswith("past_key_values")}
-        if any(x.name == "position_ids" for x in session.get_inputs()):
-            feed["position_ids"] = np.arange(len(window), dtype=np.int64)[None]
-        result[i] = session.run(["logits"], feed)[0][0]
-    result.flush()
+    past = dict.fromkeys(names, empty)
+    positions = any(x.name == "position_ids" for x in session.get_inputs())
+    present = [name.replace("past_key_values", "present") for name in names]
+    for start in range(0, len(window), length):
+        ids = window[start : start + length]
+        stop = start + len(ids)
+        feed = {"input_ids": ids[None], "attention_mask": np.ones((1, stop), np.int64), **past}
+        if positions:
+            feed["position_ids"] = np.arange(start, stop, dtype=np.int64)[None]
+        wanted = present if stop < len(window) else []
+        found, *cache = session.run(["logits", *wanted], feed)
+        past = dict(zip(names, cache, strict=True)) if wanted else {}
+        yield found[0]
 
 
 def all_positions(folder: Path) -> tuple[Any, Any]:
@@ -88,7 +122,7 @@ def all_positions(folder: Path) -> tuple[Any, Any]:
     import onnx
     import onnxruntime
 
-    config = json.loads((folder / "genai_config.json").read_text())
+    config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     source = {output: node for node in model.graph.node for output in node.output}
     head = next(node for node in model.graph.node if node.name == "/lm_head/MatMul")
@@ -104,12 +138,22 @@ def all_positions(folder: Path) -> tuple[Any, Any]:
     return session, config
 
 
+TASKS: dict[str, Callable[..., Any]] = {"measure": measure, "logits": logits}
+
+
+def main(request: Path) -> int:
+    """Exit code OK, PACKAGE where the package does not load or run, SYSTEM where memory or disk ran out."""
+    asked = json.loads(request.read_text(encoding="utf-8"))
+    sys.path += asked["libraries"]
+    try:
+        found = TASKS[asked["task"]](Path(asked["folder"]), **asked["arguments"])
+        Path(asked["result"]).write_text(json.dumps(found), encoding="utf-8")
+    except Exception as error:
+        sys.stderr.write(" ".join(f"{type(error).__name__}: {error}".split()) + "\n")
+        full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _FULL)
+        return SYSTEM if full or any(words in str(error) for words in _OUT_OF_MEMORY) else PACKAGE
+    return OK
+
+
 if __name__ == "__main__":
-    task, package, *rest = sys.argv[1:]
-    if task == "measure":
-        prompt, new, length, sequences, times = (int(x) for x in rest)
-        sys.stdout.write(json.dumps(measure(Path(package), prompt, new, length, sequences, times)) + "\n")
-    elif task == "logits":
-        logits(Path(package), Path(rest[0]), Path(rest[1]))
-    else:
-        sys.exit(f"a worker measures or computes logits, got {task!r}")
+    sys.exit(main(Path(sys.argv[1])))
