@@ -45,10 +45,11 @@ from supernet.awq import channel_scales, rescale
 from supernet.build import Supernet, build
 from supernet.checkpoint import code_tensors
 from supernet.choices import kept_channels, make_space
-from supernet.create import AGREEMENT, CALIBRATION, ORDERING, READ
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_tensors
+from supernet.fit import AGREEMENT
 from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model, spec_of_model
+from supernet.prepare import CALIBRATION, ORDERING, READ
 from supernet.pruning import channel_order, reorder
 from supernet.quantize import quantize
 from supernet.quantizers import GPTQ

@@ -26,9 +26,9 @@ from supernet.awq import channel_scales, rescale
 from supernet.blocks import decoder_layers
 from supernet.build import Weights, build
 from supernet.choices import make_space
-from supernet.create import CALIBRATION, ORDERING, READ
 from supernet.evaluate import Reference, evaluate
 from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model, spec_of_model
+from supernet.prepare import CALIBRATION, ORDERING, READ
 from supernet.progress import silent
 from supernet.quantize import quantize
 from supernet.recipe import Recipe

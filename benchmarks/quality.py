@@ -28,9 +28,10 @@ from training import start_of
 from supernet.build import build
 from supernet.checkpoint import START, SupernetFiles, open_supernet
 from supernet.choices import make_space
-from supernet.create import CALIBRATION, create
+from supernet.create import create
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
+from supernet.prepare import CALIBRATION
 from supernet.quantize import quantize
 from supernet.quantizers import GPTQ, RTN
 from supernet.recipe import Recipe

@@ -22,9 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from supernet.adapters import ADAPTERS
 from supernet.build import build
 from supernet.choices import TABLE_BITS, make_space
-from supernet.create import CALIBRATION, LEARNING
 from supernet.grids.packing import packed_bytes
 from supernet.model import HEAD_TOKENS, checkpoint_blocks, hidden_states, spec_of, spec_of_model
+from supernet.prepare import CALIBRATION, LEARNING
 from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.recipe import Recipe

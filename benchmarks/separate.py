@@ -23,10 +23,10 @@ from training import start_of, step_seconds, train
 from supernet.adapters import ADAPTERS
 from supernet.build import Supernet, build
 from supernet.checkpoint import open_supernet
-from supernet.create import HELD_OUT, READ, as_prepared
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors
 from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model
+from supernet.prepare import HELD_OUT, READ, as_prepared
 from supernet.recipe import Recipe
 from supernet.samplers import SAMPLERS
 from supernet.text import read_windows, spread_windows

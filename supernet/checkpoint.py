@@ -39,6 +39,8 @@ SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetens
 ADAPTERS_FILE, REFERENCE = "adapters.safetensors", "reference.safetensors"
 START, WINDOWS, TRAINING = "start.safetensors", "windows.safetensors", "training.safetensors"
 AGREEMENT_FILE, ORDER, SCALING = "agreement.json", "order.safetensors", "scaling.safetensors"
+CHANGES = (ORDER, SCALING)  # what was done to the full model before its codes were made
+UNFINISHED = (START, WINDOWS, TRAINING, AGREEMENT_FILE)  # files that a finished supernet has not
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,17 @@ class SupernetFiles:
                 raise FileNotFoundError(f"the supernet {self.path} lacks {name}; copy it again or train it again")
             if sha256(path) != expected:
                 raise ValueError(f"{path} is damaged: its SHA-256 is not the recorded one; copy it or train it again")
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The files of what was done to the full model before its codes were made."""
+        return tuple(name for name in CHANGES if name in self.hashes)
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """All tensors of one of the files that `hashes` names."""
+        from supernet.files import read_tensors
+
+        return read_tensors(self.path / name)[0]
 
     def tensors(self, name: str) -> Any:
         """An open safetensors file of the folder."""
@@ -221,14 +234,13 @@ def save_start(
     path: Path, supernet: Supernet, reference: Reference, windows: Tensor,
     config: Any, tokenizer: Any, info: Mapping[str, Any], changes: Mapping[str, Mapping[str, Tensor]],
 ) -> SupernetFiles:  # fmt: skip
-    """Write what training starts from, into an empty or new folder. `changes` are files of what was done to the full
-    model before; those that hold nothing are not written."""
+    """Write what training starts from, into an empty or new folder. `changes` are the files of what was done to the
+    full model before."""
     from supernet.files import write_tensors
 
     path.mkdir(parents=True, exist_ok=True)
     for name, tensors in changes.items():
-        if tensors:
-            write_tensors(path / name, tensors)
+        write_tensors(path / name, tensors)
     write_tensors(path / START, code_tensors(supernet.weights()))
     write_tensors(path / FLOATS, supernet.floats)
     held_out = {"windows": reference.windows, "hidden": reference.hidden, "head": reference.head}
@@ -238,7 +250,14 @@ def save_start(
     tokenizer.save_pretrained(path / "model")
     supernet.model.generation_config.save_pretrained(path / "model")
     begun = {**info, "softcap": reference.softcap, "finished": False}
-    return save_index(path, supernet.spec, supernet.space, begun, hashes_of(path, (START, FLOATS, REFERENCE)))
+    names = (START, FLOATS, REFERENCE, WINDOWS, *changes)
+    return save_index(path, supernet.spec, supernet.space, begun, hashes_of(path, names))
+
+
+def remove_stages(path: Path) -> None:
+    """Remove the files of a start that was stopped, so that none of them is taken for a later one's."""
+    for name in (*UNFINISHED, *CHANGES, FLOATS, REFERENCE):
+        (path / name).unlink(missing_ok=True)
 
 
 def write_trained(path: Path, supernet: Supernet) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ from accelerate import PartialState
 import supernet.create
 
 source, folder, recipe = sys.argv[1], Path(sys.argv[2]), supernet.create.Recipe.from_json(json.loads(sys.argv[3]))
-supernet.create.compute_dtype = lambda device: torch.float32
-train = supernet.create._train
+supernet.fit.compute_dtype = supernet.finish.compute_dtype = lambda device: torch.float32
+train = supernet.create.fit
 
 def spy(files, model, net, recipe, accelerator, progress):
     before = sum(p.nbytes for p in model.parameters())
@@ -41,7 +41,7 @@ def spy(files, model, net, recipe, accelerator, progress):
     (folder / f"bytes{accelerator.process_index}.json").write_text(json.dumps([before, own, codes]))
     return run
 
-supernet.create._train = spy
+supernet.create.fit = spy
 supernet.create.create(source, folder / "two", recipe)
 PartialState().destroy_process_group()
 """
@@ -51,7 +51,8 @@ PartialState().destroy_process_group()
     "recipe", [RECIPE, replace(RECIPE, adapter="lora", sharing="matched", checkpointing=True)], ids=["scales", "lora"]
 )
 def test_two_sharded_processes_agree_with_one(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supernet.create, "compute_dtype", lambda device: torch.float32)
+    for stage in ("fit", "finish"):
+        monkeypatch.setattr(f"supernet.{stage}.compute_dtype", lambda device: torch.float32)
     (tmp_path / "text.txt").write_text(TEXT * 4)
     recipe = replace(recipe, data=str(tmp_path / "text.txt"))
     source = str(save_tiny(tmp_path / "model", "mistral"))

@@ -1,0 +1,72 @@
+"""The last stage of making a supernet: adapters on trial, sensitivities, and the index that says it is finished."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from torch import Tensor
+
+from records.atomic import write_text
+from supernet.build import Supernet
+from supernet.checkpoint import UNFINISHED, WINDOWS, SupernetFiles, fingerprint_of, hashes_of, save_index, write_trained
+from supernet.model import compute_dtype
+from supernet.progress import Progress
+from supernet.recipe import Recipe
+from supernet.sensitivity import measure_sensitivities
+from supernet.text import manual_windows
+from supernet.train import Trainer
+from supernet.trial import try_adapters
+
+TRIAL = 12  # windows that adapters are tried on
+SENSITIVITY = 4  # windows for the sensitivities' gradients
+
+
+def finish(
+    files: SupernetFiles, model: Any, tokenizer: Any, supernet: Supernet, recipe: Recipe, trainer: Trainer,
+    progress: Progress,
+) -> SupernetFiles:  # fmt: skip
+    """Adapters on trial, sensitivities, and the index that says the supernet is finished."""
+    reference = files.reference()
+    manual = manual_windows(tokenizer, TRIAL, recipe.window_tokens)
+    trial = try_adapters(model, supernet, manual, reference, recipe.seed, compute_dtype(model.device), progress)
+    info = {**files.info, **_trained(files, supernet, trainer, trial)}
+    hashes = hashes_of(files.path, (*write_trained(files.path, supernet), *files.changes))
+    windows = files.read(WINDOWS)["windows"][:SENSITIVITY]
+    table, measured = measure_sensitivities(model, supernet, windows, reference, recipe.seed, progress)
+    _write_sensitivities(files, table, windows, fingerprint_of(hashes))
+    evaluations = [{"subnet": subnet.to_json(), "quality": quality.to_json()} for subnet, quality in measured.items()]
+    info |= {"evaluations": evaluations, "finished": True}
+    done = save_index(files.path, files.spec, files.space, info, hashes)
+    for name in UNFINISHED:
+        (files.path / name).unlink(missing_ok=True)
+    return done
+
+
+def _trained(files: SupernetFiles, supernet: Supernet, trainer: Trainer, trial: Mapping[int, Any]) -> dict[str, Any]:
+    """What `supernet.json` says of the training."""
+    adapted = [str(bits) for bits in supernet.adapted_bits]
+    return {
+        "steps": trainer.options.steps,
+        "learning_rate": trainer.options.learning_rate,
+        "losses": [round(loss, 5) for loss in trainer.losses],
+        "adapted_bits": adapted,
+        "adapter": files.info["adapter"] | ({} if adapted else {"deploys": "codes"}),  # nothing is left to deploy
+        "trial": {str(bits): verdict.to_json() for bits, verdict in trial.items()},
+    }
+
+
+def _write_sensitivities(
+    files: SupernetFiles, table: Mapping[str, Mapping[Any, float]], windows: Tensor, fingerprint: str
+) -> None:
+    sensitivity = {
+        "base": "the full model; scaled so that uniform subnets add up to what they were measured to lose",
+        "units": {unit: {str(choice): kl for choice, kl in choices.items()} for unit, choices in table.items()},
+        "text": {"source": files.info["text"], "windows": len(windows), "tokens": windows.numel()},
+        "supernet": fingerprint,
+        "versions": files.info["versions"],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_text(files.path / "sensitivity.json", json.dumps(sensitivity, indent=1) + "\n")
