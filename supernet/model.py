@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from supernet import facts
 from supernet.spec import EMBEDDING, HEAD, LinearSpec, ModelSpec, UnitSpec
 
 FUSED = {  # siblings that runtimes compute as one product
@@ -116,20 +117,18 @@ def spec_of_model(model: Any, name: str) -> ModelSpec:
         hidden_size=config.hidden_size,
         num_heads=heads,
         num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        head_dim=facts.head_dim(config),
         vocab_size=config.vocab_size,
-        max_context=config.max_position_embeddings,
+        max_context=facts.max_context(config),
         tied=is_tied(model),
         float_parameters=floats,
         units=units,
-        rotary_dim=rotary_dim(config, getattr(config, "head_dim", None) or config.hidden_size // heads),
+        rotary_dim=facts.rotary_dim(config),
+        windows=facts.windows(config),
+        ropes=tuple(facts.rope_kind(rope) for rope in facts.ropes(config).values()),
+        activation=facts.activation(config),
+        features=facts.features(config),
     )
-
-
-def rotary_dim(config: Any, head_dim: int) -> int:
-    """How many of a head's values rotate with the position; Phi rotates a part."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    return int(head_dim * (rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1))
 
 
 def is_tied(model: Any) -> bool:

@@ -88,7 +88,13 @@ class ModelSpec:
 
     `tied` means that the head reads the embedding's weights: there is then an embedding unit and no head unit.
     `float_parameters` counts what is never quantized (norms, biases). `rotary_dim` is how many of a head's values
-    rotate with the position; 0 where the model has no rotary embedding.
+    rotate with the position; 0 where the model has no rotary embedding. `windows` says for each layer how many tokens,
+    itself included, a token sees; None sees all of them, and an empty tuple means that all layers do. `ropes` names the
+    kinds of rotary embedding, one for each that the layers use. `activation` is what the feed-forward blocks bend with.
+    `features` names whatever else the architecture can be switched to by its config and this model is.
+
+    `max_context` is how far the model means one function: a rotary embedding that changes every position once the text
+    is longer than it was trained on ends there.
     """
 
     name: str
@@ -104,6 +110,10 @@ class ModelSpec:
     float_parameters: int
     units: tuple[UnitSpec, ...]
     rotary_dim: int = 0
+    windows: tuple[int | None, ...] = ()
+    ropes: tuple[str, ...] = ()
+    activation: str = "silu"
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [unit.name for unit in self.units]
@@ -143,7 +153,8 @@ class ModelSpec:
             UnitSpec(unit["name"], unit["role"], unit["layer"], tuple(LinearSpec(**lin) for lin in unit["linears"]))
             for unit in data["units"]
         )
-        return cls(**{**data, "units": units})
+        lists = {name: tuple(data.get(name, ())) for name in ("windows", "ropes", "features")}
+        return cls(**{**data, "units": units, **lists})
 
 
 def _maker_and_reader(block: list[UnitSpec]) -> tuple[UnitSpec, UnitSpec] | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +63,23 @@ def test_an_unknown_architecture_is_refused(runtime: Runtime) -> None:
     spec = ModelSpec("odd", "OddForCausalLM", 1, 64, 1, 1, 64, 64, 64, True, 0, (unit,))
     refusal = runtime.model_refusal(spec)
     assert refusal is not None and "OddForCausalLM" in refusal
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"features": ("clip_qkv",)}, "clip_qkv"),
+        ({"ropes": ("rope of tomorrow",)}, "rope type rope of tomorrow"),
+        ({"rotary_dim": 8}, "got 8"),
+        ({"activation": "quick_gelu"}, "quick_gelu"),
+        ({"windows": (0, None)}, "window"),
+    ],
+)
+def test_what_a_graph_would_lose_is_refused_by_name(
+    runtime: Runtime, files: RoundedModel, changes: dict[str, Any], reason: str
+) -> None:
+    refusal = runtime.model_refusal(replace(files.spec, **changes))
+    assert refusal is not None and reason in refusal
 
 
 def test_estimates_are_additive_over_units(runtime: Runtime, files: RoundedModel) -> None:

@@ -18,6 +18,9 @@ ARCHITECTURES = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM",
     "PhiForCausalLM", "Phi3ForCausalLM",
 )  # fmt: skip
+ROPES = ("default",)  # kinds of rotary embedding that the graph has exactly
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2")
+ROTARY_MULTIPLE = 16  # of the values of a head that rotate: ONNX Runtime's attention takes no others
 # Not Phi: the exporter does not cut the bias of its channels.
 PRUNABLE = tuple(name for name in ARCHITECTURES if name != "PhiForCausalLM")
 ASSUMED_CACHE_BYTES = 64 * 2**20  # of a device whose caches are unknown
@@ -52,6 +55,19 @@ class OnnxRuntime(Runtime):
     def model_refusal(self, spec: ModelSpec) -> str | None:
         if spec.architecture not in ARCHITECTURES:
             return f"the exporter is tested with {', '.join(ARCHITECTURES)}, got {spec.architecture}"
+        if spec.features:
+            return f"ONNX Runtime's graph of {spec.architecture} has no {spec.features[0]}"
+        for kind in spec.ropes:
+            if kind not in ROPES:
+                return (
+                    f"ONNX Runtime's graph has rotary embeddings of the kinds {', '.join(ROPES)}, got rope type {kind}"
+                )
+        if spec.rotary_dim % ROTARY_MULTIPLE:
+            return f"rotating values of a head must be a multiple of {ROTARY_MULTIPLE}, got {spec.rotary_dim}"
+        if any(window is not None for window in spec.windows):
+            return f"ONNX Runtime's graph has no sliding window, got {min(w for w in spec.windows if w is not None)}"
+        if spec.activation not in ACTIVATIONS:
+            return f"ONNX Runtime's graph has the activations {', '.join(ACTIVATIONS)}, got {spec.activation}"
         return None
 
     def disk_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> int:
