@@ -59,7 +59,9 @@ def run(package: Path, prompt: str, max_tokens: int) -> None:
     """Answer PROMPT with a package, as it is generated."""
     from planner.package import open_package
 
-    runtime = runtime_named(open_package(package).plan.runtime)
-    for piece in runtime.generate(package, prompt, max_tokens):
+    opened = open_package(package)
+    runtime = runtime_named(opened.plan.runtime)
+    opened.check(runtime)
+    for piece in runtime.generate(opened.path, prompt, max_tokens):
         click.echo(piece, nl=False)
     click.echo()

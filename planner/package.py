@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,7 +14,8 @@ from typing import Any
 from planner.plan import Plan
 from planner.runtimes.base import Progress, Runtime
 from records.atomic import new_folder, sha256
-from records.reading import read_json
+from records.errors import InputError, MissingError
+from records.reading import check, read_json, read_texts
 
 MANIFEST = "manifest.json"
 KIND = "bitfleet package"
@@ -25,12 +28,22 @@ TPOT_TOLERANCE = 0.20
 TTFT_TOLERANCE = 0.50  # a prompt is one pass, and one disturbance of the machine is all of it
 
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One file of a package."""
 
     sha256: str
     bytes: int
+
+    def __post_init__(self) -> None:
+        check("bytes", self.bytes, int, least=0)
+        check("sha256", self.sha256, str)
+        if not _SHA256.fullmatch(self.sha256):
+            raise InputError(f"sha256 must be 64 hexadecimal digits, got {self.sha256!r:.80}")
 
 
 @dataclass(frozen=True)
@@ -43,25 +56,60 @@ class Package:
     versions: Mapping[str, str]
     date: str
 
-    def check_files(self) -> None:
-        """ValueError or FileNotFoundError naming the first file that is missing, or is not what was written."""
+    def check(self, runtime: Runtime) -> None:
+        """Whether this is a whole package and `runtime` may load it; before anything of it is loaded.
+
+        InputError, or MissingError for a file that is not there, where the folder holds anything but the regular files
+        that the manifest lists, where one of them is not what was written, where a promise is no finite number, and
+        where the runtime would be told to do more than serve a model (`Runtime.check_package`).
+        """
+        _check_promises(self.plan)
+        self._check_names()
         for name, entry in self.files.items():
             path = self.path / name
-            if not path.is_file():
-                raise FileNotFoundError(f"the package {self.path} lacks {name}; {_REMAKE}")
             if path.stat().st_size != entry.bytes or sha256(path) != entry.sha256:
-                raise ValueError(f"{path} is damaged: its SHA-256 is not the manifest's; {_REMAKE}")
+                raise InputError(f"{path} is damaged: its SHA-256 is not the manifest's; {_REMAKE}")
+        runtime.check_package(self.path, {name: entry.bytes for name, entry in self.files.items()})
+
+    def _check_names(self) -> None:
+        for name in self.files:
+            if not _NAME.fullmatch(name) or name == MANIFEST:
+                raise InputError(
+                    f"a file of a package has a plain name, the manifest lists {name!r:.80}; do not load it"
+                )
+        there = {path.name: path.lstat().st_mode for path in self.path.iterdir()}
+        for name in self.files:
+            if name not in there:
+                raise MissingError(f"the package {self.path} lacks {name}; {_REMAKE}")
+        for name, mode in sorted(there.items()):
+            if not stat.S_ISREG(mode):
+                raise InputError(
+                    f"a package holds regular files alone, {self.path / name} is none; remove it or {_REMAKE}"
+                )
+            if name not in self.files and name != MANIFEST:
+                raise InputError(f"every file of a package is in its manifest, {self.path / name} is not; remove it")
+
+
+def _check_promises(plan: Plan) -> None:
+    chosen = plan.chosen
+    for name in ("memory_bytes", "disk_bytes"):
+        check(f"the promised {name}", getattr(chosen, name), int, least=1)
+    for name in ("tpot_ms", "ttft_ms"):
+        check(f"the promised {name}", getattr(chosen, name), float, least=0)
+    for name, limit in plan.budget.to_json().items():
+        check(f"the limit {name}", limit, float, optional=True, least=0)
 
 
 def write_package(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progress | None = None) -> Package:
     """Export the plan's subnet into the folder `out`, whole or not at all.
 
-    An older package at `out` is replaced; any other folder with something in it is refused with ValueError, as is a
-    plan that was made for other weights.
+    An older package at `out` is replaced. InputError where `out` is anything else, where the plan was made for other
+    weights, and where the weights are not those that training wrote.
     """
     if plan.fingerprint != files.fingerprint:
-        raise ValueError(f"the plan was made for weights that have changed since; plan {files.path} again")
+        raise InputError(f"the plan was made for weights that have changed since; plan {files.path} again")
     check_replaceable(out)
+    files.check_hashes()
     with new_folder(out) as folder:
         runtime.write(files, plan.subnet, plan.workload, plan.device.get("threads"), folder, progress)
         entries = {path.name: Entry(sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())}
@@ -79,10 +127,10 @@ def write_package(runtime: Runtime, files: Any, plan: Plan, out: Path, progress:
 
 
 def check_replaceable(out: Path) -> None:
-    """ValueError unless `out` is free, an empty folder or an older package."""
+    """InputError unless `out` is free, an empty folder or an older package."""
     if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or _is_package(out))):
         return
-    raise ValueError(f"a package is written to a new folder or over an older package, {out} is neither; give another")
+    raise InputError(f"a package is written to a new folder or over an older package, {out} is neither; give another")
 
 
 def _is_package(folder: Path) -> bool:
@@ -93,14 +141,18 @@ def _is_package(folder: Path) -> bool:
 
 
 def open_package(path: Path) -> Package:
-    """FileNotFoundError or ValueError, one line with the next step, for what is missing, corrupt or something else."""
+    """MissingError or InputError, one line with the next step, for what is missing, corrupt or something else.
+
+    Reads the manifest alone: nothing that it says is true before `Package.check`.
+    """
     if not path.is_dir():
-        raise FileNotFoundError(f"no package at {path}; {_REMAKE}")
+        raise MissingError(f"no package at {path}; {_REMAKE}")
     data = read_json(path / MANIFEST, "package manifest", _REMAKE)
     if data.get("kind") != KIND or data.get("schema") != SCHEMA:
-        raise ValueError(f"{path / MANIFEST} is not a manifest of this version; {_REMAKE}")
+        raise InputError(f"{path / MANIFEST} is not a manifest of this version; {_REMAKE}")
     try:
         entries = {name: Entry(**entry) for name, entry in data["files"].items()}
-        return Package(path, Plan.from_json(data["plan"]), entries, data["versions"], data["date"])
+        versions = read_texts("versions", data["versions"])
+        return Package(path.resolve(), Plan.from_json(data["plan"]), entries, versions, str(data["date"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path / MANIFEST} is damaged ({error}); {_REMAKE}") from None
+        raise InputError(f"{path / MANIFEST} is damaged ({error}); {_REMAKE}") from None

@@ -49,12 +49,12 @@ class VerifyReport:
 def verify(runtime: Runtime, path: Path, progress: Progress | None = None) -> VerifyReport:
     """Check a package's files, load it in a fresh process, measure it, and compare its logits with the supernet's.
 
-    FileNotFoundError or ValueError where there is no whole package to measure.
+    InputError where there is no whole package to measure, or none that may be loaded.
     """
     report = progress or (lambda what, share: None)
     package = open_package(path)
     report("checking files", 0.0)
-    package.check_files()
+    package.check(runtime)
     rows = [Row("files", "count", len(package.files), len(package.files), 0.0, True, "SHA-256 of each as written")]
     rows.append(_disk(runtime, package))
     report("serving the workload in a fresh process", 0.2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -107,6 +107,11 @@ class Runtime(ABC):
     @abstractmethod
     def weight_files(self) -> tuple[str, ...]:
         """Names of the files whose sizes `disk_bytes` and `fixed_disk_bytes` sum to."""
+
+    @abstractmethod
+    def check_package(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        """InputError, naming it, for what an exporter does not write: a package may be a stranger's, and what is loaded
+        from it must not run code, leave the folder or never end. `sizes` are the listed files' bytes, by name."""
 
     @abstractmethod
     def measure(self, folder: Path, workload: Any) -> Any:

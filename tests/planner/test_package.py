@@ -11,21 +11,13 @@ from typing import Any
 
 import pytest
 
-from planner.costs import Costs
 from planner.package import MANIFEST, open_package, write_package
 from planner.plan import Compared, Plan
-from planner.request import Budget, Workload
 from planner.runtimes.onnxruntime import export
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.verify import verify
-from profiles.device import DeviceProfile
-from tests.planner.runtime_fixtures import RoundedModel, mixed, save_tiny
-
-RUNTIME = OnnxRuntime()
-DEVICE = DeviceProfile(
-    name="test", kind="cpu", vendor="test", model="test", memory_bytes=2**34, measured=False, source="test",
-    date="2026-01-01", threads=1, bandwidth_bytes_per_s=2e10, bandwidth_basis="datasheet", int8_ops_per_s=1e12,
-)  # fmt: skip
+from tests.planner.packages import RUNTIME, tiny_plan
+from tests.planner.runtime_fixtures import RoundedModel, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +27,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> RoundedModel:
 
 @pytest.fixture(scope="module")
 def plan(files: RoundedModel) -> Plan:
-    workload, subnet = Workload(128, 1, 32), mixed(files.spec)
-    costs = Costs(RUNTIME, files.spec, workload, DEVICE)
-    return Plan(
-        supernet=str(files.path), fingerprint=files.fingerprint, model={"name": "tiny"}, runtime=RUNTIME.name,
-        device={"name": "test", "threads": 1}, workload=workload, budget=Budget(10**9), limits=Budget(10**9),
-        compared=(costs.compared("planned", "test", subnet, 0.1),), memory=costs.memory(subnet).to_json(),
-        latency=costs.latency(subnet).to_json(), search=(), dropped={}, notes=(), versions={}, date="2026-01-01",
-    )  # fmt: skip
+    return tiny_plan(files)
 
 
 @pytest.fixture
@@ -56,7 +41,7 @@ def leftovers(folder: Path) -> list[str]:
 
 def test_a_package_round_trips(package: Path, plan: Plan) -> None:
     opened = open_package(package)
-    opened.check_files()
+    opened.check(RUNTIME)
     assert opened.plan == plan
     assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= set(opened.files)
     assert leftovers(package.parent) == ["package"]
@@ -111,7 +96,7 @@ def test_an_interrupted_export_leaves_nothing(
 def test_damage_is_named(package: Path, damage: Any, kind: type[Exception], message: str) -> None:
     damage(package)
     with pytest.raises(kind, match=message):
-        open_package(package).check_files()
+        open_package(package).check(RUNTIME)
 
 
 def test_no_package_is_one_line(tmp_path: Path) -> None:

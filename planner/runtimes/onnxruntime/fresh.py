@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.runtimes.onnxruntime import worker
+from records.errors import InputError, SystemFailure
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime_genai")
 
@@ -52,9 +53,9 @@ def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
 def ask(task: str, folder: Path, scratch: Path, **arguments: Any) -> Any:
     """What the worker's `task` returns for the package in `folder`; files of the request lie in the empty `scratch`.
 
-    ValueError where the package does not load, OSError where the system has no room for it. The worker imports nothing
-    but the standard library and LIBRARIES, from where they are installed: Python's isolated mode ignores the current
-    folder and every variable of its own, and the worker starts in `scratch`.
+    InputError where the package does not load, SystemFailure where the system has no room for it. The worker imports
+    nothing but the standard library and LIBRARIES, from where they are installed: Python's isolated mode ignores the
+    current folder and every variable of its own, and the worker starts in `scratch`.
     """
     request, result = scratch / "request.json", scratch / "result.json"
     wanted = {"task": task, "folder": str(folder.resolve()), "arguments": arguments, "result": str(result)}
@@ -75,11 +76,11 @@ def _installed() -> list[str]:
 
 def _failure(folder: Path, code: int, said: str) -> Exception:
     if code == worker.SYSTEM:
-        return OSError(
+        return SystemFailure(
             f"the system has no room to load {folder}: {said}; free memory or space in {tempfile.gettempdir()}"
         )
     if code == -signal.SIGKILL:
-        return OSError(f"the process that loaded {folder} was killed, as the system does when memory runs out")
+        return SystemFailure(f"the process that loaded {folder} was killed, as the system does when memory runs out")
     if code < 0:
         said = f"the process ended by {signal.Signals(-code).name}"
-    return ValueError(f"a package must load in onnxruntime-genai, {folder} did not: {said}")
+    return InputError(f"a package must load in onnxruntime-genai, {folder} did not: {said}")

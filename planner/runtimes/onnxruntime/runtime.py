@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,11 @@ class OnnxRuntime(Runtime):
         from planner.runtimes.onnxruntime.export import write_model
 
         write_model(files, subnet, workload.context, threads, folder, progress)
+
+    def check_package(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        from planner.runtimes.onnxruntime import safety
+
+        safety.check(folder, sizes)
 
     def measure(self, folder: Path, workload: Any) -> Any:
         require()
