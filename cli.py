@@ -6,10 +6,14 @@ libraries.
 
 from __future__ import annotations
 
+import signal
 import sys
-import traceback
+import threading
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
@@ -19,10 +23,14 @@ from commands.exits import BAD_INPUT, EPILOG, OK, explain
 from commands.package import export, run, verify
 from commands.plan import plan
 from commands.profile import profile
+from commands.streams import lost, secure
 from commands.terminal import note
 from commands.train import train
+from records.errors import SystemFailure, Terminated
 
 __version__ = "0.1.0"
+
+TWICE_S = 1.0  # within which a second SIGTERM is the first: `timeout` sends it to the child and to its group
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -42,24 +50,59 @@ for command in (profile, train, evaluate, plan, export, verify, run, doctor):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The one place where errors become a line on stderr and an exit code."""
+    secure()
     settings = {"debug": False}
     try:
-        code = cli.main(arguments, prog_name="bitfleet", standalone_mode=False, obj=settings)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
-        sys.stderr.close()
-        code = OK
+        with heeding_sigterm():
+            code = invoke(sys.argv[1:] if arguments is None else arguments, settings)
+        if failure := lost():
+            raise SystemFailure(f"stdout cannot be written ({failure.strerror}); free some space or write elsewhere")
     except click.exceptions.NoArgsIsHelpError as error:
-        note(error.format_message())
+        note(error.format_message(), keep="\n")
         code = BAD_INPUT
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
         if settings["debug"]:
-            traceback.print_exc()
+            import traceback
+
+            note(traceback.format_exc(), keep="\n")
         code, line = explain(error)
         note(f"error: {line}")
-    sys.exit(code if isinstance(code, int) else OK)
+    sys.exit(code)
+
+
+def invoke(arguments: Sequence[str], settings: dict[str, bool]) -> int:
+    """Run one command. Click's own `main` would end with 1 where the reader of stdout has left."""
+    try:
+        with cli.make_context("bitfleet", list(arguments), obj=settings) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as left:
+        return left.exit_code
+    return OK
+
+
+@contextmanager
+def heeding_sigterm() -> Iterator[None]:
+    """SIGTERM raises Terminated within, as SIGINT raises KeyboardInterrupt; one that is ignored stays ignored."""
+    old = signal.getsignal(signal.SIGTERM)
+    if old is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    last = float("-inf")
+
+    def terminate(*_: Any) -> None:
+        nonlocal last
+        now = time.monotonic()
+        first, last = now - last > TWICE_S, now
+        if first:
+            raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 if __name__ == "__main__":

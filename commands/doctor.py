@@ -6,7 +6,7 @@ import click
 
 from commands.exits import BROKEN, OK
 from commands.names import cache_dir
-from commands.terminal import JSON, emit, table
+from commands.terminal import JSON, emit, say, table
 
 
 @click.command()
@@ -23,6 +23,6 @@ def doctor(context: click.Context, as_json: bool) -> None:
         table(("", "CHECK", "FOUND"), [(c.status, c.name, c.detail) for c in report.checks])
         for check in report.checks:
             if check.fix:
-                click.echo(f"fix for {check.name}: {check.fix}")
-        click.echo(f"next: {report.next_command}")
+                say(f"fix for {check.name}: {check.fix}")
+        say(f"next: {report.next_command}")
     context.exit(BROKEN if report.failed else OK)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from commands.terminal import note, progress
-from records.errors import InputError, MissingError
+from records.atomic import check_output
+from records.errors import InputError
 
 if TYPE_CHECKING:
     from planner.runtimes.base import Runtime
@@ -33,6 +34,33 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitfleet"
 
 
+def make_cache() -> Path:
+    """The cache's folder; InputError before the work where nothing can be kept there."""
+    folder, next_step = cache_dir(), "set BITFLEET_CACHE to a folder that you may write"
+    check_output(folder / "any", folder=True, next_step=next_step)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_launcher() -> None:
+    """InputError where variables that a launcher left would make this process wait for others that never come."""
+    said = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ]
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in os.environ]
+    if said and missing:
+        raise InputError(
+            f"{' and '.join(said)} say that this is one of several processes, but {' and '.join(missing)} must be set "
+            f"then; start with `accelerate launch cli.py`, or `unset {' '.join(said)}`"
+        )
+    wrong = [name for name in said if not os.environ[name].isdecimal()]
+    if wrong:
+        raise InputError(f"{wrong[0]} must be a whole number, got {os.environ[wrong[0]]!r}; `unset {' '.join(said)}`")
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    if several and "TORCHELASTIC_RUN_ID" not in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        note(f"waiting at {address} for all {os.environ['WORLD_SIZE']} processes that WORLD_SIZE says there are")
+
+
 def own_profile_path() -> Path:
     from planner.doctor import PROFILE_FILE
 
@@ -47,7 +75,6 @@ def measure_device(device: str, quick: bool, path: Path, runtime: str = RUNTIME)
         found, skipped = profile_device(device, runtime_named(runtime), quick, report)
     for one in skipped:
         note(f"note: {one.device} is passed over: {one.reason}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     found.save(path)
     return found
 
@@ -62,6 +89,7 @@ def own_device(runtime: str) -> DeviceProfile:
     if known is None or (known.kind == "cpu" and known.name != now.name):
         why = "has no profile yet" if known is None else f"is not the {known.name} that {path} describes"
         note(f"this machine {why}: profiling it quickly; `bitfleet profile device` takes longer and is more exact")
+        make_cache()
         return measure_device("auto", True, path, runtime)
     if known.kind != "cpu":
         return known
@@ -90,12 +118,6 @@ def numbers_in(option: str, text: str, kind: Callable[[str], Number], example: s
         raise InputError(f"{option} must be {example}, got {text!r}") from None
 
 
-def check_parent(out: Path) -> None:
-    """MissingError before the work and not after it."""
-    if not out.parent.is_dir():
-        raise MissingError(f"no folder {out.parent} to write {out.name} into; make it, or give another --out")
-
-
 def trained_supernet(path: str) -> SupernetFiles:
     from supernet.checkpoint import open_supernet
 
@@ -111,12 +133,13 @@ def default_supernet() -> SupernetFiles:
         files = open_supernet(home, unfinished=True)
         if files.finished:
             return files
+    make_cache()
+    check_launcher()
     note(f"making the default supernet in {home}, once: about {DEFAULT_MINUTES + 3:.0f} minutes")
     from supernet.create import create
     from supernet.model import DEFAULT_MODEL
     from supernet.recipe import Recipe
 
-    home.parent.mkdir(parents=True, exist_ok=True)
     with progress() as report:
         return create(DEFAULT_MODEL, home, Recipe(minutes=DEFAULT_MINUTES), resume=True, progress=report)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -9,7 +10,9 @@ import click
 from commands.exits import BROKEN, OK
 from commands.names import runtime_named
 from commands.reports import print_verified
-from commands.terminal import JSON, emit, progress, size
+from commands.streams import reader_left
+from commands.terminal import JSON, emit, progress, say, size, stream
+from records.atomic import check_output
 
 
 @click.command()
@@ -22,13 +25,14 @@ def export(plan: Path, out: Path) -> None:
     from supernet.checkpoint import open_supernet
 
     made = Plan.load(plan)
+    check_output(out, folder=True)
     check_replaceable(out)
     files = open_supernet(made.supernet)
     with progress() as report:
         package = write_package(runtime_named(made.runtime), files, made, out, report)
     total = sum(entry.bytes for entry in package.files.values())
-    click.echo(f"{out}: {len(package.files)} files, {size(total)}")
-    click.echo(f"next: bitfleet verify {out}")
+    say(f"{out}: {len(package.files)} files, {size(total)}")
+    say(f"next: bitfleet verify {shlex.quote(str(out))}")
 
 
 @click.command()
@@ -47,7 +51,7 @@ def verify(context: click.Context, package: Path, as_json: bool) -> None:
         emit(found.to_json())
     else:
         print_verified(found)
-        click.echo("every promise that could be checked holds" if found.holds else "a promise is broken")
+        say("every promise that could be checked holds" if found.holds else "a promise is broken")
     context.exit(OK if found.holds else BROKEN)
 
 
@@ -63,5 +67,7 @@ def run(package: Path, prompt: str, max_tokens: int) -> None:
     runtime = runtime_named(opened.plan.runtime)
     opened.check(runtime)
     for piece in runtime.generate(opened.path, prompt, max_tokens):
-        click.echo(piece, nl=False)
-    click.echo()
+        stream(piece)
+        if reader_left():
+            return
+    stream("\n")

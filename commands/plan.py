@@ -12,7 +12,6 @@ import click
 
 from commands.names import (
     RUNTIME,
-    check_parent,
     default_supernet,
     device_named,
     own_device,
@@ -20,7 +19,8 @@ from commands.names import (
     trained_supernet,
 )
 from commands.reports import print_plan
-from commands.terminal import JSON, emit, note
+from commands.terminal import JSON, emit, note, say
+from records.atomic import check_output
 
 if TYPE_CHECKING:
     from planner.quality import MeasuredQuality
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--runtime", default=RUNTIME, show_default=True, help="What will load the package.")
 @click.option("--trials", type=int, metavar="N", help="Subnets that the search tries.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="plan.json", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="plan.json", show_default=True)
 @JSON
 def plan(
     supernet: str | None, mem: str, latency: str | None, ttft: str | None, disk: str | None, context: int | None,
@@ -62,7 +62,7 @@ def plan(
         None if ttft is None else parse_duration(ttft),
         None if disk is None else parse_bytes(disk),
     )
-    check_parent(out)
+    check_output(out)
     loader = runtime_named(runtime)
     # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
     named = None if device is None else device_named(device)
@@ -87,7 +87,7 @@ def plan(
         emit(made.to_json())
     else:
         print_plan(made, files.spec)
-        click.echo(f"next: bitfleet export {out} --out DIR")
+        say(f"next: bitfleet export {shlex.quote(str(out))} --out DIR")
 
 
 def measured_quality(files: SupernetFiles) -> MeasuredQuality:

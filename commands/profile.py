@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from commands.names import check_parent, device_named, measure_device, own_profile_path
+from commands.names import device_named, make_cache, measure_device, own_profile_path
 from commands.reports import print_device
 from commands.terminal import JSON, emit, note, rate, size, table
+from records.atomic import check_output
 
 
 @click.group()
@@ -23,9 +24,10 @@ def profile() -> None:
 @JSON
 def profile_device(device: str, quick: bool, out: Path | None, as_json: bool) -> None:
     """Measure this machine and write its profile."""
+    if out is None:
+        make_cache()
     path = out or own_profile_path()
-    if out is not None:
-        check_parent(out)
+    check_output(path)
     found = measure_device(device, quick, path)
     if as_json:
         emit(found.to_json())

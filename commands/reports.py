@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import click
-
-from commands.terminal import milliseconds, rate, size, table
+from commands.terminal import milliseconds, rate, say, size, table
 
 if TYPE_CHECKING:
     from planner.plan import Plan
@@ -51,9 +49,7 @@ def print_training(files: SupernetFiles) -> None:
         for bits, kl in files.info["trial"].items()
     ]
     steps = files.info["steps"]
-    click.echo(
-        f"{files.path}: {steps} steps; KL per token to the full model on text of another kind (the Python manual)"
-    )
+    say(f"{files.path}: {steps} steps; KL per token to the full model on text of another kind (the Python manual)")
     table(("BITS", "CODES ALONE", "TRAINED", "KEPT", "ADAPTERS KEPT"), rows)
 
 
@@ -61,7 +57,7 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
     """What is promised beside the limit and the best uniform subnet, then the bits, then what to know."""
     load, chosen, limits = made.workload, made.chosen, made.limits
     uniform = None if made.uniform is chosen else made.uniform
-    click.echo(
+    say(
         f"{spec.name} on {made.device['name']} with {made.runtime}: context {load.context}, batch {load.batch}, "
         f"prompt {load.prompt_tokens} tokens"
     )
@@ -84,7 +80,7 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
     print_items(made, spec)
     print_bits(made.subnet, spec)
     for line in made.notes:
-        click.echo(f"note: {line}")
+        say(f"note: {line}")
 
 
 def print_items(made: Plan, spec: ModelSpec) -> None:
@@ -98,7 +94,7 @@ def print_items(made: Plan, spec: ModelSpec) -> None:
         for item in items:
             name = "linears" if item["unit"] and item["unit"] not in tables else item["name"]
             sums[name, item["basis"]] = sums.get((name, item["basis"]), 0) + item[key]
-        click.echo()
+        say()
         table(
             (f"{title}, by item", "", ""),
             [(name, shown(value), basis) for (name, basis), value in sums.items() if value],
@@ -131,11 +127,11 @@ def print_bits(subnet: Subnet, spec: ModelSpec) -> None:
     if pruned:
         roles["tenths kept"] = {layer: pruned.get(layer, ".") for layer in range(spec.num_layers)}
     width = max(len(role) for role in roles)
-    click.echo()
-    click.echo(click.style(f"{'bits by layer':<{width}}  0 to {spec.num_layers - 1}", bold=True))
+    say()
+    say(f"{'bits by layer':<{width}}  0 to {spec.num_layers - 1}", bold=True)
     for role, layers in roles.items():
         inside = (layers.get(layer, "-") for layer in range(spec.num_layers))
         digits = layers[-1] if -1 in layers else "".join(inside)
         for start in range(0, len(digits), 100):
-            click.echo(f"{role if start == 0 else '':<{width}}  {digits[start : start + 100]}")
-    click.echo()
+            say(f"{role if start == 0 else '':<{width}}  {digits[start : start + 100]}")
+    say()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
-from commands.names import numbers_in, whole_numbers
+from commands.names import check_launcher, numbers_in, whole_numbers
 from commands.reports import print_training
-from commands.terminal import first_process, progress
+from commands.terminal import first_process, progress, say
 
 
 @click.command()
@@ -82,6 +83,7 @@ def train(
     trained = None if train_bits is None else whole_numbers("--train-bits", train_bits)
     shares = () if prune is None else numbers_in("--prune", prune, float, "numbers with commas such as 0.75,0.5,0")
     path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
+    check_launcher()
     from accelerate import PartialState
 
     from supernet.create import create
@@ -93,4 +95,4 @@ def train(
     PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
     if first_process():
         print_training(files)
-        click.echo(f"next: bitfleet plan {path} --mem SIZE")
+        say(f"next: bitfleet plan {shlex.quote(str(path))} --mem SIZE")

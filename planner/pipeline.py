@@ -25,6 +25,7 @@ from planner.shortage import budget_error, readable
 from profiles.detect import Skipped, detect
 from profiles.device import DeviceProfile
 from profiles.kernels import KernelTable
+from records.errors import InputError
 from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
@@ -66,14 +67,14 @@ def plan(
     """The subnet that loses least on `device` within `budget`, with its evidence.
 
     `measure` is given the finalists and the best uniform subnet, and returns what each loses on held-out text; without
-    it the predictions decide. Raises BudgetError when nothing meets the budget, ValueError for a model or a context
+    it the predictions decide. Raises BudgetError when nothing meets the budget, InputError for a model or a context
     that cannot be served, FileNotFoundError without sensitivities.
     """
     spec, refusal = files.spec, _refusal(runtime, device)
     if refusal is not None:
-        raise ValueError(f"{refusal}, got {device.name}; plan for another --device")
+        raise InputError(f"{refusal}, got {device.name}; plan for another --device")
     if files.deploys not in runtime.deploys:
-        raise ValueError(
+        raise InputError(
             f"{runtime.name} runs adapters folded into {' or '.join(runtime.deploys)}, those of {files.path} deploy "
             f"as a {files.deploys} path, which it would run slowly; train with --adapter scales"
         )
@@ -117,7 +118,7 @@ def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[Sea
     """`space` without what `runtime` cannot load, and the reason for each choice that a unit lost."""
     refusal = runtime.model_refusal(spec)
     if refusal is not None:
-        raise ValueError(f"{runtime.name} cannot load {spec.name}: {refusal}")
+        raise InputError(f"{runtime.name} cannot load {spec.name}: {refusal}")
     refusals = {(u, c): runtime.refusal(spec, spec.unit(u), c) for u, choices in space for c in choices}
     dropped: dict[str, str] = {}
     for (unit, choice), reason in refusals.items():
@@ -126,7 +127,7 @@ def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[Sea
             dropped.setdefault(f"{choice} of {role}", reason)
     for unit, choices in space:
         if all(refusals[unit, c] for c in choices):
-            raise ValueError(
+            raise InputError(
                 f"{runtime.name} loads none of the choices of {unit} ({refusals[unit, choices[0]]}); "
                 "train a supernet with other --bits or --group-size"
             )

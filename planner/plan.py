@@ -9,6 +9,7 @@ from typing import Any
 
 from planner.request import Budget, Workload
 from records.atomic import write_json
+from records.errors import InputError
 from records.reading import read_json
 from supernet.space import Subnet
 
@@ -103,11 +104,11 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """ValueError for anything that `to_json` did not write."""
+        """InputError for anything that `to_json` did not write."""
         if data.get("kind") != KIND:
-            raise ValueError(f"a plan says kind {KIND!r}, this says {data.get('kind')!r}")
+            raise InputError(f"a plan says kind {KIND!r}, this says {data.get('kind')!r}")
         if data.get("schema") != SCHEMA:
-            raise ValueError(f"plans of schema {SCHEMA} are read, this is of schema {data.get('schema')!r}")
+            raise InputError(f"plans of schema {SCHEMA} are read, this is of schema {data.get('schema')!r}")
         values = {key: value for key, value in data.items() if key not in ("kind", "schema")}
         try:
             return cls(
@@ -122,20 +123,20 @@ class Plan:
                 }
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"a plan has all fields of this version and no others ({error})") from None
+            raise InputError(f"a plan has all fields of this version and no others ({error})") from None
 
     def __post_init__(self) -> None:
         if not self.compared:
-            raise ValueError("a plan compares at least the subnet it chose, got none")
+            raise InputError("a plan compares at least the subnet it chose, got none")
 
     def save(self, path: Path) -> None:
         write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Plan:
-        """FileNotFoundError or ValueError, one line with the next step, for what is missing, corrupt or no plan."""
+        """MissingError or InputError, one line with the next step, for what is missing, corrupt or no plan."""
         data = read_json(path, "plan", _REMAKE)
         try:
             return cls.from_json(data)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; {_REMAKE}") from None
+            raise InputError(f"{path}: {error}; {_REMAKE}") from None

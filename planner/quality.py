@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from records.atomic import write_json
+from records.errors import InputError
 from records.reading import read_json
 from supernet.space import Choice, SearchSpace, Subnet
 
@@ -40,11 +41,11 @@ class SensitivityTable:
 
     def __post_init__(self) -> None:
         if not isinstance(self.units, Mapping) or not all(isinstance(c, Mapping) for c in self.units.values()):
-            raise ValueError(f"sensitivities are unit: choice: number, got {type(self.units).__name__}")
+            raise InputError(f"sensitivities are unit: choice: number, got {type(self.units).__name__}")
         for unit, choices in self.units.items():
             for choice, loss in choices.items():
                 if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss):
-                    raise ValueError(f"a sensitivity must be a finite number, got {loss!r} for {unit} at {choice}")
+                    raise InputError(f"a sensitivity must be a finite number, got {loss!r} for {unit} at {choice}")
                 Choice.parse(choice)
 
     @cached_property
@@ -52,14 +53,14 @@ class SensitivityTable:
         return {u: {Choice.parse(c): float(loss) for c, loss in choices.items()} for u, choices in self.units.items()}
 
     def check(self, space: SearchSpace, fingerprint: str = "") -> None:
-        """ValueError unless every option of `space` was measured, on the supernet of that fingerprint."""
+        """InputError unless every option of `space` was measured, on the supernet of that fingerprint."""
         if fingerprint and self.supernet and self.supernet != fingerprint:
-            raise ValueError(f"the sensitivities are of weights that have changed since; {_REMEDY}")
+            raise InputError(f"the sensitivities are of weights that have changed since; {_REMEDY}")
         wanted = [(unit, choice) for unit, choices in space for choice in choices]
         missing = [f"{u} at {c}" for u, c in wanted if c not in self.by_choice.get(u, {})]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"every unit's choices need a sensitivity, none for {missing[0]}{more}; {_REMEDY}")
+            raise InputError(f"every unit's choices need a sensitivity, none for {missing[0]}{more}; {_REMEDY}")
 
     def predict(self, subnet: Subnet) -> float:
         """The sum over units: what is lost when losses add."""
@@ -73,19 +74,19 @@ class SensitivityTable:
         try:
             return cls(**data)
         except TypeError:
-            raise ValueError(f"sensitivities have the fields base and units, got {', '.join(sorted(data))}") from None
+            raise InputError(f"sensitivities have the fields base and units, got {', '.join(sorted(data))}") from None
 
     def save(self, path: Path) -> None:
         write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> SensitivityTable:
-        """FileNotFoundError or ValueError, one line, for a file that is missing, corrupt or something else."""
+        """MissingError or InputError, one line, for a file that is missing, corrupt or something else."""
         data = read_json(path, "sensitivity table", _REMEDY)
         try:
             return cls.from_json(data)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; {_REMEDY}") from None
+            raise InputError(f"{path}: {error}; {_REMEDY}") from None
 
 
 class MeasuredQuality:
@@ -114,7 +115,7 @@ class MeasuredQuality:
             return {}
         data = read_json(self.path, "cache of evaluations", f"delete {self.path}")
         if not all(isinstance(v, dict) and all(isinstance(q, dict) for q in v.values()) for v in data.values()):
-            raise ValueError(f"{self.path} is not a cache of evaluations; delete {self.path}")
+            raise InputError(f"{self.path} is not a cache of evaluations; delete {self.path}")
         return data
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from records.errors import InputError
 from supernet.spec import ModelSpec
 
 _DECIMAL = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -19,13 +20,13 @@ DEFAULT_PROMPT_TOKENS = 128
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of `8GB`, `8GiB`, `8192MB`, `0.5 GB`: GB is 10^9, GiB 2^30, in any case. ValueError for anything else."""
+    """Bytes of `8GB`, `8GiB`, `8192MB`, `0.5 GB`: GB is 10^9, GiB 2^30, in any case. InputError for anything else."""
     accepted = "a size is a number and a unit like 8GB, 8GiB, 8192MB or 0.5 GB (B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)"
     return round(_quantity(text, _BYTES, accepted, 1))
 
 
 def parse_duration(text: str) -> float:
-    """Milliseconds of `20ms` or `0.5s`. ValueError for anything else."""
+    """Milliseconds of `20ms` or `0.5s`. InputError for anything else."""
     accepted = "a time is a number and a unit like 20ms or 0.5s (ms, s)"
     return _quantity(text, _MS, accepted, 0.001)
 
@@ -34,10 +35,10 @@ def _quantity(text: str, units: Mapping[str, float], accepted: str, least: float
     match = _QUANTITY.fullmatch(text)
     factor = units.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise ValueError(f"{accepted}, got {text!r}")
+        raise InputError(f"{accepted}, got {text!r}")
     value = float(match[1]) * factor
     if value < least:
-        raise ValueError(f"{accepted} above zero, got {text!r}")
+        raise InputError(f"{accepted} above zero, got {text!r}")
     return value
 
 
@@ -52,9 +53,9 @@ class Workload:
     def __post_init__(self) -> None:
         for name in ("context", "batch", "prompt_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.prompt_tokens >= self.context:  # an answer needs room, too
-            raise ValueError(f"prompt_tokens must be below the context of {self.context}, got {self.prompt_tokens}")
+            raise InputError(f"prompt_tokens must be below the context of {self.context}, got {self.prompt_tokens}")
 
     @classmethod
     def for_model(
@@ -69,9 +70,9 @@ class Workload:
         return workload
 
     def check(self, spec: ModelSpec) -> None:
-        """ValueError for a context that the model was not made for."""
+        """InputError for a context that the model was not made for."""
         if self.context > spec.max_context:
-            raise ValueError(
+            raise InputError(
                 f"context must be at most the {spec.max_context} tokens of {spec.name}, got {self.context}; "
                 f"use --context {spec.max_context}"
             )
@@ -96,7 +97,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above zero, got {value}")
+                raise InputError(f"{name} must be above zero, got {value}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from profiles.cpu import profile_cpu
 from profiles.cuda import NoGPU, count_gpus, profile_cuda
 from profiles.device import DeviceProfile
+from records.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ def detect(
         return _best(refuse_gpu, measure_bandwidth)
     match = re.fullmatch(r"cuda:(\d{1,4})", device)
     if match is None:
-        raise ValueError(f"device must be auto, cpu or cuda:N such as cuda:0, got {device!r}")
+        raise InputError(f"device must be auto, cpu or cuda:N such as cuda:0, got {device!r}")
     try:
         return _gpu(int(match[1]), refuse_gpu, measure_bandwidth), ()
     except NoGPU as error:
-        raise ValueError(f"{device} cannot be used: {error}; use --device cpu or auto") from None
+        raise InputError(f"{device} cannot be used: {error}; use --device cpu or auto") from None
 
 
 def _best(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from profiles.kernels import KernelTable
+from records.atomic import write_text
+from records.errors import InputError, MissingError
 from records.reading import check, check_fields, read_members, read_texts
 
 SCHEMA = 1
@@ -28,7 +29,7 @@ class Cache:
 
     def __post_init__(self) -> None:
         if self.kind not in ("data", "instruction", "unified"):
-            raise ValueError(f"a cache is data, instruction or unified, got {self.kind!r}")
+            raise InputError(f"a cache is data, instruction or unified, got {self.kind!r}")
         for name in ("level", "size_bytes", "count"):
             check(f"{name} of a cache", getattr(self, name), int, least=1)
 
@@ -57,7 +58,7 @@ class Calibration:
 class DeviceProfile:
     """A device, measured (`measured=True`) or from a datasheet; see the fields' comments for units and meaning.
 
-    What is not known is None, never a guess. ValueError where a field has the wrong type or range.
+    What is not known is None, never a guess. InputError where a field has the wrong type or range.
     """
 
     name: str  # short and unique: a catalogue name, a host's own CPU or GPU name
@@ -93,13 +94,13 @@ class DeviceProfile:
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise ValueError(f"schema must be {SCHEMA}, got {self.schema!r}; it was written by another version")
+            raise InputError(f"schema must be {SCHEMA}, got {self.schema!r}; it was written by another version")
         for name in ("name", "vendor", "model", "source", "date"):
             check(name, getattr(self, name), str)
         if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+            raise InputError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if type(self.measured) is not bool:
-            raise ValueError(f"measured must be true or false, got {self.measured!r}")
+            raise InputError(f"measured must be true or false, got {self.measured!r}")
         check("memory_bytes", self.memory_bytes, int, least=1)
         for name in ("cores_physical", "cores_logical", "threads"):
             check(name, getattr(self, name), int, optional=True, least=1)
@@ -110,15 +111,15 @@ class DeviceProfile:
         check("bandwidth_spread", self.bandwidth_spread, float, optional=True, least=0)
         check("architecture", self.architecture, str, optional=True)
         if (self.bandwidth_bytes_per_s is None) != (self.bandwidth_basis is None):
-            raise ValueError("bandwidth_bytes_per_s and bandwidth_basis are given together or not at all")
+            raise InputError("bandwidth_bytes_per_s and bandwidth_basis are given together or not at all")
         if self.bandwidth_basis not in (None, *BANDWIDTH_BASES):
-            raise ValueError(f"bandwidth_basis is {', '.join(BANDWIDTH_BASES)} or null, got {self.bandwidth_basis!r}")
+            raise InputError(f"bandwidth_basis is {', '.join(BANDWIDTH_BASES)} or null, got {self.bandwidth_basis!r}")
         if not isinstance(self.notes, str):
-            raise ValueError(f"notes must be text, got {self.notes!r}")
+            raise InputError(f"notes must be text, got {self.notes!r}")
         if not all(isinstance(item, str) for item in self.instruction_sets):
-            raise ValueError(f"instruction_sets must be names, got {self.instruction_sets!r}")
+            raise InputError(f"instruction_sets must be names, got {self.instruction_sets!r}")
         if len({(c.runtime, c.name) for c in self.calibrations}) != len(self.calibrations):
-            raise ValueError("calibrations must name each number of a runtime once")
+            raise InputError("calibrations must name each number of a runtime once")
 
     @property
     def usable_bytes(self) -> int:
@@ -153,7 +154,7 @@ class DeviceProfile:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DeviceProfile:
-        """ValueError, naming the field, on an unknown or missing field or a wrong value; defaults may be left out."""
+        """InputError, naming the field, on an unknown or missing field or a wrong value; defaults may be left out."""
         check_fields(cls, "a device profile", data)
         data = dict(data)
         for name, member in (("caches", Cache), ("calibrations", Calibration)):
@@ -162,35 +163,29 @@ class DeviceProfile:
         if "kernels" in data:
             data["kernels"] = KernelTable.from_json(data["kernels"])
         if not isinstance(data.get("instruction_sets", []), list):
-            raise ValueError(f"instruction_sets must be a list, got {data['instruction_sets']!r}")
+            raise InputError(f"instruction_sets must be a list, got {data['instruction_sets']!r}")
         data["instruction_sets"] = tuple(data.get("instruction_sets", ()))
         return cls(**{**data, "versions": read_texts("versions", data.get("versions", {}))})
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        try:
-            temporary.write_text(dump(self.to_json()) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(Path(path), dump(self.to_json()) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> DeviceProfile:
-        """What `save` wrote. FileNotFoundError or ValueError: one line with the file, the field and the next step."""
+        """What `save` wrote. MissingError or InputError: one line with the file, the field and the next step."""
         path = Path(path)
         remake = f"make it again with `bitfleet profile device --out {path}`"
         if not path.is_file():
-            raise FileNotFoundError(f"no device profile at {path}; {remake}")
+            raise MissingError(f"no device profile at {path}; {remake}")
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON (line {error.lineno}: {error.msg}); {remake}") from None
+            raise InputError(f"{path} is not JSON (line {error.lineno}: {error.msg}); {remake}") from None
         except (UnicodeDecodeError, RecursionError):
-            raise ValueError(f"{path} is not a text file; {remake}") from None
+            raise InputError(f"{path} is not a text file; {remake}") from None
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; {remake}") from None
+            raise InputError(f"{path}: {error}; {remake}") from None
 
 
 _RATES = (

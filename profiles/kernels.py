@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from records.errors import InputError
 from records.reading import check, check_fields, read_members, read_texts
 
 MEASURED = "measured"
@@ -65,7 +66,7 @@ class KernelEntry:
             check(f"{name} of a kernel entry", getattr(self, name), float, least=0, above=True)
         check("runtime of a kernel entry", self.runtime, str)
         if not self.p10_ms <= self.median_ms <= self.p90_ms:
-            raise ValueError(
+            raise InputError(
                 f"p10_ms <= median_ms <= p90_ms in a kernel entry, got {self.p10_ms}, {self.median_ms}, {self.p90_ms}"
             )
 
@@ -101,7 +102,7 @@ class KernelTable:
         if len(self._by_key) != len(self.entries):
             keys = [entry.key for entry in self.entries]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"a kernel table holds each product once, got two of {twice}")
+            raise InputError(f"a kernel table holds each product once, got two of {twice}")
 
     def __bool__(self) -> bool:
         return bool(self.entries)

@@ -7,18 +7,21 @@ and the link stays.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from records.errors import InputError
+from records.errors import InputError, MissingError, SystemFailure
 
 _LONGEST_NAME = 180  # of a temporary file: names may take 255 bytes, and this one gets a suffix
 _ours: set[Path] = set()  # what this process is writing now
@@ -30,7 +33,7 @@ class replacing:
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.realpath(path))
         if self.path.exists() and not self.path.is_file():
-            raise InputError(f"a regular file or a free name is needed to write to, {path} is neither; give another")
+            raise InputError(f"{path} must be a regular file or a free name, it is neither; give another")
         self.temporary = _temporary(self.path)
 
     def __enter__(self) -> Path:
@@ -89,6 +92,51 @@ def _replace(folder: Path, path: Path) -> None:
         os.rename(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_output(out: Path, *, folder: bool = False, next_step: str = "give another --out") -> None:
+    """InputError before the work and not after it, unless a file, or a `folder`, can appear at `out`.
+
+    A file needs the folder that it goes into, a folder makes those above it. What an older one holds is not looked at.
+    """
+    path = Path(os.path.realpath(out))
+    wanted = "a folder" if folder else "a regular file"
+    try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
+            raise InputError(f"{out} must be {wanted} or a free name, it is neither; {next_step}")
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name too long, a link to itself, a file where a folder should be
+        raise InputError(f"{out} cannot be {wanted} ({error.strerror}); {next_step}") from None
+    if _is_mount(path):
+        raise InputError(f"{out} is a mount point and cannot be replaced; {next_step}")
+    if folder and Path.cwd().is_relative_to(path):
+        raise InputError(f"{out} holds the current folder and cannot be replaced; {next_step}")
+    parent = path.parent
+    while folder and not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise MissingError(f"no folder {parent} to write {path.name} into; make it, or {next_step}")
+    try:  # rights say nothing to root, nor on a file system that may only be read
+        with tempfile.TemporaryFile(dir=parent, prefix=".bitfleet-"):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise SystemFailure(f"{parent} cannot be written into ({error.strerror}); {next_step}") from None
+        raise InputError(f"{parent} cannot be written into ({error.strerror}); {next_step}") from None
+
+
+def _is_mount(path: Path) -> bool:
+    """Whether something is mounted here, a single file too, which nothing can be renamed over."""
+    if os.path.ismount(path):
+        return True
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    escaped = re.sub(r"[ \t\n\\]", lambda found: f"\\{ord(found[0]):03o}", str(path))
+    return any(line.split(" ")[4] == escaped for line in mounts)
 
 
 def sha256(path: Path) -> str:

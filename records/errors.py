@@ -21,3 +21,7 @@ class NotInstalledError(ImportError):
 
 class SystemFailure(OSError):
     """The machine failed and not what was given: memory, disk, a child that was killed. Exit 5."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised in the main thread as SIGINT is. Exit 143."""

@@ -9,6 +9,7 @@ import json
 from importlib.resources import files
 
 from profiles.device import DeviceProfile
+from records.errors import InputError
 
 
 def names() -> tuple[str, ...]:
@@ -25,6 +26,6 @@ def load(name: str) -> DeviceProfile:
 
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "`bitfleet profile list` shows the names"
-        raise ValueError(f"no device is called {name!r} in the catalogue; {hint}")
+        raise InputError(f"no device is called {name!r} in the catalogue; {hint}")
     text = (files(__name__) / f"{name}.json").read_text(encoding="utf-8")
     return DeviceProfile.from_json(json.loads(text))

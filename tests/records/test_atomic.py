@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from records.atomic import new_folder, replacing, write_text
+from records.atomic import check_output, new_folder, replacing, write_text
 from records.errors import InputError
 
 DEAD = 2**22 + 1  # no process has this id: above the kernel's largest
@@ -83,3 +83,54 @@ def test_names_as_long_as_the_system_takes_can_be_written(tmp_path: Path) -> Non
     name = "ä" * 127
     write_text(tmp_path / name, "text")
     assert _names(tmp_path) == [name]
+
+
+def test_what_can_be_written_is_accepted_and_nothing_is_left_by_the_check(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("free")
+    before = _names(tmp_path)
+    for name in ("file", "new", "dangling", "ä" * 127):
+        check_output(tmp_path / name)
+    for name in ("folder", "new", "dangling", "new/within"):
+        check_output(tmp_path / name, folder=True)
+    assert _names(tmp_path) == before
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("pipe", "it is neither"),
+        ("pipe-link", "it is neither"),
+        ("loop", "Too many levels"),
+        ("x" * 256, "File name too long"),
+        ("file/within", "Not a directory"),
+        (".", "neither|current folder"),
+        ("..", "neither|current folder"),
+        ("/", "neither|mount point"),
+        ("/proc", "neither|mount point"),
+        ("/dev/null", "it is neither"),
+        ("/proc/bitfleet", "cannot be written into"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str, folder: bool
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe-link").symlink_to("pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    before = _names(tmp_path)
+    with pytest.raises(InputError, match=told) as raised:
+        check_output(Path(name), folder=folder)
+    assert "; give another --out" in str(raised.value)
+    assert _names(tmp_path) == before
+
+
+def test_each_kind_needs_its_own_and_a_file_the_folder_that_it_goes_into(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, folder, told in (("file", True, "a folder"), ("", False, "a regular file"), ("no/x", False, "no folder")):
+        with pytest.raises(InputError, match=told):
+            check_output(tmp_path / name, folder=folder)

@@ -16,6 +16,7 @@ from planner.runtimes.base import Progress
 from planner.runtimes.onnxruntime import storage
 from planner.runtimes.onnxruntime.packing import pack
 from planner.runtimes.onnxruntime.template import Rows, Template, template_for
+from records.errors import InputError
 from supernet.space import Choice, Subnet
 from supernet.spec import Channels, ModelSpec, UnitSpec
 
@@ -100,7 +101,7 @@ def _choice_of(parts: tuple[Rows, ...], by_linear: dict[str, tuple[UnitSpec, Cho
     units = {by_linear[rows.linear] for rows in parts}
     if len(units) != 1:
         names = ", ".join(sorted(unit.name for unit, _ in units))
-        raise ValueError(f"a product must take its rows from one unit, the graph joins {names}")
+        raise InputError(f"a product must take its rows from one unit, the graph joins {names}")
     return units.pop()
 
 
@@ -271,7 +272,7 @@ def check_size(spec: ModelSpec, subnet: Subnet, context: int, folder: Path) -> N
     promised += storage.float_bytes(spec, context)
     written = (folder / WEIGHTS).stat().st_size
     if written != promised:
-        raise ValueError(
+        raise InputError(
             f"the weight file must have the planned size, got {written} bytes and planned {promised}; "
             f"{spec.architecture} stores float tensors that bitfleet does not know of"
         )

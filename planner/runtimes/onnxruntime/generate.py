@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from records.errors import InputError
+
 
 def generate(folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
     """Greedy answer to one user message, in the model's chat format where it has one."""
@@ -19,7 +21,7 @@ def generate(folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
     ids = tokenizer.encode(prompt)
     limit = json.loads((folder / "genai_config.json").read_text())["search"]["max_length"]
     if len(ids) >= limit:
-        raise ValueError(f"the prompt must be shorter than the package's context of {limit} tokens, got {len(ids)}")
+        raise InputError(f"the prompt must be shorter than the package's context of {limit} tokens, got {len(ids)}")
     options = genai.GeneratorParams(model)
     options.set_search_options(max_length=min(limit, len(ids) + max_tokens), do_sample=False)
     generator = genai.Generator(model, options)

@@ -13,6 +13,7 @@ from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, weakes
 from planner.runtimes.onnxruntime import costs, storage
 from planner.runtimes.onnxruntime.memory import layer_values
 from profiles.roofline import roofline
+from records.errors import InputError
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec, UnitSpec
 
@@ -34,7 +35,7 @@ def product_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs: int
     moved = storage.matrix_bytes(inputs, outputs, choice) + 4 * rows * (inputs + outputs)
     found = roofline(device, moved, 2 * rows * inputs * outputs)
     if found is None:
-        raise ValueError(
+        raise InputError(
             f"latency needs a measured or published speed, {device.name} has neither; "
             "run `bitfleet profile device` on it"
         )

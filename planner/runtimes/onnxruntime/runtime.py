@@ -8,6 +8,7 @@ from typing import Any
 
 from planner.runtimes.base import LatencyItem, MemoryItem, Progress, Runtime
 from planner.runtimes.onnxruntime import latency, memory, storage
+from records.errors import NotInstalledError
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec, UnitSpec
 
@@ -155,4 +156,4 @@ def require() -> None:
     missing = [name for name in ("onnx", "onnxruntime", "onnxruntime_genai") if find_spec(name) is None]
     if missing:
         names = [name.replace("_", "-") for name in missing]
-        raise ImportError(f"the onnxruntime runtime needs {', '.join(names)}; run: pip install {' '.join(names)}")
+        raise NotInstalledError(f"the onnxruntime runtime needs {', '.join(names)}; run: pip install {' '.join(names)}")

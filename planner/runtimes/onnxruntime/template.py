@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from records.errors import InputError
 from supernet.spec import ModelSpec
 
 GRAPH = "graph.onnx"
@@ -142,7 +143,7 @@ def run_builder(source: Path, out: Path, scratch: Path) -> None:
         log = Path(tempfile.gettempdir()) / "bitfleet-builder.log"
         log.write_text(done.stdout + done.stderr)
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(f"onnxruntime-genai's builder must accept the model, it said {last!r}; its log is {log}")
+        raise InputError(f"onnxruntime-genai's builder must accept the model, it said {last!r}; its log is {log}")
 
 
 def weight_of(node: Any, initializers: dict[str, Any]) -> str | None:
@@ -161,7 +162,7 @@ def read_labels(labels: np.ndarray, linears: list[str], node: str) -> tuple[Rows
     parts: list[Rows] = []
     for index, row in labels.astype(np.int64):
         if not 1 <= index <= len(linears):
-            raise ValueError(f"every weight matrix of the graph must be one of the model's linears, {node} is not")
+            raise InputError(f"every weight matrix of the graph must be one of the model's linears, {node} is not")
         linear = linears[index - 1]
         if parts and parts[-1].linear == linear and parts[-1].stop == row:
             parts[-1] = Rows(linear, parts[-1].start, row + 1)
@@ -179,7 +180,7 @@ def _check_complete(sources: dict[str, tuple[Rows, ...]], spec: ModelSpec) -> No
     for unit in spec.units:
         for linear in unit.linears:
             if found.get(linear.name, 0) != linear.out_features:
-                raise ValueError(
+                raise InputError(
                     f"every row of a linear must be in the graph once, got {found.get(linear.name, 0)} of "
                     f"{linear.out_features} for {linear.name}; this architecture cannot be exported to ONNX Runtime"
                 )
