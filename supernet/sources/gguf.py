@@ -1,0 +1,98 @@
+"""A full model from GGUF files: config, tokenizer and weights of these files alone, whatever lies beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from supernet.account import READ, Account, refuse_missing, refuse_unexpected
+from supernet.sources.base import Source
+from supernet.sources.gguf_config import ROPE_TENSORS, config_of
+from supernet.sources.gguf_file import GGUFTensor, read_gguf
+from supernet.sources.gguf_tokenizer import tokenizer_of
+
+GEMMAS = ("gemma", "gemma2", "gemma3")  # their norms are stored as 1 + w
+END_TOKENS = ("eos", "eot", "eom")  # llama.cpp ends a text at each of these
+
+
+class GGUFSource(Source):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.gguf = read_gguf(path)
+        self.architecture = str(self.gguf.metadata["general.architecture"])
+
+    def config(self, trust_remote_code: bool) -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**config_of(self.gguf))
+
+    def tokenizer(self, trust_remote_code: bool) -> Any:
+        return tokenizer_of(self.gguf)
+
+    def generation(self) -> dict[str, Any]:
+        found = {key: self.gguf.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in (*END_TOKENS, "bos", "padding")}
+        ends = list(dict.fromkeys(found[key] for key in END_TOKENS if found[key] is not None))
+        ids = {"bos_token_id": found["bos"], "pad_token_id": found["padding"]}
+        if ends:
+            ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        return {name: value for name, value in ids.items() if value is not None}
+
+    def weights(self, config: Any, trust_remote_code: bool, dtype: torch.dtype) -> tuple[Any, Account]:
+        from accelerate import init_empty_weights
+        from transformers import AutoModelForCausalLM
+
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        expected = {n: p for n, p in model.named_parameters() if n not in model.all_tied_weights_keys}
+        targets = self._targets(expected)
+        tensors = {name: "read into the config" for name in ROPE_TENSORS if name in self.gguf.tensors}
+        refuse_unexpected(self.path, self.gguf.tensors.keys() - targets.keys() - tensors.keys())
+        refuse_missing(self.path, (targets[n] for n in targets.keys() - self.gguf.tensors.keys()), len(expected))
+        for name, tensor in self.gguf.tensors.items():
+            if name in targets:
+                target = targets[name]
+                values = torch.from_numpy(self._as_stored(name, tensor, config)).to(dtype)
+                if values.shape != expected[target].shape:
+                    raise ValueError(
+                        f"{self.path}: {name} has the shape {tuple(values.shape)}, the model needs "
+                        f"{tuple(expected[target].shape)}; the file is damaged or not of this architecture"
+                    )
+                parent, _, tail = target.rpartition(".")
+                setattr(model.get_submodule(parent), tail, nn.Parameter(values, requires_grad=False))
+                tensors[name] = f"{READ} into {target}"
+        model.tie_weights()
+        return model, Account(tensors, {file.name: READ for file in self.gguf.files})
+
+    def _targets(self, expected: Mapping[str, Any]) -> dict[str, str]:
+        """GGUF's name of each parameter, with the parameter's."""
+        from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+        architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == self.architecture)
+        table = get_tensor_name_map(architecture, self.gguf.metadata[f"{self.architecture}.block_count"])
+        targets = {}
+        for name in expected:
+            base, _, suffix = name.rpartition(".")
+            theirs = "output" if base == "lm_head" else table.get_name(base)
+            targets[f"{theirs or base}.{suffix}"] = name
+        return targets
+
+    def _as_stored(self, name: str, tensor: GGUFTensor, config: Any) -> np.ndarray[Any, Any]:
+        """The weights as transformers keeps them: what llama.cpp's converter did to some is undone."""
+        values = tensor.floats()
+        if self.architecture in GEMMAS and name.endswith("norm.weight"):
+            return values - 1
+        if self.architecture == "llama" and (".attn_q." in name or ".attn_k." in name):
+            heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
+            return _halves_together(values, heads)
+        return values
+
+
+def _halves_together(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """Rows of a head from the order in which pairs rotate to that in which halves do."""
+    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(values.shape))
