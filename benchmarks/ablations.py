@@ -48,7 +48,8 @@ from supernet.choices import kept_channels, make_space
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_tensors
 from supernet.fit import AGREEMENT
-from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model, spec_of_model
+from supernet.loading import DEFAULT_MODEL, load_model
+from supernet.model import in_compute_dtype, spec_of_model
 from supernet.prepare import CALIBRATION, ORDERING, READ
 from supernet.pruning import channel_order, reorder
 from supernet.quantize import quantize
@@ -131,7 +132,8 @@ class Setting:
         self, text: Path, work: Path, steps: int, windows: int, seed: int, prune: Sequence[float] = ()
     ) -> None:
         self.out, self.steps, self.seed = work / "rows.json", steps, seed
-        self.model, tokenizer = load_model(DEFAULT_MODEL)
+        full = load_model(DEFAULT_MODEL)
+        self.model, tokenizer = full.model, full.tokenizer
         self.spec = spec_of_model(self.model, DEFAULT_MODEL)
         self.space = make_space(self.spec, BITS, GROUP, prune)
         drawn = spread_windows(str(text / "train.txt"), tokenizer, HELD_OUT + READ, WINDOW, seed)

@@ -27,7 +27,7 @@ from planner.quality import SENSITIVITY_FILE, SensitivityTable
 from supernet.build import Supernet
 from supernet.checkpoint import SupernetFiles, open_supernet
 from supernet.evaluate import Quality, Reference, evaluate
-from supernet.model import load_model
+from supernet.loading import load_model
 from supernet.space import Subnet
 from supernet.text import read_windows
 
@@ -62,7 +62,8 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     files = open_supernet(arguments.supernet)
     supernet = files.load()
     chosen = plans(files, supernet, arguments.averages)
-    model, tokenizer = load_model(files.info["source"])
+    full = load_model(files.info["source"])
+    model, tokenizer = full.model, full.tokenizer
     reference = Reference.of(model, read_windows(str(arguments.text / "eval.txt"), tokenizer, arguments.windows, 512))
     found = evaluate(supernet, list(chosen.values()), reference)
     rows = [row_of(supernet, *one, quality) for one, quality in zip(chosen.items(), found, strict=True)]

@@ -27,7 +27,8 @@ from supernet.blocks import decoder_layers
 from supernet.build import Weights, build
 from supernet.choices import make_space
 from supernet.evaluate import Reference, evaluate
-from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model, spec_of_model
+from supernet.loading import DEFAULT_MODEL, load_model
+from supernet.model import in_compute_dtype, spec_of_model
 from supernet.prepare import CALIBRATION, ORDERING, READ
 from supernet.progress import silent
 from supernet.quantize import quantize
@@ -59,7 +60,8 @@ CURVES: dict[str, list[Point]] = {
 class Setting:
     def __init__(self, text: Path, blocks: int, seed: int) -> None:
         self.blocks, self.seed = blocks, seed
-        self.model, tokenizer = load_model(DEFAULT_MODEL)
+        full = load_model(DEFAULT_MODEL)
+        self.model, tokenizer = full.model, full.tokenizer
         self.spec = spec_of_model(self.model, DEFAULT_MODEL)
         drawn = spread_windows(str(text / "train.txt"), tokenizer, HELD_OUT + READ, WINDOW, seed)
         self.windows = drawn[HELD_OUT : HELD_OUT + MOST]

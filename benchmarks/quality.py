@@ -30,7 +30,8 @@ from supernet.checkpoint import START, SupernetFiles, open_supernet
 from supernet.choices import make_space
 from supernet.create import create
 from supernet.evaluate import Quality, Reference, evaluate
-from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
+from supernet.loading import DEFAULT_MODEL, load_model
+from supernet.model import spec_of_model
 from supernet.prepare import CALIBRATION
 from supernet.quantize import quantize
 from supernet.quantizers import GPTQ, RTN
@@ -59,7 +60,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="write the supernet trained on the text here")
     parser.add_argument("--without-data", action="store_true", help="also train on text sampled from the model")
     arguments = parser.parse_args()
-    model, tokenizer = load_model(DEFAULT_MODEL)
+    full = load_model(DEFAULT_MODEL)
+    model, tokenizer = full.model, full.tokenizer
     reference = Reference.of(model, read_windows(str(arguments.text / "eval.txt"), tokenizer, arguments.windows, 512))
     train = str(arguments.text / "train.txt")
     rows = {} if arguments.full else baselines(model, tokenizer, train, reference, arguments.seed)

@@ -27,7 +27,8 @@ from torch import Tensor
 from commands import names
 from records.atomic import write_text
 from supernet.files import read_tensors, write_tensors
-from supernet.model import compute_dtype, load_model, spec_of_model
+from supernet.loading import load_model
+from supernet.model import compute_dtype, spec_of_model
 from supernet.text import read_windows
 
 VOCABULARY = 4096
@@ -68,7 +69,8 @@ def main() -> None:
     if not (arguments.out / LOG).exists():
         train(arguments.text, arguments.out, Options(arguments.steps, arguments.minutes, arguments.seed))
     log = json.loads((arguments.out / LOG).read_text())
-    model, tokenizer = load_model(str(arguments.out))
+    full = load_model(str(arguments.out))
+    model, tokenizer = full.model, full.tokenizer
     text = (arguments.text / "train.txt").read_text(encoding="utf-8")
     ids = torch.tensor(tokenizer(text)["input_ids"])
     windows = read_windows(str(arguments.text / "eval.txt"), tokenizer, EVAL_WINDOWS, EVAL_TOKENS)

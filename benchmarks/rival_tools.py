@@ -23,7 +23,7 @@ from supernet.build import Weights
 from supernet.choices import make_space
 from supernet.grids import PARTS, QuantizedWeight
 from supernet.grids.packing import pack
-from supernet.model import load_model
+from supernet.loading import load_model
 from supernet.quantize import quantize
 from supernet.quantizers import GPTQ, RTN
 from supernet.space import Choice
@@ -136,7 +136,8 @@ def _autoround(inputs: Inputs, **scheme: Any) -> Weights:
     from auto_round import AutoRound
 
     logging.getLogger("autoround").setLevel(logging.ERROR)
-    model, tokenizer = load_model(inputs.source)  # it changes the model, so it has one of its own
+    full = load_model(inputs.source)  # it changes the model, so it has one of its own
+    model, tokenizer = full.model, full.tokenizer
     tuner = AutoRound(
         model, tokenizer, group_size=GROUP, iters=ITERATIONS, nsamples=SAMPLES, seqlen=TOKENS,
         dataset=str(inputs.samples), device_map="cpu", enable_torch_compile=False, **scheme,

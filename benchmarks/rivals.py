@@ -44,7 +44,8 @@ from supernet.checkpoint import code_tensors
 from supernet.choices import make_space
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.files import read_tensors, write_tensors
-from supernet.model import DEFAULT_MODEL, load_model, spec_of_model
+from supernet.loading import DEFAULT_MODEL, load_model
+from supernet.model import spec_of_model
 from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.sensitivity import Table, fisher
@@ -115,7 +116,8 @@ class Setting:
     def __init__(self, source: str, text: Path, work: Path, windows: int, seed: int) -> None:
         self.work, self.seed = work, seed
         work.mkdir(parents=True, exist_ok=True)
-        self.model, tokenizer = load_model(source)
+        full = load_model(source)
+        self.model, tokenizer = full.model, full.tokenizer
         self.spec = spec_of_model(self.model, source)
         eval_windows = read_windows(str(text / "eval.txt"), tokenizer, windows, TOKENS)
         drawn = spread_windows(str(text / "train.txt"), tokenizer, HELD_OUT + SAMPLES, TOKENS + MARGIN, seed)

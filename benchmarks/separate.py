@@ -25,7 +25,8 @@ from supernet.build import Supernet, build
 from supernet.checkpoint import open_supernet
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors
-from supernet.model import DEFAULT_MODEL, in_compute_dtype, load_model
+from supernet.loading import DEFAULT_MODEL, load_model
+from supernet.model import in_compute_dtype
 from supernet.prepare import HELD_OUT, READ, as_prepared
 from supernet.recipe import Recipe
 from supernet.samplers import SAMPLERS
@@ -41,7 +42,8 @@ class Setting:
         self.files = open_supernet(supernet)
         self.codes = read_tensors(start_of(supernet))[0]
         self.recipe = Recipe.from_json(self.files.info["recipe"])
-        self.model, tokenizer = load_model(DEFAULT_MODEL)
+        full = load_model(DEFAULT_MODEL)
+        self.model, tokenizer = full.model, full.tokenizer
         self.reference = Reference.of(self.model, read_windows(str(text / "eval.txt"), tokenizer, windows, 512))
         source, count, tokens = str(text / "train.txt"), HELD_OUT + READ, self.recipe.window_tokens
         self.windows = spread_windows(source, tokenizer, count, tokens, self.recipe.seed)[HELD_OUT:]

@@ -40,7 +40,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from supernet.adapters import ADAPTERS
 from supernet.build import build
 from supernet.choices import make_space
-from supernet.model import DEFAULT_MODEL, compute_dtype, load_model, spec_of_model
+from supernet.loading import DEFAULT_MODEL, load_model
+from supernet.model import compute_dtype, spec_of_model
 from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.recipe import Recipe
@@ -102,7 +103,7 @@ def claims(seconds: dict[str, float], memory: dict[str, int]) -> Any:
 def full_model(arguments: argparse.Namespace) -> Any:
     """In float32, frozen, in eval mode."""
     if arguments.random_weights is None:
-        model, _ = load_model(arguments.model)
+        model = load_model(arguments.model).model
         return model.to(arguments.device)
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(arguments.random_weights)

@@ -76,8 +76,8 @@ def full_model_on(
 ) -> Reference:
     """What the full model says of other text than the supernet's own; needs the model that it was made from."""
     from supernet.evaluate import Reference
-    from supernet.model import load_model
+    from supernet.loading import load_model
     from supernet.text import read_windows
 
-    model, tokenizer = load_model(files.info["source"], trust)
-    return Reference.of(model, read_windows(text, tokenizer, windows, window_tokens), report)
+    full = load_model(files.info["source"], trust)
+    return Reference.of(full.model, read_windows(text, full.tokenizer, windows, window_tokens), report)

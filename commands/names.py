@@ -137,7 +137,7 @@ def default_supernet() -> SupernetFiles:
     check_launcher()
     note(f"making the default supernet in {home}, once: about {DEFAULT_MINUTES + 3:.0f} minutes")
     from supernet.create import create
-    from supernet.model import DEFAULT_MODEL
+    from supernet.loading import DEFAULT_MODEL
     from supernet.recipe import Recipe
 
     with progress() as report:

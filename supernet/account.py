@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from records.errors import InputError
+
 READ, TIED, LEFT = "read", "tied to the embedding", "left aside: "
 NAMED = 3  # names in a message
 
@@ -47,28 +49,28 @@ def names(found: Iterable[str]) -> str:
 
 
 def refuse_missing(source: Any, missing: Iterable[str], expected: int) -> None:
-    """ValueError with the first tensors that the model needs and its files lack, and how many."""
+    """InputError with the first tensors that the model needs and its files lack, and how many."""
     lacking = sorted(missing)
     if lacking:
-        raise ValueError(
+        raise InputError(
             f"{source} lacks {len(lacking)} of the model's {expected} tensors: {names(lacking)}; "
             "give a complete causal language model whose config.json fits its files"
         )
 
 
 def refuse_unexpected(source: Any, unexpected: Iterable[str]) -> None:
-    """ValueError with the tensors that the model has no place for: without them it would be another model."""
+    """InputError with the tensors that the model has no place for: without them it would be another model."""
     left = sorted(unexpected)
     if left:
-        raise ValueError(
+        raise InputError(
             f"{source} has {len(left)} unexpected tensor{'s' if len(left) > 1 else ''} that its config has no place "
             f"for and nothing would read: {names(left)}; mend config.json, or merge or remove them"
         )
 
 
 def refuse_not_finite(source: Any, model: Any) -> None:
-    """ValueError naming the first weight that holds a NaN or an infinity."""
+    """InputError naming the first weight that holds a NaN or an infinity."""
     for name, parameter in model.named_parameters():
         low, high = parameter.aminmax()  # a NaN anywhere is in both
         if not (low.isfinite() and high.isfinite()):
-            raise ValueError(f"{source}: the weight {name} has values that are NaN or infinite; get a sound copy")
+            raise InputError(f"{source}: the weight {name} has values that are NaN or infinite; get a sound copy")

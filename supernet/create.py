@@ -19,7 +19,7 @@ from supernet.checkpoint import SUPERNET, SupernetFiles, open_supernet
 from supernet.finish import finish
 from supernet.fit import fit
 from supernet.grids import QuantizedWeight
-from supernet.model import load_model
+from supernet.loading import load_model
 from supernet.prepare import as_prepared, home, prepare
 from supernet.progress import Progress, silent
 from supernet.recipe import Recipe
@@ -44,7 +44,8 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
     if started and open_supernet(out, unfinished=True).finished:
         raise ValueError(f"the supernet {out} is finished; use it, or train another with a new --out")
     report = progress if accelerator.is_main_process else silent
-    model, tokenizer = load_model(source, recipe.trust_remote_code)
+    loaded = load_model(source, recipe.trust_remote_code)
+    model, tokenizer = loaded.model, loaded.tokenizer
     prepares = not started and accelerator.is_main_process
     if prepares:
         model.to(home(model, accelerator.device))
@@ -86,7 +87,7 @@ def _whole(
     """The full model in float32 and the supernet with all of its codes, as they were before training took parts."""
     sharded = fsdp_plugin(accelerator) is not None
     if sharded or model.dtype != torch.float32:
-        model = load_model(source, trust)[0]
+        model = load_model(source, trust).model
         as_prepared(model, files)
         model.to(home(model, accelerator.device))
     if sharded:

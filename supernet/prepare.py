@@ -22,6 +22,7 @@ from supernet.build import Supernet, build
 from supernet.checkpoint import ORDER, SCALING, SupernetFiles, remove_stages, save_start
 from supernet.choices import make_space
 from supernet.evaluate import Reference
+from supernet.loading import model_name
 from supernet.model import check_head, in_compute_dtype, spec_of_model
 from supernet.progress import Progress
 from supernet.pruning import channel_order, reorder
@@ -48,7 +49,7 @@ def prepare(
 
     `model` is left as its codes were made: in the order of `ORDER`, scaled by `SCALING`.
     """
-    spec = spec_of_model(model, _model_name(source))
+    spec = spec_of_model(model, model_name(source))
     space = make_space(spec, recipe.bits, recipe.group_size, recipe.prune)
     check_head(model)
     if recipe.window_tokens > spec.max_context:
@@ -117,11 +118,6 @@ def _quantized(
         found["minutes"] = (time.perf_counter() - started) / 60
         supernet.set_dtype(torch.float32)
     return supernet, {"name": recipe.quantizer, **found}
-
-
-def _model_name(source: str) -> str:
-    path = Path(source)
-    return path.stem if path.suffix == ".gguf" else path.resolve().name if path.exists() else source
 
 
 def _windows(model: Any, tokenizer: Any, recipe: Recipe, progress: Progress) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a source of a full model gives: its config, tokenizer, generation settings and weights, each from its own files."""
+"""What a source of a full model gives: config, tokenizer, generation settings and weights, each from its own files."""
 
 from __future__ import annotations
 

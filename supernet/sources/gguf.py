@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from records.errors import InputError
 from supernet.account import READ, Account, refuse_missing, refuse_unexpected
 from supernet.sources.base import Source
 from supernet.sources.gguf_config import ROPE_TENSORS, config_of
@@ -35,7 +36,9 @@ class GGUFSource(Source):
         return tokenizer_of(self.gguf)
 
     def generation(self) -> dict[str, Any]:
-        found = {key: self.gguf.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in (*END_TOKENS, "bos", "padding")}
+        found = {
+            key: self.gguf.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in (*END_TOKENS, "bos", "padding")
+        }
         ends = list(dict.fromkeys(found[key] for key in END_TOKENS if found[key] is not None))
         ids = {"bos_token_id": found["bos"], "pad_token_id": found["padding"]}
         if ends:
@@ -58,7 +61,7 @@ class GGUFSource(Source):
                 target = targets[name]
                 values = torch.from_numpy(self._as_stored(name, tensor, config)).to(dtype)
                 if values.shape != expected[target].shape:
-                    raise ValueError(
+                    raise InputError(
                         f"{self.path}: {name} has the shape {tuple(values.shape)}, the model needs "
                         f"{tuple(expected[target].shape)}; the file is damaged or not of this architecture"
                     )

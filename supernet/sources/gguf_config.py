@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from records.errors import InputError
 from supernet.sources.gguf_file import GGUF
 from supernet.sources.gguf_rope import rope_parameters
 
@@ -39,7 +40,7 @@ class Keys:
         if isinstance(value, list) and value and all(item == value[0] for item in value):
             value = value[0]  # one for each layer
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} must say {self.architecture}.{key} as one positive number, it says {str(value)[:60]}; "
                 "give the model's Hugging Face folder"
             )
@@ -49,12 +50,12 @@ class Keys:
         return int(self.number(key, default))
 
     def refuse_left(self) -> None:
-        """ValueError naming what nobody asked for."""
+        """InputError naming what nobody asked for."""
         left = sorted(key for key in self.values.keys() - self.asked if key not in HARMLESS)
         left = [key for key in left if self.values[key] not in (0, False)]
         if left:
             named = ", ".join(f"{self.architecture}.{key}" for key in left[:4])
-            raise ValueError(
+            raise InputError(
                 f"{self.path} sets {named}, which bitfleet cannot read; give the model's Hugging Face folder"
             )
 
@@ -62,18 +63,18 @@ class Keys:
 def config_of(gguf: GGUF) -> dict[str, Any]:
     """The arguments of the model's config class, `model_type` among them.
 
-    ValueError where the architecture is not one that is read here, or where it sets what cannot be read exactly.
+    InputError where the architecture is not one that is read here, or where it sets what cannot be read exactly.
     """
     keys = Keys(gguf)
     if keys.take("expert_count", 0) or any(part in name for name in gguf.tensors for part in EXPERTS):
-        raise ValueError(f"{keys.path} is a mixture of experts, which bitfleet cannot quantize yet; give a dense model")
+        raise InputError(f"{keys.path} is a mixture of experts, which bitfleet cannot quantize yet; give a dense model")
     if keys.architecture not in ARCHITECTURES:
-        raise ValueError(
+        raise InputError(
             f"{keys.path} is of the architecture {keys.architecture}; GGUF files of {', '.join(ARCHITECTURES)} are "
             "read; give the model's Hugging Face folder"
         )
     if not keys.take("attention.causal", True):
-        raise ValueError(f"{keys.path} is an encoder, which bitfleet cannot train; give a decoder")
+        raise InputError(f"{keys.path} is an encoder, which bitfleet cannot train; give a decoder")
     shared = _shared(keys, gguf)
     special = ARCHITECTURES[keys.architecture](keys, gguf, shared)
     scale = keys.take("attention.scale")
@@ -87,11 +88,11 @@ def config_of(gguf: GGUF) -> dict[str, Any]:
 def _shared(keys: Keys, gguf: GGUF) -> dict[str, Any]:
     table = gguf.tensors.get("token_embd.weight")
     if table is None:
-        raise ValueError(f"{keys.path} has no token_embd.weight; give the model's first part, or all of its parts")
+        raise InputError(f"{keys.path} has no token_embd.weight; give the model's first part, or all of its parts")
     hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
     head_dim = keys.count("attention.key_length", hidden // heads)
     if keys.count("attention.value_length", head_dim) != head_dim:
-        raise ValueError(f"{keys.path} has values of another width than its keys; give the model's Hugging Face folder")
+        raise InputError(f"{keys.path} has values of another width than its keys; give the model's Hugging Face folder")
     rotary = keys.count("rope.dimension_count", head_dim)
     return {
         "model_type": keys.architecture,
@@ -117,7 +118,7 @@ def _window(keys: Keys) -> int | None:
 
 def _whole_rotary(keys: Keys, shared: Mapping[str, Any]) -> None:
     if "partial_rotary_factor" in shared:
-        raise ValueError(
+        raise InputError(
             f"{keys.path} rotates a part of its heads, which is not read for {keys.architecture}; "
             "give the model's Hugging Face folder"
         )

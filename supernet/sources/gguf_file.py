@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from records.errors import InputError, MissingError
+
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 VERSIONS = (2, 3)
@@ -54,26 +56,26 @@ class GGUF:
 
 
 def read_gguf(path: Path) -> GGUF:
-    """The whole model that `path` is, or is a part of. ValueError names a part that is missing, or what is damaged."""
+    """The whole model that `path` is, or is a part of. InputError names a part that is missing, or what is damaged."""
     files = _parts(path)
     metadata, tensors = _read(files[0])
     count = metadata.get("split.count", 1)
     if count != len(files) and count > 1:
-        raise ValueError(
+        raise InputError(
             f"{path} is one of {count} parts, and its name does not say where the others are; "
             f"give the parts their names back, such as model-00001-of-{count:05}.gguf"
         )
     for number, part in enumerate(files[1:], 1):
         further, more = _read(part)
         if further.get("split.no", number) != number or further.get("split.count", len(files)) != len(files):
-            raise ValueError(f"{part} is not part {number + 1} of {len(files)}, as its name says; copy it again")
+            raise InputError(f"{part} is not part {number + 1} of {len(files)}, as its name says; copy it again")
         twice = next(iter(more.keys() & tensors.keys()), None)
         if twice is not None:
-            raise ValueError(f"{part} holds {twice} a second time; the parts do not belong together")
+            raise InputError(f"{part} holds {twice} a second time; the parts do not belong together")
         tensors |= more
     expected = metadata.get("split.tensors.count", len(tensors))
     if expected != len(tensors):
-        raise ValueError(f"{files[0]} says {expected} tensors, its parts have {len(tensors)}; copy all parts again")
+        raise InputError(f"{files[0]} says {expected} tensors, its parts have {len(tensors)}; copy all parts again")
     return GGUF(files, metadata, tensors)
 
 
@@ -86,7 +88,7 @@ def _parts(path: Path) -> tuple[Path, ...]:
     missing = [part.name for part in parts if not part.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{path} is one of {count} parts, {missing[0]}{more} is missing; put them in one folder")
+        raise MissingError(f"{path} is one of {count} parts, {missing[0]}{more} is missing; put them in one folder")
     return parts
 
 
@@ -95,11 +97,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:  # an empty file cannot be mapped
-        raise ValueError(f"{path} is empty; copy it again") from None
+        raise InputError(f"{path} is empty; copy it again") from None
     try:
         return _Reader(mapped).file()
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path} is damaged or no GGUF file ({error}); copy it again") from None
+        raise InputError(f"{path} is damaged or no GGUF file ({error}); copy it again") from None
 
 
 class _Reader:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from records.errors import InputError
 from supernet.sources.gguf_file import GGUF
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ EQUAL = 1e-5  # factors are stored in float32
 
 
 def rope_parameters(keys: Keys, gguf: GGUF, base: float, head_dim: int, rotary: int) -> dict[str, Any]:
-    """ValueError, with the name of the key or tensor, where transformers has nothing that computes the same."""
+    """InputError, with the name of the key or tensor, where transformers has nothing that computes the same."""
     found: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
     if rotary != head_dim:
         found["partial_rotary_factor"] = rotary / head_dim
@@ -36,12 +37,12 @@ def rope_parameters(keys: Keys, gguf: GGUF, base: float, head_dim: int, rotary: 
         return found | _long(keys, gguf, original, rotary)
     if FREQS in gguf.tensors:
         if kind not in ("none", "linear") or factor != 1:
-            raise ValueError(f"{keys.path} has {FREQS} and rope.scaling of type {kind}; give the Hugging Face folder")
+            raise InputError(f"{keys.path} has {FREQS} and rope.scaling of type {kind}; give the Hugging Face folder")
         return found | _llama3(keys, gguf, base, rotary, original)
     if kind == "yarn":
         return found | _yarn(keys, factor, original)
     if kind == "longrope" or kind not in ("none", "linear"):
-        raise ValueError(
+        raise InputError(
             f"{keys.path} has rope.scaling.type {kind} without the factors for it; give the Hugging Face folder"
         )
     return found if kind == "none" or factor == 1 else found | {"rope_type": "linear", "factor": factor}
@@ -49,7 +50,7 @@ def rope_parameters(keys: Keys, gguf: GGUF, base: float, head_dim: int, rotary: 
 
 def _yarn(keys: Keys, factor: float, original: Any) -> dict[str, Any]:
     if not original or factor <= 1:
-        raise ValueError(
+        raise InputError(
             f"{keys.path} has rope.scaling of type yarn without its factor and original_context_length; "
             "give the Hugging Face folder"
         )
@@ -66,12 +67,12 @@ def _yarn(keys: Keys, factor: float, original: Any) -> dict[str, Any]:
 
 def _long(keys: Keys, gguf: GGUF, original: Any, rotary: int) -> dict[str, Any]:
     if LONG not in gguf.tensors or SHORT not in gguf.tensors or not original:
-        raise ValueError(
+        raise InputError(
             f"{keys.path} has long or short rope factors alone, or no rope.scaling.original_context_length; "
             "give the Hugging Face folder"
         )
     if keys.architecture != "phi3":
-        raise ValueError(f"{keys.path} has {LONG}, which is read for phi3 alone; give the Hugging Face folder")
+        raise InputError(f"{keys.path} has {LONG}, which is read for phi3 alone; give the Hugging Face folder")
     attention = keys.take("rope.scaling.attn_factor")
     return {
         "rope_type": "longrope",
@@ -85,7 +86,7 @@ def _long(keys: Keys, gguf: GGUF, original: Any, rotary: int) -> dict[str, Any]:
 def _factors(keys: Keys, gguf: GGUF, name: str, rotary: int) -> list[float]:
     values = gguf.tensors[name].floats().reshape(-1)
     if len(values) != rotary // 2 or not np.isfinite(values).all() or (values <= 0).any():
-        raise ValueError(f"{keys.path}: {name} must hold {rotary // 2} positive factors; give the Hugging Face folder")
+        raise InputError(f"{keys.path}: {name} must hold {rotary // 2} positive factors; give the Hugging Face folder")
     return [float(value) for value in values]
 
 
@@ -106,7 +107,7 @@ def _llama3(keys: Keys, gguf: GGUF, base: float, rotary: int, original: Any) -> 
                 "high_freq_factor": HIGH,
                 "original_max_position_embeddings": int(length),
             }
-    raise ValueError(f"{keys.path}: {FREQS} has factors that no rope of transformers has; give the Hugging Face folder")
+    raise InputError(f"{keys.path}: {FREQS} has factors that no rope of transformers has; give the Hugging Face folder")
 
 
 def llama3_factors(base: float, rotary: int, factor: float, original: int) -> np.ndarray[Any, Any]:

