@@ -11,6 +11,7 @@ from typing import Any
 from planner.runtimes.base import ESTIMATE, MEASURED
 
 RUNTIME = "onnxruntime"
+CHUNK_TOKENS = 128  # a prompt goes through the model in pieces of so many tokens: as fast as whole, in bounded memory
 
 BASE = "base_bytes"  # the process before any weight
 ACTIVATIONS = "activation_factor"  # bytes of arena for a byte of a layer's values

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from planner.runtimes.base import Progress
-from planner.runtimes.onnxruntime import storage
+from planner.runtimes.onnxruntime import costs, storage
 from planner.runtimes.onnxruntime.packing import pack
 from planner.runtimes.onnxruntime.template import Rows, Template, template_for
 from records.errors import InputError
@@ -53,8 +53,9 @@ class WeightFile(AbstractContextManager["WeightFile"]):
 
 
 def write_model(
-    files: Any, subnet: Subnet, context: int, threads: int | None, folder: Path, progress: Progress | None = None
-) -> None:
+    files: Any, subnet: Subnet, context: int, threads: int | None, folder: Path, progress: Progress | None = None,
+    batch: int = 1,
+) -> None:  # fmt: skip
     """Write the graph, the weight file, genai_config.json and the tokenizer into the existing `folder`."""
     import onnx
 
@@ -67,10 +68,13 @@ def write_model(
     kept: list[Any] = []
     tables: dict[str, Choice] = {}
     readers: set[str] = set()
+    heads: set[str] = set()
     with WeightFile(folder / WEIGHTS) as weights:
         for done, (name, parts) in enumerate(template.sources.items()):
             unit, choice = _choice_of(parts, by_linear)
             tables[name] = choice
+            if unit.is_table:
+                heads.add(f"{name}.codes")
             if unit.channels is not None and not unit.channels.parts:
                 readers.add(name)
             if choice.kept != 0:
@@ -89,11 +93,14 @@ def write_model(
     if any(choice.kept is not None for choice in tables.values()):
         nodes = needed(nodes, {output.name for output in model.graph.output})
         del model.graph.value_info[:]  # the shapes between the products are no longer those of the whole model
+    # ONNX Runtime packs products in this order, each beside its mapped codes: the widest while nothing else is there.
+    nodes.sort(key=lambda node: not (node.op_type == "MatMulNBits" and node.input[1] in heads))
+    used = {name for node in nodes for name in _reads(node)}
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(tensor for tensor in kept if tensor.name in used)
     onnx.save(model, folder / MODEL)
-    write_assets(template, context, threads, folder)
+    write_assets(template, context, threads, folder, batch)
     check_size(files.spec, subnet, context, folder)
 
 
@@ -228,14 +235,17 @@ def _reads(node: Any) -> Iterator[str]:
 def lookup(
     node: Any, weight: str, inputs: int, outputs: int, choices: dict[str, Choice], initializers: list[Any]
 ) -> Iterator[Any]:
-    """GatherBlockQuantized wants the codes as a matrix where the product wants blocks: the same bytes, reshaped."""
-    from onnx import helper, numpy_helper
+    """GatherBlockQuantized wants the codes as a matrix where the product wants blocks: the same bytes in the file, with
+    a second name. A Reshape would be done while loading, and leave a copy of the table."""
+    import onnx
+    from onnx import helper
 
-    choice = choices[weight]
-    shape = np.array([outputs, inputs * choice.bits // 8], np.int64)
-    initializers.append(numpy_helper.from_array(shape, f"{weight}.shape"))
-    rows = f"{weight}.rows"
-    yield helper.make_node("Reshape", [f"{weight}.codes", f"{weight}.shape"], [rows], name=f"{node.name}/Rows")
+    choice, rows = choices[weight], f"{weight}.rows"
+    tensor = onnx.TensorProto()
+    tensor.CopyFrom(next(i for i in initializers if i.name == f"{weight}.codes"))
+    tensor.name = rows
+    tensor.dims[:] = [outputs, inputs * choice.bits // 8]
+    initializers.append(tensor)
     yield helper.make_node(
         "GatherBlockQuantized",
         [rows, node.input[1], f"{weight}.scales", f"{weight}.zeros"],
@@ -249,10 +259,11 @@ def lookup(
     )
 
 
-def write_assets(template: Template, context: int, threads: int | None, folder: Path) -> None:
+def write_assets(template: Template, context: int, threads: int | None, folder: Path, batch: int = 1) -> None:
     """Tokenizer and chat template as they are; the runtime's settings with the workload's context as the limit.
 
     onnxruntime-genai reserves the KV cache for `max_length` tokens when it starts: the limit is a memory promise too.
+    So is the chunk of a prompt, which bounds what activations take; the runtime chunks single sequences only.
     """
     for path in template.assets:
         if path.name != CONFIG:
@@ -261,6 +272,8 @@ def write_assets(template: Template, context: int, threads: int | None, folder: 
         config = json.loads(path.read_text())
         config["model"]["context_length"] = context
         config["search"]["max_length"] = context
+        if batch == 1:
+            config["search"]["chunk_size"] = costs.CHUNK_TOKENS
         if threads:
             config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

@@ -111,7 +111,7 @@ class OnnxRuntime(Runtime):
         require()
         from planner.runtimes.onnxruntime.export import write_model
 
-        write_model(files, subnet, workload.context, threads, folder, progress)
+        write_model(files, subnet, workload.context, threads, folder, progress, workload.batch)
 
     def check_package(self, folder: Path, sizes: Mapping[str, int]) -> None:
         from planner.runtimes.onnxruntime import safety
