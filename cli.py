@@ -6,14 +6,9 @@ libraries.
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import click
 
@@ -26,11 +21,10 @@ from commands.profile import profile
 from commands.streams import lost, secure
 from commands.terminal import note
 from commands.train import train
-from records.errors import SystemFailure, Terminated
+from records.errors import SystemFailure
+from records.signals import stoppable
 
 __version__ = "0.1.0"
-
-TWICE_S = 1.0  # within which a second SIGTERM is the first: `timeout` sends it to the child and to its group
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -51,10 +45,15 @@ for command in (profile, train, evaluate, plan, export, verify, run, doctor):
 def main(arguments: Sequence[str] | None = None) -> None:
     """The one place where errors become a line on stderr and an exit code."""
     secure()
+    with stoppable():
+        code = outcome(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(code)
+
+
+def outcome(arguments: Sequence[str]) -> int:
     settings = {"debug": False}
     try:
-        with heeding_sigterm():
-            code = invoke(sys.argv[1:] if arguments is None else arguments, settings)
+        code = invoke(arguments, settings)
         if failure := lost():
             raise SystemFailure(f"stdout cannot be written ({failure.strerror}); free some space or write elsewhere")
     except click.exceptions.NoArgsIsHelpError as error:
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             note(traceback.format_exc(), keep="\n")
         code, line = explain(error)
         note(f"error: {line}")
-    sys.exit(code)
+    return code
 
 
 def invoke(arguments: Sequence[str], settings: dict[str, bool]) -> int:
@@ -80,29 +79,6 @@ def invoke(arguments: Sequence[str], settings: dict[str, bool]) -> int:
     except click.exceptions.Exit as left:
         return left.exit_code
     return OK
-
-
-@contextmanager
-def heeding_sigterm() -> Iterator[None]:
-    """SIGTERM raises Terminated within, as SIGINT raises KeyboardInterrupt; one that is ignored stays ignored."""
-    old = signal.getsignal(signal.SIGTERM)
-    if old is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    last = float("-inf")
-
-    def terminate(*_: Any) -> None:
-        nonlocal last
-        now = time.monotonic()
-        first, last = now - last > TWICE_S, now
-        if first:
-            raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ from mixtures import code_bits
 from rival_tools import from_tensors
 from training import train
 
-from commands import names
 from planner.search.exact import solve
 from records.atomic import write_text
+from records.cache import cache_dir
 from supernet.adapters import ADAPTERS
 from supernet.agreement import measure_agreement
 from supernet.awq import channel_scales, rescale
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--only", default=",".join((*METHODS, "pruning")))
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="of these groups; by default all of theirs")
-    parser.add_argument("--work", type=Path, default=names.cache_dir() / "ablations", help="keeps codes and rows")
+    parser.add_argument("--work", type=Path, default=cache_dir() / "ablations", help="keeps codes and rows")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

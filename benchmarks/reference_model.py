@@ -24,8 +24,8 @@ import torch
 from claims import Claim, finish, table
 from torch import Tensor
 
-from commands import names
 from records.atomic import write_text
+from records.cache import cache_dir
 from supernet.files import read_tensors, write_tensors
 from supernet.loading import load_model
 from supernet.model import compute_dtype, spec_of_model
@@ -61,7 +61,7 @@ class Options:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=Path("../shared/text"))
-    parser.add_argument("--out", type=Path, default=names.cache_dir() / "reference-model")
+    parser.add_argument("--out", type=Path, default=cache_dir() / "reference-model")
     parser.add_argument("--minutes", type=float, default=30.0, help="at most so long")
     parser.add_argument("--steps", type=int, default=3200, help=f"at most so many steps of {BATCH} x {WINDOW} tokens")
     parser.add_argument("--seed", type=int, default=0)

@@ -36,9 +36,9 @@ from claims import Claim, finish, table, versions
 from mixtures import AVERAGES, best, proposals
 from rival_tools import GROUP, SAMPLES, TOKENS
 
-from commands import names
 from planner.runtimes.onnxruntime.storage import FLOAT_BYTES, matrices, unit_bytes, zero_bytes
 from records.atomic import write_text
+from records.cache import cache_dir
 from supernet.build import Supernet, Weights, build
 from supernet.checkpoint import code_tensors
 from supernet.choices import make_space
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--tools", default=",".join([*TOOLS, "autoscheme"]))
     parser.add_argument("--no-mixtures", action="store_true", help="uniform bits only, of all tools but AutoScheme")
     parser.add_argument("--averages", type=float, nargs="+", default=AVERAGES, help="of mixtures")
-    parser.add_argument("--work", type=Path, default=names.cache_dir() / "rivals", help="where codes are kept")
+    parser.add_argument("--work", type=Path, default=cache_dir() / "rivals", help="where codes are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rivals.json")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from commands.exits import BROKEN, OK
-from commands.names import cache_dir
 from commands.terminal import JSON, emit, say, table
+from records.cache import cache_dir
 
 
 @click.command()

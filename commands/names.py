@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from commands.terminal import note, progress
 from records.atomic import check_output
+from records.cache import cache_dir
 from records.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,16 +22,6 @@ Number = TypeVar("Number", int, float)
 
 RUNTIME = "onnxruntime"
 DEFAULT_MINUTES = 5.0  # of training, for the default supernet on first use
-
-
-def cache_dir() -> Path:
-    """Where the platform keeps caches: this machine's profile and the default supernet. BITFLEET_CACHE overrides it."""
-    chosen = os.environ.get("BITFLEET_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "bitfleet"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitfleet"
 
 
 def make_cache() -> Path:
@@ -125,11 +115,12 @@ def trained_supernet(path: str) -> SupernetFiles:
 
 
 def default_supernet() -> SupernetFiles:
-    """The embedded default model's supernet, made on first use and kept in the cache."""
-    from supernet.checkpoint import open_supernet
+    """The embedded default model's supernet, made on first use and kept in the cache. A start that was stopped is gone
+    on with, and another process that makes it is waited for."""
+    from supernet.checkpoint import SUPERNET, open_supernet
 
     home = default_supernet_path()
-    if home.is_dir():
+    if (home / SUPERNET).is_file():
         files = open_supernet(home, unfinished=True)
         if files.finished:
             return files
@@ -141,7 +132,7 @@ def default_supernet() -> SupernetFiles:
     from supernet.recipe import Recipe
 
     with progress() as report:
-        return create(DEFAULT_MODEL, home, Recipe(minutes=DEFAULT_MINUTES), resume=True, progress=report)
+        return create(DEFAULT_MODEL, home, Recipe(minutes=DEFAULT_MINUTES), resume=True, progress=report, waiting=note)
 
 
 def default_supernet_path() -> Path:

@@ -21,6 +21,7 @@ from commands.names import (
 from commands.reports import print_plan
 from commands.terminal import JSON, emit, note, say
 from records.atomic import check_output
+from records.cache import cache_dir
 
 if TYPE_CHECKING:
     from planner.quality import MeasuredQuality
@@ -104,4 +105,5 @@ def measured_quality(files: SupernetFiles) -> MeasuredQuality:
         dtype = compute_dtype(torch.device("cpu"))
         return [quality.to_json() for quality in evaluate(files.load(), subnets, files.reference(), dtype=dtype)]
 
-    return MeasuredQuality(files.path / EVALUATIONS_FILE, files.fingerprint, "held-out", measure)
+    spare = cache_dir() / "evaluations" / f"{files.fingerprint}.json"  # the supernet may be one that can only be read
+    return MeasuredQuality(files.path / EVALUATIONS_FILE, files.fingerprint, "held-out", measure, spare)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from commands.names import check_launcher, numbers_in, whole_numbers
 from commands.reports import print_training
@@ -72,8 +73,16 @@ from commands.terminal import first_process, progress, say
 @click.option("--resume", is_flag=True, help="Go on with the training in --out that was stopped.")
 @click.option("--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write it.  [default: supernet-MODEL]")
+@click.pass_context
 def train(
-    model: str, bits: str, train_bits: str | None, prune: str | None, resume: bool, out: Path | None, **options: Any
+    context: click.Context,
+    model: str,
+    bits: str,
+    train_bits: str | None,
+    prune: str | None,
+    resume: bool,
+    out: Path | None,
+    **options: Any,
 ) -> None:
     """Make the supernet of MODEL: a Hugging Face folder, a hub id, a .gguf file, or smollm2-135m-instruct.
 
@@ -91,8 +100,16 @@ def train(
 
     recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, **options)
     with progress() as report:
-        files = create(model, path, recipe, resume, report)
+        files = create(model, path, recipe, resume, report, typed=typed_options(context))
     PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
     if first_process():
         print_training(files)
         say(f"next: bitfleet plan {shlex.quote(str(path))} --mem SIZE")
+
+
+def typed_options(context: click.Context) -> dict[str, str]:
+    """What was given of the recipe on the command line, as its field and the option's name."""
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name}
+    others = ("model", "out", "resume", "trust_remote_code")
+    typed = (n for n in options if context.get_parameter_source(n) is ParameterSource.COMMANDLINE)
+    return {name: options[name] for name in typed if name not in others}

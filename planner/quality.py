@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from records.atomic import write_json
 from records.errors import InputError
+from records.lock import locked
 from records.reading import read_json
 from supernet.space import Choice, SearchSpace, Subnet
 
@@ -90,33 +92,50 @@ class SensitivityTable:
 
 
 class MeasuredQuality:
-    """Measures subnets once: results are kept in a file, by supernet, text and subnet."""
+    """Measures subnets once: results are kept in a file, by supernet, text and subnet.
 
-    def __init__(self, path: Path, supernet: str, text: str, measure: Measure) -> None:
-        self.path = path
+    `spare` is where they are kept when `path` may only be read. Where neither can be written they are not kept, and
+    nothing else is lost.
+    """
+
+    def __init__(self, path: Path, supernet: str, text: str, measure: Measure, spare: Path | None = None) -> None:
+        self.places = (path,) if spare is None else (path, spare)
         self.key = f"{supernet}/{text}"
         self.measure = measure
         self.measured = 0
 
     def __call__(self, subnets: Sequence[Subnet]) -> list[Quality]:
-        known = self._read().get(self.key, {})
+        known = self._known()
         new = [subnet for subnet in dict.fromkeys(subnets) if subnet.digest not in known]
         if new:
             found = {subnet.digest: as_quality(q) for subnet, q in zip(new, self.measure(new), strict=True)}
             self.measured += len(new)
-            stored = self._read()  # again, and not from before they were measured: another plan may have written since
-            known = stored.setdefault(self.key, {})
-            known.update(found)
-            write_json(self.path, stored)
+            known |= found
+            self._keep(found)
         return [dict(known[subnet.digest]) for subnet in subnets]
 
-    def _read(self) -> dict[str, Any]:
-        if not self.path.exists():
-            return {}
-        data = read_json(self.path, "cache of evaluations", f"delete {self.path}")
-        if not all(isinstance(v, dict) and all(isinstance(q, dict) for q in v.values()) for v in data.values()):
-            raise InputError(f"{self.path} is not a cache of evaluations; delete {self.path}")
-        return data
+    def _known(self) -> dict[str, Any]:
+        return {digest: quality for place in self.places for digest, quality in _read(place).get(self.key, {}).items()}
+
+    def _keep(self, found: Mapping[str, Quality]) -> None:
+        """Add to what is kept by now: another plan may have written while these were measured."""
+        for place in self.places:
+            with contextlib.suppress(OSError):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with locked(place, "another plan", waiting=lambda line: None):
+                    stored = _read(place)
+                    stored.setdefault(self.key, {}).update(found)
+                    write_json(place, stored)
+                return  # not reached where this place cannot be written
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    data = read_json(path, "cache of evaluations", f"delete {path}")
+    if not all(isinstance(v, dict) and all(isinstance(q, dict) for q in v.values()) for v in data.values()):
+        raise InputError(f"{path} is not a cache of evaluations; delete {path}")
+    return data
 
 
 def as_quality(value: Any) -> dict[str, float]:

@@ -72,8 +72,12 @@ def up_rows(maker: UnitSpec) -> tuple[str, int] | None:
 
 @torch.no_grad()
 def rescale(model: Any, scales: Mapping[str, Tensor]) -> None:
-    """Fold `scales` into the full model's weights, in place."""
-    for key, scale in scales.items():
+    """Fold `scales` into the full model's weights, in place.
+
+    In the order of their names: an up projection is multiplied and divided, which rounds differently in another order,
+    and what is read back from a file comes in the order of names.
+    """
+    for key, scale in sorted(scales.items()):
         name, part = key.split("|")
         module = model.get_submodule(name)
         scale = scale.to(module.weight.device)

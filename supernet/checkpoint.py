@@ -1,6 +1,6 @@
 """The supernet on disk: a folder of safetensors and JSON that a person can open. Nothing is pickled.
 
-    supernet.json           what it is: model, space, how it was made, the SHA-256 of each weight file
+    supernet.json           what it is: model, space, how it was made, the SHA-256 of each other file
     model/                  the model's config and tokenizer
     codes.safetensors       codes, scales and zeros of every matrix at every choice
     floats.safetensors      what is never quantized: norms, biases
@@ -9,8 +9,8 @@
     sensitivity.json        what each choice of each unit costs
     order.safetensors       with pruning: the model's channel that each channel of a feed-forward block was
     scaling.safetensors     with awq: what each channel's weights were multiplied by before they were quantized
-    start.safetensors, windows.safetensors, training.safetensors
-                            while training: the codes it started from, its windows, and where it is
+    state.json, start.safetensors, windows.safetensors, training.safetensors, agreement.json
+                            while training: that it was begun, the codes it started from, its windows, where it is
 
 Opening reads JSON alone and imports no torch; tensors are read when asked for.
 """
@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from records.errors import InputError, MissingError
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec
 
@@ -34,13 +35,15 @@ if TYPE_CHECKING:
     from supernet.evaluate import Reference
     from supernet.grids import QuantizedWeight, Stored
 
-FORMAT = 2
+FORMAT = 3
 SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
 ADAPTERS_FILE, REFERENCE = "adapters.safetensors", "reference.safetensors"
 START, WINDOWS, TRAINING = "start.safetensors", "windows.safetensors", "training.safetensors"
 AGREEMENT_FILE, ORDER, SCALING = "agreement.json", "order.safetensors", "scaling.safetensors"
 CHANGES = (ORDER, SCALING)  # what was done to the full model before its codes were made
-UNFINISHED = (START, WINDOWS, TRAINING, AGREEMENT_FILE)  # files that a finished supernet has not
+STATE = "state.json"
+UNFINISHED = (START, WINDOWS, TRAINING, AGREEMENT_FILE, STATE)  # files that a finished supernet has not
+MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class SupernetFiles:
 
     @property
     def model_dir(self) -> Path:
-        return self.path / "model"
+        return self.path / MODEL
 
     @property
     def deploys(self) -> str:
@@ -88,15 +91,26 @@ class SupernetFiles:
         return bool(self.info.get("finished"))
 
     def check_hashes(self) -> None:
-        """ValueError naming the first weight file whose bytes are not those that were written."""
+        """InputError naming the first file whose bytes are not those that were written."""
+        self.check_model()
+        self._check(name for name in self.hashes if not _of_model(name))
+
+    def check_model(self) -> None:
+        """The same for config and tokenizer, which are small; also for a file beside them that nobody wrote."""
+        self._check(filter(_of_model, self.hashes))
+        for name in model_files(self.path):
+            if name not in self.hashes:
+                raise InputError(f"{self.path / name} is not of this supernet; remove it, or train it again")
+
+    def _check(self, names: Iterable[str]) -> None:
         from records.atomic import sha256
 
-        for name, expected in self.hashes.items():
-            path = self.path / name
+        for name in names:
+            path, expected = self.path / name, self.hashes[name]
             if not path.is_file():
-                raise FileNotFoundError(f"the supernet {self.path} lacks {name}; copy it again or train it again")
+                raise MissingError(f"the supernet {self.path} lacks {name}; copy it again or train it again")
             if sha256(path) != expected:
-                raise ValueError(f"{path} is damaged: its SHA-256 is not the recorded one; copy it or train it again")
+                raise InputError(f"{path} is damaged: its SHA-256 is not the recorded one; copy it or train it again")
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -131,11 +145,11 @@ class SupernetFiles:
         return weight.keep(choice.kept, unit.channels)
 
     def folded(self, linear: str, choice: Choice) -> FoldedWeight:
-        """What a runtime stores for one matrix at one choice; ValueError where an adapter is left beside it."""
+        """What a runtime stores for one matrix at one choice; InputError where an adapter is left beside it."""
         from supernet.grids import IntegerGrid
 
         if ADAPTERS_FILE in self.hashes:
-            raise ValueError(f"the adapters of {self.path} do not fold into its codes; export it with PEFT")
+            raise InputError(f"the adapters of {self.path} do not fold into its codes; export it with PEFT")
         weight = self.stored(linear, choice)
         return FoldedWeight(IntegerGrid().codes(weight), weight.scale, weight.zero)
 
@@ -167,7 +181,7 @@ class SupernetFiles:
     ) -> Supernet:
         """The supernet as a model, in float32, its adapters in place. `keep` says what is kept of each weight read.
 
-        ValueError where the model brings Python code of its own and `trust_remote_code` does not allow it: the folder
+        InputError where the model brings Python code of its own and `trust_remote_code` does not allow it: the folder
         may be a stranger's, so what it says of itself allows nothing.
         """
         from transformers import AutoConfig
@@ -176,7 +190,7 @@ class SupernetFiles:
 
         self.check_hashes()
         if self.info["recipe"]["trust_remote_code"] and not trust_remote_code:
-            raise ValueError(f"the model of {self.path} runs Python code of its own; allow it with --trust-remote-code")
+            raise InputError(f"the model of {self.path} runs Python code of its own; allow it with --trust-remote-code")
         config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=trust_remote_code)
         weights = {
             linear.name: {choice: self._kept(linear.name, choice, keep) for choice in self.space.whole[unit.name]}
@@ -209,22 +223,23 @@ class SupernetFiles:
 
 
 def open_supernet(path: str | Path, unfinished: bool = False) -> SupernetFiles:
-    """A supernet's folder; FileNotFoundError or ValueError, one line, where it is missing, corrupt or unfinished."""
+    """A supernet's folder; MissingError or InputError, one line, where it is missing, corrupt or unfinished."""
     path = Path(path)
     file = path / SUPERNET
     if not file.is_file():
-        raise FileNotFoundError(f"no supernet at {path}; make one with `bitfleet train MODEL --out {path}`")
+        raise MissingError(f"no supernet at {path}; make one with `bitfleet train MODEL --out {path}`")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
-            raise ValueError(f"{file} has format {data['format']}, this version reads {FORMAT}; train it again")
+            raise InputError(f"{file} has format {data['format']}, this version reads {FORMAT}; train it again")
         files = SupernetFiles(
             path, ModelSpec.from_json(data["model"]), SearchSpace.from_json(data["space"]), data["info"], data["hashes"]
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); copy it or train it again") from None
+        raise InputError(f"{file} is damaged ({type(error).__name__}: {error}); copy it or train it again") from None
+    files.check_model()
     if not files.finished and not unfinished:
-        raise ValueError(
+        raise InputError(
             f"the training of {path} has not finished; go on with `bitfleet train MODEL --out {path} --resume`"
         )
     return files
@@ -234,11 +249,10 @@ def save_start(
     path: Path, supernet: Supernet, reference: Reference, windows: Tensor,
     config: Any, tokenizer: Any, info: Mapping[str, Any], changes: Mapping[str, Mapping[str, Tensor]],
 ) -> SupernetFiles:  # fmt: skip
-    """Write what training starts from, into an empty or new folder. `changes` are the files of what was done to the
-    full model before."""
+    """Write what training starts from, into a folder where `supernet.folder.begin` said so. `changes` are the files of
+    what was done to the full model before."""
     from supernet.files import write_tensors
 
-    path.mkdir(parents=True, exist_ok=True)
     for name, tensors in changes.items():
         write_tensors(path / name, tensors)
     write_tensors(path / START, code_tensors(supernet.weights()))
@@ -246,18 +260,24 @@ def save_start(
     held_out = {"windows": reference.windows, "hidden": reference.hidden, "head": reference.head}
     write_tensors(path / REFERENCE, held_out | ({} if reference.bias is None else {"bias": reference.bias}))
     write_tensors(path / WINDOWS, {"windows": windows})
-    config.save_pretrained(path / "model")
-    tokenizer.save_pretrained(path / "model")
-    supernet.model.generation_config.save_pretrained(path / "model")
+    config.save_pretrained(path / MODEL)
+    tokenizer.save_pretrained(path / MODEL)
+    supernet.model.generation_config.save_pretrained(path / MODEL)
     begun = {**info, "softcap": reference.softcap, "finished": False}
-    names = (START, FLOATS, REFERENCE, WINDOWS, *changes)
-    return save_index(path, supernet.spec, supernet.space, begun, hashes_of(path, names))
+    names = (START, FLOATS, REFERENCE, WINDOWS, *changes, *model_files(path))
+    files = save_index(path, supernet.spec, supernet.space, begun, hashes_of(path, names))
+    (path / STATE).unlink()
+    return files
 
 
-def remove_stages(path: Path) -> None:
-    """Remove the files of a start that was stopped, so that none of them is taken for a later one's."""
-    for name in (*UNFINISHED, *CHANGES, FLOATS, REFERENCE):
-        (path / name).unlink(missing_ok=True)
+def model_files(path: Path) -> list[str]:
+    """Config and tokenizer of the supernet in `path`, by their names in its hashes."""
+    found = (path / MODEL).rglob("*")
+    return sorted(file.relative_to(path).as_posix() for file in found if not file.is_dir())
+
+
+def _of_model(name: str) -> bool:
+    return name.startswith(f"{MODEL}/")
 
 
 def write_trained(path: Path, supernet: Supernet) -> tuple[str, ...]:

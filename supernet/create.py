@@ -6,7 +6,8 @@ left. Under `accelerate launch` the main process prepares and finishes, and all 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -14,37 +15,85 @@ from typing import Any
 
 import torch
 
+from records.errors import InputError
+from records.lock import locked
 from supernet.build import Supernet
 from supernet.checkpoint import SUPERNET, SupernetFiles, open_supernet
 from supernet.finish import finish
 from supernet.fit import fit
+from supernet.folder import refuse_used, remove_unfinished
 from supernet.grids import QuantizedWeight
 from supernet.loading import load_model
-from supernet.prepare import as_prepared, home, prepare
+from supernet.prepare import as_prepared, check_same, home, prepare
 from supernet.progress import Progress, silent
-from supernet.recipe import Recipe
+from supernet.recipe import AUTO, Recipe
 from supernet.shard import Part, fsdp_plugin, scattered
 
 PATIENCE = timedelta(days=7)  # the other processes wait while the main one prepares and finishes
 
 
-def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progress: Progress = silent) -> SupernetFiles:
+def create(
+    source: str, out: Path, recipe: Recipe, resume: bool = False, progress: Progress = silent,
+    typed: Mapping[str, str] | None = None, waiting: Callable[[str], None] | None = None,
+) -> SupernetFiles:  # fmt: skip
     """Make the supernet of the model `source` in the folder `out`, or go on with one that was stopped.
 
-    Going on uses the recipe in the folder. ValueError where `out` holds something else, a finished supernet, or an
-    unfinished one without `resume`.
+    Going on uses the recipe in the folder. InputError where it differs in one of the fields that `typed` gives the
+    options of, where `out` holds something else, a finished supernet or an unfinished one without `resume`, and where
+    another training is at work in it. With `waiting` that one is waited for, which is told to it in a line, and what
+    it made is returned.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-    started = (out / SUPERNET).exists()
+    source, recipe = resolved(source), replace(recipe, data=recipe.data and resolved(recipe.data))
+    if not accelerator.is_main_process:
+        return _stages(source, out, recipe, silent, accelerator)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out, "another training", waiting) as waited:
+        started = (out / SUPERNET).exists()
+        if waited and started and open_supernet(out, unfinished=True).finished:
+            return open_supernet(out)
+        if started:
+            _check_resumable(out, recipe, resume, typed)
+        else:
+            refuse_used(out)
+        return _stages(source, out, recipe, progress, accelerator)
+
+
+def resolved(source: str) -> str:
+    """A local path as it is from every folder; names of the hub as they are."""
+    return str(Path(source).resolve()) if Path(source).is_file() or Path(source).is_dir() else source
+
+
+def _check_resumable(out: Path, recipe: Recipe, resume: bool, typed: Mapping[str, str] | None) -> None:
+    files = open_supernet(out, unfinished=True)
+    if files.finished:
+        remove_unfinished(files)  # whoever finished may have been killed before
+    if files.finished and resume:
+        raise InputError(f"the supernet {out} is finished; use it, or train another with a new --out")
     if not resume:
-        _refuse_used(out, started)
-    if started and open_supernet(out, unfinished=True).finished:
-        raise ValueError(f"the supernet {out} is finished; use it, or train another with a new --out")
-    report = progress if accelerator.is_main_process else silent
-    loaded = load_model(source, recipe.trust_remote_code)
+        raise InputError(f"{out} already holds a supernet; go on with --resume, or give a new --out")
+    begun = Recipe.from_json(files.info["recipe"])
+    for name, option in (typed or {}).items():
+        asked, stored = getattr(recipe, name), getattr(begun, name)
+        if asked not in (stored, AUTO):
+            raise InputError(
+                f"{option} must be {_shown(stored)}, as the training in {out} was begun with, got {_shown(asked)}; "
+                "leave it out, or train into a new --out"
+            )
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerator: Any) -> SupernetFiles:
+    """Prepare, fit, finish: those of them that are still to be done."""
+    started = (out / SUPERNET).exists()
+    trust = recipe.trust_remote_code
+    loaded = load_model(source, trust)
     model, tokenizer = loaded.model, loaded.tokenizer
     prepares = not started and accelerator.is_main_process
     if prepares:
@@ -52,26 +101,17 @@ def create(source: str, out: Path, recipe: Recipe, resume: bool = False, progres
         prepare(source, model, tokenizer, out, recipe, accelerator.device, report)
     accelerator.wait_for_everyone()
     files = open_supernet(out, unfinished=True)
-    if files.info.get("source") != source and started:
-        raise ValueError(f"{out} was begun from {files.info.get('source')}, got {source}; give the same model")
-    trust = recipe.trust_remote_code
     recipe = Recipe.from_json(files.info["recipe"])
     if not prepares:
         as_prepared(model, files)
+        check_same(model, files, source)
     supernet = files.load(trust, _part(accelerator))
     trainer = fit(files, model, supernet, recipe, accelerator, report)
     if accelerator.is_main_process:
         model, supernet = _whole(source, files, model, supernet, trust, accelerator)
-        files = finish(files, model, tokenizer, supernet, recipe, trainer, report)
+        finish(files, model, tokenizer, supernet, recipe, trainer, report)
     accelerator.wait_for_everyone()
-    return files if accelerator.is_main_process else open_supernet(out)
-
-
-def _refuse_used(out: Path, started: bool) -> None:
-    if started:
-        raise ValueError(f"{out} already holds a supernet; go on with --resume, or give a new --out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is in use and holds no supernet; give a new or an empty folder as --out")
+    return open_supernet(out)
 
 
 def _part(accelerator: Any) -> Callable[[QuantizedWeight], Part] | None:

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from records.atomic import write_text
 from supernet.build import Supernet
-from supernet.checkpoint import UNFINISHED, WINDOWS, SupernetFiles, fingerprint_of, hashes_of, save_index, write_trained
+from supernet.checkpoint import (
+    WINDOWS,
+    SupernetFiles,
+    fingerprint_of,
+    hashes_of,
+    model_files,
+    save_index,
+    write_trained,
+)
+from supernet.folder import remove_unfinished
 from supernet.model import compute_dtype
 from supernet.progress import Progress
 from supernet.recipe import Recipe
@@ -33,15 +42,12 @@ def finish(
     manual = manual_windows(tokenizer, TRIAL, recipe.window_tokens)
     trial = try_adapters(model, supernet, manual, reference, recipe.seed, compute_dtype(model.device), progress)
     info = {**files.info, **_trained(files, supernet, trainer, trial)}
-    hashes = hashes_of(files.path, (*write_trained(files.path, supernet), *files.changes))
+    hashes = hashes_of(files.path, (*write_trained(files.path, supernet), *files.changes, *model_files(files.path)))
     windows = files.read(WINDOWS)["windows"][:SENSITIVITY]
-    table, measured = measure_sensitivities(model, supernet, windows, reference, recipe.seed, progress)
+    table, _ = measure_sensitivities(model, supernet, windows, reference, recipe.seed, progress)
     _write_sensitivities(files, table, windows, fingerprint_of(hashes))
-    evaluations = [{"subnet": subnet.to_json(), "quality": quality.to_json()} for subnet, quality in measured.items()]
-    info |= {"evaluations": evaluations, "finished": True}
-    done = save_index(files.path, files.spec, files.space, info, hashes)
-    for name in UNFINISHED:
-        (files.path / name).unlink(missing_ok=True)
+    done = save_index(files.path, files.spec, files.space, info | {"finished": True}, hashes)
+    remove_unfinished(done)
     return done
 
 
@@ -51,7 +57,7 @@ def _trained(files: SupernetFiles, supernet: Supernet, trainer: Trainer, trial: 
     return {
         "steps": trainer.options.steps,
         "learning_rate": trainer.options.learning_rate,
-        "losses": [round(loss, 5) for loss in trainer.losses],
+        "losses": trainer.losses,
         "adapted_bits": adapted,
         "adapter": files.info["adapter"] | ({} if adapted else {"deploys": "codes"}),  # nothing is left to deploy
         "trial": {str(bits): verdict.to_json() for bits, verdict in trial.items()},

@@ -15,15 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from records.errors import InputError
 from supernet.adapters import ADAPTERS
 from supernet.auto import decided
 from supernet.awq import channel_scales, rescale, rescale_checked
 from supernet.build import Supernet, build
-from supernet.checkpoint import ORDER, SCALING, SupernetFiles, remove_stages, save_start
+from supernet.checkpoint import ORDER, SCALING, SupernetFiles, save_start
 from supernet.choices import make_space
 from supernet.evaluate import Reference
+from supernet.folder import begin
 from supernet.loading import model_name
-from supernet.model import check_head, in_compute_dtype, spec_of_model
+from supernet.model import check_head, hidden_states, in_compute_dtype, spec_of_model
 from supernet.progress import Progress
 from supernet.pruning import channel_order, reorder
 from supernet.quantize import quantize
@@ -39,6 +41,7 @@ CALIBRATION = 64  # windows for the Hessians
 LEARNING = 512  # windows for a quantizer that learns
 ORDERING = 16  # windows that tell which channels matter, and how large they are
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
+SAME = 1e-3  # of the hidden states' size, by which those of one model may differ from device to device
 READ = 4096  # windows that are drawn from a text at most
 
 
@@ -53,8 +56,7 @@ def prepare(
     space = make_space(spec, recipe.bits, recipe.group_size, recipe.prune)
     check_head(model)
     if recipe.window_tokens > spec.max_context:
-        raise ValueError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
-    remove_stages(out)  # of a start that was stopped before its index
+        raise InputError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
     windows = _windows(model, tokenizer, recipe, progress)
     held_out = min(HELD_OUT, len(windows) // 2)
     reference = Reference.of(model, windows[:held_out], progress)
@@ -64,6 +66,7 @@ def prepare(
     recipe = decided(recipe, model, there)
     supernet, quantized = _quantized(model, spec, space, there, recipe, progress)
     info = _begun(source, spec, recipe, quantized)
+    begin(out, {"source": source, "recipe": recipe.to_json()})
     return save_start(out, supernet, reference, training, model.config, tokenizer, info, changes)
 
 
@@ -132,6 +135,18 @@ def as_prepared(model: Any, files: SupernetFiles) -> None:
         reorder(model, files.spec, files.read(ORDER))
     if SCALING in files.hashes:
         rescale(model, files.read(SCALING))
+
+
+@torch.no_grad()
+def check_same(model: Any, files: SupernetFiles, source: str) -> None:
+    """InputError where `model`, as prepared, is not the one that the supernet was begun from, wherever it lies now."""
+    reference, known = files.reference(), files.info["source"]
+    window = reference.windows[:1].to(model.device)
+    if model.get_input_embeddings().weight.shape[-1] == reference.hidden.shape[-1]:
+        found = hidden_states(model, window)[0].float().cpu()
+        if (found - reference.hidden[0]).norm() <= SAME * reference.hidden[0].norm():
+            return
+    raise InputError(f"{files.path} was begun from another model, {known}, than {source}; give the same model")
 
 
 def home(model: Any, device: torch.device) -> torch.device:

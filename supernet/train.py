@@ -9,7 +9,7 @@ batch and average their gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from records.errors import InputError
+from records.signals import unbroken
 from supernet.build import Supernet
 from supernet.files import read_tensors, write_tensors
 from supernet.model import HEAD_TOKENS, checkpoint_blocks, hidden_states, logits_of
@@ -193,26 +195,45 @@ class Trainer:
         """Train to the last step, from the first or from where `resume` left off; returns every step's loss."""
         try:
             while len(self.history) < self.options.steps:
-                self.history.append(self.step(len(self.history)))
+                self.step(len(self.history))
                 progress(f"train, KL {_loss(self.history[-1]):.3f}", len(self.history), self.options.steps)
                 if len(self.history) % self.options.save_every == 0:
                     self.save()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # SIGTERM's is one
             self.save()
             raise
         self.save()
         return self.losses
 
     def step(self, step: int) -> tuple[Trained, ...]:
+        """Find the gradients, then move by them; a signal between moving and the history that tells of it waits."""
         subnets = self.draw(step)
         losses = torch.tensor(self._gradients(self.pruned(subnets, step), step), device=self.accelerator.device)
-        self._average([p.grad for p in self.parameters.values() if p.grad is not None])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.rate(step) * self._factor(group["choice"], step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        found = zip(subnets, self.accelerator.reduce(losses, "mean").tolist(), strict=True)
-        return tuple(Trained(bits_of(subnet, self.space), loss) for subnet, loss in found)
+        losses = self.accelerator.reduce(losses, "mean")
+        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        self._average(grads)
+        self._check_finite(step, (losses, *grads))
+        trained = tuple(
+            Trained(bits_of(subnet, self.space), loss) for subnet, loss in zip(subnets, losses.tolist(), strict=True)
+        )
+        with unbroken():
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.options.rate(step) * self._factor(group["choice"], step)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self._check_finite(step, self.parameters.values())
+            self.history.append(trained)
+        return trained
+
+    def _check_finite(self, step: int, values: Iterable[Tensor]) -> None:
+        """InputError where training has left the numbers: the checkpoint on disk stays the last one before."""
+        if all(value.isfinite().all() for value in values):
+            return
+        rate = self.options.learning_rate
+        raise InputError(
+            f"step {step + 1} is not finite at the learning rate {rate:g}; train into a new --out with a smaller "
+            f"--learning-rate, such as {rate / 10:.1g}"
+        )
 
     def draw(self, step: int) -> tuple[Subnet, ...]:
         """The subnets of a step, whole."""

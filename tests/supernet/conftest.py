@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from planner.quality import SensitivityTable
 from supernet.build import Supernet, build
+from supernet.checkpoint import SupernetFiles
 from supernet.choices import make_space
+from supernet.evaluate import evaluate
 from supernet.model import spec_of_model
 from supernet.quantize import quantize
 from supernet.quantizers import RTN, Quantizer
@@ -52,3 +55,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(TEXT * 4)
     return str(path)
+
+
+def assert_measured(files: SupernetFiles) -> None:
+    """What the sensitivities say of uniform subnets is what these lose once loaded: that is how they are scaled."""
+    table = SensitivityTable.load(files.path / "sensitivity.json")
+    subnets = [files.space.uniform(files.spec, bits) for bits in files.space.bits(files.spec)]
+    found = evaluate(files.load(), subnets, files.reference())
+    assert [table.predict(subnet) for subnet in subnets] == pytest.approx([quality.kl for quality in found], rel=1e-5)

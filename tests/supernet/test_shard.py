@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import supernet.create
+from planner.quality import SensitivityTable
 from supernet.checkpoint import SupernetFiles
 from supernet.create import create
 from supernet.grids import GRIDS
@@ -79,7 +80,8 @@ def test_two_sharded_processes_agree_with_one(recipe: Recipe, tmp_path: Path, mo
 
 def kls(files: SupernetFiles) -> list[float]:
     assert len(files.info["losses"]) == RECIPE.steps
-    return [record["quality"]["kl"] for record in files.info["evaluations"]]
+    table = SensitivityTable.load(files.path / "sensitivity.json")
+    return [table.predict(files.space.uniform(files.spec, bits)) for bits in RECIPE.bits]
 
 
 def test_parts_make_the_whole(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

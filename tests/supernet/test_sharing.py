@@ -12,13 +12,12 @@ from supernet.agreement import measure_agreement, read_agreement, write_agreemen
 from supernet.build import extract
 from supernet.checkpoint import ADAPTERS_FILE, AGREEMENT_FILE
 from supernet.create import create
-from supernet.evaluate import evaluate
 from supernet.peft import to_peft
 from supernet.recipe import Recipe
 from supernet.sharing import Matched, Shared
 from supernet.space import Choice
 from supernet.train import adapter_parameters
-from tests.supernet.conftest import Made, make
+from tests.supernet.conftest import Made, assert_measured, make
 from tests.supernet.test_build import disturb, mixed
 from tests.tiny import FAMILIES, windows
 
@@ -112,24 +111,7 @@ def test_what_was_trained_is_what_is_loaded(options: dict, source: str, data: st
     assert files.info["adapted_bits"] == ["2", "3"]
     assert (files.path / ADAPTERS_FILE).exists() == (files.deploys == "side")
     assert not (files.path / AGREEMENT_FILE).exists()
-    supernet = files.load()
-    for record in files.info["evaluations"]:
-        subnet = type(files.space.uniform(files.spec, 8)).from_json(record["subnet"])
-        (quality,) = evaluate(supernet, [subnet], files.reference())
-        assert quality.kl == pytest.approx(record["quality"]["kl"], rel=1e-5)
-
-
-def test_a_stopped_run_shares_as_it_began(source: str, data: str, tmp_path: Path) -> None:
-    recipe = Recipe(**TINY, data=data, sharing="matched")
-    whole = create(source, tmp_path / "whole", recipe)
-
-    def interrupt(what: str, done: int, total: int) -> None:
-        if what.startswith("train") and done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        create(source, tmp_path / "out", recipe, progress=interrupt)
-    assert create(source, tmp_path / "out", recipe, resume=True).hashes == whole.hashes
+    assert_measured(files)
 
 
 @pytest.mark.usefixtures("lenient")

@@ -1,0 +1,66 @@
+"""Being asked to stop: SIGTERM and SIGHUP are treated as Ctrl-C is, so that what was done is kept."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from records.errors import Terminated
+
+# After a signal further ones are ignored for so long: whoever saves is let finish, and `timeout` sends two at once.
+CALM_S = 10.0
+
+_whole = 0  # how many `unbroken` are around
+_waiting: list[BaseException] = []
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """What happens within happens whole: a signal that `stoppable` heeds is raised at its end."""
+    global _whole
+    _whole += 1
+    try:
+        yield
+    finally:
+        _whole -= 1
+    if _waiting and not _whole:
+        raise _waiting.pop()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP raise `Terminated` and SIGINT KeyboardInterrupt, once.
+
+    Signals that were ignored stay ignored: those of a background job, or under nohup. Outside the main thread nothing
+    changes, since Python handles signals there alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: list[float] = []
+
+    def handle(number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if first and now - first[0] < CALM_S:
+            return
+        first[:] = [now]
+        stop = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        if not _whole:
+            raise stop
+        _waiting.append(stop)
+
+    wanted = [number for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)) if number]
+    before = {number: signal.getsignal(number) for number in wanted}
+    heeded = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in heeded:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        _waiting.clear()
+        for number, old in heeded.items():
+            signal.signal(number, old)
