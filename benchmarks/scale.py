@@ -31,7 +31,7 @@ from supernet.recipe import Recipe
 from supernet.refiners import Learned
 from supernet.refiners.starts import STARTS
 from supernet.spec import LinearSpec, ModelSpec, UnitSpec
-from supernet.text import CACHE_BYTES, sequences_at_once
+from supernet.text.sampling import CACHE_BYTES, sequences_at_once
 
 SHAPES: dict[str, dict[str, int]] = {  # of the published configs
     "Llama-2-7B": {

@@ -18,7 +18,7 @@ from commands.terminal import first_process, progress, say
 @click.argument("model")
 @click.option("--bits", default="2,3,4,8", show_default=True, metavar="B,B,...", help="Bit-widths of the linears.")
 @click.option("--group-size", type=int, default=64, show_default=True, help="Weights that share a scale and a zero.")
-@click.option("--data", metavar="FILE|DATASET", help="Training text; without it, text is sampled from the full model.")
+@click.option("--data", metavar="FILE|-|DATASET", help="Training text; without it, the full model writes some.")
 @click.option("--steps", type=int, metavar="N", help="Training steps; the default is what fits into --minutes.")
 @click.option("--minutes", type=float, default=15.0, show_default=True, help="Time to learn codes and adapters.")
 @click.option(
@@ -97,7 +97,10 @@ def train(
 
     from supernet.create import create
     from supernet.recipe import Recipe
+    from supernet.text import check_source
 
+    if options["data"] is not None and not resume:
+        check_source(options["data"])
     recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, **options)
     with progress() as report:
         files = create(model, path, recipe, resume, report, typed=typed_options(context))

@@ -39,7 +39,7 @@ def finish(
 ) -> SupernetFiles:  # fmt: skip
     """Adapters on trial, sensitivities, and the index that says the supernet is finished."""
     reference = files.reference()
-    manual = manual_windows(tokenizer, TRIAL, recipe.window_tokens)
+    manual = manual_windows(tokenizer, TRIAL, recipe.window_tokens, "trial")
     trial = try_adapters(model, supernet, manual, reference, recipe.seed, compute_dtype(model.device), progress)
     info = {**files.info, **_trained(files, supernet, trainer, trial)}
     hashes = hashes_of(files.path, (*write_trained(files.path, supernet), *files.changes, *model_files(files.path)))

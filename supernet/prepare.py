@@ -34,7 +34,7 @@ from supernet.recipe import Recipe
 from supernet.refiners import REFINERS
 from supernet.space import SearchSpace
 from supernet.spec import ModelSpec
-from supernet.text import sample_windows, spread_windows
+from supernet.text import own_windows, spread_windows
 
 HELD_OUT = 4  # windows that judge and never train
 CALIBRATION = 64  # windows for the Hessians
@@ -57,7 +57,7 @@ def prepare(
     check_head(model)
     if recipe.window_tokens > spec.max_context:
         raise InputError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
-    windows = _windows(model, tokenizer, recipe, progress)
+    windows, text = _windows(model, tokenizer, recipe, progress)
     held_out = min(HELD_OUT, len(windows) // 2)
     reference = Reference.of(model, windows[:held_out], progress)
     training = windows[held_out:]
@@ -65,7 +65,7 @@ def prepare(
     there = training.to(device)
     recipe = decided(recipe, model, there)
     supernet, quantized = _quantized(model, spec, space, there, recipe, progress)
-    info = _begun(source, spec, recipe, quantized)
+    info = _begun(source, spec, recipe, text, quantized)
     begin(out, {"source": source, "recipe": recipe.to_json()})
     return save_start(out, supernet, reference, training, model.config, tokenizer, info, changes)
 
@@ -84,7 +84,7 @@ def _changed(
     return changes
 
 
-def _begun(source: str, spec: ModelSpec, recipe: Recipe, quantized: dict[str, Any]) -> dict[str, Any]:
+def _begun(source: str, spec: ModelSpec, recipe: Recipe, text: str, quantized: dict[str, Any]) -> dict[str, Any]:
     """What `supernet.json` says of how this supernet is made."""
     return {
         "source": source,
@@ -95,7 +95,7 @@ def _begun(source: str, spec: ModelSpec, recipe: Recipe, quantized: dict[str, An
             "options": recipe.adapter_options(len(spec.units)),
             "deploys": ADAPTERS[recipe.adapter].deploys,
         },
-        "text": recipe.data or "sampled from the full model",
+        "text": text,
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "accelerate")},
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -123,10 +123,12 @@ def _quantized(
     return supernet, {"name": recipe.quantizer, **found}
 
 
-def _windows(model: Any, tokenizer: Any, recipe: Recipe, progress: Progress) -> Tensor:
+def _windows(model: Any, tokenizer: Any, recipe: Recipe, progress: Progress) -> tuple[Tensor, str]:
+    """Windows to hold out and to train on, and what text they are."""
+    tokens, seed = recipe.window_tokens, recipe.seed
     if recipe.data is not None:
-        return spread_windows(recipe.data, tokenizer, HELD_OUT + READ, recipe.window_tokens, recipe.seed)
-    return sample_windows(in_compute_dtype(model), HELD_OUT + SAMPLED, recipe.window_tokens, recipe.seed, progress)
+        return spread_windows(recipe.data, tokenizer, HELD_OUT + READ, tokens, seed, progress), recipe.data
+    return own_windows(in_compute_dtype(model), tokenizer, HELD_OUT + SAMPLED, tokens, seed, progress)
 
 
 def as_prepared(model: Any, files: SupernetFiles) -> None:

@@ -50,16 +50,21 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
     return model
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for every byte."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def tiny_tokenizer(single: str | None = None, template: str | None = None) -> PreTrainedTokenizerFast:
+    """A token for every byte. `single` is what it makes of a text, such as "<s> $A </s>", `template` that of chats."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(letters)} | {"<s>": 256, "</s>": 257}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    if single is not None:
+        special = [("<s>", 256), ("</s>", 257)]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    made.chat_template = template
+    return made
 
 
 def save_tiny(folder: Path, family: str = "llama", seed: int = 0) -> Path:

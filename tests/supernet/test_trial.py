@@ -8,11 +8,10 @@ import torch
 from supernet.adapters import ADAPTERS
 from supernet.evaluate import Reference, evaluate
 from supernet.model import hidden_states
-from supernet.text import manual_windows
 from supernet.trial import SUSPECTING, removal_costs, try_adapters
 from tests.supernet.conftest import Made, make
 from tests.supernet.test_build import disturb
-from tests.tiny import tiny_tokenizer, windows
+from tests.tiny import windows
 
 BITS, OTHER = 8, 4
 SPOILED = "model.layers.1.mlp.down_proj"
@@ -127,11 +126,3 @@ def test_what_a_removal_costs_is_what_it_is_measured_to_cost(adapter: str) -> No
     assert counting
     for unit, cost in counting.items():
         assert 0.5 < costs[unit] / cost < 2
-
-
-def test_text_of_another_kind_comes_with_python() -> None:
-    tokenizer = tiny_tokenizer()
-    found = manual_windows(tokenizer, 3, 16)
-    assert found.shape == (3, 16)
-    assert torch.equal(found, manual_windows(tokenizer, 3, 16))
-    assert len({tuple(row) for row in found.tolist()}) == 3
