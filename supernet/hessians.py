@@ -26,6 +26,7 @@ from supernet.labels import label_gradient
 from supernet.model import compute_dtype, hidden_states, removed_after
 
 POWER = 0.75  # of a token's Fisher information
+STRETCH = 512  # columns whose products with those from them on are made together
 Report = Callable[[int, int], None]
 
 
@@ -58,7 +59,7 @@ def fisher_hessians(
                 state = there(state).requires_grad_()
                 output_of(layers[number], state, arguments).backward(there(grads[part]))
                 grads[part] = state.grad.to(model.device)
-        yield sums
+        yield {name: mirrored(found) for name, found in sums.items()}
 
 
 def _last_gradients(model: Any, windows: Tensor, states: Sequence[Tensor], seed: int) -> list[Tensor]:
@@ -87,7 +88,25 @@ def _watch(layer: nn.Module, names: dict[nn.Module, str], sums: dict[str, Tensor
     @torch.no_grad()
     def add(name: str, x: Tensor, grad: Tensor) -> None:
         fisher = grad.square().sum(-1, keepdim=True)
-        hessian = x.T @ (x * fisher.pow(POWER))
-        sums[name] = sums[name] + hessian if name in sums else hessian
+        if name not in sums:
+            sums[name] = x.new_zeros(x.shape[1], x.shape[1])
+        add_square(sums[name], x, fisher.pow(POWER))
 
     return [module.register_forward_hook(forward) for module in layer.modules() if module in names]
+
+
+def add_square(total: Tensor, x: Tensor, weights: Tensor) -> None:
+    """Add `x^T diag(weights) x` to the upper half of `total`: a symmetric matrix needs no more, and that is nearly half
+    the work where it is large. x `(tokens, in_features)`, weights `(tokens, 1)`. The blocks on the diagonal are whole.
+    """
+    weighed = x * weights
+    for start in range(0, x.shape[1], STRETCH):
+        stop = min(start + STRETCH, x.shape[1])
+        total[start:stop, start:].addmm_(x[:, start:stop].T, weighed[:, start:])
+
+
+def mirrored(total: Tensor) -> Tensor:
+    """The upper half copied to the lower one, in place."""
+    for start in range(STRETCH, len(total), STRETCH):
+        total[start : start + STRETCH, :start] = total[:start, start : start + STRETCH].T
+    return total

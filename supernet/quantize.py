@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -36,12 +38,30 @@ def quantize(
         for name, unit in units.items()
         if unit.is_table
     }
-    for hessians in _hessians(model, linears, quantizer, windows, seed, progress):
-        for name, hessian in hessians.items():
-            choices = space.whole[units[name].name]
-            found[name] = _quantized(model, name, quantizer, choices, hessian, windows.device)
-        progress("quantize", len(found), len(units))
-    return found
+    with _side_by_side(windows.device) as pool:
+        for hessians in _hessians(model, linears, quantizer, windows, seed, progress):
+
+            def solve(name: str, hessians: Mapping[str, Tensor | None] = hessians) -> dict[Choice, QuantizedWeight]:
+                choices = space.whole[units[name].name]
+                return _quantized(model, name, quantizer, choices, hessians[name], windows.device)
+
+            largest_first = sorted(hessians, key=lambda name: model.get_submodule(name).weight.shape[1], reverse=True)
+            found |= zip(largest_first, pool.map(solve, largest_first), strict=True)
+            progress("quantize", len(found), len(units))
+    return {name: found[name] for name in units}
+
+
+@contextmanager
+def _side_by_side(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """A thread for each core, or one where another device computes: the columns of a matrix are rounded one after the
+    other, which one core does as fast as several, and matrices do not wait for each other."""
+    threads = torch.get_num_threads()
+    workers = threads if device.type == "cpu" else 1
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield pool
+        finally:
+            torch.set_num_threads(threads)  # of the libraries behind torch, some know one number for all threads
 
 
 def _hessians(

@@ -11,6 +11,7 @@ from supernet.space import Choice
 
 SMALLEST_SCALE = 1e-8  # an all-zero group still needs a scale to divide by
 SHRINKS = tuple(1 - 0.05 * step for step in range(13))  # candidate ranges: 100 % down to 40 %
+AT_ONCE = 2**17  # weights whose ranges are searched together: what is tried of them stays in a core's cache
 
 
 class IntegerGrid(Grid):
@@ -24,29 +25,26 @@ class IntegerGrid(Grid):
         At 2 bits the full range of a group wastes most of its four levels on the tails; and what is best for all inputs
         alike is not what is best for the few whose activations are large (docs/log.md).
         """
-        low, high = _range(weight)
-        best_scale, best_zero = self.from_range(low, high, bits)
-        best = torch.full_like(low, torch.inf)
-        for shrink in SHRINKS:
-            scale, zero = self.from_range(low * shrink, high * shrink, bits)
-            off = (self.encode(weight, scale, zero, bits) - zero) * scale - weight
-            error = (off.square() * importance).sum(-1, keepdim=True)
-            better = error < best
-            best = torch.where(better, error, best)
-            best_scale = torch.where(better, scale, best_scale)
-            best_zero = torch.where(better, zero, best_zero)
-        return best_scale, best_zero
+        levels = _top(bits, weight).expand(len(weight), *(1,) * (weight.dim() - 1))
+        rows = max(1, AT_ONCE // weight[0].numel())
+        found = [
+            _least_error(part.contiguous(), top, importance)
+            for part, top in zip(weight.split(rows), levels.split(rows), strict=True)
+        ]
+        scales, zeros = zip(*found, strict=True)
+        return torch.cat(scales), torch.cat(zeros)
 
     @staticmethod
     def from_range(low: Tensor, high: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
-        top = 2**bits - 1
-        scale = ((high - low) / top).clamp(min=SMALLEST_SCALE)
-        zero = torch.minimum((-low / scale).round().clamp(min=0), torch.as_tensor(top, device=low.device))
-        return scale, zero.to(scale.dtype)
+        return _over_range(low, high, _top(bits, low))
 
     def encode(self, weight: Tensor, scale: Tensor, zero: Tensor, bits: int | Tensor) -> Tensor:
-        top = torch.as_tensor(2**bits - 1, device=weight.device)
-        return torch.minimum(((weight / scale).round() + zero).clamp(min=0), top).to(weight.dtype)
+        return self.encode_below(weight, scale, zero, _top(bits, weight))
+
+    @staticmethod
+    def encode_below(weight: Tensor, scale: Tensor, zero: Tensor, top: Tensor) -> Tensor:
+        """As `encode`, with the highest codes known: who encodes column by column asks for them once."""
+        return torch.minimum((weight / scale).round_().add_(zero).clamp_(min=0), top)
 
     def nearest(self, weight: Tensor, choice: Choice, importance: Tensor | None = None) -> QuantizedWeight:
         """`weight` `(out_features, in_features)` rounded to the nearest codes; ranges are those of `clipped` where the
@@ -77,6 +75,32 @@ class IntegerGrid(Grid):
     def dequantize(self, weight: QuantizedWeight, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
         scale = weight.scale if scale is None else scale
         return (self.centered(weight, dtype) * scale.to(dtype).unsqueeze(-1)).flatten(1)
+
+
+def _top(bits: int | Tensor, like: Tensor) -> Tensor:
+    """The highest code."""
+    return torch.as_tensor(2**bits - 1, device=like.device).to(like.dtype)
+
+
+def _over_range(low: Tensor, high: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    scale = ((high - low) / top).clamp_(min=SMALLEST_SCALE)
+    return scale, torch.minimum((-low / scale).round_().clamp_(min=0), top)
+
+
+def _least_error(weight: Tensor, top: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero of the shrunk range that leaves the least error."""
+    low, high = _range(weight)
+    best_scale, best_zero = _over_range(low, high, top)
+    best = torch.full_like(low, torch.inf)
+    for shrink in SHRINKS:
+        scale, zero = _over_range(low * shrink, high * shrink, top)
+        off = IntegerGrid.encode_below(weight, scale, zero, top).sub_(zero).mul_(scale).sub_(weight)
+        error = off.square_().mul_(importance).sum(-1, keepdim=True)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale, best_zero
 
 
 def _range(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
 
 BLOCK = 32  # columns whose updates to the rest of the matrix are done in one product
+INVERTED = 512  # rows of a triangle that is inverted in one go
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,21 @@ class GPTQ(Quantizer):
     clip: bool = True
     fisher: bool = True
 
+    rounded_from: int = 8
+    """From so many bits on codes are rounded to nearest in clipped ranges: solved ones lose as much (docs/log.md)."""
+
     needs_hessian = True
 
     def quantize(
         self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
     ) -> dict[Choice, QuantizedWeight]:
-        return {choice: found for choice, (found, _) in self.solve(weight, choices, hessian).items()}
+        hessian = self.calibrated(hessian)
+        check_groups(weight, choices)
+        solved = [choice for choice in choices if choice.bits < self.rounded_from]
+        found = {choice: codes for choice, (codes, _) in self.solve(weight, solved, hessian).items()}
+        importance = hessian.diagonal() if self.clip else None
+        rounded = {c: IntegerGrid().nearest(weight, c, importance) for c in choices if c.bits >= self.rounded_from}
+        return {choice: (found | rounded)[choice] for choice in choices}
 
     def solve(
         self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None
@@ -64,6 +74,7 @@ class GPTQ(Quantizer):
         grid = IntegerGrid()
         rows, columns = weight.shape
         bits = torch.tensor([c.bits for c in choices], device=weight.device).repeat_interleave(rows)
+        top = (2**bits - 1).to(weight.dtype)
         # Transposed, so that the column at hand lies in one piece. `rest` is what is left to represent,
         # and a column stays as it was when its turn came.
         rest = weight.repeat(len(choices), 1).T.contiguous()
@@ -84,7 +95,7 @@ class GPTQ(Quantizer):
                     scale, zero = (part.squeeze(1) for part in found)
                     scales.append(scale)
                     zeros.append(zero)
-                codes[column] = code = grid.encode(rest[column], scale, zero, bits)
+                codes[column] = code = grid.encode_below(rest[column], scale, zero, top)
                 error = (rest[column] - (code - zero) * scale) / factor[column, column]
                 rest[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
                 errors[column - start] = error
@@ -97,17 +108,34 @@ class GPTQ(Quantizer):
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """Upper Cholesky factor of the damped Hessian's inverse; its rows say how an error spreads to later columns.
 
+    With the order of rows and columns turned round, H = L L^T; turned back, L is an upper triangle R with H = R R^T,
+    and so R^-1 is the factor: half the work of inverting H and factorizing that.
+
     Inputs that never fire have a zero diagonal and get 1. The damping grows tenfold until the factor exists.
     """
-    hessian = hessian.clone()
+    hessian = hessian.flip(0, 1)
     diagonal = hessian.diagonal()
     diagonal[diagonal == 0] = 1
-    mean = diagonal.mean()
+    mean = diagonal.mean().item()
+    added = 0.0
     for attempt in range(6):
-        damped = hessian + torch.eye(len(hessian), device=hessian.device) * (mean * damping * 10**attempt)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        diagonal += mean * damping * 10**attempt - added
+        added = mean * damping * 10**attempt
+        lower, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed:
-                return upper
+            return inverse_of_triangle(lower).flip(0, 1)
     raise ValueError("the calibration Hessian is not positive definite; use more or more varied calibration text")
+
+
+def inverse_of_triangle(lower: Tensor) -> Tensor:
+    """Of a lower triangle: halves by themselves, and what is below them by two products."""
+    size = len(lower)
+    if size <= INVERTED:
+        eye = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, eye, upper=False)
+    half = size // 2
+    first, last = inverse_of_triangle(lower[:half, :half]), inverse_of_triangle(lower[half:, half:])
+    found = torch.zeros_like(lower)
+    found[:half, :half], found[half:, half:] = first, last
+    found[half:, :half] = (last @ (lower[half:, :half] @ first)).neg_()
+    return found

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from supernet.blocks import output_of
 from supernet.grids import GRIDS, QuantizedWeight
+from supernet.hessians import add_square, mirrored
 from supernet.model import removed_after
 from supernet.quantizers.gptq import GPTQ
 from supernet.refiners.turn import AT_ONCE, Block, Turn
@@ -52,12 +53,13 @@ def hessians(block: Block, modules: Sequence[nn.Module], inputs: Tensor) -> list
 
         def watch(module: nn.Module, args: tuple[Tensor, ...], tokens: Tensor = tokens) -> None:
             x = args[0].flatten(0, -2).float()
-            found = x.T @ (x * tokens)
-            sums[module] = sums[module] + found if module in sums else found
+            if module not in sums:
+                sums[module] = x.new_zeros(x.shape[1], x.shape[1])
+            add_square(sums[module], x, tokens)
 
         with removed_after([module.register_forward_pre_hook(watch) for module in modules]):
             output_of(block.layer, inputs[rows], block.arguments)
-    return [sums[module] for module in modules]
+    return [mirrored(sums[module]) for module in modules]
 
 
 STARTS: dict[str, Callable[[Turn], Start]] = {"nearest": nearest, "gptq": gptq}
