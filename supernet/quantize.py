@@ -81,5 +81,5 @@ def _quantized(
     model: Any, linear: str, quantizer: Quantizer, choices: Sequence[Choice], hessian: Tensor | None,
     device: torch.device,
 ) -> dict[Choice, QuantizedWeight]:  # fmt: skip
-    weight = model.get_submodule(linear).weight.detach().to(device).float()
+    weight = model.get_submodule(linear).weight.detach().to(device)
     return {c: found.to(model.device) for c, found in quantizer.quantize(weight, choices, hessian).items()}

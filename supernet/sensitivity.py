@@ -35,6 +35,7 @@ from supernet.progress import Progress, silent
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import UnitSpec
 
+TOGETHER = 2  # windows that a pass with gradients takes side by side: weights are made once for all of them
 PRUNED_AT_ONCE = 0.25  # share of the blocks that lose channels in the measurement of what that costs
 LEAST_SHARE = 0.01  # of a measured KL that the removal of channels is believed to cost at least
 
@@ -115,6 +116,7 @@ def fisher_parts(
 ) -> tuple[Table, Removals]:
     """The quadratic form, apart for what choices do to the channels they keep and for the channels that are gone."""
     moves = _Moves(supernet, units)
+    progress("sensitivities", 0, len(windows))
     report = partial(progress, "sensitivities")
     each_gradient(model, list(moves.unit_of), windows, drawn(model, seed), moves.collect, report, moves.close)
     tokens = windows.numel()
@@ -158,7 +160,7 @@ class _Moves:
         self._window[key] = self._window[key] + moved if key in self._window else moved
 
     def close(self) -> None:
-        """A window is done."""
+        """A batch is done."""
         for key, moved in self._window.items():
             self.kept[key] += moved.double().square().sum().item()
         self._window.clear()
@@ -177,9 +179,9 @@ def each_gradient(
     model: Any, linears: Sequence[str], windows: Tensor, backward: Callable[[Tensor], object], collect: Collect,
     report: Callable[[int, int], None] = lambda done, total: None, close: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """Call `collect(linear, module, x, g)` for every linear and window, and `close` after each window.
+    """Call `collect(linear, module, x, g)` for every linear and batch of `TOGETHER` windows, and `close` after each.
 
-    x `(tokens, in_features)` and g `(tokens, out_features)`, the gradient of what `backward(window)` goes back from.
+    x `(tokens, in_features)` and g `(tokens, out_features)`, the gradient of what `backward(batch)` goes back from.
     """
 
     def watch(name: str) -> Callable[..., None]:
@@ -196,19 +198,20 @@ def each_gradient(
     hooks = [model.get_submodule(name).register_forward_hook(watch(name)) for name in linears]
     embedded = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
     with removed_after([*hooks, embedded]):
-        for number, window in enumerate(windows):
-            backward(window.to(model.device))
+        for start in range(0, len(windows), TOGETHER):
+            report(start, len(windows))
+            backward(windows[start : start + TOGETHER].to(model.device))
             close()
-            report(number + 1, len(windows))
+        report(len(windows), len(windows))
 
 
 def drawn(model: Any, seed: int) -> Callable[[Tensor], None]:
-    """Goes back from log p(y) of a window, with y drawn from the model."""
+    """Goes back from log p(y) of a batch of windows, with y drawn from the model."""
     generator = torch.Generator(device=model.device).manual_seed(seed)
 
-    def backward(window: Tensor) -> None:
+    def backward(batch: Tensor) -> None:
         with torch.enable_grad():
-            hidden = hidden_states(model, window.unsqueeze(0))
+            hidden = hidden_states(model, batch)
             hidden.backward(label_gradient(model, hidden, generator))
 
     return backward

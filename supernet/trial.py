@@ -12,9 +12,10 @@ text alone would drop, another may miss (docs/log.md).
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,13 +24,18 @@ from torch import Tensor, nn
 
 from supernet.build import Supernet
 from supernet.evaluate import Reference, evaluate
+from supernet.gate import Gate
 from supernet.grids import GRIDS
-from supernet.progress import Progress, silent
+from supernet.progress import Progress, share_of, silent
 from supernet.sensitivity import drawn, each_gradient
 from supernet.space import Subnet
 from supernet.train import Target, distill
 
 SUSPECTING = 4  # windows for the gradients; the others judge
+HALVINGS = 2  # times that fewer units are suspected
+STAGE, IMPROVER = "try adapters", "trained adapters"
+
+Losses = tuple[float, float]  # KL per token on text of another kind, and on the own kind
 
 
 @dataclass(frozen=True)
@@ -48,49 +54,89 @@ class Verdict:
 
 def try_adapters(
     model: Any, supernet: Supernet, windows: Tensor, own: Reference, seed: int, dtype: torch.dtype = torch.float32,
-    progress: Progress = silent,
+    progress: Progress = silent, gate: Gate | None = None,
 ) -> dict[int, Verdict]:  # fmt: skip
     """Drop the adapters that lose; one verdict for each bit-width that has any. `model` is the full model,
     `windows` are of another kind than was trained on, `own` are held-out windows of the same kind.
 
     The first `SUSPECTING` windows say which units may lose, the others judge: what a text chose looks good on it.
     """
-    windows = windows.to(model.device)
-    other = Reference.of(model, windows[SUSPECTING:])
-    widths, verdicts = supernet.adapted_bits, {}
-    for number, bits in enumerate(widths):
-        subnet = supernet.space.uniform(supernet.spec, bits)
-        verdicts[bits] = _judge(model, supernet, subnet, windows[:SUSPECTING], other, own, seed, dtype)
-        progress("try adapters", number + 1, len(widths))
+    windows, gate = windows.to(model.device), gate or Gate()
+    progress(STAGE, 0, 1)
+    trial = _Trial(supernet, (Reference.of(model, windows[SUSPECTING:]), own), dtype, progress)
+    trained, units = trial.adapters(), tuple(unit.name for unit in supernet.spec.units if not unit.is_table)
+    having = trial.measure(trial.subnets)
+    for bits in trial.subnets:
+        trial.drop(bits, units)
+    without = trial.measure(trial.subnets)
+    trial.restore(trained)
+    verdicts = {}
+    with gate.over(IMPROVER, "bit-widths"):
+        for bits in trial.subnets:
+            gate.settle(IMPROVER, 1.0, _worst(having[bits], without[bits]), partial(trial.drop, bits, units))
+            dropped = () if bits in supernet.adapted_bits else units
+            kept = without[bits] if dropped else having[bits]
+            verdicts[bits] = Verdict(without[bits][0], having[bits][0], kept[0], dropped)
+    losing = {}
+    for bits in supernet.adapted_bits:
+        costs = removal_costs(model, supernet, trial.subnets[bits], windows[:SUSPECTING], seed, dtype)
+        losing[bits] = sorted((unit for unit, cost in costs.items() if cost < 0), key=costs.__getitem__)
+    for _ in range(HALVINGS):
+        losing = {bits: units for bits, units in losing.items() if units}
+        trained = trial.adapters()
+        for bits, suspects in losing.items():
+            trial.drop(bits, suspects)
+        left = trial.measure(losing)
+        trial.restore(trained)
+        for bits in list(losing):
+            if left[bits][0] < having[bits][0] and left[bits][1] <= having[bits][1]:
+                trial.drop(bits, losing[bits])
+                verdicts[bits] = replace(verdicts[bits], kept=left[bits][0], dropped=tuple(losing.pop(bits)))
+            else:
+                losing[bits] = losing[bits][: len(losing[bits]) // 2]
+    progress(STAGE, 1, 1)
     return verdicts
 
 
-def _judge(
-    model: Any, supernet: Supernet, subnet: Subnet, suspecting: Tensor, other: Reference, own: Reference, seed: int,
-    dtype: torch.dtype,
-) -> Verdict:  # fmt: skip
-    def measure(text: Reference) -> float:
-        return evaluate(supernet, [subnet], text, dtype=dtype)[0].kl
+def _worst(after: Losses, before: Losses) -> float:
+    """The larger of the shares that are left of two losses; what is not a number is the largest."""
+    shares = [then / max(now, 1e-30) for then, now in zip(after, before, strict=True)]
+    return math.inf if any(map(math.isnan, shares)) else max(shares)
 
-    trained = {name: matrix.adapters for name, matrix in supernet.matrices.items()}
-    units = tuple(unit.name for unit in supernet.spec.units if not unit.is_table)
-    having = measure(other)
-    _drop(supernet, subnet, units)
-    without = measure(other)
-    if having >= without:
-        return Verdict(without, having, without, units)
-    _restore(supernet, trained)
-    costs = removal_costs(model, supernet, subnet, suspecting, seed, dtype)
-    losing = sorted((unit for unit, cost in costs.items() if cost < 0), key=costs.__getitem__)
-    least = measure(own) if losing else 0.0
-    while losing:
-        _drop(supernet, subnet, losing)
-        left = measure(other)
-        if left < having and measure(own) <= least:
-            return Verdict(without, having, left, tuple(losing))
-        _restore(supernet, trained)
-        losing = losing[: len(losing) // 2]
-    return Verdict(without, having, having, ())
+
+class _Trial:
+    """The uniform subnets of all bit-widths that have adapters, measured side by side on two kinds of text: what the
+    full model says there is made once for all of them."""
+
+    def __init__(
+        self, supernet: Supernet, texts: tuple[Reference, Reference], dtype: torch.dtype, progress: Progress
+    ) -> None:
+        self.supernet, self.texts, self.dtype, self.progress = supernet, texts, dtype, progress
+        self.subnets = {bits: supernet.space.uniform(supernet.spec, bits) for bits in supernet.adapted_bits}
+        self.measured = 0
+
+    def measure(self, widths: Collection[int]) -> dict[int, Losses]:
+        """KL per token on text of another kind and on the own one."""
+        found = []
+        for text in self.texts:
+            report = share_of(self.progress, STAGE, self.measured, 2 * (2 + HALVINGS))
+            subnets = [self.subnets[bits] for bits in widths]
+            found.append([q.kl for q in evaluate(self.supernet, subnets, text, report, self.dtype)] if subnets else [])
+            self.measured += 1
+        return dict(zip(widths, zip(*found, strict=True), strict=True))
+
+    def adapters(self) -> dict[str, nn.ModuleDict]:
+        return {name: matrix.adapters for name, matrix in self.supernet.matrices.items()}
+
+    def restore(self, adapters: Mapping[str, nn.ModuleDict]) -> None:
+        for name, matrix in self.supernet.matrices.items():
+            matrix.adapters = adapters[name]
+
+    def drop(self, bits: int, units: Collection[str]) -> None:
+        for unit in self.supernet.spec.units:
+            if unit.name in units:
+                for linear in unit.linears:
+                    self.supernet.matrices[linear.name].drop([self.subnets[bits][unit.name]])
 
 
 def removal_costs(
@@ -102,7 +148,7 @@ def removal_costs(
     supernet.set_dtype(dtype)
     supernet.activate(subnet)
     costs: dict[str, float] = defaultdict(float)
-    moves: dict[str, Tensor | int] = defaultdict(int)  # of the window at hand: a unit's linears move together
+    moves: dict[str, Tensor | int] = defaultdict(int)  # of the windows at hand: a unit's linears move together
 
     def collect(name: str, module: Any, x: Tensor, grad: Tensor) -> None:
         choice = subnet[adapted[name]]
@@ -115,28 +161,16 @@ def removal_costs(
         moves.clear()
 
     def first(moved: Tensor) -> Tensor:
-        return moved / len(windows)  # the gradient is that of a mean over the window's tokens
+        return moved * len(moved) / windows.numel()  # the gradient is that of a mean over the tokens at hand
 
     def second(moved: Tensor) -> Tensor:
         return 0.5 * moved.square() / windows.numel()
 
-    def backward(window: Tensor) -> None:
+    def backward(batch: Tensor) -> None:
         with torch.enable_grad():
-            distill(Target.of(model, window.unsqueeze(0)), supernet.model, window.unsqueeze(0))
+            distill(Target.of(model, batch), supernet.model, batch)
 
     for goes_back, cost in ((backward, first), (drawn(supernet.model, seed), second)):
         each_gradient(supernet.model, list(adapted), windows, goes_back, collect, close=partial(close, cost))
     supernet.model.zero_grad(set_to_none=True)
     return dict(costs)
-
-
-def _drop(supernet: Supernet, subnet: Subnet, units: Collection[str]) -> None:
-    for unit in supernet.spec.units:
-        if unit.name in units:
-            for linear in unit.linears:
-                supernet.matrices[linear.name].drop([subnet[unit.name]])
-
-
-def _restore(supernet: Supernet, adapters: Mapping[str, nn.ModuleDict]) -> None:
-    for name, matrix in supernet.matrices.items():
-        matrix.adapters = adapters[name]

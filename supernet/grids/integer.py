@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from supernet.grids.base import Grid, QuantizedWeight
+from supernet.grids.base import PARTS, Grid, QuantizedWeight
 from supernet.grids.packing import pack, unpack
 from supernet.space import Choice
 
 SMALLEST_SCALE = 1e-8  # an all-zero group still needs a scale to divide by
 SHRINKS = tuple(1 - 0.05 * step for step in range(13))  # candidate ranges: 100 % down to 40 %
+ROWS_OF = 2**21  # weights that are rounded together
 AT_ONCE = 2**17  # weights whose ranges are searched together: what is tried of them stays in a core's cache
 
 
@@ -47,15 +50,34 @@ class IntegerGrid(Grid):
         return torch.minimum((weight / scale).round_().add_(zero).clamp_(min=0), top)
 
     def nearest(self, weight: Tensor, choice: Choice, importance: Tensor | None = None) -> QuantizedWeight:
-        """`weight` `(out_features, in_features)` rounded to the nearest codes; ranges are those of `clipped` where the
-        `importance` `(in_features,)` of each input is given."""
-        grouped = weight.view(weight.shape[0], -1, choice.group_size)
-        if importance is None:
-            scale, zero = self.parameters(grouped, choice.bits)
-        else:
-            scale, zero = self.clipped(grouped, choice.bits, importance.view(-1, choice.group_size))
-        codes = self.encode(grouped, scale, zero, choice.bits).flatten(1)
-        return self.pack(codes, scale.squeeze(-1), zero.squeeze(-1), choice, weight.shape[1])
+        """`weight` `(out_features, in_features)`, of any float dtype, rounded to the nearest codes; ranges are those of
+        `clipped` where the `importance` `(in_features,)` of each input is given."""
+        packed = [
+            self.pack(codes.flatten(1), scale.squeeze(-1), zero.squeeze(-1), choice, weight.shape[1])
+            for codes, scale, zero in self._nearest(weight, choice, importance)
+        ]
+        parts = (torch.cat([getattr(one, part) for one in packed]) for part in PARTS)
+        return packed[0].join(*parts)
+
+    def rounded(self, weight: Tensor, choice: Choice) -> Tensor:
+        """`weight` rounded to nearest, in its own dtype."""
+        found = torch.empty_like(weight)
+        start = 0
+        for codes, scale, zero in self._nearest(weight, choice, None):
+            found[start : start + len(codes)] = codes.sub_(zero).mul_(scale).flatten(1)
+            start += len(codes)
+        return found
+
+    def _nearest(self, weight: Tensor, choice: Choice, importance: Tensor | None) -> Iterator[tuple[Tensor, ...]]:
+        """Codes `(rows, groups, group_size)`, scales and zeros `(rows, groups, 1)`, some rows at a time: a vocabulary
+        is long, and what is tried on the way is several times as large."""
+        for part in weight.split(max(1, ROWS_OF // weight.shape[1])):
+            grouped = part.float().reshape(len(part), -1, choice.group_size)
+            if importance is None:
+                scale, zero = self.parameters(grouped, choice.bits)
+            else:
+                scale, zero = self.clipped(grouped, choice.bits, importance.view(-1, choice.group_size))
+            yield self.encode(grouped, scale, zero, choice.bits), scale, zero
 
     def pack(self, codes: Tensor, scale: Tensor, zero: Tensor, choice: Choice, in_features: int) -> QuantizedWeight:
         """Codes `(out_features, in_features)`, scale and zero `(out_features, groups)`, any dtype -> a stored value."""

@@ -22,7 +22,7 @@ class Quantizer(ABC):
     def quantize(
         self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
     ) -> dict[Choice, QuantizedWeight]:
-        """`weight` float32 `(out_features, in_features)`, one value for each choice.
+        """`weight` `(out_features, in_features)` of any float dtype, one value for each choice.
 
         `hessian` is a sum of `x x^T` over the matrix's calibration inputs, float32 `(in_features, in_features)`; None
         where `needs_hessian` is False. A group size that does not divide in_features raises ValueError.

@@ -53,7 +53,7 @@ class GPTQ(Quantizer):
     ) -> dict[Choice, tuple[QuantizedWeight, Tensor]]:
         """As `quantize`, and with each value what was rounded to it: the weight with the errors of the columns before
         spread over it, float32 `(out_features, in_features)`."""
-        hessian = self.calibrated(hessian)
+        hessian, weight = self.calibrated(hessian), weight.float()
         check_groups(weight, choices)
         found: dict[Choice, tuple[QuantizedWeight, Tensor]] = {}
         threads = torch.get_num_threads()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from supernet.build import Supernet
+from supernet.gate import Gate
 from supernet.progress import Progress
 from supernet.quantizers import Quantizer
 
@@ -24,10 +25,17 @@ class Refiner(ABC):
 
     @abstractmethod
     def refine(
-        self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, seed: int, progress: Progress
+        self,
+        full: Any,
+        teacher: Any,
+        supernet: Supernet,
+        windows: Tensor,
+        seed: int,
+        progress: Progress,
+        gate: Gate | None = None,
     ) -> dict[str, Any]:
         """Leave better codes in the supernet. Returns what is worth recording of it.
 
         `full` is the full model in float32, `teacher` the same in the dtype that the supernet computes in; `windows`
-        `(n, tokens)`.
+        `(n, tokens)`. What held-out ones of them say that it lost goes back through the `gate`.
         """

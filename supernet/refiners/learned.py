@@ -25,6 +25,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from supernet.adapters.rounding import Rounding
 from supernet.blocks import decoder_layers, first_inputs, hidden_of, layer_arguments, placed
 from supernet.build import Supernet
+from supernet.gate import Gate
 from supernet.grids import QuantizedWeight
 from supernet.labels import label_gradient
 from supernet.linear import Quantized
@@ -54,7 +56,9 @@ LEAST_STEPS = 8  # fewer move codes without settling them
 MOST_STEPS = 128  # of a block that leave less loss; time beyond them is worth more in adapters (docs/log.md)
 TRIED = 3  # blocks that learn from every start: the first ones are unlike those that follow
 JUDGES = 64  # windows that tell which start was better; by 8 it is often the wrong one
+HELD_OUT = 4  # windows that judge each block
 TIMED = 4  # windows that tell how long weighing one takes
+IMPROVER = "learned rounding"
 TOKEN_POWER = 0.5  # of a token's Fisher information; less noise in it than one label's leaves no less KL
 
 
@@ -75,8 +79,9 @@ class Learned(Refiner):
         return replace(self, steps=steps or self.steps, minutes=None if steps else minutes)
 
     def refine(
-        self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, seed: int, progress: Progress
-    ) -> dict[str, Any]:
+        self, full: Any, teacher: Any, supernet: Supernet, windows: Tensor, seed: int, progress: Progress,
+        gate: Gate | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         from accelerate.utils import send_to_device
 
         layers, own = decoder_layers(teacher), decoder_layers(supernet.model)
@@ -87,21 +92,24 @@ class Learned(Refiner):
         steps = self.steps
         if self.minutes is not None:
             steps = self._fitting(full, teacher, supernet, windows, arguments[0], widths)
-        windows = windows[: steps * self.batch]  # more would not come up
+        windows, held_out = _held_out(windows, steps * self.batch)  # more would not come up
+        gate = gate or Gate()
         weights = output_weights(teacher, layers, windows, seed, progress)
         exact = _read_first(teacher, windows)
         chains: Chains = {bits: {start: Chain(exact) for start in STARTS} for bits in widths}
         draw = torch.Generator().manual_seed(seed)
         for number, (layer, ours) in enumerate(zip(layers, own, strict=True)):
+            progress("learn rounding", number, len(layers))
             block = Block(layer, ours, arguments[number], *(part[number].to(there) for part in weights))
             with placed(layer, there), placed(ours, there):
                 target = block.through(layer, exact)
                 change = block.error(target, exact, slice(None)).item()
                 for bits, tried in chains.items():
                     parts = _parts(full, teacher, supernet, number, bits)
-                    batches = _batches(len(exact), self.batch, steps, draw)
+                    batches = _batches(held_out.start, self.batch, steps, draw)
                     for start, chain in tried.items():
-                        chain.learn(Turn(block, parts, chain.inputs, target, change), STARTS[start], batches)
+                        turn = Turn(block, parts, chain.inputs, target, change, held_out)
+                        chain.learn(turn, STARTS[start], batches, gate)
                         if len(tried) > 1:
                             chain.keep(parts, supernet.model.device)
             if number + 1 == min(TRIED, len(layers)):
@@ -124,7 +132,7 @@ class Learned(Refiner):
         even = torch.ones(few.shape, device=there), torch.ones(inputs.shape[-1], device=there)
         block = Block(layers[0], ours, arguments, *even)
         with placed(layers[0], there), placed(ours, there):
-            turn = Turn(block, _parts(full, teacher, supernet, 0, widths[0]), inputs, inputs, 1.0)
+            turn = Turn(block, _parts(full, teacher, supernet, 0, widths[0]), inputs, inputs, 1.0, slice(0))
             solve = seconds_of(lambda: gptq(turn))
             through = seconds_of(lambda: block.through(layers[0], inputs)) / len(few) * len(layers) * (1 + len(widths))
             descent = _Descent(_adapt(turn.parts, nearest(turn)), LEAST_STEPS)
@@ -149,14 +157,18 @@ class Chain:
         self.inputs = inputs
         self.kept: list[tuple[Quantized, QuantizedWeight]] = []
 
-    def learn(self, turn: Turn, start: Callable[[Turn], Start], batches: Sequence[Tensor]) -> None:
-        """The next block, a step for each of `batches`. Its matrices are left with what was learned."""
+    def learn(self, turn: Turn, start: Callable[[Turn], Start], batches: Sequence[Tensor], gate: Gate) -> None:
+        """The next block, a step for each of `batches`. Its matrices are left with what was learned, or with the
+        nearest codes where those leave less error in the windows that are held out."""
+        _put_nearest(turn.parts)
+        before = turn.held_out_error()
         descent = _Descent(_adapt(turn.parts, start(turn)), len(batches))
         for rows in batches:
             turn.backward(rows)
             descent.step()
         for part in turn.parts:
             part.matrix.fold(part.choice)
+        gate.settle(IMPROVER, before, turn.held_out_error(), partial(_put_nearest, turn.parts))
         self.inputs = turn.block.through(turn.block.ours, turn.inputs)
 
     def keep(self, parts: Sequence[Part], device: torch.device) -> None:
@@ -190,6 +202,19 @@ def _settled(
         settled[bits] = {start: by_start[start]}
         by_start[start].settle()
     return settled
+
+
+def _put_nearest(parts: Sequence[Part]) -> None:
+    for part in parts:
+        part.matrix.store(part.nearest)
+        part.matrix.select(part.choice)
+
+
+def _held_out(windows: Tensor, most: int) -> tuple[Tensor, slice]:
+    """At most so many windows to learn from with those that only judge after them, and where these are."""
+    judging = min(HELD_OUT, -(-len(windows) // 4))
+    learning = windows[: len(windows) - judging][:most]
+    return torch.cat([learning, windows[-judging:]]), slice(len(learning), len(learning) + judging)
 
 
 def _read_first(model: Any, windows: Tensor) -> Tensor:

@@ -60,8 +60,16 @@ class Turn:
     inputs: Tensor
     target: Tensor
     change: float  # what the block does to its input, as an error counts it
+    held_out: slice  # windows that are not learned from
 
     def backward(self, rows: Tensor) -> None:
         """Of the error in these windows, as a share of what the block does."""
         output = output_of(self.block.ours, self.inputs[rows], self.block.arguments)
         (self.block.error(output, self.target[rows], rows) / self.change).backward()
+
+    @torch.no_grad()
+    def held_out_error(self) -> float:
+        """The same share in the windows that are not learned from, with the matrices as they are."""
+        rows = self.held_out
+        output = self.block.through(self.block.ours, self.inputs[rows])
+        return self.block.error(output, self.target[rows], rows).item() / self.change

@@ -10,11 +10,13 @@ import torch
 from supernet.adapters import Rounding
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of
 from supernet.evaluate import Reference, evaluate
+from supernet.gate import Gate
 from supernet.grids import IntegerGrid
 from supernet.progress import silent
 from supernet.quantizers import RTN
 from supernet.refiners import Learned, learned
 from supernet.refiners.learned import (
+    HELD_OUT,
     MOST_STEPS,
     SCALE_RATE,
     Chain,
@@ -70,7 +72,7 @@ def turn_of(made: Made, bits: int) -> Turn:
     inputs, arguments = first_inputs(made.model, text), layer_arguments(made.model, text[:1])[0]
     tokens, channels = output_weights(made.model, layers, text, 0, silent)
     block = Block(layers[0], decoder_layers(made.supernet.model)[0], arguments, tokens[0], channels[0])
-    return Turn(block, _parts(made.model, made.model, made.supernet, 0, bits), inputs, inputs, 1.0)
+    return Turn(block, _parts(made.model, made.model, made.supernet, 0, bits), inputs, inputs, 1.0, slice(6, 8))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,7 +123,7 @@ def test_a_settled_chain_has_its_codes_whatever_was_learned_after_it() -> None:
     chains, held = [], []
     for start in STARTS.values():
         chain = Chain(turn.inputs)
-        chain.learn(turn, start, batches)
+        chain.learn(turn, start, batches, Gate())
         chain.keep(turn.parts, turn.inputs.device)
         chains.append(chain)
         held.append([part.matrix.stored(part.choice).codes.clone() for part in turn.parts])
@@ -217,7 +219,7 @@ def test_minutes_become_steps_and_timing_leaves_nothing_behind() -> None:
         found.append(made.supernet.weights()["model.layers.0.mlp.up_proj"][Choice(2, 16)])
     assert torch.equal(found[0].codes, found[1].codes)
     made = make(bits=(2,), quantizer=Learned.begins)
-    recorded = Learned(minutes=0.05).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
+    recorded = Learned(minutes=0.3).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
     assert 8 < recorded["block_steps"] <= MOST_STEPS
     made = make(bits=(2,), quantizer=Learned.begins)
     recorded = Learned(minutes=1000.0).refine(made.model, made.model, made.supernet, windows(8, 32), 0, silent)
@@ -236,7 +238,7 @@ def test_only_windows_that_come_up_are_weighed() -> None:
     seen: list[int] = []
     report = lambda what, done, total: seen.append(total) if what == "weigh errors" else None  # noqa: E731
     Learned(steps=3, batch=4).refine(made.model, made.model, made.supernet, windows(96, 32), 0, report)
-    assert set(seen) == {12}
+    assert set(seen) == {12 + HELD_OUT}
 
 
 def test_wide_codes_are_left_as_they_are() -> None:
