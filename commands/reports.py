@@ -86,14 +86,13 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
 def print_items(made: Plan, spec: ModelSpec) -> None:
     """Peak memory and time per token by item; the linears, of which there are hundreds, as one."""
     tables = {unit.name for unit in spec.units if unit.is_table}
-    for title, items, key, shown in (
-        ("peak memory", made.memory["items"], "bytes", size),
-        ("time per token", made.latency["decode"], "ms", milliseconds),
-    ):
+    memory = [(item["name"], item["unit"], item["basis"], item["bytes"]) for item in made.memory["items"]]
+    times = [(item["name"], item["unit"], item["basis"], item["ms"]) for item in made.latency["decode"]]
+    for title, items, shown in (("peak memory", memory, size), ("time per token", times, milliseconds)):
         sums: dict[tuple[str, str], float] = {}
-        for item in items:
-            name = "linears" if item["unit"] and item["unit"] not in tables else item["name"]
-            sums[name, item["basis"]] = sums.get((name, item["basis"]), 0) + item[key]
+        for item_name, unit, basis, amount in items:
+            name = "linears" if unit and unit not in tables else item_name
+            sums[name, basis] = sums.get((name, basis), 0) + amount
         say()
         table(
             (f"{title}, by item", "", ""),

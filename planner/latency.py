@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
+from planner.plan import LatencyRow, LatencyTable
 from planner.runtimes.base import DECODE, PREFILL, LatencyItem, Runtime, weakest
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
@@ -36,11 +37,15 @@ class LatencyEstimate:
     def spread(self) -> float:
         return sum(item.ms * item.spread for item in self.decode) / self.tpot_ms
 
-    def to_json(self) -> dict[str, Any]:
-        phases = {"prefill": self.prefill, "decode": self.decode}
-        items = {phase: [asdict(item) for item in found] for phase, found in phases.items()}
-        totals = {"ttft_ms": self.ttft_ms, "tpot_ms": self.tpot_ms, "basis": self.basis, "spread": self.spread}
-        return {**totals, **items}
+    def to_json(self) -> LatencyTable:
+        return {
+            "ttft_ms": self.ttft_ms,
+            "tpot_ms": self.tpot_ms,
+            "basis": self.basis,
+            "spread": self.spread,
+            "prefill": [cast(LatencyRow, asdict(item)) for item in self.prefill],
+            "decode": [cast(LatencyRow, asdict(item)) for item in self.decode],
+        }
 
 
 def estimate_latency(runtime: Runtime, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> LatencyEstimate:

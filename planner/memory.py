@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
+from planner.plan import MemoryRow, MemoryTable
 from planner.runtimes.base import MemoryItem, Runtime, weakest
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
@@ -24,8 +25,8 @@ class MemoryEstimate:
     def basis(self) -> str:
         return weakest(item.basis for item in self.items)
 
-    def to_json(self) -> dict[str, Any]:
-        items = [asdict(item) for item in self.items]
+    def to_json(self) -> MemoryTable:
+        items = [cast(MemoryRow, asdict(item)) for item in self.items]
         return {"total_bytes": self.total_bytes, "basis": self.basis, "items": items}
 
 

@@ -15,7 +15,7 @@ from planner.plan import Plan
 from planner.runtimes.base import Progress, Runtime
 from records.atomic import new_folder, sha256
 from records.errors import InputError, MissingError
-from records.reading import check, read_json, read_texts
+from records.reading import as_record, check, read_json
 
 MANIFEST = "manifest.json"
 KIND = "bitfleet package"
@@ -151,8 +151,11 @@ def open_package(path: Path) -> Package:
     if data.get("kind") != KIND or data.get("schema") != SCHEMA:
         raise InputError(f"{path / MANIFEST} is not a manifest of this version; {_REMAKE}")
     try:
-        entries = {name: Entry(**entry) for name, entry in data["files"].items()}
-        versions = read_texts("versions", data["versions"])
-        return Package(path.resolve(), Plan.from_json(data["plan"]), entries, versions, str(data["date"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        entries = as_record(dict[str, Entry], data.get("files"), "files")
+        versions = as_record(dict[str, str], data.get("versions"), "versions")
+        date = as_record(str, data.get("date"), "date")
+        return Package(
+            path.resolve(), Plan.from_json(as_record(dict[str, Any], data.get("plan"), "plan")), entries, versions, date
+        )
+    except InputError as error:
         raise InputError(f"{path / MANIFEST} is damaged ({error}); {_REMAKE}") from None

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from importlib import metadata
 from itertools import chain, product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from planner.costs import Costs
-from planner.plan import PLANNED, UNIFORM, Compared, Plan
+from planner.plan import PLANNED, UNIFORM, Compared, DeviceSummary, Plan
 from planner.quality import SENSITIVITY_FILE, Measure, SensitivityTable, as_quality
 from planner.request import Budget, Workload
 from planner.runtimes.base import Progress, Runtime
@@ -267,9 +267,9 @@ def _summary(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _device(device: DeviceProfile) -> dict[str, Any]:
+def _device(device: DeviceProfile) -> DeviceSummary:
     names = ("name", "kind", "model", "measured", "source", "date", "threads", "memory_bytes", "usable_bytes")
-    return {name: getattr(device, name) for name in names}
+    return cast(DeviceSummary, {name: getattr(device, name) for name in names})
 
 
 def _versions(*names: str) -> dict[str, str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from planner.request import Budget, Workload
 from records.atomic import write_json
 from records.errors import InputError
-from records.reading import read_json
+from records.reading import as_record, check, read_record
 from supernet.space import Subnet
 
 SCHEMA = 1
@@ -19,6 +19,54 @@ _REMAKE = "make it again with `bitfleet plan --out FILE`"
 
 PLANNED = "planned"
 UNIFORM = "uniform"
+
+
+class MemoryRow(TypedDict):
+    name: str
+    bytes: int
+    basis: str
+    unit: str | None
+
+
+class MemoryTable(TypedDict):
+    """Peak memory of the chosen subnet by item; `basis` is the weakest of theirs."""
+
+    total_bytes: int
+    basis: str
+    items: list[MemoryRow]
+
+
+class LatencyRow(TypedDict):
+    name: str
+    ms: float
+    basis: str
+    unit: str | None
+    spread: float
+
+
+class LatencyTable(TypedDict):
+    """A pass over the prompt (`prefill`) and one of a token after it (`decode`), by item."""
+
+    ttft_ms: float
+    tpot_ms: float
+    basis: str
+    spread: float
+    prefill: list[LatencyRow]
+    decode: list[LatencyRow]
+
+
+class DeviceSummary(TypedDict):
+    """What a plan says of the device that it is for."""
+
+    name: str
+    kind: NotRequired[str]
+    model: NotRequired[str]
+    measured: NotRequired[bool]
+    source: NotRequired[str]
+    date: NotRequired[str]
+    threads: NotRequired[int | None]
+    memory_bytes: NotRequired[int]
+    usable_bytes: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -44,9 +92,11 @@ class Compared:
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**data, "subnet": self.subnet.to_json(), "measured": dict(self.measured)}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Compared:
-        return cls(**{**data, "subnet": Subnet.from_json(data["subnet"])})
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "disk_bytes"):
+            check(name, getattr(self, name), int, least=1)
+        for name in ("mean_bits", "tpot_ms", "ttft_ms"):
+            check(name, getattr(self, name), float, least=0)
 
 
 @dataclass(frozen=True)
@@ -61,13 +111,13 @@ class Plan:
     fingerprint: str
     model: Mapping[str, Any]
     runtime: str
-    device: Mapping[str, Any]
+    device: DeviceSummary
     workload: Workload
     budget: Budget
     limits: Budget  # what was planned to: the budget, or less where the device has less
     compared: tuple[Compared, ...]
-    memory: Mapping[str, Any]
-    latency: Mapping[str, Any]
+    memory: MemoryTable
+    latency: LatencyTable
     search: tuple[Mapping[str, Any], ...]
     dropped: Mapping[str, str]  # choices outside the space for this runtime, and why
     notes: tuple[str, ...]
@@ -110,20 +160,7 @@ class Plan:
         if data.get("schema") != SCHEMA:
             raise InputError(f"plans of schema {SCHEMA} are read, this is of schema {data.get('schema')!r}")
         values = {key: value for key, value in data.items() if key not in ("kind", "schema")}
-        try:
-            return cls(
-                **{
-                    **values,
-                    "workload": Workload.from_json(values["workload"]),
-                    "budget": Budget.from_json(values["budget"]),
-                    "limits": Budget.from_json(values["limits"]),
-                    "compared": tuple(Compared.from_json(compared) for compared in values["compared"]),
-                    "search": tuple(values["search"]),
-                    "notes": tuple(values["notes"]),
-                }
-            )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"a plan has all fields of this version and no others ({error})") from None
+        return cast(Plan, as_record(cls, values, "a plan"))
 
     def __post_init__(self) -> None:
         if not self.compared:
@@ -135,8 +172,4 @@ class Plan:
     @classmethod
     def load(cls, path: Path) -> Plan:
         """MissingError or InputError, one line with the next step, for what is missing, corrupt or no plan."""
-        data = read_json(path, "plan", _REMAKE)
-        try:
-            return cls.from_json(data)
-        except ValueError as error:
-            raise InputError(f"{path}: {error}; {_REMAKE}") from None
+        return read_record(path, cls, "plan", _REMAKE)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from records.atomic import write_json
 from records.errors import InputError
 from records.lock import locked
-from records.reading import read_json
+from records.reading import as_record, read_json, read_record
 from supernet.space import Choice, SearchSpace, Subnet
 
 SENSITIVITY_FILE = "sensitivity.json"
@@ -22,6 +21,9 @@ _REMEDY = "copy the supernet again, or train it again with `bitfleet train`"
 
 Quality = Mapping[str, float]
 """Measured on held-out text: kl (nats per token to the full model), perplexity, top1 (agreement), tokens."""
+
+Evaluations = dict[str, dict[str, dict[str, float]]]
+"""Supernet and text -> digest of a subnet -> what it was measured to lose."""
 
 Measure = Callable[[Sequence[Subnet]], Sequence[Quality]]
 
@@ -42,12 +44,8 @@ class SensitivityTable:
     date: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.units, Mapping) or not all(isinstance(c, Mapping) for c in self.units.values()):
-            raise InputError(f"sensitivities are unit: choice: number, got {type(self.units).__name__}")
-        for unit, choices in self.units.items():
-            for choice, loss in choices.items():
-                if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss):
-                    raise InputError(f"a sensitivity must be a finite number, got {loss!r} for {unit} at {choice}")
+        for choices in self.units.values():
+            for choice in choices:
                 Choice.parse(choice)
 
     @cached_property
@@ -71,24 +69,13 @@ class SensitivityTable:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SensitivityTable:
-        try:
-            return cls(**data)
-        except TypeError:
-            raise InputError(f"sensitivities have the fields base and units, got {', '.join(sorted(data))}") from None
-
     def save(self, path: Path) -> None:
         write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> SensitivityTable:
         """MissingError or InputError, one line, for a file that is missing, corrupt or something else."""
-        data = read_json(path, "sensitivity table", _REMEDY)
-        try:
-            return cls.from_json(data)
-        except ValueError as error:
-            raise InputError(f"{path}: {error}; {_REMEDY}") from None
+        return read_record(path, cls, "sensitivity table", _REMEDY)
 
 
 class MeasuredQuality:
@@ -133,9 +120,10 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     data = read_json(path, "cache of evaluations", f"delete {path}")
-    if not all(isinstance(v, dict) and all(isinstance(q, dict) for q in v.values()) for v in data.values()):
-        raise InputError(f"{path} is not a cache of evaluations; delete {path}")
-    return data
+    try:
+        return cast(dict[str, Any], as_record(Evaluations, data, "evaluations"))
+    except InputError as error:
+        raise InputError(f"{path}: {error}; delete {path}") from None
 
 
 def as_quality(value: Any) -> dict[str, float]:

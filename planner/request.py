@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from records.errors import InputError
+from records.reading import as_record
 from supernet.spec import ModelSpec
 
 _DECIMAL = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -81,8 +82,8 @@ class Workload:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Workload:
-        return cls(**data)
+    def from_json(cls, data: Any) -> Workload:
+        return cast(Workload, as_record(cls, data, "a workload"))
 
 
 @dataclass(frozen=True)
@@ -103,5 +104,5 @@ class Budget:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Budget:
-        return cls(**data)
+    def from_json(cls, data: Any) -> Budget:
+        return cast(Budget, as_record(cls, data, "a budget"))

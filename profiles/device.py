@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from profiles.kernels import KernelTable
 from records.atomic import write_text
-from records.errors import InputError, MissingError
-from records.reading import check, check_fields, read_members, read_texts
+from records.errors import InputError
+from records.reading import as_record, check, read_record
 
 SCHEMA = 1
 KINDS = ("cpu", "cuda")
@@ -99,8 +99,6 @@ class DeviceProfile:
             check(name, getattr(self, name), str)
         if self.kind not in KINDS:
             raise InputError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        if type(self.measured) is not bool:
-            raise InputError(f"measured must be true or false, got {self.measured!r}")
         check("memory_bytes", self.memory_bytes, int, least=1)
         for name in ("cores_physical", "cores_logical", "threads"):
             check(name, getattr(self, name), int, optional=True, least=1)
@@ -114,10 +112,6 @@ class DeviceProfile:
             raise InputError("bandwidth_bytes_per_s and bandwidth_basis are given together or not at all")
         if self.bandwidth_basis not in (None, *BANDWIDTH_BASES):
             raise InputError(f"bandwidth_basis is {', '.join(BANDWIDTH_BASES)} or null, got {self.bandwidth_basis!r}")
-        if not isinstance(self.notes, str):
-            raise InputError(f"notes must be text, got {self.notes!r}")
-        if not all(isinstance(item, str) for item in self.instruction_sets):
-            raise InputError(f"instruction_sets must be names, got {self.instruction_sets!r}")
         if len({(c.runtime, c.name) for c in self.calibrations}) != len(self.calibrations):
             raise InputError("calibrations must name each number of a runtime once")
 
@@ -155,17 +149,7 @@ class DeviceProfile:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DeviceProfile:
         """InputError, naming the field, on an unknown or missing field or a wrong value; defaults may be left out."""
-        check_fields(cls, "a device profile", data)
-        data = dict(data)
-        for name, member in (("caches", Cache), ("calibrations", Calibration)):
-            if name in data:
-                data[name] = read_members(member, name, data[name])
-        if "kernels" in data:
-            data["kernels"] = KernelTable.from_json(data["kernels"])
-        if not isinstance(data.get("instruction_sets", []), list):
-            raise InputError(f"instruction_sets must be a list, got {data['instruction_sets']!r}")
-        data["instruction_sets"] = tuple(data.get("instruction_sets", ()))
-        return cls(**{**data, "versions": read_texts("versions", data.get("versions", {}))})
+        return cast(DeviceProfile, as_record(cls, data, "a device profile"))
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON, whole or not at all."""
@@ -175,17 +159,7 @@ class DeviceProfile:
     def load(cls, path: str | Path) -> DeviceProfile:
         """What `save` wrote. MissingError or InputError: one line with the file, the field and the next step."""
         path = Path(path)
-        remake = f"make it again with `bitfleet profile device --out {path}`"
-        if not path.is_file():
-            raise MissingError(f"no device profile at {path}; {remake}")
-        try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path} is not JSON (line {error.lineno}: {error.msg}); {remake}") from None
-        except (UnicodeDecodeError, RecursionError):
-            raise InputError(f"{path} is not a text file; {remake}") from None
-        except ValueError as error:
-            raise InputError(f"{path}: {error}; {remake}") from None
+        return read_record(path, cls, "device profile", f"make it again with `bitfleet profile device --out {path}`")
 
 
 _RATES = (

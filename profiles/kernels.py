@@ -28,7 +28,7 @@ from functools import cached_property
 from typing import Any
 
 from records.errors import InputError
-from records.reading import check, check_fields, read_members, read_texts
+from records.reading import check
 
 MEASURED = "measured"
 INTERPOLATED = "interpolated"
@@ -126,29 +126,8 @@ class KernelTable:
             self._estimates[key] = self._estimate(*key)
         return self._estimates[key]
 
-    def quieter(self, other: KernelTable) -> KernelTable:
-        """Two passes as one table: of a product that both measured, the pass with the smaller median.
-
-        Other programs only ever add time, so the smaller median is the one that they disturbed less.
-        """
-        both = dict(self._by_key)
-        for key, entry in other._by_key.items():
-            if key not in both or entry.median_ms < both[key].median_ms:
-                both[key] = entry
-        return KernelTable(tuple(both.values()), other.date or self.date, {**self.versions, **other.versions})
-
     def to_json(self) -> dict[str, Any]:
         return {"date": self.date, "versions": dict(self.versions), "entries": [asdict(e) for e in self.entries]}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> KernelTable:
-        check_fields(cls, "kernels", data)
-        check("kernels.date", data.get("date"), str, optional=True)
-        return cls(
-            read_members(KernelEntry, "kernels.entries", data.get("entries", [])),
-            data.get("date"),
-            read_texts("kernels.versions", data.get("versions", {})),
-        )
 
     @cached_property
     def _by_key(self) -> dict[tuple[str, int, int, int, int, int, int], KernelEntry]:

@@ -6,18 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from planner.plan import Compared, Plan
+from planner.plan import Compared, DeviceSummary, LatencyTable, MemoryTable, Plan
 from planner.request import Budget, Workload
 from supernet.space import Choice, Subnet
 
 SUBNET = Subnet.of({"a": Choice(2, 32), "b": Choice(8, 32)})
 CHOSEN = Compared("planned", "exact", SUBNET, 2.0, 1000, 500, 5.0, 50.0, 0.25, {"kl": 0.3, "tokens": 4096})
 UNIFORM = Compared("uniform", "uniform 2 bits", SUBNET.replace("b", Choice(2, 32)), 2.0, 900, 400, 4.0, 40.0, 0.5)
+DEVICE: DeviceSummary = {
+    "name": "laptop", "kind": "cpu", "model": "A laptop", "measured": False, "source": "a datasheet",
+    "date": "2026-11-22", "threads": 4, "memory_bytes": 8 * 10**9, "usable_bytes": 8 * 10**9,
+}  # fmt: skip
+MEMORY: MemoryTable = {
+    "total_bytes": 1000, "basis": "exact", "items": [{"name": "a", "bytes": 1000, "basis": "exact", "unit": "a"}]
+}  # fmt: skip
+LATENCY: LatencyTable = {
+    "ttft_ms": 50.0, "tpot_ms": 5.0, "basis": "estimate", "spread": 0.1, "prefill": [],
+    "decode": [{"name": "a", "ms": 5.0, "basis": "estimate", "unit": None, "spread": 0.1}],
+}  # fmt: skip
 PLAN = Plan(
     supernet="/models/tiny", fingerprint="f1", model={"name": "tiny"}, runtime="onnxruntime",
-    device={"name": "laptop", "measured": False}, workload=Workload(512), budget=Budget(10**9, 20.0),
-    limits=Budget(10**8, 20.0), compared=(CHOSEN, UNIFORM), memory={"total_bytes": 1000, "items": []},
-    latency={"tpot_ms": 5.0}, search=({"solver": "HiGHS", "seconds": 0.1, "gap": 0.0},),
+    device=DEVICE, workload=Workload(512), budget=Budget(10**9, 20.0),
+    limits=Budget(10**8, 20.0), compared=(CHOSEN, UNIFORM), memory=MEMORY, latency=LATENCY,
+    search=({"solver": "HiGHS", "seconds": 0.1, "gap": 0.0},),
     dropped={"int3g32 of qkv": "only 2, 4 and 8 bits"}, notes=("a note",), versions={"optuna": "5.0.0"},
     date="2026-11-22T05:00:00+00:00", command="bitfleet plan --mem 1GB",
 )  # fmt: skip
@@ -40,7 +51,7 @@ def test_a_failed_write_leaves_the_old_plan_and_nothing_else(tmp_path: Path) -> 
     path = tmp_path / "plan.json"
     PLAN.save(path)
     with pytest.raises(ValueError, match="JSON"):
-        replace(PLAN, memory={"total_bytes": float("nan")}).save(path)
+        replace(PLAN, model={"layers": float("nan")}).save(path)
     assert Plan.load(path) == PLAN
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
 
@@ -71,6 +82,13 @@ def _without(key: str) -> dict[str, object]:
         json.dumps({**PLAN.to_json(), "budget": {"memory_bytes": "8GB"}}),
         json.dumps({**PLAN.to_json(), "workload": []}),
         json.dumps({**PLAN.to_json(), "surprise": 1}),
+        json.dumps({**PLAN.to_json(), "memory": {**MEMORY, "items": [{"name": "a"}]}}),
+        json.dumps({**PLAN.to_json(), "latency": {**LATENCY, "decode": 1}}),
+        json.dumps({**PLAN.to_json(), "device": {**DEVICE, "name": 1}}),
+        json.dumps({**PLAN.to_json(), "notes": [1]}),
+        json.dumps({**PLAN.to_json(), "compared": [{**CHOSEN.to_json(), "memory_bytes": 0}]}),
+        json.dumps({**PLAN.to_json(), "compared": [{**CHOSEN.to_json(), "tpot_ms": float("inf")}]}),
+        json.dumps({**PLAN.to_json(), "workload": {"context": 2**63}}),
         json.dumps(_without("workload")),
         json.dumps(_without("fingerprint")),
     ],

@@ -111,7 +111,6 @@ def test_last_level_cache() -> None:
         ({"memory_bytes": 0}, "memory_bytes must be at least 1, got 0"),
         ({"memory_bytes": 8.5}, "memory_bytes must be an integer, got 8.5"),
         ({"available_bytes": -1}, "available_bytes must be at least 0, got -1"),
-        ({"measured": 1}, "measured must be true or false, got 1"),
         ({"name": ""}, "name must be text, got ''"),
         ({"clock_hz": 0}, "clock_hz must be above 0, got 0"),
         ({"bandwidth_bytes_per_s": float("nan")}, "bandwidth_bytes_per_s must be finite, got nan"),
@@ -151,19 +150,38 @@ def broken(data: dict[str, Any], *path: str | int, to: Any = None) -> dict[str, 
     ("text", "names"),
     [
         ("", ["not JSON"]),
-        ("{", ["not JSON", "line 1"]),
-        ("[]", ["must be an object, got list"]),
-        ("null", ["must be an object"]),
+        ("{", ["not JSON", "truncated"]),
+        ("[]", ["is a JSON object", "holds a list"]),
+        ("null", ["is a JSON object"]),
         (json.dumps({}), ["needs the field", "'memory_bytes'"]),
         (json.dumps(broken(PROFILE.to_json(), "memory_bytes")), ["needs the field 'memory_bytes'"]),
         (json.dumps(broken(PROFILE.to_json(), "colour", to="red")), ["has no field 'colour'"]),
-        (json.dumps(broken(PROFILE.to_json(), "threads", to="two")), ["threads must be an integer", "'two'"]),
-        (json.dumps(broken(PROFILE.to_json(), "caches", 0, "level")), ["caches[0] needs the field 'level'"]),
-        (json.dumps(broken(PROFILE.to_json(), "kernels", to=[])), ["kernels must be an object"]),
+        (
+            json.dumps(broken(PROFILE.to_json(), "threads", to="two")),
+            ["threads of a device profile", "must be an integer or null, got 'two'"],
+        ),
+        (
+            json.dumps(broken(PROFILE.to_json(), "caches", 0, "level")),
+            ["caches[0] of a device profile", "'level'"],
+        ),
+        (
+            json.dumps(broken(PROFILE.to_json(), "kernels", to=[])),
+            ["kernels of a device profile", "must be an object, got a list"],
+        ),
         (json.dumps(broken(PROFILE.to_json(), "kernels", "entries", 0, "rows")), ["kernels.entries[0]", "'rows'"]),
         (json.dumps(broken(PROFILE.to_json(), "kernels", "entries", 0, "rows", to=0)), ["rows", "at least 1, got 0"]),
-        (json.dumps(broken(PROFILE.to_json(), "calibrations", 0, "value", to="x")), ["value of a calibration"]),
-        (json.dumps(broken(PROFILE.to_json(), "versions", to=["1"])), ["versions must be an object"]),
+        (
+            json.dumps(broken(PROFILE.to_json(), "calibrations", 0, "value", to="x")),
+            ["calibrations[0].value of a device profile", "must be a number, got 'x'"],
+        ),
+        (
+            json.dumps(broken(PROFILE.to_json(), "versions", to=["1"])),
+            ["versions of a device profile", "must be an object, got a list"],
+        ),
+        (
+            json.dumps(broken(PROFILE.to_json(), "measured", to=1)),
+            ["measured of a device profile", "must be true or false, got 1"],
+        ),
         (json.dumps(broken(PROFILE.to_json(), "schema", to=99)), ["schema must be 1, got 99"]),
     ],
 )
@@ -181,7 +199,7 @@ def test_binary_and_missing_files(tmp_path: Path) -> None:
         DeviceProfile.load(path)
     _one_line(missing.value, str(path), "bitfleet profile device --out")
     path.write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(ValueError, match="not a text file") as binary:
+    with pytest.raises(ValueError, match="not JSON") as binary:
         DeviceProfile.load(path)
     _one_line(binary.value, str(path))
     with pytest.raises(FileNotFoundError):

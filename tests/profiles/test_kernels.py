@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from profiles.kernels import KernelEntry, KernelTable
 from profiles.measure import Timing, percentile, time_callable
+from records.reading import as_record
 
 SHAPES = ((576, 576), (576, 960), (576, 3072), (1536, 576), (1024, 1024), (2048, 512), (512, 2048), (1024, 4096),
           (2048, 2048), (4096, 1024), (768, 2304), (4096, 4096), (576, 49152))  # fmt: skip
@@ -149,17 +150,9 @@ def test_what_the_formula_can_say_it_says_exactly(
 
 def test_json_round_trip_keeps_estimates() -> None:
     whole = dataclasses.replace(table(noise=0.1), date="2026-11-22", versions={"onnxruntime": "1.31.1"})
-    again = KernelTable.from_json(json.loads(json.dumps(whole.to_json())))
+    again = as_record(KernelTable, json.loads(json.dumps(whole.to_json())), "kernels")
     assert again == whole
     assert again.estimate("ort", 4, 64, 7, 999, 777) == whole.estimate("ort", 4, 64, 7, 999, 777)
-
-
-def test_of_two_passes_the_less_disturbed_is_kept() -> None:
-    first = KernelTable((entry(4, 1, 64, 64, 1.0), entry(4, 1, 64, 128, 2.0)), "2026-11-21", {"a": "1"})
-    second = KernelTable((entry(4, 1, 64, 64, 3.0), entry(4, 1, 64, 128, 1.5)), "2026-11-22", {"a": "2"})
-    for both in (first.quieter(second), second.quieter(first)):
-        assert [e.median_ms for e in both.entries] == [1.0, 1.5]
-    assert (first.quieter(second).date, first.quieter(second).versions) == ("2026-11-22", {"a": "2"})
 
 
 def test_wrong_tables_are_refused() -> None:
