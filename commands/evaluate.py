@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--subnet", type=click.Path(path_type=Path), help="A plan, or a JSON object of unit: choice.")
 @click.option("--bits", type=int, help="Every linear at these bits.")
 @click.option("--text", metavar="FILE", help="What to evaluate on; the default is the supernet's held-out text.")
-@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model.")
+@TRUST
 @click.option("--windows", type=int, default=16, show_default=True, help="Windows of --text.")
 @click.option("--window-tokens", type=int, default=512, show_default=True, help="Tokens of each.")
 @JSON
@@ -32,20 +32,19 @@ def evaluate(
     text: str | None,
     windows: int,
     window_tokens: int,
-    trust_remote_code: bool,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """KL to the full model, perplexity and top-1 agreement, of one subnet or of every uniform one."""
     from supernet.checkpoint import open_supernet
 
-    files = open_supernet(supernet)
+    files = open_supernet(supernet, trust_remote_code=trust)
     subnets = chosen_subnets(files, subnet, bits)
     from supernet.evaluate import evaluate
 
     with progress() as report:
-        trust = trust_remote_code
         reference = full_model_on(files, text, windows, window_tokens, trust, report) if text else files.reference()
-        found = evaluate(files.load(trust), list(subnets.values()), reference, report)
+        found = evaluate(files.load(), list(subnets.values()), reference, report)
     if as_json:
         emit([{"subnet": name, **quality.to_json()} for name, quality in zip(subnets, found, strict=True)])
     else:

@@ -108,10 +108,11 @@ def numbers_in(option: str, text: str, kind: Callable[[str], Number], example: s
         raise InputError(f"{option} must be {example}, got {text!r}") from None
 
 
-def trained_supernet(path: str) -> SupernetFiles:
+def trained_supernet(path: str, trust: bool = False) -> SupernetFiles:
     from supernet.checkpoint import open_supernet
 
-    return open_supernet(Path(path).resolve())  # a plan keeps the path, and may be exported from another folder
+    whole = Path(path).resolve()  # a plan keeps the path, and may be exported from another folder
+    return open_supernet(whole, trust_remote_code=trust)
 
 
 def default_supernet() -> SupernetFiles:

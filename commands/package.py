@@ -11,14 +11,15 @@ from commands.exits import BROKEN, OK
 from commands.names import runtime_named
 from commands.reports import print_verified
 from commands.streams import reader_left
-from commands.terminal import JSON, emit, progress, say, size, stream
+from commands.terminal import JSON, TRUST, emit, progress, say, size, stream
 from records.atomic import check_output
 
 
 @click.command()
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The package's folder; it appears whole.")
-def export(plan: Path, out: Path) -> None:
+@TRUST
+def export(plan: Path, out: Path, trust: bool) -> None:
     """Write the package of a plan: what the runtime loads, the tokenizer, and a manifest."""
     from planner.package import check_replaceable, write_package
     from planner.plan import Plan
@@ -27,7 +28,7 @@ def export(plan: Path, out: Path) -> None:
     made = Plan.load(plan)
     check_output(out, folder=True)
     check_replaceable(out)
-    files = open_supernet(made.supernet)
+    files = open_supernet(made.supernet, trust_remote_code=trust)
     with progress() as report:
         package = write_package(runtime_named(made.runtime), files, made, out, report)
     total = sum(entry.bytes for entry in package.files.values())

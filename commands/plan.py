@@ -19,7 +19,7 @@ from commands.names import (
     trained_supernet,
 )
 from commands.reports import print_plan
-from commands.terminal import JSON, emit, note, say
+from commands.terminal import JSON, TRUST, emit, note, say
 from records.atomic import check_output
 from records.cache import cache_dir
 
@@ -43,11 +43,12 @@ if TYPE_CHECKING:
 @click.option("--trials", type=int, metavar="N", help="Subnets that the search tries.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="plan.json", show_default=True)
+@TRUST
 @JSON
 def plan(
     supernet: str | None, mem: str, latency: str | None, ttft: str | None, disk: str | None, context: int | None,
     batch: int, prompt_tokens: int | None, device: str | None, runtime: str, trials: int | None, seed: int, out: Path,
-    as_json: bool,
+    trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """The bits of every layer that lose least within a memory and latency budget.
 
@@ -67,7 +68,7 @@ def plan(
     loader = runtime_named(runtime)
     # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
     named = None if device is None else device_named(device)
-    files = None if supernet is None else trained_supernet(supernet)
+    files = None if supernet is None else trained_supernet(supernet, trust)
     if files is not None:
         Workload.for_model(files.spec, context, batch, prompt_tokens)
     target = named or own_device(runtime)

@@ -18,6 +18,9 @@ from typing import Any, TextIO
 import click
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+TRUST = click.option(
+    "--trust-remote-code", "trust", is_flag=True, help="Run the Python code that comes with the model."
+)
 # Control characters, marks and overrides of direction, separators of lines, invisible operators and tags, halves of
 # surrogate pairs. Joiners of emoji and of Persian or Indic letters are none of these.
 _ACTS = re.compile(

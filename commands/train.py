@@ -11,7 +11,8 @@ from click.core import ParameterSource
 
 from commands.names import check_launcher, numbers_in, whole_numbers
 from commands.reports import print_training
-from commands.terminal import first_process, progress, say
+from commands.terminal import TRUST, first_process, note, progress, say
+from records.errors import InputError
 
 
 @click.command()
@@ -71,7 +72,8 @@ from commands.terminal import first_process, progress, say
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the training in --out that was stopped.")
-@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model.")
+@TRUST
+@click.option("--without-export", is_flag=True, help="Train a model that no runtime can export, for PyTorch alone.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write it.  [default: supernet-MODEL]")
 @click.pass_context
 def train(
@@ -81,6 +83,8 @@ def train(
     train_bits: str | None,
     prune: str | None,
     resume: bool,
+    trust: bool,
+    without_export: bool,
     out: Path | None,
     **options: Any,
 ) -> None:
@@ -101,7 +105,9 @@ def train(
 
     if options["data"] is not None and not resume:
         check_source(options["data"])
-    recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, **options)
+    recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, trust_remote_code=trust, **options)
+    if first_process():
+        check_exports(model, trust, without_export)
     with progress() as report:
         files = create(model, path, recipe, resume, report, typed=typed_options(context))
     PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
@@ -113,6 +119,26 @@ def train(
 def typed_options(context: click.Context) -> dict[str, str]:
     """What was given of the recipe on the command line, as its field and the option's name."""
     options = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name}
-    others = ("model", "out", "resume", "trust_remote_code")
+    others = ("model", "out", "resume", "trust", "without_export")
     typed = (n for n in options if context.get_parameter_source(n) is ParameterSource.COMMANDLINE)
     return {name: options[name] for name in typed if name not in others}
+
+
+def check_exports(model: str, trust: bool, without_export: bool) -> None:
+    """Say which runtimes can export a model, before anything is trained; InputError where none can.
+
+    Not where the person asked for it, or where the model is code of its own: what it computes, its name cannot tell.
+    """
+    from planner.runtimes import RUNTIMES
+    from supernet.loading import describe
+
+    config, spec = describe(model, trust)
+    own = trust and bool(getattr(config, "auto_map", None))
+    reasons = {name: runtime().model_refusal(spec) for name, runtime in RUNTIMES.items()}
+    for name, reason in reasons.items():
+        note(f"{name} can export {spec.architecture}" if reason is None else f"{name} cannot export it: {reason}")
+    if all(reasons.values()) and not without_export and not own:
+        raise InputError(
+            f"no runtime can export {model}: {next(iter(reasons.values()))}; give another model, or "
+            "train it for PyTorch alone with --without-export"
+        )

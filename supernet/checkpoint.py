@@ -1,7 +1,8 @@
 """The supernet on disk: a folder of safetensors and JSON that a person can open. Nothing is pickled.
 
     supernet.json           what it is: model, space, how it was made, the SHA-256 of each other file
-    model/                  the model's config and tokenizer
+    model/                  what describes the model: config, tokenizer, settings of generation, its code if it has any
+    load.json               what became of each tensor and file of the model's source
     codes.safetensors       codes, scales and zeros of every matrix at every choice
     floats.safetensors      what is never quantized: norms, biases
     adapters.safetensors    trained adapters that do not fold into the codes
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from supernet.build import Supernet, Weights
     from supernet.evaluate import Reference
     from supernet.grids import QuantizedWeight, Stored
+    from supernet.loading import Loaded
 
 FORMAT = 3
 SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
@@ -43,7 +45,7 @@ AGREEMENT_FILE, ORDER, SCALING = "agreement.json", "order.safetensors", "scaling
 CHANGES = (ORDER, SCALING)  # what was done to the full model before its codes were made
 STATE = "state.json"
 UNFINISHED = (START, WINDOWS, TRAINING, AGREEMENT_FILE, STATE)  # files that a finished supernet has not
-MODEL = "model"
+MODEL, LOAD = "model", "load.json"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class SupernetFiles:
     space: SearchSpace
     info: Mapping[str, Any]
     hashes: Mapping[str, str]
+    trusted: bool = False  # whether the model's own code may run
     _open: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -90,13 +93,18 @@ class SupernetFiles:
     def finished(self) -> bool:
         return bool(self.info.get("finished"))
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether the model or its tokenizer is Python code that came with it."""
+        return any(name.endswith(".py") for name in self.hashes)
+
     def check_hashes(self) -> None:
         """InputError naming the first file whose bytes are not those that were written."""
         self.check_model()
         self._check(name for name in self.hashes if not _of_model(name))
 
     def check_model(self) -> None:
-        """The same for config and tokenizer, which are small; also for a file beside them that nobody wrote."""
+        """The same for what describes the model, which is small; also for a file beside it that nobody wrote."""
         self._check(filter(_of_model, self.hashes))
         for name in model_files(self.path):
             if name not in self.hashes:
@@ -110,7 +118,9 @@ class SupernetFiles:
             if not path.is_file():
                 raise MissingError(f"the supernet {self.path} lacks {name}; copy it again or train it again")
             if sha256(path) != expected:
-                raise InputError(f"{path} is damaged: its SHA-256 is not the recorded one; copy it or train it again")
+                raise InputError(
+                    f"{path} is damaged or was changed after training (SHA-256); copy it or train it again"
+                )
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -176,28 +186,23 @@ class SupernetFiles:
         parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Reference(**parts, softcap=self.info.get("softcap"))
 
-    def load(
-        self, trust_remote_code: bool = False, keep: Callable[[QuantizedWeight], Stored] | None = None
-    ) -> Supernet:
+    def load(self, keep: Callable[[QuantizedWeight], Stored] | None = None) -> Supernet:
         """The supernet as a model, in float32, its adapters in place. `keep` says what is kept of each weight read.
 
-        InputError where the model brings Python code of its own and `trust_remote_code` does not allow it: the folder
-        may be a stranger's, so what it says of itself allows nothing.
+        InputError where a file is damaged.
         """
         from transformers import AutoConfig
 
         from supernet.build import assemble
 
         self.check_hashes()
-        if self.info["recipe"]["trust_remote_code"] and not trust_remote_code:
-            raise InputError(f"the model of {self.path} runs Python code of its own; allow it with --trust-remote-code")
-        config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=self.trusted)
         weights = {
             linear.name: {choice: self._kept(linear.name, choice, keep) for choice in self.space.whole[unit.name]}
             for unit in self.spec.units
             for linear in unit.linears
         }
-        supernet = assemble(config, self.spec, self.space, self.float_tensors(), weights, trust_remote_code)
+        supernet = assemble(config, self.spec, self.space, self.float_tensors(), weights, self.trusted)
         if ADAPTERS_FILE in self.hashes:
             self._load_adapters(supernet)
         return supernet
@@ -222,8 +227,10 @@ class SupernetFiles:
             matrix.adapt(choices, self._adapter(matrix.stored(choices[0]), state).requires_grad_(False))
 
 
-def open_supernet(path: str | Path, unfinished: bool = False) -> SupernetFiles:
-    """A supernet's folder; MissingError or InputError, one line, where it is missing, corrupt or unfinished."""
+def open_supernet(path: str | Path, unfinished: bool = False, trust_remote_code: bool = False) -> SupernetFiles:
+    """A supernet's folder; MissingError or InputError, one line, where it is missing, corrupt or unfinished, and where
+    the model brings Python code that `trust_remote_code` does not allow: the folder may be a stranger's, so what it
+    says of itself allows nothing."""
     path = Path(path)
     file = path / SUPERNET
     if not file.is_file():
@@ -233,11 +240,14 @@ def open_supernet(path: str | Path, unfinished: bool = False) -> SupernetFiles:
         if data["format"] != FORMAT:
             raise InputError(f"{file} has format {data['format']}, this version reads {FORMAT}; train it again")
         files = SupernetFiles(
-            path, ModelSpec.from_json(data["model"]), SearchSpace.from_json(data["space"]), data["info"], data["hashes"]
-        )
+            path, ModelSpec.from_json(data["model"]), SearchSpace.from_json(data["space"]), data["info"],
+            data["hashes"], trust_remote_code,
+        )  # fmt: skip
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is damaged ({type(error).__name__}: {error}); copy it or train it again") from None
     files.check_model()
+    if files.runs_code and not trust_remote_code:
+        raise InputError(f"the model of {path} runs Python code of its own; allow it with --trust-remote-code")
     if not files.finished and not unfinished:
         raise InputError(
             f"the training of {path} has not finished; go on with `bitfleet train MODEL --out {path} --resume`"
@@ -247,10 +257,11 @@ def open_supernet(path: str | Path, unfinished: bool = False) -> SupernetFiles:
 
 def save_start(
     path: Path, supernet: Supernet, reference: Reference, windows: Tensor,
-    config: Any, tokenizer: Any, info: Mapping[str, Any], changes: Mapping[str, Mapping[str, Tensor]],
+    loaded: Loaded, info: Mapping[str, Any], changes: Mapping[str, Mapping[str, Tensor]],
 ) -> SupernetFiles:  # fmt: skip
     """Write what training starts from, into a folder where `supernet.folder.begin` said so. `changes` are the files of
     what was done to the full model before."""
+    from records.atomic import write_json
     from supernet.files import write_tensors
 
     for name, tensors in changes.items():
@@ -260,9 +271,8 @@ def save_start(
     held_out = {"windows": reference.windows, "hidden": reference.hidden, "head": reference.head}
     write_tensors(path / REFERENCE, held_out | ({} if reference.bias is None else {"bias": reference.bias}))
     write_tensors(path / WINDOWS, {"windows": windows})
-    config.save_pretrained(path / MODEL)
-    tokenizer.save_pretrained(path / MODEL)
-    supernet.model.generation_config.save_pretrained(path / MODEL)
+    loaded.save_description(path / MODEL)
+    write_json(path / LOAD, loaded.account.to_json())
     begun = {**info, "softcap": reference.softcap, "finished": False}
     names = (START, FLOATS, REFERENCE, WINDOWS, *changes, *model_files(path))
     files = save_index(path, supernet.spec, supernet.space, begun, hashes_of(path, names))
@@ -271,13 +281,13 @@ def save_start(
 
 
 def model_files(path: Path) -> list[str]:
-    """Config and tokenizer of the supernet in `path`, by their names in its hashes."""
-    found = (path / MODEL).rglob("*")
+    """What describes the model of the supernet in `path`, by its names in the hashes."""
+    found = (path / LOAD, *(path / MODEL).rglob("*"))
     return sorted(file.relative_to(path).as_posix() for file in found if not file.is_dir())
 
 
 def _of_model(name: str) -> bool:
-    return name.startswith(f"{MODEL}/")
+    return name == LOAD or name.startswith(f"{MODEL}/")
 
 
 def write_trained(path: Path, supernet: Supernet) -> tuple[str, ...]:

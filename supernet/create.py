@@ -53,8 +53,9 @@ def create(
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out, "another training", waiting) as waited:
         started = (out / SUPERNET).exists()
-        if waited and started and open_supernet(out, unfinished=True).finished:
-            return open_supernet(out)
+        trust = recipe.trust_remote_code
+        if waited and started and open_supernet(out, True, trust).finished:
+            return open_supernet(out, trust_remote_code=trust)
         if started:
             _check_resumable(out, recipe, resume, typed)
         else:
@@ -68,7 +69,7 @@ def resolved(source: str) -> str:
 
 
 def _check_resumable(out: Path, recipe: Recipe, resume: bool, typed: Mapping[str, str] | None) -> None:
-    files = open_supernet(out, unfinished=True)
+    files = open_supernet(out, True, recipe.trust_remote_code)
     if files.finished:
         remove_unfinished(files)  # whoever finished may have been killed before
     if files.finished and resume:
@@ -98,20 +99,20 @@ def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerato
     prepares = not started and accelerator.is_main_process
     if prepares:
         model.to(home(model, accelerator.device))
-        prepare(source, model, tokenizer, out, recipe, accelerator.device, report)
+        prepare(source, loaded, out, recipe, accelerator.device, report)
     accelerator.wait_for_everyone()
-    files = open_supernet(out, unfinished=True)
+    files = open_supernet(out, True, trust)
     recipe = Recipe.from_json(files.info["recipe"])
     if not prepares:
         as_prepared(model, files)
         check_same(model, files, source)
-    supernet = files.load(trust, _part(accelerator))
+    supernet = files.load(_part(accelerator))
     trainer = fit(files, model, supernet, recipe, accelerator, report)
     if accelerator.is_main_process:
         model, supernet = _whole(source, files, model, supernet, trust, accelerator)
         finish(files, model, tokenizer, supernet, recipe, trainer, report)
     accelerator.wait_for_everyone()
-    return open_supernet(out)
+    return open_supernet(out, trust_remote_code=trust)
 
 
 def _part(accelerator: Any) -> Callable[[QuantizedWeight], Part] | None:
@@ -131,7 +132,7 @@ def _whole(
         as_prepared(model, files)
         model.to(home(model, accelerator.device))
     if sharded:
-        again = files.load(trust)
+        again = files.load()
         for name, matrix in again.matrices.items():
             matrix.adapters = supernet.matrices[name].adapters
         supernet = again

@@ -14,7 +14,7 @@ from typing import Any
 from records.atomic import write_json
 from records.errors import InputError
 from records.reading import read_json
-from supernet.checkpoint import CHANGES, FLOATS, MODEL, REFERENCE, STATE, UNFINISHED, SupernetFiles
+from supernet.checkpoint import CHANGES, FLOATS, LOAD, MODEL, REFERENCE, STATE, UNFINISHED, SupernetFiles
 
 KIND = "bitfleet start"
 _TEMPORARY = re.compile(r"\..+\.tmp-\d+-[0-9a-f]{8}")
@@ -46,7 +46,7 @@ def _begun(out: Path) -> bool:
 def remove_start(out: Path) -> None:
     """Remove what a start left that was stopped before its index, so that none of it is taken for a later one's."""
     shutil.rmtree(out / MODEL, ignore_errors=True)
-    for name in (*CHANGES, FLOATS, REFERENCE, *UNFINISHED):  # the state is the last of them
+    for name in (*CHANGES, FLOATS, REFERENCE, LOAD, *UNFINISHED):  # the state is the last of them
         (out / name).unlink(missing_ok=True)
 
 

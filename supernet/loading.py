@@ -37,16 +37,18 @@ class Loaded:
 
     @property
     def runs_code(self) -> bool:
-        """Whether the model or its tokenizer is Python code that came with it."""
-        return any(type(part).__module__.startswith("transformers_modules") for part in (self.model, self.tokenizer))
+        """Whether the model is Python code that came with it."""
+        return type(self.model).__module__.startswith("transformers_modules")
 
     def save_description(self, folder: Path) -> None:
         """Write all but the weights: config, tokenizer, generation settings as the source has them, and its code."""
         from transformers.dynamic_module_utils import custom_object_save
 
         folder.mkdir(parents=True, exist_ok=True)
-        if type(self.model).__module__.startswith("transformers_modules"):
+        if self.runs_code:
             custom_object_save(self.model, folder, self.model.config)
+        else:  # what is native needs none of the code that its config may name
+            self.model.config.__dict__.pop("auto_map", None)
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_text(folder / GENERATION, json.dumps(self.generation, indent=2) + "\n")

@@ -24,7 +24,7 @@ from supernet.checkpoint import ORDER, SCALING, SupernetFiles, save_start
 from supernet.choices import make_space
 from supernet.evaluate import Reference
 from supernet.folder import begin
-from supernet.loading import model_name
+from supernet.loading import Loaded, model_name
 from supernet.model import check_head, hidden_states, in_compute_dtype, spec_of_model
 from supernet.progress import Progress
 from supernet.pruning import channel_order, reorder
@@ -46,12 +46,13 @@ READ = 4096  # windows that are drawn from a text at most
 
 
 def prepare(
-    source: str, model: Any, tokenizer: Any, out: Path, recipe: Recipe, device: torch.device, progress: Progress
+    source: str, loaded: Loaded, out: Path, recipe: Recipe, device: torch.device, progress: Progress
 ) -> SupernetFiles:
     """Windows, codes and what the full model says of the held-out windows. Blocks are quantized on `device`.
 
-    `model` is left as its codes were made: in the order of `ORDER`, scaled by `SCALING`.
+    The model is left as its codes were made: in the order of `ORDER`, scaled by `SCALING`.
     """
+    model, tokenizer = loaded.model, loaded.tokenizer
     spec = spec_of_model(model, model_name(source))
     space = make_space(spec, recipe.bits, recipe.group_size, recipe.prune)
     check_head(model)
@@ -65,9 +66,9 @@ def prepare(
     there = training.to(device)
     recipe = decided(recipe, model, there)
     supernet, quantized = _quantized(model, spec, space, there, recipe, progress)
-    info = _begun(source, spec, recipe, text, quantized)
+    info = _begun(source, spec, recipe, text, quantized) | {"load": loaded.account.line}
     begin(out, {"source": source, "recipe": recipe.to_json()})
-    return save_start(out, supernet, reference, training, model.config, tokenizer, info, changes)
+    return save_start(out, supernet, reference, training, loaded, info, changes)
 
 
 def _changed(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from planner.quality import SensitivityTable
+from records.atomic import sha256
 from supernet.build import extract
 from supernet.checkpoint import CODES, SCALING, SUPERNET, open_supernet
 from supernet.create import create
@@ -38,7 +39,16 @@ def test_a_finished_folder_holds_what_planning_reads(finished: Path) -> None:
     files = open_supernet(finished)
     assert files.finished
     assert sorted(p.name for p in finished.iterdir()) == sorted(
-        [SUPERNET, CODES, SCALING, "floats.safetensors", "reference.safetensors", "sensitivity.json", "model"]
+        [
+            SUPERNET,
+            CODES,
+            SCALING,
+            "floats.safetensors",
+            "reference.safetensors",
+            "sensitivity.json",
+            "model",
+            "load.json",
+        ]
     )
     table = SensitivityTable.load(finished / "sensitivity.json")
     table.check(files.space, files.fingerprint)
@@ -239,7 +249,8 @@ def test_a_stranger_s_folder_cannot_allow_its_own_code(finished: Path, tmp_path:
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     data = json.loads((copy / SUPERNET).read_text())
-    data["info"]["recipe"]["trust_remote_code"] = True
+    (copy / "model" / "modeling_x.py").write_text("raise SystemExit('it ran')")
+    data["hashes"]["model/modeling_x.py"] = sha256(copy / "model" / "modeling_x.py")
     (copy / SUPERNET).write_text(json.dumps(data))
     with pytest.raises(ValueError, match="runs Python code of its own; allow it with --trust-remote-code"):
-        open_supernet(copy).load()
+        open_supernet(copy)
