@@ -118,9 +118,7 @@ class SupernetFiles:
             if not path.is_file():
                 raise MissingError(f"the supernet {self.path} lacks {name}; copy it again or train it again")
             if sha256(path) != expected:
-                raise InputError(
-                    f"{path} is damaged or was changed after training (SHA-256); copy it or train it again"
-                )
+                raise InputError(f"{path} is damaged or was changed after training; copy it or train it again")
 
     @property
     def changes(self) -> tuple[str, ...]:

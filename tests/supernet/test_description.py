@@ -58,7 +58,7 @@ def change(name: str) -> Callable[[Path], None]:
 CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "config": (
         lambda net: edit(net / "model" / "config.json", rms_norm_eps=0.1),
-        "config.json is damaged or was changed after training",
+        "config.json is damaged or was changed",
     ),
     "tokenizer": (change("model/tokenizer.json"), "tokenizer.json is damaged or was changed"),
     "generation": (change("model/generation_config.json"), "generation_config.json is damaged or was changed"),
