@@ -86,6 +86,6 @@ class _Parts:
         amounts: dict[str | None, float] = dict.fromkeys((None, *self.table), 0.0)
         for unit, amount in items:
             amounts[unit] += amount
-        self.constant = amounts[None]
+        self.constant = max(self.constant, amounts[None])  # what little there is of loading goes as units grow
         for unit, choice in subnet:
             self.table[unit][choice] = amounts[unit]

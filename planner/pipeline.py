@@ -291,9 +291,10 @@ def profile_device(
         return profile, skipped
     profile = replace(profile, threads=runtime.best_threads(profile))
     entries = runtime.measure_kernels(profile, quick, lambda what, share: report(f"timing products, {what}", share))
-    found = runtime.calibrate(profile, lambda what, share: report(f"timing small models, {what}", share))
     kernels = KernelTable(tuple(entries), datetime.now(UTC).date().isoformat(), runtime.versions())
-    return replace(profile, kernels=kernels, calibrations=found), skipped
+    profile = replace(profile, kernels=kernels)
+    found = runtime.calibrate(profile, lambda what, share: report(f"timing small models, {what}", share))
+    return replace(profile, calibrations=found), skipped
 
 
 def _refusal(runtime: Runtime, device: DeviceProfile) -> str | None:

@@ -18,7 +18,7 @@ from planner.plan import Plan
 from planner.quality import SENSITIVITY_FILE, SensitivityTable
 from planner.request import Budget, Workload
 from planner.runtimes.onnxruntime import storage
-from planner.runtimes.onnxruntime.calibrate import FEED_FORWARD, HIDDEN, small_llama
+from planner.runtimes.onnxruntime.calibrate import DEEP
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.search import SEARCHES
 from planner.search.base import Problem, Resource, Search
@@ -33,7 +33,7 @@ DEVICE = DeviceProfile(
     bandwidth_bytes_per_s=2e10, bandwidth_basis="measured", int8_ops_per_s=1e12,
 )  # fmt: skip
 WORKLOAD = Workload(512)
-HALF, GONE = FEED_FORWARD // 2, 0
+HALF, GONE = DEEP.feed_forward // 2, 0
 
 
 def pruned_space(spec: ModelSpec, bits: tuple[int, ...] = (2, 3, 4, 8)) -> SearchSpace:
@@ -119,10 +119,10 @@ def test_every_search_keeps_coupled_units_together(name: str, problem: Problem) 
 
 
 def test_a_pruned_block_costs_less_and_one_that_is_gone_nothing() -> None:
-    spec = small_llama(2)
+    spec = replace(DEEP, layers=2).spec()
     maker, reader = spec.feed_forwards[0]
-    assert storage.matrices(maker, HALF) == ((HIDDEN, HALF), (HIDDEN, HALF))
-    assert storage.matrices(reader, HALF) == ((HALF, HIDDEN),)
+    assert storage.matrices(maker, HALF) == ((DEEP.hidden, HALF), (DEEP.hidden, HALF))
+    assert storage.matrices(reader, HALF) == ((HALF, DEEP.hidden),)
     costs = Costs(RUNTIME, spec, WORKLOAD, DEVICE)
     whole = Subnet.of({u.name: Choice(4, 64) for u in spec.units})
     amounts = []
@@ -139,7 +139,7 @@ def test_a_pruned_block_costs_less_and_one_that_is_gone_nothing() -> None:
 
 
 def test_runtimes_say_what_they_do_not_prune() -> None:
-    spec = small_llama(1)
+    spec = replace(DEEP, layers=1).spec()
     (_, reader), *_ = spec.feed_forwards
     assert RUNTIME.refusal(spec, reader, Choice(4, 64, kept=HALF)) is None
     assert RUNTIME.refusal(spec, reader, Choice(3, 64, kept=GONE)) is None
@@ -160,7 +160,7 @@ class Files:
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     """A model in which the channels of one block in two hardly matter."""
-    spec, random = small_llama(16), np.random.default_rng(0)
+    spec, random = DEEP.spec(), np.random.default_rng(0)
     space, loss = pruned_space(spec), {}
     for unit in spec.units:
         scale = 0.05 * random.lognormal(0, 1)

@@ -1,135 +1,95 @@
-"""Measures what ONNX Runtime costs beyond its products, on two small Llama models that differ in depth alone.
+"""Measures what ONNX Runtime costs beyond its products, on small models: two that differ in depth alone, a wide one.
 
-Both are real packages, served in fresh processes. Their products are timed apart, in cache as they are there, and
-subtracted; what is left per layer, per step, per value and per attention score is what every model pays.
+All are real packages with random weights, served in fresh processes. The products of the narrow ones are timed apart,
+in cache as they are there, and subtracted; what is left per layer, per step, per value and per attention score is what
+every model pays. The wide one does not fit in a cache: what it takes over the sum of all that is known by then, the
+kernel table included, is a factor of its products. Memory comes from the peaks of all three with a long prompt.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
-import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from planner.request import Workload
-from planner.runtimes.base import Progress
-from planner.runtimes.onnxruntime import costs, fresh, kernels, memory, storage
-from planner.runtimes.onnxruntime.export import write_model
+from planner.runtimes.base import DECODE, ESTIMATE, Progress
+from planner.runtimes.onnxruntime import costs, fresh, kernels, latency, memory, random_package, storage
+from planner.runtimes.onnxruntime.shapes import Shape
 from profiles.device import Calibration
 from profiles.measure import per_call, time_callable
 from supernet.space import Choice, Subnet
-from supernet.spec import EMBEDDING, LinearSpec, ModelSpec, UnitSpec
+from supernet.spec import ModelSpec
 
-SHALLOW, DEEP = 4, 16
-SHORT, LONG, CONTEXT = 16, 1024, 2048
-CHOICE = Choice(4, 32)
-HIDDEN, FEED_FORWARD, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 256, 768, 4, 2, 64, 4096
-NEW_TOKENS = 64
+SHALLOW = Shape("shallow", 4, 256, 768, 4, 2, 64, 4096)
+DEEP = replace(SHALLOW, name="deep", layers=16)
+WIDE = Shape("wide", 8, 896, 4864, 14, 2, 64, 4096)
+SHORT, MIDDLE, LONG, CONTEXT = 16, 256, 1000, 2048
+CHOICE, WIDE_CHOICES = Choice(4, 32), (Choice(4, 32), Choice(8, 32))
+PEAKS = 3  # processes whose peak memory is compared
 
 
 @dataclass(frozen=True)
-class Folded:
-    codes: np.ndarray
-    scale: np.ndarray
-    zero: np.ndarray
+class Times:
+    """Milliseconds: per token of both narrow models, to the first token of the deep one by prompt, and of products
+    by rows; `long_tpot` after the LONG prompt."""
+
+    shallow_tpot: float
+    deep_tpot: float
+    long_tpot: float
+    ttft: Mapping[int, float]
+    products: Mapping[int, float]
+    head: float
 
 
-class RandomLlama:
-    """What the exporter reads of a supernet, with random weights."""
-
-    def __init__(self, layers: int, folder: Path) -> None:
-        self.path = self.model_dir = folder
-        self.spec = small_llama(layers)
-        folder.mkdir()
-        config = {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "hidden_act": "silu",
-            "intermediate_size": FEED_FORWARD, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
-            "head_dim": HEAD_DIM, "num_hidden_layers": layers, "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5,
-            "max_position_embeddings": CONTEXT, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
-            "pad_token_id": 2, "torch_dtype": "float32",
-        }  # fmt: skip
-        (folder / "config.json").write_text(json.dumps(config))
-        write_tokenizer(folder)
-
-    def folded(self, linear: str, choice: Choice) -> Folded:
-        found = next(lin for unit in self.spec.units for lin in unit.linears if lin.name == linear)
-        # Weights of their own for every linear: ONNX Runtime keeps equal ones once.
-        rng = np.random.default_rng(zlib.crc32(linear.encode()))
-        groups = found.in_features // choice.group_size
-        codes = rng.integers(0, 2**choice.bits, (found.out_features, found.in_features), np.uint8)
-        scale = np.full((found.out_features, groups), 0.01, np.float32)
-        return Folded(codes, scale, np.full((found.out_features, groups), 2 ** (choice.bits - 1), np.uint8))
-
-    def float_tensors(self) -> dict[str, np.ndarray]:
-        names = [f"model.layers.{i}.{n}_layernorm" for i in range(self.spec.num_layers) for n in NORMS]
-        return {f"{name}.weight": np.ones(HIDDEN, np.float32) for name in (*names, "model.norm")}
-
-
-NORMS = ("input", "post_attention")
-
-
-def small_llama(layers: int) -> ModelSpec:
-    def unit(name: str, role: str, layer: int, inputs: int, **outputs: int) -> UnitSpec:
-        parent = f"model.layers.{layer}.{name}"
-        linears = tuple(LinearSpec(f"{parent}.{tail}", n, inputs) for tail, n in outputs.items())
-        return UnitSpec(f"{parent}.{role}", role, layer, linears)
-
-    queries, keys = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
-    units = [UnitSpec("model.embed_tokens", EMBEDDING, None, (LinearSpec("model.embed_tokens", VOCABULARY, HIDDEN),))]
-    for i in range(layers):
-        units += [
-            unit("self_attn", "qkv", i, HIDDEN, q_proj=queries, k_proj=keys, v_proj=keys),
-            unit("self_attn", "o", i, queries, o_proj=HIDDEN),
-            unit("mlp", "gate_up", i, HIDDEN, gate_proj=FEED_FORWARD, up_proj=FEED_FORWARD),
-            unit("mlp", "down", i, FEED_FORWARD, down_proj=HIDDEN),
-        ]
-    return ModelSpec(
-        name="calibration", architecture="LlamaForCausalLM", num_layers=layers, hidden_size=HIDDEN, num_heads=HEADS,
-        num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, vocab_size=VOCABULARY, max_context=CONTEXT, tied=True,
-        float_parameters=(2 * layers + 1) * HIDDEN, units=tuple(units), rotary_dim=HEAD_DIM,
-    )  # fmt: skip
-
-
-def write_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models
-
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{chr(97 + i): 3 + i for i in range(26)}}
-    Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>")).save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-
-
-def calibrate(threads: int, progress: Progress | None = None) -> tuple[Calibration, ...]:
-    """The numbers of costs.py for this machine, with `threads` threads; about half a minute."""
+def calibrate(device: Any, progress: Progress | None = None) -> tuple[Calibration, ...]:
+    """The numbers of costs.py for this machine, with the device's threads and kernel table; about half a minute."""
     report = progress or (lambda what, share: None)
-    with tempfile.TemporaryDirectory() as scratch:
-        packages = {}
-        for i, layers in enumerate((SHALLOW, DEEP)):
-            report(f"building a model of {layers} layers", i * 0.3)
-            files = RandomLlama(layers, Path(scratch) / f"model{layers}")
-            packages[layers] = Path(scratch) / f"package{layers}"
-            packages[layers].mkdir()
-            subnet = Subnet.of({unit.name: CHOICE for unit in files.spec.units})
-            write_model(files, subnet, CONTEXT, threads, packages[layers])
-        report("serving both models", 0.6)
+    threads = device.threads or 1
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        report("writing three models", 0.0)
+        packages = {
+            shape: random_package.write(shape, subnet(shape), CONTEXT, threads, Path(scratch) / shape.name)
+            for shape in (SHALLOW, DEEP, WIDE)
+        }
+        report("serving the narrow ones", 0.1)
         shallow = fresh.measure(packages[SHALLOW], SHORT, CONTEXT, repeats=5)
         deep = fresh.measure(packages[DEEP], SHORT, CONTEXT, repeats=5)
-        middle = fresh.measure(packages[DEEP], LONG // 4, CONTEXT, new_tokens=2, repeats=3)
+        middle = fresh.measure(packages[DEEP], MIDDLE, CONTEXT, new_tokens=2, repeats=3)
         long = fresh.measure(packages[DEEP], LONG, CONTEXT, repeats=2)
+        report("serving the wide one", 0.6)
+        wide = fresh.measure(packages[WIDE], SHORT, CONTEXT, repeats=5)
+        report("measuring peaks of memory", 0.75)
+        peaks = {shape: peak_bytes(package) for shape, package in packages.items()}
     report("timing their products", 0.9)
-    rows = (1, LONG // 4, LONG)
-    products = {n: sum(in_cache_ms(n, threads, k, m) for k, m in layer_products()) for n in rows}
-    head = in_cache_ms(1, threads, HIDDEN, VOCABULARY)
-    numbers = solve(shallow, deep, middle, long, products, head)
-    return tuple(Calibration(costs.RUNTIME, name, value, costs.UNITS[name]) for name, value in numbers.items())
+    rows = sorted({1, *(rows for prompt in (MIDDLE, LONG) for rows, _ in latency.chunks(prompted(prompt)))})
+    products = {n: sum(in_cache_ms(n, threads, k, m) for k, m in layer_products(DEEP)) for n in rows}
+    head = in_cache_ms(1, threads, DEEP.hidden, DEEP.vocabulary)
+    ttft = {MIDDLE: middle.ttft_ms, LONG: long.ttft_ms}
+    times = Times(shallow.tpot_ms, deep.tpot_ms, long.tpot_ms, ttft, products, head)
+    found = [Calibration(costs.RUNTIME, n, v, costs.UNITS[n]) for n, v in solve_times(times).items()]
+    found += solve_memory(peaks)
+    return (*found, *product_factor(replace(device, calibrations=tuple(found)), wide.tpot_ms))
 
 
-def layer_products() -> list[tuple[int, int]]:
-    spec = small_llama(1)
-    return [shape for unit in spec.units if not unit.is_table for shape in storage.products(spec, unit)]
+def subnet(shape: Shape) -> Subnet:
+    """All at CHOICE; the layers of the wide model in turns at 4 and 8 bits."""
+    spec = shape.spec()
+    turns = WIDE_CHOICES if shape == WIDE else (CHOICE,)
+    return Subnet.of({unit.name: turns[(unit.layer or 0) % len(turns)] for unit in spec.units})
+
+
+def prompted(prompt: int) -> Workload:
+    return Workload(CONTEXT, 1, prompt)
+
+
+def layer_products(shape: Shape) -> list[tuple[int, int]]:
+    spec = replace(shape, layers=1).spec()
+    return [size for unit in spec.units if not unit.is_table for size in storage.products(spec, unit)]
 
 
 def in_cache_ms(rows: int, threads: int, inputs: int, outputs: int) -> float:
@@ -139,39 +99,74 @@ def in_cache_ms(rows: int, threads: int, inputs: int, outputs: int) -> float:
     return per_call(time_callable(lambda: run.run(["y0"], feed), min_time_s=0.1), copies).p10_ms
 
 
-def solve(
-    shallow: fresh.Measurement,
-    deep: fresh.Measurement,
-    middle: fresh.Measurement,
-    long: fresh.Measurement,
-    products: dict[int, float],
-    head: float,
-) -> dict[str, float]:
+def peak_bytes(package: Path) -> list[int]:
+    """Of PEAKS processes, each with a long prompt, ascending."""
+    return sorted(fresh.measure(package, LONG, CONTEXT, new_tokens=2, repeats=1).peak_bytes for _ in range(PEAKS))
+
+
+def solve_times(times: Times) -> dict[str, float]:
     """The constants from the measurements; times that noise has made negative become 0."""
-    spec = small_llama(DEEP)
-    values, width = memory.layer_values(spec), HEADS * HEAD_DIM
-    per_layer = (deep.tpot_ms - shallow.tpot_ms) / (DEEP - SHALLOW) - products[1]
-    step = deep.tpot_ms - DEEP * (per_layer + products[1]) - head
-    decode = (long.tpot_ms - deep.tpot_ms) / (DEEP * (LONG - SHORT) * width)
-    # What prompts of two lengths leave beyond their products, as value * tokens + score * tokens^2, in each layer.
-    short, full = LONG // 4, LONG
-    left = {
-        tokens: max(0.0, (measured.ttft_ms - step - head) / DEEP - products[tokens] - per_layer)
-        for tokens, measured in ((short, middle), (full, long))
-    }
-    score = max(0.0, (left[full] / full - left[short] / short) / (full - short))
-    value = max(0.0, left[full] / full - score * full)
-    decode_start = decode * (SHORT + NEW_TOKENS / 2) * width
-    growth = (long.peak_bytes - deep.peak_bytes) / (4 * (LONG - SHORT) * values)
-    workload = Workload(CONTEXT, 1, LONG)
-    modelled = sum(memory.unit_bytes(spec, unit, CHOICE) for unit in spec.units) + memory.kv_bytes(spec, workload)
-    modelled += storage.float_bytes(spec, CONTEXT) + memory.activation_bytes(spec, workload, growth)
+    spec = DEEP.spec()
+    values, width = memory.layer_values(spec), DEEP.heads * DEEP.head_dim
+    per_layer = (times.deep_tpot - times.shallow_tpot) / (DEEP.layers - SHALLOW.layers) - times.products[1]
+    step = times.deep_tpot - DEEP.layers * (per_layer + times.products[1]) - times.head
+    decode = (times.long_tpot - times.deep_tpot) / (DEEP.layers * (LONG - SHORT) * width)
+
+    def left(prompt: int) -> float:
+        """What a layer takes of a prompt beyond its products: value * tokens + score * scores."""
+        passes = latency.chunks(prompted(prompt))
+        layer = (times.ttft[prompt] - len(passes) * (step + times.head)) / DEEP.layers
+        return max(0.0, layer - sum(times.products[rows] + per_layer for rows, _ in passes))
+
+    def scores(prompt: int) -> int:
+        return sum(rows * known for rows, known in latency.chunks(prompted(prompt)))
+
+    growth = left(LONG) / LONG - left(MIDDLE) / MIDDLE
+    score = max(0.0, growth / (scores(LONG) / LONG - scores(MIDDLE) / MIDDLE))
+    value = max(0.0, (left(LONG) - score * scores(LONG)) / LONG)
+    decode_start = decode * (SHORT + latency.DECODED_TOKENS / 2) * width
     return {
-        costs.BASE: float(long.peak_bytes - modelled),
-        costs.ACTIVATIONS: growth,
         costs.STEP: max(0.0, step),
         costs.LAYER: max(0.0, per_layer - decode_start - value),
         costs.VALUE: 1e6 * value / values,
         costs.SCORE_DECODE: max(0.0, 1e6 * decode),
         costs.SCORE_PREFILL: 1e6 * score / width,
     }
+
+
+def solve_memory(peaks: Mapping[Shape, list[int]]) -> tuple[Calibration, ...]:
+    """From what the peaks of each shape's processes leave beyond weights and cache; the spread is that of the worst."""
+    left = {shape: found[len(found) // 2] - exact_bytes(shape.spec(), subnet(shape)) for shape, found in peaks.items()}
+    layer = max(0.0, (left[DEEP] - left[SHALLOW]) / (DEEP.layers - SHALLOW.layers))
+    alone = {shape: rest - layer * shape.layers for shape, rest in left.items()}
+    values = {shape: costs.CHUNK_TOKENS * 4 * memory.layer_values(shape.spec()) for shape in peaks}
+    factor = max(0.0, (alone[WIDE] - alone[SHALLOW]) / (values[WIDE] - values[SHALLOW]))
+    base = alone[SHALLOW] - factor * values[SHALLOW]
+    spread = max((found[-1] - found[0]) / 2 for found in peaks.values()) / base
+    return tuple(
+        Calibration(costs.RUNTIME, name, value, costs.UNITS[name], known)
+        for name, value, known in ((costs.BASE, base, spread), (costs.LAYER_BYTES, layer, None),
+                                   (costs.ACTIVATIONS, factor, None))
+    )  # fmt: skip
+
+
+def exact_bytes(spec: ModelSpec, chosen: Subnet) -> int:
+    """What is in memory beside the process and its activations."""
+    workload = prompted(LONG)
+    units = sum(memory.unit_bytes(spec, unit, chosen[unit.name]) for unit in spec.units)
+    rest = memory.kv_bytes(spec, workload) + storage.float_bytes(spec, CONTEXT)
+    return units + rest + memory.activation_bytes(spec, workload, 0.0)
+
+
+def product_factor(device: Any, tpot_ms: float) -> tuple[Calibration, ...]:
+    """The wide model's time per token against what is planned for it; none where its products were not measured.
+
+    Half of what the factor changes is its spread: a shape between is nearer to the table than this one.
+    """
+    spec = WIDE.spec()
+    found = latency.items(spec, subnet(WIDE), prompted(SHORT), device, DECODE)
+    products = sum(item.ms for item in found if item.unit)
+    if not device.kernels or any(item.basis == ESTIMATE for item in found if item.unit):
+        return ()
+    factor = max(0.0, (tpot_ms - sum(item.ms for item in found) + products) / products)
+    return (Calibration(costs.RUNTIME, costs.PRODUCTS, factor, costs.UNITS[costs.PRODUCTS], abs(factor - 1) / 2),)

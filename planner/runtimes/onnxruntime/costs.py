@@ -14,25 +14,29 @@ RUNTIME = "onnxruntime"
 CHUNK_TOKENS = 128  # a prompt goes through the model in pieces of so many tokens: as fast as whole, in bounded memory
 
 BASE = "base_bytes"  # the process before any weight
+LAYER_BYTES = "layer_bytes"  # what the runtime keeps of a layer beside its weights
 ACTIVATIONS = "activation_factor"  # bytes of arena for a byte of a layer's values
 STEP = "step_ms"  # one forward pass, without its layers
 LAYER = "layer_ms"  # one layer without its products, for one token
 VALUE = "value_ns"  # one value of a layer and token: norms, activations, residuals
 SCORE_DECODE = "score_decode_ns"  # one value of one query head against one cached token, one token at a time
 SCORE_PREFILL = "score_prefill_ns"  # the same within a prompt
+PRODUCTS = "product_factor"  # what a product takes for one token in a model of wide layers, over what the table says
 
 USUAL = {
-    BASE: 68e6,
-    ACTIVATIONS: 1.65,
+    BASE: 69e6,
+    LAYER_BYTES: 0.15e6,
+    ACTIVATIONS: 1.3,
     STEP: 0.05,
     LAYER: 0.03,
     VALUE: 0.5,
     SCORE_DECODE: 0.2,
-    SCORE_PREFILL: 0.05,
+    SCORE_PREFILL: 0.1,
+    PRODUCTS: 1.0,
 }
 UNITS = {
-    BASE: "bytes", ACTIVATIONS: "bytes/byte", STEP: "ms", LAYER: "ms", VALUE: "ns", SCORE_DECODE: "ns",
-    SCORE_PREFILL: "ns",
+    BASE: "bytes", LAYER_BYTES: "bytes", ACTIVATIONS: "bytes/byte", STEP: "ms", LAYER: "ms", VALUE: "ns",
+    SCORE_DECODE: "ns", SCORE_PREFILL: "ns", PRODUCTS: "ms/ms",
 }  # fmt: skip
 
 
@@ -40,3 +44,9 @@ def value(device: Any, name: str) -> tuple[float, str]:
     """The calibrated number and "measured", or the usual one and "estimate"."""
     found = device.calibration(RUNTIME, name)
     return (USUAL[name], ESTIMATE) if found is None else (found.value, MEASURED)
+
+
+def spread(device: Any, name: str) -> float:
+    """The calibration's spread, as a share of its value; 0 where it is unknown."""
+    found = device.calibration(RUNTIME, name)
+    return 0.0 if found is None or found.spread is None else float(found.spread)

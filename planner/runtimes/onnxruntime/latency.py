@@ -1,12 +1,13 @@
 """How long one forward pass takes: the quantized products from the kernel table, and what the graph does around them.
 
-Time to first token is a pass over the prompt; logits are computed for its last position only. Time per token is a pass
-over one token with the prompt and half of DECODED_TOKENS in the cache, which is what `verify` measures; attention
-grows with every token, by the item that says so.
+Time to first token is a pass over each chunk of the prompt; logits are computed for a chunk's last position only. Time
+per token is a pass over one token with the prompt and half of DECODED_TOKENS in the cache, which is what `verify`
+measures; attention grows with every token, by the item that says so.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, weakest
@@ -42,14 +43,27 @@ def product_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs: int
     return found.ms, found.spread, ESTIMATE
 
 
+def chunks(workload: Any) -> list[tuple[int, int]]:
+    """(rows, tokens a sequence has by then) of each pass that reads the prompts; several sequences are not chunked."""
+    prompt = workload.prompt_tokens
+    if workload.batch > 1:
+        return [(workload.batch * prompt, prompt)]
+    size = costs.CHUNK_TOKENS
+    return [(min(size, prompt - start), min(start + size, prompt)) for start in range(0, prompt, size)]
+
+
 def unit_ms(spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any) -> LatencyItem:
-    all_rows = workload.batch * (workload.prompt_tokens if phase == PREFILL else 1)
-    rows = workload.batch if storage.runs_on_last_row(unit) else all_rows
-    parts = [product_ms(device, choice, rows, k, n) for k, n in storage.products(spec, unit, choice.kept)]
-    total = sum(ms for ms, _, _ in parts)
-    spread = sum(ms * spread for ms, spread, _ in parts) / total if total else 0.0
-    basis = weakest(basis for _, _, basis in parts)
-    return LatencyItem(unit.name, total, basis, unit.name, spread)
+    passes = chunks(workload) if phase == PREFILL else [(workload.batch, 0)]
+    last = storage.runs_on_last_row(unit)
+    times = Counter(workload.batch if last else rows for rows, _ in passes)
+    shapes = storage.products(spec, unit, choice.kept)
+    parts = [(count, *product_ms(device, choice, rows, k, n)) for rows, count in times.items() for k, n in shapes]
+    few = phase == DECODE or last  # rows: reading the weights takes longer than multiplying by them
+    factor = costs.value(device, costs.PRODUCTS)[0] if few else 1.0
+    more = costs.spread(device, costs.PRODUCTS) if few else 0.0
+    total = sum(count * ms for count, ms, _, _ in parts)
+    spread = sum(count * ms * spread for count, ms, spread, _ in parts) / total + more if total else 0.0
+    return LatencyItem(unit.name, factor * total, weakest(basis for *_, basis in parts), unit.name, spread)
 
 
 def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str) -> tuple[LatencyItem, ...]:
@@ -61,18 +75,18 @@ def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[Lat
     """Everything but the products."""
     if phase not in (PREFILL, DECODE):
         raise ValueError(f"phase must be {PREFILL} or {DECODE}, got {phase!r}")
-    tokens = workload.batch * (workload.prompt_tokens if phase == PREFILL else 1)
     width = spec.num_heads * spec.head_dim * spec.num_layers
     if phase == PREFILL:
-        scores, name = workload.batch * workload.prompt_tokens**2 * width, costs.SCORE_PREFILL
+        passes, tokens, name = len(chunks(workload)), workload.batch * workload.prompt_tokens, costs.SCORE_PREFILL
+        scores = sum(rows * known for rows, known in chunks(workload)) * width
     else:
         cached = min(workload.context, workload.prompt_tokens + DECODED_TOKENS // 2)
-        scores, name = workload.batch * cached * width, costs.SCORE_DECODE
+        passes, tokens, name, scores = 1, workload.batch, costs.SCORE_DECODE, workload.batch * cached * width
     amounts = (
         ("attention", name, scores / 1e6),
         ("norms, activations and residuals", costs.VALUE, tokens * layer_values(spec) * spec.num_layers / 1e6),
-        ("graph, for each layer", costs.LAYER, float(spec.num_layers)),
-        ("step and sampling", costs.STEP, 1.0),
+        ("graph, for each layer", costs.LAYER, float(passes * spec.num_layers)),
+        ("step and sampling", costs.STEP, float(passes)),
     )
     found = [(label, *costs.value(device, key), amount) for label, key, amount in amounts]
     return tuple(LatencyItem(label, cost * amount, basis) for label, cost, basis, amount in found)

@@ -4,11 +4,13 @@ What happens, as seen in /proc while models of several sizes load and run (ONNX 
 
 - Each product's codes are packed into memory of its own, with a copy of the scales and one float sum a block; the
   mapped codes are then released, the mapped scales and zeros stay.
-- A tied table's codes are copied once more, because the look-up wants them in another shape. While it loads, the
-  mapped codes are there as well: a third time, but only until the generator starts.
+- Products are packed in the order of the graph's nodes, and the head comes first: its mapped codes and their packed
+  copy are there together while nothing else is.
+- Tokens are looked up in the mapped file, page by page; a long text comes to touch every page.
 - The KV cache is allocated and cleared for the whole context when the generator starts.
-- Activations grow with the prompt, by a factor of what is alive in one layer. Attention keeps no matrix of scores.
-- The rest is the process: Python, the runtime's code, its arena.
+- A prompt goes through in chunks, so activations grow with it no further than CHUNK_TOKENS, by a factor of what is
+  alive in one layer. Attention keeps no matrix of scores. Several sequences at a time are not chunked.
+- The rest is the process: Python, the runtime's code, its arena, and what it keeps of each layer.
 """
 
 from __future__ import annotations
@@ -18,18 +20,26 @@ from typing import Any
 from planner.runtimes.base import EXACT, MODELLED, MemoryItem, weakest
 from planner.runtimes.onnxruntime import costs, storage
 from supernet.space import Choice, Subnet
-from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
+from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
 
-KV_BYTES = 4  # float32
-PACKED_ROWS = 16  # packed rows are a multiple of this
-# Bytes that packing keeps beside the codes for each block: a copy of the scale, the block's sum; at 2 bits, twice.
-PACKED_BYTES_PER_BLOCK = {2: 16, 4: 8, 8: 8}
+FLOAT_BYTES = KV_BYTES = 4
+LOGIT_COPIES = 4  # the graph's, and those that the next token is picked from
+SUM_ROWS = 16  # the sums of blocks are kept for a multiple of this many rows
+TWO_BIT_BLOCKS = 4  # a row of 2-bit codes is packed in a multiple of this many blocks
+RESIDUAL_BYTES = 2_500_000  # the most that these rules left out of any shape that they were checked on (docs/log.md)
 
 
 def packed_bytes(inputs: int, outputs: int, choice: Choice) -> int:
-    rows = -(-outputs // PACKED_ROWS) * PACKED_ROWS
-    blocks = rows * (inputs // choice.group_size)
-    return storage.code_bytes(inputs, outputs, choice) + blocks * PACKED_BYTES_PER_BLOCK[choice.bits]
+    """Codes in the kernel's order, and for each block a copy of its scale and a sum, both float32."""
+    blocks = inputs // choice.group_size
+    if choice.bits == 2:
+        blocks = -(-blocks // TWO_BIT_BLOCKS) * TWO_BIT_BLOCKS
+    codes = storage.code_bytes(blocks * choice.group_size, outputs, choice)
+    return codes + 4 * blocks * outputs + sum_bytes(blocks, outputs)
+
+
+def sum_bytes(blocks: int, outputs: int) -> int:
+    return 4 * blocks * -(-outputs // SUM_ROWS) * SUM_ROWS
 
 
 def mapped_bytes(inputs: int, outputs: int, choice: Choice) -> int:
@@ -38,10 +48,10 @@ def mapped_bytes(inputs: int, outputs: int, choice: Choice) -> int:
 
 
 def unit_bytes(spec: ModelSpec, unit: UnitSpec, choice: Choice) -> int:
-    """What the unit keeps in memory once the model is loaded."""
+    """What the unit keeps in memory once the model is loaded, and every token has been looked up."""
     total = sum(mapped_bytes(k, n, choice) for k, n in storage.matrices(unit, choice.kept))
     total += sum(packed_bytes(k, n, choice) for k, n in storage.products(spec, unit, choice.kept))
-    if unit.role == EMBEDDING:  # the look-up's copy, or the mapped file of a table that is only looked up
+    if unit.role == EMBEDDING:  # looked up in the mapped file, also where a packed copy serves as the head
         total += sum(storage.code_bytes(k, n, choice) for k, n in storage.matrices(unit))
     return total
 
@@ -62,33 +72,40 @@ def layer_values(spec: ModelSpec) -> int:
 
 
 def activation_bytes(spec: ModelSpec, workload: Any, factor: float) -> int:
-    tokens = workload.prompt_tokens * workload.batch
-    return round(4 * tokens * layer_values(spec) * factor) + 2 * 4 * workload.batch * spec.vocab_size
+    """Of the longest prompt that fits the context."""
+    tokens = min(costs.CHUNK_TOKENS, workload.context) if workload.batch == 1 else workload.context * workload.batch
+    logits = LOGIT_COPIES * FLOAT_BYTES * workload.batch * spec.vocab_size
+    return round(FLOAT_BYTES * tokens * layer_values(spec) * factor) + logits
 
 
-def overlap_bytes(spec: ModelSpec, choice: Choice, workload: Any, factor: float) -> int:
-    """How much more loading takes than serving: a tied table's mapped codes against cache and activations."""
-    if not spec.tied:
-        return 0
-    table = next(unit for unit in spec.units if unit.role == EMBEDDING)
-    codes = sum(storage.code_bytes(k, n, choice) for k, n in storage.matrices(table))
-    return max(0, codes - kv_bytes(spec, workload) - activation_bytes(spec, workload, factor))
+def loading_bytes(head: UnitSpec, choice: Choice) -> int:
+    """What the head takes while it is packed beyond what it keeps: sums in the making, and the mapped codes, unless
+    tokens are looked up in the same."""
+    ((inputs, outputs),) = storage.matrices(head)
+    mapped = 0 if head.role == EMBEDDING else storage.code_bytes(inputs, outputs, choice)
+    return mapped + sum_bytes(inputs // choice.group_size, outputs)
 
 
 def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:
     factor, factor_basis = costs.value(device, costs.ACTIVATIONS)
     base, base_basis = costs.value(device, costs.BASE)
-    units = tuple(
+    layer, layer_basis = costs.value(device, costs.LAYER_BYTES)
+    units = [
         MemoryItem(unit.name, unit_bytes(spec, unit, subnet[unit.name]), MODELLED, unit.name) for unit in spec.units
-    )
-    rest = [
+    ]
+    served = [
         MemoryItem("norms, biases and rotary tables", storage.float_bytes(spec, workload.context), EXACT),
         MemoryItem("KV cache", kv_bytes(spec, workload), EXACT),
         MemoryItem("activations", activation_bytes(spec, workload, factor), factor_basis),
-        MemoryItem("runtime", round(base), base_basis),
     ]
-    for unit in spec.units:
-        if unit.role == EMBEDDING:
-            extra = overlap_bytes(spec, subnet[unit.name], workload, factor)
-            rest.append(MemoryItem("loading the embedding", extra, weakest((factor_basis, MODELLED)), unit.name))
-    return (*units, *rest)
+    process = round(base + layer * spec.num_layers)
+    reserve = round(base * costs.spread(device, costs.BASE)) + RESIDUAL_BYTES
+    head = next(unit for unit in spec.units if unit.role == (EMBEDDING if spec.tied else HEAD))
+    later = sum(item.bytes for item in (*units, *served) if item.unit != head.name)
+    return (
+        *units,
+        *served,
+        MemoryItem("runtime", process, weakest((base_basis, layer_basis))),
+        MemoryItem("loading the head", max(0, loading_bytes(head, subnet[head.name]) - later), MODELLED),
+        MemoryItem("reserve", reserve, MODELLED),
+    )

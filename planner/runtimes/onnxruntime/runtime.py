@@ -102,7 +102,7 @@ class OnnxRuntime(Runtime):
         require()
         from planner.runtimes.onnxruntime import calibrate
 
-        return calibrate.calibrate(device.threads or 1, progress)
+        return calibrate.calibrate(device, progress)
 
     def write(
         self, files: Any, subnet: Subnet, workload: Any, threads: int | None, folder: Path,
