@@ -7,38 +7,76 @@ from typing import Any
 from records.errors import InputError
 from supernet.sources.gguf_file import GGUF
 
-# How llama.cpp cuts text before merging (llama-vocab.cpp), by `tokenizer.ggml.pre`: as GPT-2, which is what
-# transformers makes of a name that it does not know; and as GPT-2 with every digit by itself.
+# How llama.cpp cuts text before merging, by `tokenizer.ggml.pre` (llama-vocab.cpp): as GPT-2; as GPT-2 with every digit
+# by itself; or by a pattern that transformers knows.
 AS_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "a.x-4.0", "mellum")
 DIGITS_ALONE = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-KINDS = ("gpt2", "llama")  # byte-level BPE, SentencePiece
+WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken")  # a word that is a token stays whole
+BY_PATTERN = (*WHOLE_WORDS, "qwen2", "deepseek-r1-qwen", "megrez", "gpt-4o", "llama4", "dbrx", "smaug-bpe")
+BPE, SENTENCEPIECE = "gpt2", "llama"  # the kinds that are read, as `tokenizer.ggml.model` calls them
+CONTROL, USER_DEFINED = 3, 4  # types of tokens that are matched whole in a text
 
 
 def tokenizer_of(gguf: GGUF) -> Any:
     """InputError where the file has no tokenizer, or one that is not known to be read exactly."""
     from transformers import PreTrainedTokenizerFast
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
 
-    path, metadata = gguf.files[0], gguf.metadata
+    path = gguf.files[0]
     described, settings = _grouped(gguf)
-    tokens = described.get("tokens")
-    if not isinstance(tokens, list) or described.get("tokenizer_type") not in KINDS:
+    tokens, kind = described.get("tokens"), described.get("tokenizer_type")
+    if not isinstance(tokens, list) or kind not in (BPE, SENTENCEPIECE):
         raise InputError(
-            f"{path} has a tokenizer of the kind {described.get('tokenizer_type')}, read are {', '.join(KINDS)}; "
+            f"{path} has a tokenizer of the kind {kind}, read are {BPE} and {SENTENCEPIECE}; "
             "give the model's Hugging Face folder"
         )
-    if described["tokenizer_type"] == "gpt2":
+    if kind == BPE:
         _refuse_unknown_cut(path, described.get("pre_tokenizer_type"))
     try:
-        backend, _ = convert_gguf_tokenizer(str(metadata["general.architecture"]), described)
+        backend = _byte_level(described) if kind == BPE else _sentencepiece(gguf, described)
     except Exception as error:
         raise InputError(f"the tokenizer in {path} cannot be read ({str(error)[:120]}); get a sound copy") from error
-    if described.get("pre_tokenizer_type") in DIGITS_ALONE:
-        _cut_digits(backend)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
-    _refuse_other_ids(path, tokenizer, tokens)
-    _refuse_other_spaces(path, tokenizer, metadata)
+    if len(tokenizer) != len(tokens):
+        raise InputError(f"{path}: its {len(tokens)} tokens are read as {len(tokenizer)}; give the Hugging Face folder")
+    if kind == SENTENCEPIECE:
+        _refuse_other_spaces(path, tokenizer, gguf.metadata)
     return tokenizer
+
+
+def _byte_level(described: dict[str, Any]) -> Any:
+    """Byte-level BPE. Not by transformers' GPT2Tokenizer: that adds <|endoftext|> to vocabularies without it, and keeps
+    no word whole."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    tokens, cut = described["tokens"], described["pre_tokenizer_type"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ")) for merge in described["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=cut in WHOLE_WORDS))
+    tokenizer.pre_tokenizer = _pre_tokenizer(cut)
+    tokenizer.decoder = decoders.ByteLevel()
+    types = described.get("token_type") or []
+    whole = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (CONTROL, USER_DEFINED)]
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == CONTROL) for token, kind in whole])
+    return tokenizer
+
+
+def _pre_tokenizer(cut: str) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    if cut in AS_GPT2:
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if cut in DIGITS_ALONE:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    pattern = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[cut]), behavior="isolated")
+    return pre_tokenizers.Sequence([pattern, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _sentencepiece(gguf: GGUF, described: dict[str, Any]) -> Any:
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
+
+    return convert_gguf_tokenizer(str(gguf.metadata["general.architecture"]), described)[0]
 
 
 def _grouped(gguf: GGUF) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -53,7 +91,8 @@ def _grouped(gguf: GGUF) -> tuple[dict[str, Any], dict[str, Any]]:
         }
         for group in ("tokenizer", "tokenizer_config")
     )
-    if described.get("tokenizer_type") == "llama":  # llama.cpp adds it unless the file says otherwise
+    # llama.cpp adds it to these unless the file says otherwise
+    if described.get("tokenizer_type") == SENTENCEPIECE or described.get("pre_tokenizer_type") in WHOLE_WORDS:
         settings.setdefault("add_bos_token", True)
     for name in ("bos", "eos", "unk", "pad"):
         number = described.get(f"{name}_token_id")
@@ -65,9 +104,7 @@ def _grouped(gguf: GGUF) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _refuse_unknown_cut(path: Any, name: Any) -> None:
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-
-    if name not in (*AS_GPT2, *DIGITS_ALONE, *GGUF_PRE_TOKENIZER_SPLITS):
+    if name not in (*AS_GPT2, *DIGITS_ALONE, *BY_PATTERN):
         said = f"names the pretokenizer {name}, which is not known" if name else "names no pretokenizer"
         raise InputError(
             f"{path} {said} (tokenizer.ggml.pre), so its text could be cut otherwise than the model's; "
@@ -75,22 +112,8 @@ def _refuse_unknown_cut(path: Any, name: Any) -> None:
         )
 
 
-def _cut_digits(backend: Any) -> None:
-    from tokenizers import pre_tokenizers
-
-    digits, level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
-
-
-def _refuse_other_ids(path: Any, tokenizer: Any, tokens: list[str]) -> None:
-    if len(tokenizer) != len(tokens):
-        raise InputError(f"{path}: its {len(tokens)} tokens are read as {len(tokenizer)}; give the Hugging Face folder")
-
-
 def _refuse_other_spaces(path: Any, tokenizer: Any, metadata: Any) -> None:
     """SentencePiece puts a space before a text unless the file says otherwise."""
-    if metadata["tokenizer.ggml.model"] != "llama":
-        return
     ids = tokenizer("a", add_special_tokens=False)["input_ids"]
     begins = bool(ids) and tokenizer.convert_ids_to_tokens(ids)[0].startswith("\u2581")
     if begins != metadata.get("tokenizer.ggml.add_space_prefix", True) or metadata.get(
