@@ -13,22 +13,28 @@ from commands.reports import print_verified
 from commands.streams import reader_left
 from commands.terminal import JSON, TRUST, emit, progress, say, size, stream
 from records.atomic import check_output
+from records.errors import MissingError
 
 
 @click.command()
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The package's folder; it appears whole.")
+@click.option("--supernet", metavar="DIR", help="Where the supernet lies now; the default is where it was planned.")
 @TRUST
-def export(plan: Path, out: Path, trust: bool) -> None:
+def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
     """Write the package of a plan: what the runtime loads, the tokenizer, and a manifest."""
     from planner.package import check_replaceable, write_package
     from planner.plan import Plan
-    from supernet.checkpoint import open_supernet
+    from supernet.checkpoint import SUPERNET, open_supernet
 
     made = Plan.load(plan)
     check_output(out, folder=True)
     check_replaceable(out)
-    files = open_supernet(made.supernet, trust_remote_code=trust)
+    if supernet is None and not (Path(made.supernet) / SUPERNET).is_file():
+        raise MissingError(
+            f"no supernet at {made.supernet}, where {plan} was made; say where it is now: --supernet DIR"
+        )
+    files = open_supernet(supernet or made.supernet, trust_remote_code=trust)
     with progress() as report:
         package = write_package(runtime_named(made.runtime), files, made, out, report)
     total = sum(entry.bytes for entry in package.files.values())

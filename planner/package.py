@@ -15,6 +15,7 @@ from planner.plan import Plan
 from planner.runtimes.base import Progress, Runtime
 from records.atomic import new_folder, sha256
 from records.errors import InputError, MissingError
+from records.lock import locked
 from records.reading import as_record, check, read_json
 
 MANIFEST = "manifest.json"
@@ -104,12 +105,19 @@ def write_package(runtime: Runtime, files: Any, plan: Plan, out: Path, progress:
     """Export the plan's subnet into the folder `out`, whole or not at all.
 
     An older package at `out` is replaced. InputError where `out` is anything else, where the plan was made for other
-    weights, and where the weights are not those that training wrote.
+    weights, where the weights are not those that training wrote, and where another export is at work there.
     """
     if plan.fingerprint != files.fingerprint:
         raise InputError(f"the plan was made for weights that have changed since; plan {files.path} again")
-    check_replaceable(out)
     files.check_hashes()
+    out.parent.mkdir(parents=True, exist_ok=True)  # the lock lies there, too
+    with locked(out, "another export"):
+        _write(runtime, files, plan, out, progress)
+    return open_package(out)
+
+
+def _write(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progress | None) -> None:
+    check_replaceable(out)
     with new_folder(out) as folder:
         runtime.write(files, plan.subnet, plan.workload, plan.device.get("threads"), folder, progress)
         entries = {path.name: Entry(sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())}
@@ -123,7 +131,6 @@ def write_package(runtime: Runtime, files: Any, plan: Plan, out: Path, progress:
             "plan": plan.to_json(),
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return open_package(out)
 
 
 def check_replaceable(out: Path) -> None:

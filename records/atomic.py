@@ -7,6 +7,7 @@ and the link stays.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from records.errors import InputError, MissingError, SystemFailure
+from records.signals import unbroken
 
 _LONGEST_NAME = 180  # of a temporary file: names may take 255 bytes, and this one gets a suffix
 _ours: set[Path] = set()  # what this process is writing now
@@ -80,18 +82,29 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def _replace(folder: Path, path: Path) -> None:
-    """Rename `folder` to `path`; an older `path` is kept until that has happened."""
+    """Give `folder` the name `path`. An older one there takes the name of `folder` and goes with it."""
     if not path.exists():
         os.rename(folder, path)
-        return
-    old = _temporary(path)
-    os.rename(path, old)
+    elif not _exchange(folder, path):
+        old = _temporary(path)
+        with unbroken():
+            os.rename(path, old)
+            try:
+                os.rename(folder, path)
+            except BaseException:
+                os.rename(old, path)
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one go, where the system can: Linux, most of its file systems."""
     try:
-        os.rename(folder, path)
-    except BaseException:
-        os.rename(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <linux/fs.h>
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
 
 
 def check_output(out: Path, *, folder: bool = False, next_step: str = "give another --out") -> None:

@@ -134,3 +134,16 @@ def test_each_kind_needs_its_own_and_a_file_the_folder_that_it_goes_into(tmp_pat
     for name, folder, told in (("file", True, "a folder"), ("", False, "a regular file"), ("no/x", False, "no folder")):
         with pytest.raises(InputError, match=told):
             check_output(tmp_path / name, folder=folder)
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_an_older_folder_is_replaced_with_the_system_s_swap_and_without(
+    swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not swaps:
+        monkeypatch.setattr("records.atomic._exchange", lambda one, other: False)
+    for name in ("first", "second"):
+        with new_folder(tmp_path / "a") as folder:
+            (folder / name).touch()
+    assert _names(tmp_path) == ["a"]
+    assert _names(tmp_path / "a") == ["second"]
