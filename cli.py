@@ -22,7 +22,7 @@ from commands.streams import lost, secure
 from commands.terminal import note
 from commands.train import train
 from records.errors import SystemFailure
-from records.signals import stoppable
+from records.signals import asked_to_stop, stoppable
 
 __version__ = "0.1.0"
 
@@ -66,7 +66,7 @@ def outcome(arguments: Sequence[str]) -> int:
             import traceback
 
             note(traceback.format_exc(), keep="\n")
-        code, line = explain(error)
+        code, line = explain(asked_to_stop() or error)
         note(f"error: {line}")
     return code
 

@@ -16,6 +16,12 @@ CALM_S = 10.0
 
 _whole = 0  # how many `unbroken` are around
 _waiting: list[BaseException] = []
+_asked: list[KeyboardInterrupt] = []
+
+
+def asked_to_stop() -> KeyboardInterrupt | None:
+    """What a signal raised within `stoppable`. A library may have turned it into an error of its own."""
+    return _asked[-1] if _asked else None
 
 
 @contextmanager
@@ -41,14 +47,16 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    first: list[float] = []
+    last = float("-inf")
 
     def handle(number: int, frame: Any) -> None:
+        nonlocal last
         now = time.monotonic()
-        if first and now - first[0] < CALM_S:
+        if now - last < CALM_S:
             return
-        first[:] = [now]
+        last = now
         stop = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        _asked.append(stop)
         if not _whole:
             raise stop
         _waiting.append(stop)
@@ -62,5 +70,6 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         _waiting.clear()
+        _asked.clear()
         for number, old in heeded.items():
             signal.signal(number, old)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from records.errors import InputError
-from records.signals import unbroken
+from records.signals import asked_to_stop, unbroken
 from supernet.build import Supernet
 from supernet.files import read_tensors, write_tensors
 from supernet.model import HEAD_TOKENS, checkpoint_blocks, hidden_states, logits_of
@@ -199,8 +199,9 @@ class Trainer:
                 progress(f"train, KL {_loss(self.history[-1]):.3f}", len(self.history), self.options.steps)
                 if len(self.history) % self.options.save_every == 0:
                     self.save()
-        except KeyboardInterrupt:  # SIGTERM's is one
-            self.save()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or asked_to_stop():
+                self.save()
             raise
         self.save()
         return self.losses

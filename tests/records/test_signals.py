@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from records.errors import Terminated
-from records.signals import stoppable, unbroken
+from records.signals import asked_to_stop, stoppable, unbroken
 
 
 def send(number: int) -> None:
@@ -52,3 +52,14 @@ def test_ignored_signals_stay_ignored() -> None:
             send(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_what_a_library_made_of_a_signal_is_still_known() -> None:
+    with pytest.raises(ValueError, match="shape"), stoppable():
+        assert asked_to_stop() is None
+        try:
+            send(signal.SIGTERM)
+        except KeyboardInterrupt:
+            assert isinstance(asked_to_stop(), Terminated)
+            raise ValueError("could not determine the shape") from None
+    assert asked_to_stop() is None
