@@ -23,11 +23,12 @@ ENOUGH = 80  # steps on each block, from which on learned codes were measured be
 INSIDE = 3.0  # times that a step inside the rounding, and what it needs, takes of a block's own way forward and back
 
 
-def decided(recipe: Recipe, model: Any, windows: Tensor) -> Recipe:
-    """The recipe with nothing left open. Blocks are timed where `windows` are."""
+def decided(recipe: Recipe, model: Any, windows: Tensor, learning_seconds: float | None = None) -> Recipe:
+    """The recipe with nothing left open. Blocks are timed where `windows` are; learning and training may take so long,
+    or the recipe's minutes."""
     quantizer, sampler = recipe.quantizer, recipe.sampler
     if quantizer == AUTO:
-        minutes = recipe.code_minutes
+        minutes = recipe.code_minutes(learning_seconds)
         learns = recipe.block_steps is not None or (
             minutes is not None and steps_that_fit(model, windows, recipe.bits, minutes) >= ENOUGH
         )

@@ -19,6 +19,7 @@ from records.errors import InputError
 from records.lock import locked
 from supernet.build import Supernet
 from supernet.checkpoint import SUPERNET, SupernetFiles, open_supernet
+from supernet.clock import Clock
 from supernet.finish import finish
 from supernet.fit import fit
 from supernet.folder import refuse_used, remove_unfinished
@@ -94,12 +95,15 @@ def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerato
     """Prepare, fit, finish: those of them that are still to be done."""
     started = (out / SUPERNET).exists()
     trust = recipe.trust_remote_code
+    clock = Clock(None if recipe.steps else recipe.minutes)
+    report = clock.showing(report)
+    report("load model", 0, 1)
     loaded = load_model(source, trust)
     model, tokenizer = loaded.model, loaded.tokenizer
     prepares = not started and accelerator.is_main_process
     if prepares:
         model.to(home(model, accelerator.device))
-        prepare(source, loaded, out, recipe, accelerator.device, report)
+        prepare(source, loaded, out, recipe, accelerator.device, report, clock)
     accelerator.wait_for_everyone()
     files = open_supernet(out, True, trust)
     recipe = Recipe.from_json(files.info["recipe"])
@@ -107,10 +111,10 @@ def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerato
         as_prepared(model, files)
         check_same(model, files, source)
     supernet = files.load(_part(accelerator))
-    trainer = fit(files, model, supernet, recipe, accelerator, report)
+    trainer = fit(files, model, supernet, recipe, accelerator, report, clock)
     if accelerator.is_main_process:
         model, supernet = _whole(source, files, model, supernet, trust, accelerator)
-        finish(files, model, tokenizer, supernet, recipe, trainer, report)
+        finish(files, model, tokenizer, supernet, recipe, trainer, report, clock)
     accelerator.wait_for_everyone()
     return open_supernet(out, trust_remote_code=trust)
 

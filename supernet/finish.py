@@ -20,8 +20,11 @@ from supernet.checkpoint import (
     save_index,
     write_trained,
 )
+from supernet.clock import Clock, fewer
 from supernet.folder import remove_unfinished
+from supernet.gate import Gate, lost_widths
 from supernet.model import compute_dtype
+from supernet.prepare import SENSITIVITY, TRIAL
 from supernet.progress import Progress
 from supernet.recipe import Recipe
 from supernet.sensitivity import measure_sensitivities
@@ -29,26 +32,41 @@ from supernet.text import manual_windows
 from supernet.train import Trainer
 from supernet.trial import try_adapters
 
-TRIAL = 12  # windows that adapters are tried on
-SENSITIVITY = 4  # windows for the sensitivities' gradients
+LEAST_TRIAL = 3  # windows that adapters are tried on, where minutes are few
 
 
 def finish(
     files: SupernetFiles, model: Any, tokenizer: Any, supernet: Supernet, recipe: Recipe, trainer: Trainer,
-    progress: Progress,
+    progress: Progress, clock: Clock,
 ) -> SupernetFiles:  # fmt: skip
     """Adapters on trial, sensitivities, and the index that says the supernet is finished."""
     reference = files.reference()
-    manual = manual_windows(tokenizer, TRIAL, recipe.window_tokens, "trial")
-    trial = try_adapters(model, supernet, manual, reference, recipe.seed, compute_dtype(model.device), progress)
+    gate = Gate.from_json(files.info.get("gate", {}))
+    with clock.stage("try adapters") as share:
+        manual = manual_windows(tokenizer, fewer(TRIAL, share, LEAST_TRIAL), recipe.window_tokens, "trial")
+        dtype = compute_dtype(model.device)
+        trial = try_adapters(model, supernet, manual, reference, recipe.seed, dtype, progress, gate)
     info = {**files.info, **_trained(files, supernet, trainer, trial)}
     hashes = hashes_of(files.path, (*write_trained(files.path, supernet), *files.changes, *model_files(files.path)))
-    windows = files.read(WINDOWS)["windows"][:SENSITIVITY]
-    table, _ = measure_sensitivities(model, supernet, windows, reference, recipe.seed, progress)
+    with clock.stage("sensitivities") as share:
+        windows = files.read(WINDOWS)["windows"][: fewer(SENSITIVITY, share, 1)]
+        table, measured = measure_sensitivities(model, supernet, windows, reference, recipe.seed, progress)
+    now = {bits: measured[files.space.uniform(files.spec, bits)].kl for bits in files.space.bits(files.spec)}
+    info |= {"gate": gate.to_json(), **_ended(files, now)}
     _write_sensitivities(files, table, windows, fingerprint_of(hashes))
     done = save_index(files.path, files.spec, files.space, info | {"finished": True}, hashes)
     remove_unfinished(done)
     return done
+
+
+def _ended(files: SupernetFiles, now: Mapping[int, float]) -> dict[str, Any]:
+    """KL per token of every bit-width on the held-out windows, beside plain rounding's and that of the codes that
+    training started from, and the bit-widths that lost against either."""
+    known = files.info.get("held_out", {"rounding": {}, "start": {}})
+    then = {name: {int(bits): kl for bits, kl in losses.items()} for name, losses in known.items()}
+    lost = lost_widths(now, then["rounding"], then["start"])
+    end = {str(bits): kl for bits, kl in now.items()}
+    return {"held_out": {**known, "end": end}, "lost": {str(bits): list(found) for bits, found in lost.items()}}
 
 
 def _trained(files: SupernetFiles, supernet: Supernet, trainer: Trainer, trial: Mapping[int, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from supernet.adapters import ADAPTERS
 from supernet.agreement import measure_agreement, read_agreement, write_agreement
 from supernet.build import Supernet
 from supernet.checkpoint import AGREEMENT_FILE, TRAINING, WINDOWS, SupernetFiles
+from supernet.clock import Clock
 from supernet.files import read_tensors
 from supernet.model import compute_dtype, in_compute_dtype
 from supernet.progress import Progress
@@ -28,8 +29,9 @@ PROBED = 100  # steps of the training whose work tells how many fit into the min
 
 
 def fit(
-    files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, accelerator: Any, progress: Progress
-) -> Trainer:
+    files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, accelerator: Any, progress: Progress,
+    clock: Clock,
+) -> Trainer:  # fmt: skip
     """Train to the last step. `model` becomes the teacher: it is left in the dtype of training, or in parts."""
     windows = files.read(WINDOWS)["windows"]
     supernet.model.to(accelerator.device)
@@ -50,8 +52,10 @@ def fit(
         sampler, schedule = SAMPLERS[recipe.sampler](), SCHEDULES[recipe.schedule]()
         return Trainer(teacher, supernet, windows, sampler, options, accelerator, files.path / TRAINING, schedule)
 
-    spent = files.info["quantizer"].get("minutes", 0.0)
-    steps = recipe.steps or _recorded_steps(files) or _fitting_steps(trainer, recipe, spent, accelerator)
+    progress("time a step", 0, 1)
+    left = clock.learning_seconds()
+    minutes = recipe.minutes if left is None else left / 60
+    steps = recipe.steps or _recorded_steps(files) or _fitting_steps(trainer, minutes, accelerator)
     run = trainer(steps)
     run.resume()
     run.save()  # from here on a resumed run knows its number of steps
@@ -88,10 +92,10 @@ def _recorded_steps(files: SupernetFiles) -> int | None:
     return read_tensors(path)[1]["options"]["steps"] if path.exists() else None
 
 
-def _fitting_steps(trainer: Any, recipe: Recipe, spent: float, accelerator: Any) -> int:
-    """Steps that fit into what learning the codes left of the minutes, the same for every process."""
+def _fitting_steps(trainer: Any, minutes: float, accelerator: Any) -> int:
+    """Steps that fit into the minutes, the same for every process."""
     from accelerate.utils import broadcast_object_list
 
     probe = trainer(PROBED)
-    steps = [steps_for(recipe.adapter_minutes(spent), probe.try_step, probe.average_work())]
+    steps = [steps_for(minutes, probe.try_step, probe.average_work())]
     return broadcast_object_list(steps)[0] if accelerator.num_processes > 1 else steps[0]

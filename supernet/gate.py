@@ -54,6 +54,12 @@ class Gate:
         if returned:
             say(f"{improver}: {returned} of {tried} {places} went back to their start, which loses less")
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Gate:
+        gate = cls()
+        gate.tallies |= {name: Tally(**counts) for name, counts in data.items()}
+        return gate
+
     def to_json(self) -> dict[str, Any]:
         return {name: {"tried": found.tried, "returned": found.returned} for name, found in self.tallies.items()}
 

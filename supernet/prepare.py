@@ -6,7 +6,6 @@ Reads the full model; leaves everything that training starts from in the folder,
 from __future__ import annotations
 
 import platform
-import time
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,34 +18,37 @@ from records.errors import InputError
 from supernet.adapters import ADAPTERS
 from supernet.auto import decided
 from supernet.awq import channel_scales, rescale, rescale_checked
-from supernet.build import Supernet, build
 from supernet.checkpoint import ORDER, SCALING, SupernetFiles, save_start
 from supernet.choices import make_space
-from supernet.evaluate import Reference
+from supernet.clock import Clock, fewer
+from supernet.expected import Pass, expected_seconds
 from supernet.folder import begin
+from supernet.gate import Gate
 from supernet.loading import Loaded, model_name
 from supernet.model import check_head, hidden_states, in_compute_dtype, spec_of_model
 from supernet.progress import Progress
 from supernet.pruning import channel_order, reorder
-from supernet.quantize import quantize
-from supernet.quantizers import QUANTIZERS
 from supernet.recipe import Recipe
 from supernet.refiners import REFINERS
-from supernet.space import SearchSpace
 from supernet.spec import ModelSpec
+from supernet.start import Start
 from supernet.text import own_windows, spread_windows
 
 HELD_OUT = 4  # windows that judge and never train
 CALIBRATION = 64  # windows for the Hessians
+LEAST_CALIBRATION = 8  # of them, where minutes are few
 LEARNING = 512  # windows for a quantizer that learns
 ORDERING = 16  # windows that tell which channels matter, and how large they are
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
 SAME = 1e-3  # of the hidden states' size, by which those of one model may differ from device to device
+LATE = ("try adapters", "sensitivities")  # stages after the training
+TRIAL = 12  # windows that adapters are tried on
+SENSITIVITY = 4  # windows for the sensitivities' gradients
 READ = 4096  # windows that are drawn from a text at most
 
 
 def prepare(
-    source: str, loaded: Loaded, out: Path, recipe: Recipe, device: torch.device, progress: Progress
+    source: str, loaded: Loaded, out: Path, recipe: Recipe, device: torch.device, progress: Progress, clock: Clock
 ) -> SupernetFiles:
     """Windows, codes and what the full model says of the held-out windows. Blocks are quantized on `device`.
 
@@ -58,30 +60,55 @@ def prepare(
     check_head(model)
     if recipe.window_tokens > spec.max_context:
         raise InputError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
-    windows, text = _windows(model, tokenizer, recipe, progress)
+    progress("time stages", 0, 1)
+    clock.expect(_expected(model, spec, recipe, device), LATE)
+    with clock.stage("sample text"):
+        windows, text = _windows(model, tokenizer, recipe, progress, clock.seconds_for("sample text"))
     held_out = min(HELD_OUT, len(windows) // 2)
-    reference = Reference.of(model, windows[:held_out], progress)
-    training = windows[held_out:]
-    changes = _changed(model, spec, training, recipe, device, progress)
+    training, start = windows[held_out:], Start(model, spec, space, Gate(), progress)
+    start.look(windows[:held_out])
+    with clock.stage("scale channels"):
+        changes = _changed(start, training, recipe, device)
     there = training.to(device)
-    recipe = decided(recipe, model, there)
-    supernet, quantized = _quantized(model, spec, space, there, recipe, progress)
-    info = _begun(source, spec, recipe, text, quantized) | {"load": loaded.account.line}
+    with clock.stage("quantize") as share:
+        recipe = decided(recipe, model, there, clock.learning_seconds())
+        supernet = start.quantized(there[: fewer(CALIBRATION, share, LEAST_CALIBRATION)], recipe)
+    refined = start.refined(supernet, there[:LEARNING], recipe, clock) if recipe.quantizer in REFINERS else {}
+    info = _begun(source, spec, recipe, text, {"name": recipe.quantizer, **refined}) | start.to_json()
+    info |= {"load": loaded.account.line}
+    reference = start.reference
     begin(out, {"source": source, "recipe": recipe.to_json()})
     return save_start(out, supernet, reference, training, loaded, info, changes)
 
 
-def _changed(
-    model: Any, spec: ModelSpec, windows: Tensor, recipe: Recipe, device: torch.device, progress: Progress
-) -> dict[str, dict[str, Tensor]]:
+def _expected(model: Any, spec: ModelSpec, recipe: Recipe, device: torch.device) -> dict[str, float]:
+    """Seconds that each stage would take with all of its windows."""
+    windows = {
+        "sample text": HELD_OUT + SAMPLED,
+        "held out": HELD_OUT,
+        "scale channels": ORDERING,
+        "quantize": CALIBRATION,
+        "try adapters": TRIAL,
+        "sensitivities": SENSITIVITY,
+    }
+    tokens = {stage: recipe.window_tokens * count for stage, count in windows.items()}
+    one = Pass.measure(model, device, recipe.window_tokens)
+    widths, samples = len(recipe.bits), recipe.data is None
+    return expected_seconds(spec, one, widths, len(recipe.adapted_bits), tokens, recipe.awq > 0, samples)
+
+
+def _changed(start: Start, windows: Tensor, recipe: Recipe, device: torch.device) -> dict[str, dict[str, Tensor]]:
     """Reorder and scale the full model's channels as the recipe says; what was done, by the file that keeps it."""
     changes: dict[str, dict[str, Tensor]] = {}
+    model, spec = start.model, start.spec
     if recipe.prune:
-        changes[ORDER] = channel_order(model, spec, windows[:ORDERING], recipe.seed, progress)
+        changes[ORDER] = channel_order(model, spec, windows[:ORDERING], recipe.seed, start.progress)
         reorder(model, spec, changes[ORDER])
     if recipe.awq:
-        changes[SCALING] = channel_scales(model, spec, windows[:ORDERING].to(device), recipe.awq, progress)
-        rescale_checked(model, changes[SCALING], windows)
+        scales = channel_scales(model, spec, windows[:ORDERING].to(device), recipe.awq, start.progress)
+        if start.better_scaled(scales):
+            changes[SCALING] = scales
+            rescale_checked(model, scales, windows)
     return changes
 
 
@@ -103,33 +130,14 @@ def _begun(source: str, spec: ModelSpec, recipe: Recipe, text: str, quantized: d
     }
 
 
-def _quantized(
-    model: Any, spec: ModelSpec, space: SearchSpace, windows: Tensor, recipe: Recipe, progress: Progress
-) -> tuple[Supernet, dict[str, Any]]:
-    """The supernet before training, with the best codes that its quantizer finds, and how that went."""
-    refiner = REFINERS.get(recipe.quantizer)
-    quantizer = refiner.begins if refiner else QUANTIZERS[recipe.quantizer]()
-    found: dict[str, Any] = {}
-    weights = quantize(model, spec, space, quantizer, windows[:CALIBRATION], progress, recipe.seed)
-    supernet = build(model, spec, space, weights)
-    if refiner:
-        supernet.model.to(model.device)
-        teacher = in_compute_dtype(model)
-        supernet.set_dtype(teacher.dtype)
-        started = time.perf_counter()
-        within = refiner().within(recipe.block_steps, recipe.code_minutes)
-        found = within.refine(model, teacher, supernet, windows[:LEARNING], recipe.seed, progress)
-        found["minutes"] = (time.perf_counter() - started) / 60
-        supernet.set_dtype(torch.float32)
-    return supernet, {"name": recipe.quantizer, **found}
-
-
-def _windows(model: Any, tokenizer: Any, recipe: Recipe, progress: Progress) -> tuple[Tensor, str]:
+def _windows(
+    model: Any, tokenizer: Any, recipe: Recipe, progress: Progress, seconds: float | None
+) -> tuple[Tensor, str]:
     """Windows to hold out and to train on, and what text they are."""
     tokens, seed = recipe.window_tokens, recipe.seed
     if recipe.data is not None:
         return spread_windows(recipe.data, tokenizer, HELD_OUT + READ, tokens, seed, progress), recipe.data
-    return own_windows(in_compute_dtype(model), tokenizer, HELD_OUT + SAMPLED, tokens, seed, progress)
+    return own_windows(in_compute_dtype(model), tokenizer, HELD_OUT + SAMPLED, tokens, seed, progress, seconds)
 
 
 def as_prepared(model: Any, files: SupernetFiles) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from records.errors import InputError
 from supernet.adapters import ADAPTERS, Adapter
 from supernet.quantizers import QUANTIZERS
 from supernet.refiners import REFINERS
+from supernet.refiners.learned import LEAST_STEPS
 from supernet.samplers import SAMPLERS, Balanced
 from supernet.schedules import SCHEDULES
 from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
@@ -25,7 +28,7 @@ ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one 
 class Recipe:
     """What `supernet.create` is given.
 
-    `steps` and `block_steps` go before `minutes`, which a quantizer that learns shares with the adapters.
+    `minutes` are those of the whole making, all stages included; `steps` and `block_steps` go before them.
     """
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
@@ -53,7 +56,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not self.bits or list(self.bits) != sorted(set(self.bits)) or not set(self.bits) <= set(range(2, 9)):
-            raise ValueError(f"bits must be rising numbers from 2 to 8, got {list(self.bits)}; use for example 2,3,4,8")
+            raise InputError(f"bits must be rising numbers from 2 to 8, got {list(self.bits)}; use for example 2,3,4,8")
         families: dict[str, Collection[str]] = {
             "quantizer": (AUTO, *QUANTIZERS, *REFINERS),
             "adapter": ADAPTERS,
@@ -64,28 +67,28 @@ class Recipe:
         }
         for name, family in families.items():
             if getattr(self, name) not in family:
-                raise ValueError(f"{name} must be one of {', '.join(family)}, got {getattr(self, name)!r}")
+                raise InputError(f"{name} must be one of {', '.join(family)}, got {getattr(self, name)!r}")
         falling = list(self.prune) == sorted(set(self.prune), reverse=True)
         if not falling or not all(0 <= share < 1 for share in self.prune):
-            raise ValueError(f"prune must be falling shares from below 1 to 0, got {list(self.prune)}; use 0.75,0.5,0")
+            raise InputError(f"prune must be falling shares from below 1 to 0, got {list(self.prune)}; use 0.75,0.5,0")
         for name, least in (("group_size", 8), ("batch", 1), ("window_tokens", 8)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("steps", "block_steps"):
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, least in (("steps", 1), ("block_steps", LEAST_STEPS)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}; leave it out for what fits")
         if not 0 <= self.awq <= 1:
-            raise ValueError(f"awq must be from 0, which is off, to 1, got {self.awq}")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if not self.minutes > 0:
-            raise ValueError(f"minutes must be above 0, got {self.minutes}")
+            raise InputError(f"awq must be from 0, which is off, to 1, got {self.awq}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 < self.minutes < math.inf:
+            raise InputError(f"minutes must be above 0, got {self.minutes}")
         if not set(self.train_bits or ()) <= set(self.bits):
-            raise ValueError(f"train_bits must be among bits, got {self.train_bits} and {self.bits}")
+            raise InputError(f"train_bits must be among bits, got {self.train_bits} and {self.bits}")
         adapter, widths = ADAPTERS[self.adapter], len(self.adapted_bits)
         if self.rank is not None and (self.rank < 1 or not adapter.ranked):
-            raise ValueError(f"rank must be at least 1 and the adapter low-rank, got {self.rank} and {self.adapter}")
+            raise InputError(f"rank must be at least 1 and the adapter low-rank, got {self.rank} and {self.adapter}")
         check_sharing(self.adapter, adapter, self.sharing, SHARINGS[self.sharing], widths)
         sampler = SAMPLERS.get(self.sampler, Balanced)  # where it is still to be chosen, one that refuses nothing
         check_system(sampler, SCHEDULES[self.schedule], self.teacher, widths)
@@ -103,14 +106,11 @@ class Recipe:
         settled = self.quantizer in REFINERS
         return self.learning_rate or ADAPTERS[self.adapter].learning_rate * (SETTLED_RATE if settled else 1.0)
 
-    @property
-    def code_minutes(self) -> float | None:
-        """What a quantizer that learns may take of the minutes; None where steps are given instead."""
-        return CODES_SHARE * self.minutes if self.steps is None else None
-
-    def adapter_minutes(self, spent: float) -> float:
-        """What is left of the minutes once codes took `spent`; at least the share that was never theirs."""
-        return max(self.minutes - spent, (1 - CODES_SHARE) * self.minutes)
+    def code_minutes(self, learning_seconds: float | None) -> float | None:
+        """What a refiner may take of the time for learning and training; None where steps are given instead."""
+        if self.steps is not None:
+            return None
+        return CODES_SHARE * (self.minutes if learning_seconds is None else learning_seconds / 60)
 
     def adapter_options(self, units: int) -> dict[str, Any]:
         """What the adapters of a model with so many units are made with."""
@@ -129,10 +129,10 @@ class Recipe:
 
 
 def check_sharing(name: str, adapter: type[Adapter], sharing_name: str, sharing: type[Sharing], widths: int) -> None:
-    """ValueError where an adapter cannot be shared so; `widths` bit-widths have adapters."""
+    """InputError where an adapter cannot be shared so; `widths` bit-widths have adapters."""
     if sharing is not Decoupled and not adapter.shareable:
-        raise ValueError(f"adapter {name} belongs to one bit-width, got sharing {sharing_name}; use sharing decoupled")
+        raise InputError(f"adapter {name} belongs to one bit-width, got sharing {sharing_name}; use sharing decoupled")
     if adapter.routes and sharing is not Shared:
-        raise ValueError(f"adapter {name} mixes experts for all bit-widths, got {sharing_name}; use sharing shared")
+        raise InputError(f"adapter {name} mixes experts for all bit-widths, got {sharing_name}; use sharing shared")
     if sharing.measures and widths < 2:
-        raise ValueError(f"sharing {sharing_name} compares bit-widths, got {widths} with adapters; use decoupled")
+        raise InputError(f"sharing {sharing_name} compares bit-widths, got {widths} with adapters; use decoupled")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supernet.awq import MAKES, READS
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, skipped
 from supernet.evaluate import Reference
 from supernet.grids import IntegerGrid
@@ -24,10 +25,10 @@ from supernet.spec import ModelSpec
 @torch.no_grad()
 def rounding_losses(
     model: Any, spec: ModelSpec, space: SearchSpace, reference: Reference, bits: Sequence[int],
-    progress: Progress = silent,
+    progress: Progress = silent, scales: Mapping[str, Tensor] | None = None,
 ) -> dict[int, float]:  # fmt: skip
     """KL per token on the reference's windows, for the full `model` with every linear rounded to nearest at each of
-    these `bits`, its tables at their largest choice."""
+    these `bits`, its tables at their largest choice. With `scales` (`supernet.awq`) as if it had been rescaled."""
     reference = reference.to(model.device)
     subnets = {b: space.uniform(spec, b) for b in bits}
     tables = {lin.name: space.whole[u.name][-1] for u in spec.units if u.is_table for lin in u.linears}
@@ -38,7 +39,7 @@ def rounding_losses(
     for number, layer in enumerate(layers):
         units = [unit for unit in spec.units if unit.layer == number]
         for b, subnet in subnets.items():
-            with rounded(model, {lin.name: subnet[unit.name] for unit in units for lin in unit.linears}):
+            with rounded(model, {lin.name: subnet[unit.name] for unit in units for lin in unit.linears}, scales):
                 states[b] = output_of(layer, states[b], calls[number])
         progress("plain rounding", number + 1, len(layers))
     with rounded(model, tables):
@@ -46,17 +47,31 @@ def rounding_losses(
 
 
 @contextmanager
-def rounded(model: Any, choices: Mapping[str, Choice]) -> Iterator[None]:
+def rounded(model: Any, choices: Mapping[str, Choice], scales: Mapping[str, Tensor] | None = None) -> Iterator[None]:
     """Within, these linears' weights are rounded to nearest; afterwards they are the same tensors as before."""
     weights = {name: model.get_submodule(name).weight for name in choices}
     exact = {name: weight.data for name, weight in weights.items()}
     try:
         for name, choice in choices.items():
-            weights[name].data = IntegerGrid().rounded(exact[name], choice)
+            weights[name].data = _rounded(exact[name], choice, *(_scale(scales, name, part) for part in (READS, MAKES)))
         yield
     finally:
         for name, weight in weights.items():
             weight.data = exact[name]
+
+
+def _scale(scales: Mapping[str, Tensor] | None, name: str, part: str) -> Tensor | None:
+    return None if scales is None else scales.get(f"{name}|{part}")
+
+
+def _rounded(weight: Tensor, choice: Choice, columns: Tensor | None, rows: Tensor | None) -> Tensor:
+    """Rounded where its columns are multiplied and its rows divided, and scaled back."""
+    if columns is None and rows is None:
+        return IntegerGrid().rounded(weight, choice)
+    factor = torch.ones(1, device=weight.device) if columns is None else columns.to(weight.device)
+    if rows is not None:
+        factor = factor / rows.to(weight.device).unsqueeze(1)
+    return (IntegerGrid().rounded(weight.float() * factor, choice) / factor).to(weight.dtype)
 
 
 def _loss(model: Any, state: Tensor, reference: Reference) -> float:

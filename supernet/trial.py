@@ -62,8 +62,9 @@ def try_adapters(
     The first `SUSPECTING` windows say which units may lose, the others judge: what a text chose looks good on it.
     """
     windows, gate = windows.to(model.device), gate or Gate()
+    suspecting = min(SUSPECTING, -(-len(windows) // 3))
     progress(STAGE, 0, 1)
-    trial = _Trial(supernet, (Reference.of(model, windows[SUSPECTING:]), own), dtype, progress)
+    trial = _Trial(supernet, (Reference.of(model, windows[suspecting:]), own), dtype, progress)
     trained, units = trial.adapters(), tuple(unit.name for unit in supernet.spec.units if not unit.is_table)
     having = trial.measure(trial.subnets)
     for bits in trial.subnets:
@@ -79,7 +80,7 @@ def try_adapters(
             verdicts[bits] = Verdict(without[bits][0], having[bits][0], kept[0], dropped)
     losing = {}
     for bits in supernet.adapted_bits:
-        costs = removal_costs(model, supernet, trial.subnets[bits], windows[:SUSPECTING], seed, dtype)
+        costs = removal_costs(model, supernet, trial.subnets[bits], windows[:suspecting], seed, dtype)
         losing[bits] = sorted((unit for unit, cost in costs.items() if cost < 0), key=costs.__getitem__)
     for _ in range(HALVINGS):
         losing = {bits: units for bits, units in losing.items() if units}

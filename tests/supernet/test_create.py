@@ -135,12 +135,11 @@ def test_minutes_become_steps(source: str, data: str, tmp_path: Path) -> None:
     assert 8 <= create(source, tmp_path / "out", recipe).info["steps"] < 500
 
 
-def test_adapters_have_the_minutes_that_codes_left() -> None:
+def test_codes_have_their_share_of_the_time_to_learn() -> None:
     recipe = Recipe(minutes=60.0)
-    assert recipe.code_minutes == 45.0
-    assert recipe.adapter_minutes(spent=0.0) == 60.0
-    assert recipe.adapter_minutes(spent=29.0) == 31.0
-    assert recipe.adapter_minutes(spent=50.0) == 15.0
+    assert recipe.code_minutes(None) == 45.0
+    assert recipe.code_minutes(600.0) == 7.5
+    assert Recipe(steps=5).code_minutes(600.0) is None
 
 
 def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
@@ -228,7 +227,7 @@ def test_a_damaged_folder_is_one_clear_line(damage, error: str, finished: Path, 
         ({"adapter": "rounding", "sharing": "shared"}, "adapter rounding belongs to one bit-width, got sharing shared"),
         ({"bits": (4, 8), "sharing": "matched"}, "sharing matched compares bit-widths, got 1 with adapters"),
         ({"group_size": 0}, "group_size must be at least 8"),
-        ({"block_steps": 0}, "block_steps must be at least 1"),
+        ({"block_steps": 7}, "block_steps must be at least 8"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"minutes": 0.0}, "minutes must be above 0"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),

@@ -21,7 +21,7 @@ from tests.supernet.conftest import Made, assert_measured, make
 from tests.supernet.test_build import disturb, mixed
 from tests.tiny import FAMILIES, windows
 
-TINY = {"bits": (2, 3, 8), "group_size": 16, "steps": 4, "block_steps": 2, "batch": 2, "window_tokens": 16}
+TINY = {"bits": (2, 3, 8), "group_size": 16, "steps": 4, "block_steps": 8, "batch": 2, "window_tokens": 16}
 
 
 @pytest.fixture

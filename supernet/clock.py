@@ -1,0 +1,118 @@
+"""The minutes of a run, shared out among its stages.
+
+Some stages take what they take, only less of it with fewer windows; learning and training take what is left. Before
+the work, every stage's seconds are expected from a few short probes (`supernet.expected`). While it goes on, what the
+stages so far took tells how slow the machine is, and a stage that runs late takes from those after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from supernet.progress import Progress, say
+
+LEARNED = 0.4  # share of the minutes that learning and training keep while other stages are shortened
+LEAST = 0.25  # share of its windows that a stage keeps at the least
+SLOWEST = 4.0  # times its expectation that the stages still to come are believed to take
+
+
+class Clock:
+    """Who may have how much of `minutes`; None where nothing is limited, as with given steps.
+
+    `expected` are the seconds of each stage that takes what it takes, in their order; those named in `late` come after
+    the training.
+    """
+
+    def __init__(self, minutes: float | None, now: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = None if minutes is None else 60 * minutes
+        self.now, self.began = now, now()
+        self.expected: dict[str, float] = {}
+        self.late: tuple[str, ...] = ()
+        self.done: set[str] = set()
+        self.took = self.believed = 0.0
+        self.shortened: dict[str, float] = {}
+
+    def expect(self, expected: Mapping[str, float], late: tuple[str, ...]) -> None:
+        """Share the minutes out and say it in one line."""
+        self.expected, self.late = dict(expected), late
+        if self.seconds is None:
+            return
+        shares = {stage: self.share(stage) for stage in expected}
+        fixed = sum(share * expected[stage] for stage, share in shares.items())
+        learning = self.seconds - self.elapsed - fixed
+        parts = ", ".join(f"{stage} {_shown(shares[stage] * seconds)}" for stage, seconds in expected.items())
+        say(f"{_shown(self.seconds)} in all, expected: {parts}, learning and training {_shown(max(learning, 0.0))}")
+        least = min(shares.values())
+        if least < 1:
+            say(f"to fit into the minutes, every stage but training is shortened to {least:.0%} of its text")
+        if learning < 0:
+            say(f"the least for this model here is about {_shown(self.elapsed + fixed)}, which it will take")
+        self.shortened = shares
+
+    @property
+    def elapsed(self) -> float:
+        return self.now() - self.began
+
+    @property
+    def pace(self) -> float:
+        """How many times as long as expected the stages took so far."""
+        return min(max(self.took / self.believed, 1.0), SLOWEST) if self.believed else 1.0
+
+    def share(self, stage: str) -> float:
+        """The share of its windows, from `LEAST` to 1, that `stage` may take now."""
+        if self.seconds is None or stage not in self.expected:
+            return 1.0
+        open_ = [name for name in self.expected if name not in self.done]
+        kept = 0.0 if stage in self.late else LEARNED * self.seconds
+        needed = self.pace * sum(self.expected[name] for name in open_)
+        left = self.seconds - self.elapsed - kept
+        return min(1.0, max(LEAST, left / needed)) if needed else 1.0
+
+    def seconds_for(self, stage: str) -> float | None:
+        """What a stage that can stop by itself may take; None without a limit."""
+        if self.seconds is None or stage not in self.expected:
+            return None
+        return self.share(stage) * self.pace * self.expected[stage]
+
+    def learning_seconds(self) -> float | None:
+        """What is left for learning and training, once the stages still to come have what they need."""
+        if self.seconds is None:
+            return None
+        stages = [name for name in self.expected if name not in self.done]
+        needed = sum(self.expected[name] * (self.share(name) if name in self.late else 1.0) for name in stages)
+        return max(self.seconds - self.elapsed - self.pace * needed, 0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[float]:
+        """The work of a stage; gives its share of windows, and says where that is less than was said before."""
+        share, began = self.share(name), self.now()
+        if share < 0.9 * self.shortened.get(name, 1.0):
+            say(f"stages before took longer than expected: {name} is shortened to {share:.0%} of its text")
+        yield share
+        self.done.add(name)
+        if name in self.expected:
+            self.took += self.now() - began
+            self.believed += share * self.expected[name]
+
+    def showing(self, progress: Progress) -> Progress:
+        """The same progress with the time that is left over all stages."""
+
+        def report(what: str, done: int, total: int) -> None:
+            if self.seconds is None:
+                return progress(what, done, total)
+            left = self.seconds - self.elapsed
+            shown = f"{_shown(left)} left" if left >= 0 else f"{_shown(-left)} late"
+            return progress(f"{what}, {shown}", done, total)
+
+        return report
+
+
+def fewer(windows: int, share: float, least: int) -> int:
+    """A stage's number of windows at this share of them."""
+    return min(windows, max(least, round(windows * share)))
+
+
+def _shown(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,121 @@
+"""The codes that training starts from, each improvement of them judged on held-out windows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supernet.awq import Scales
+from supernet.build import Supernet, build
+from supernet.clock import Clock
+from supernet.evaluate import Reference, evaluate
+from supernet.gate import Gate
+from supernet.model import in_compute_dtype
+from supernet.progress import Progress
+from supernet.quantize import quantize
+from supernet.quantizers import QUANTIZERS, RTN
+from supernet.recipe import Recipe
+from supernet.refiners import REFINERS
+from supernet.rounded import rounding_losses
+from supernet.space import SearchSpace
+from supernet.spec import ModelSpec
+
+SCALED, SOLVED, REFINED = "channel scales", "solved codes", "learned rounding of whole bit-widths"
+
+
+class Start:
+    """A full model on its way to codes, and what each step left on the held-out windows."""
+
+    reference: Reference
+
+    def __init__(self, model: Any, spec: ModelSpec, space: SearchSpace, gate: Gate, progress: Progress) -> None:
+        self.model, self.spec, self.space, self.gate, self.progress = model, spec, space, gate, progress
+        self.widths = space.bits(spec)
+        self.rounding: dict[int, float] = {}
+        self.losses: dict[int, float] = {}
+
+    def look(self, windows: Tensor) -> None:
+        """What the full model says of the held-out windows, and what plain rounding of it loses there."""
+        self.progress("full model", 0, len(windows))
+        self.reference = Reference.of(self.model, windows, self.progress)
+        self.rounding = self._rounded(self.widths)
+
+    def better_scaled(self, scales: Scales) -> bool:
+        """Whether plain rounding loses less with the channel scales, over the narrowest bit-widths together."""
+        narrow = self.widths[:2]
+        before, after = ([losses[b] for b in narrow] for losses in (self.rounding, self._rounded(narrow, scales)))
+        lost: list[bool] = []
+        with self.gate.over(SCALED, "scalings"):
+            self.gate.settle(SCALED, _mean_log(before), _mean_log(after), lambda: lost.append(True))
+        return not lost
+
+    def quantized(self, windows: Tensor, recipe: Recipe) -> Supernet:
+        """The supernet with codes of one matrix at a time; a bit-width that loses more than rounded is rounded."""
+        refiner = REFINERS.get(recipe.quantizer)
+        quantizer = refiner.begins if refiner else QUANTIZERS[recipe.quantizer]()
+        self.progress("quantize", 0, 1)
+        weights = quantize(self.model, self.spec, self.space, quantizer, windows, self.progress, recipe.seed)
+        supernet = build(self.model, self.spec, self.space, weights)
+        supernet.model.to(self.model.device)
+        self.losses = self._measured(supernet)
+        if recipe.quantizer != "rtn":
+            with self.gate.over(SOLVED, "bit-widths"):
+                for bits in self.widths:
+                    round_ = partial(self._round, supernet, bits)
+                    self.losses[bits] = self.gate.settle(SOLVED, self.rounding[bits], self.losses[bits], round_)
+        return supernet
+
+    def refined(self, supernet: Supernet, windows: Tensor, recipe: Recipe, clock: Clock) -> dict[str, Any]:
+        """Improve the codes beyond one matrix; what is worth recording of it. A bit-width that lost is as it was."""
+        started, before = time.perf_counter(), supernet.weights()
+        teacher = in_compute_dtype(self.model)
+        supernet.set_dtype(teacher.dtype)
+        within = REFINERS[recipe.quantizer]().within(recipe.block_steps, recipe.code_minutes(clock.learning_seconds()))
+        found = within.refine(self.model, teacher, supernet, windows, recipe.seed, self.progress, self.gate)
+        supernet.set_dtype(torch.float32)
+        after = self._measured(supernet)
+
+        def go_back(bits: int) -> None:
+            for name, matrix in supernet.matrices.items():
+                for choice in matrix.choices:
+                    if choice.bits == bits:
+                        matrix.store(before[name][choice])
+
+        with self.gate.over(REFINED, "bit-widths"):
+            for bits in self.widths:
+                self.losses[bits] = self.gate.settle(REFINED, self.losses[bits], after[bits], partial(go_back, bits))
+        return found | {"minutes": (time.perf_counter() - started) / 60}
+
+    def to_json(self) -> dict[str, Any]:
+        """What `supernet.json` says of it: KL per token by bits, and how often the gate took something back."""
+        losses = {"rounding": self.rounding, "start": self.losses}
+        plain = {name: {str(bits): kl for bits, kl in found.items()} for name, found in losses.items()}
+        return {"held_out": plain, "gate": self.gate.to_json()}
+
+    def _rounded(self, widths: Sequence[int], scales: Scales | None = None) -> dict[int, float]:
+        return rounding_losses(self.model, self.spec, self.space, self.reference, widths, self.progress, scales)
+
+    def _measured(self, supernet: Supernet) -> dict[int, float]:
+        subnets = [self.space.uniform(self.spec, bits) for bits in self.widths]
+        found = evaluate(supernet, subnets, self.reference, self.progress, self.model.dtype)
+        supernet.set_dtype(torch.float32)
+        return {bits: quality.kl for bits, quality in zip(self.widths, found, strict=True)}
+
+    @torch.no_grad()
+    def _round(self, supernet: Supernet, bits: int) -> None:
+        for unit in self.spec.units:
+            for linear in unit.linears if not unit.is_table else ():
+                matrix, weight = supernet.matrices[linear.name], self.model.get_submodule(linear.name).weight
+                same = [choice for choice in matrix.choices if choice.bits == bits]
+                for codes in RTN().quantize(weight.detach(), same).values():
+                    matrix.store(codes)
+
+
+def _mean_log(losses: Sequence[float]) -> float:
+    return sum(math.log(max(loss, 1e-12)) for loss in losses) / len(losses)
