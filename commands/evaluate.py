@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.terminal import JSON, TRUST, emit, progress, table
+from commands.terminal import JSON, TRUST, emit, table
+from commands.waiting import progress
 from records.errors import InputError
 
 if TYPE_CHECKING:

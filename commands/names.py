@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from commands.terminal import note, progress
+from commands.terminal import note
+from commands.waiting import progress
 from records.atomic import check_output
 from records.cache import cache_dir
 from records.errors import InputError

@@ -11,7 +11,8 @@ from commands.exits import BROKEN, OK
 from commands.names import runtime_named
 from commands.reports import print_verified
 from commands.streams import reader_left
-from commands.terminal import JSON, TRUST, emit, progress, say, size, stream
+from commands.terminal import JSON, TRUST, emit, say, size, stream
+from commands.waiting import progress
 from records.atomic import check_output
 from records.errors import MissingError
 

@@ -10,9 +10,7 @@ import json
 import os
 import re
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 import click
@@ -94,43 +92,3 @@ def milliseconds(value: float | None) -> str:
 
 def rate(bytes_per_s: float | None) -> str:
     return "-" if bytes_per_s is None else f"{bytes_per_s / 1e9:.0f} GB/s"
-
-
-@contextmanager
-def progress() -> Iterator[Any]:
-    """Gives `report(what, done, total=1.0)`: a bar on a terminal; lines elsewhere.
-
-    What follows a comma in `what` may change within a stage: "train, KL 0.412".
-    """
-    if not sys.stderr.isatty():
-        yield plain_report()
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress
-
-    columns = Progress.get_default_columns()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: float, total: float = 1.0) -> None:
-            stage, shown = what.partition(",")[0], escape(printable(what))
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(shown, total=total)
-            bars.update(tasks[stage], description=shown, completed=done, total=total)
-
-        yield report
-
-
-def plain_report() -> Any:
-    """A line when a stage begins, then at most one every ten seconds: a log stays short and never looks dead."""
-    stage, last = "", 0.0
-
-    def report(what: str, done: float, total: float = 1.0) -> None:
-        nonlocal stage, last
-        now, name = time.monotonic(), what.partition(",")[0]
-        if name != stage or now - last >= 10:
-            stage, last = name, now
-            note(f"{100 * done / total if total else 100:3.0f} %  {what}")
-
-    return report

@@ -9,9 +9,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from commands.exits import BROKEN
 from commands.names import check_launcher, numbers_in, whole_numbers
 from commands.reports import print_training
-from commands.terminal import TRUST, first_process, note, progress, say
+from commands.terminal import TRUST, first_process, note, say
+from commands.waiting import progress
 from records.errors import InputError
 
 
@@ -113,6 +115,15 @@ def train(
     PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
     if first_process():
         print_training(files)
+        lost = files.info.get("lost", {})
+        for bits, (than, now, then) in lost.items():
+            note(f"{bits} bits lose {now:.4g} KL per token on the held-out windows, {than} {then:.4g}")
+        if lost:
+            widths = " and ".join(lost)
+            note(
+                f"error: {path} is worse than it began at {widths} bits; it is kept, but train again with other options"
+            )
+            context.exit(BROKEN)
         say(f"next: bitfleet plan {shlex.quote(str(path))} --mem SIZE")
 
 

@@ -32,21 +32,12 @@ class GPTQ(Quantizer):
     clip: bool = True
     fisher: bool = True
 
-    rounded_from: int = 8
-    """From so many bits on codes are rounded to nearest in clipped ranges: solved ones lose as much (docs/log.md)."""
-
     needs_hessian = True
 
     def quantize(
         self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
     ) -> dict[Choice, QuantizedWeight]:
-        hessian = self.calibrated(hessian)
-        check_groups(weight, choices)
-        solved = [choice for choice in choices if choice.bits < self.rounded_from]
-        found = {choice: codes for choice, (codes, _) in self.solve(weight, solved, hessian).items()}
-        importance = hessian.diagonal() if self.clip else None
-        rounded = {c: IntegerGrid().nearest(weight, c, importance) for c in choices if c.bits >= self.rounded_from}
-        return {choice: (found | rounded)[choice] for choice in choices}
+        return {choice: found for choice, (found, _) in self.solve(weight, choices, hessian).items()}
 
     def solve(
         self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None
