@@ -27,7 +27,7 @@ from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors
 from supernet.loading import DEFAULT_MODEL, load_model
 from supernet.model import in_compute_dtype
-from supernet.prepare import HELD_OUT, READ, as_prepared
+from supernet.prepare import MEASURED, READ, as_prepared
 from supernet.recipe import Recipe
 from supernet.samplers import SAMPLERS
 from supernet.text import read_windows, spread_windows
@@ -45,8 +45,8 @@ class Setting:
         full = load_model(DEFAULT_MODEL)
         self.model, tokenizer = full.model, full.tokenizer
         self.reference = Reference.of(self.model, read_windows(str(text / "eval.txt"), tokenizer, windows, 512))
-        source, count, tokens = str(text / "train.txt"), HELD_OUT + READ, self.recipe.window_tokens
-        self.windows = spread_windows(source, tokenizer, count, tokens, self.recipe.seed)[HELD_OUT:]
+        source, count, tokens = str(text / "train.txt"), MEASURED + READ, self.recipe.window_tokens
+        self.windows = spread_windows(source, tokenizer, count, tokens, self.recipe.seed)[MEASURED:]
         as_prepared(self.model, self.files)
         self.teacher = in_compute_dtype(self.model)
         self.steps = self.affordable()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from commands.measuring import FirstWindows
 from commands.terminal import JSON, TRUST, emit, table
 from commands.waiting import progress
+from planner.quality import Quality, over_texts, with_interval
 from records.errors import InputError
 
 if TYPE_CHECKING:
     from supernet.checkpoint import SupernetFiles
-    from supernet.evaluate import Reference
     from supernet.space import Subnet
 
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("supernet", metavar="DIR")
 @click.option("--subnet", type=click.Path(path_type=Path), help="A plan, or a JSON object of unit: choice.")
 @click.option("--bits", type=int, help="Every linear at these bits.")
-@click.option("--text", metavar="FILE", help="What to evaluate on; the default is the supernet's held-out text.")
+@click.option("--text", metavar="FILE", help="What to evaluate on; the default is the texts that the supernet keeps.")
 @TRUST
 @click.option("--windows", type=int, default=16, show_default=True, help="Windows of --text.")
 @click.option("--window-tokens", type=int, default=512, show_default=True, help="Tokens of each.")
@@ -41,16 +43,29 @@ def evaluate(
 
     files = open_supernet(supernet, trust_remote_code=trust)
     subnets = chosen_subnets(files, subnet, bits)
-    from supernet.evaluate import evaluate
+    own = None if text is None else FirstWindows(files, text, windows, window_tokens)
+    from supernet.evaluate import evaluate_texts
 
+    references = files.references() if own is None else {own.name: own.reference(trust)}
     with progress() as report:
-        reference = full_model_on(files, text, windows, window_tokens, trust, report) if text else files.reference()
-        found = evaluate(files.load(), list(subnets.values()), reference, report)
+        found = evaluate_texts(files.load(), list(subnets.values()), references, report)
+    measured = [over_texts({text: quality.to_json() for text, quality in one.items()}) for one in found]
     if as_json:
-        emit([{"subnet": name, **quality.to_json()} for name, quality in zip(subnets, found, strict=True)])
+        emit([{"subnet": name, **quality} for name, quality in zip(subnets, measured, strict=True)])
     else:
-        rows = [(n, f"{q.kl:.4f}", f"{q.perplexity:.2f}", f"{q.top1:.3f}") for n, q in zip(subnets, found, strict=True)]
-        table(("SUBNET", "KL PER TOKEN", "PERPLEXITY", "TOP-1"), rows)
+        print_evaluated(dict(zip(subnets, measured, strict=True)))
+
+
+def print_evaluated(measured: Mapping[str, Quality]) -> None:
+    """Each subnet on each text, below the full model: where its perplexity is odd, the text is, or how it begins."""
+    rows = []
+    for text, quality in next(iter(measured.values()))["texts"].items():
+        rows.append(("full model", text, "0", f"{quality['full_perplexity']:.2f}", "1"))
+    for name, over in measured.items():
+        for text, quality in over["texts"].items():
+            shown = f"{quality['perplexity']:.2f}", f"{quality['top1']:.3f}"
+            rows.append((name, text, with_interval(quality), *shown))
+    table(("SUBNET", "TEXT", "KL PER TOKEN, 95 %", "PERPLEXITY", "TOP-1"), rows)
 
 
 def chosen_subnets(files: SupernetFiles, path: Path | None, bits: int | None) -> dict[str, Subnet]:
@@ -69,15 +84,3 @@ def chosen_subnets(files: SupernetFiles, path: Path | None, bits: int | None) ->
     if subnet not in files.space:
         raise InputError(f"a subnet has one of the supernet's choices for every unit, {path} has not; see {files.path}")
     return {path.name: subnet}
-
-
-def full_model_on(
-    files: SupernetFiles, text: str, windows: int, window_tokens: int, trust: bool, report: Any
-) -> Reference:
-    """What the full model says of other text than the supernet's own; needs the model that it was made from."""
-    from supernet.evaluate import Reference
-    from supernet.loading import load_model
-    from supernet.text import read_windows
-
-    full = load_model(files.info["source"], trust)
-    return Reference.of(full.model, read_windows(text, full.tokenizer, windows, window_tokens), report)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from commands.measuring import check_text, measured_quality
 from commands.names import (
     RUNTIME,
     default_supernet,
@@ -19,14 +18,8 @@ from commands.names import (
     trained_supernet,
 )
 from commands.reports import print_plan
-from commands.terminal import JSON, TRUST, emit, note, say
+from commands.terminal import JSON, TRUST, emit, say
 from records.atomic import check_output
-from records.cache import cache_dir
-
-if TYPE_CHECKING:
-    from planner.quality import MeasuredQuality
-    from supernet.checkpoint import SupernetFiles
-    from supernet.space import Subnet
 
 
 @click.command()
@@ -40,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--prompt-tokens", type=int, metavar="N", help="Tokens of the prompt behind --ttft.  [default: 128]")
 @click.option("--device", metavar="NAME|FILE", help="What to plan for; the default is this machine.")
 @click.option("--runtime", default=RUNTIME, show_default=True, help="What will load the package.")
+@click.option("--text", metavar="FILE", help="Measure on this text too: what the package is for. Needs the full model.")
 @click.option("--trials", type=int, metavar="N", help="Subnets that the search tries.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="plan.json", show_default=True)
@@ -47,8 +41,8 @@ if TYPE_CHECKING:
 @JSON
 def plan(
     supernet: str | None, mem: str, latency: str | None, ttft: str | None, disk: str | None, context: int | None,
-    batch: int, prompt_tokens: int | None, device: str | None, runtime: str, trials: int | None, seed: int, out: Path,
-    trust: bool, as_json: bool,
+    batch: int, prompt_tokens: int | None, device: str | None, runtime: str, text: str | None, trials: int | None,
+    seed: int, out: Path, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """The bits of every layer that lose least within a memory and latency budget.
 
@@ -71,15 +65,19 @@ def plan(
     files = None if supernet is None else trained_supernet(supernet, trust)
     if files is not None:
         Workload.for_model(files.spec, context, batch, prompt_tokens)
+    elif text is not None:
+        check_text(text)
+    measure = None if files is None else measured_quality(files, text, trust)
     target = named or own_device(runtime)
     files = files or default_supernet()
+    measure = measure or measured_quality(files, text, trust)
     made = pipeline.plan(
         files,
         loader,
         target,
         Workload.for_model(files.spec, context, batch, prompt_tokens),
         budget,
-        measure=measured_quality(files),
+        measure=measure,
         trials=pipeline.TRIALS if trials is None else trials,
         seed=seed,
         command=shlex.join(["bitfleet", *sys.argv[1:]]),
@@ -90,21 +88,3 @@ def plan(
     else:
         print_plan(made, files.spec)
         say(f"next: bitfleet export {shlex.quote(str(out))} --out DIR")
-
-
-def measured_quality(files: SupernetFiles) -> MeasuredQuality:
-    """Measures subnets on the supernet's held-out text, loading its weights only where a subnet was never measured."""
-    from planner.quality import EVALUATIONS_FILE, MeasuredQuality, Quality
-
-    def measure(subnets: Sequence[Subnet]) -> list[Quality]:
-        import torch
-
-        from supernet.evaluate import evaluate
-        from supernet.model import compute_dtype
-
-        note(f"measuring what {len(subnets)} finalists lose")
-        dtype = compute_dtype(torch.device("cpu"))
-        return [quality.to_json() for quality in evaluate(files.load(), subnets, files.reference(), dtype=dtype)]
-
-    spare = cache_dir() / "evaluations" / f"{files.fingerprint}.json"  # the supernet may be one that can only be read
-    return MeasuredQuality(files.path / EVALUATIONS_FILE, files.fingerprint, "held-out", measure, spare)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from commands.terminal import milliseconds, rate, say, size, table
+from planner.quality import with_interval
 
 if TYPE_CHECKING:
-    from planner.plan import Plan
+    from planner.plan import Compared, Plan
     from planner.verify import VerifyReport
     from profiles.device import DeviceProfile
     from supernet.checkpoint import SupernetFiles
@@ -71,17 +72,27 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
         ("mean bits of linears", *(f"{c.mean_bits:.2f}" for c in columns), "-", "exact"),
         ("KL per token", *(f"{c.predicted_kl:.4f}" for c in columns), "-", "predicted"),
     ]
-    for key, label in (("kl", "KL per token"), ("perplexity", "perplexity"), ("top1", "top-1 agreement")):
-        if key in chosen.measured:
-            rows.append(
-                (label, *(f"{c.measured[key]:.4g}" if key in c.measured else "-" for c in columns), "-", "measured")
-            )
+    rows += measured_rows(columns)
     header = ("", "PLANNED", *([f"BEST UNIFORM ({uniform.mean_bits:.0f} bits)"] if uniform else []), "LIMIT", "BASIS")
     table(header, rows)
     print_items(made, spec)
     print_bits(made.subnet, spec)
     for line in made.notes:
         say(f"note: {line}")
+
+
+def measured_rows(columns: Sequence[Compared]) -> list[tuple[str, ...]]:
+    """What was measured of the subnets: on each text, then the mean that they were ranked by."""
+    texts = columns[0].measured.get("texts", {})
+    rows = []
+    for name in texts:
+        found = [c.measured.get("texts", {}).get(name) for c in columns]
+        for label, shown in (("KL", with_interval), ("top-1 agreement", lambda quality: f"{quality['top1']:.3f}")):
+            rows.append((f"{label}, {name}", *("-" if q is None else shown(q) for q in found), "-", "measured"))
+    if "kl" in columns[0].measured and len(texts) != 1:
+        means = (f"{c.measured['kl']:.4g}" if "kl" in c.measured else "-" for c in columns)
+        rows.append(("KL, mean over texts" if texts else "KL per token", *means, "-", "measured"))
+    return rows
 
 
 def print_items(made: Plan, spec: ModelSpec) -> None:

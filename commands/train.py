@@ -22,6 +22,7 @@ from records.errors import InputError
 @click.option("--bits", default="2,3,4,8", show_default=True, metavar="B,B,...", help="Bit-widths of the linears.")
 @click.option("--group-size", type=int, default=64, show_default=True, help="Weights that share a scale and a zero.")
 @click.option("--data", metavar="FILE|-|DATASET", help="Training text; without it, the full model writes some.")
+@click.option("--eval", "eval_text", metavar="FILE", help="Text that plans are measured on too: what the model is for.")
 @click.option("--steps", type=int, metavar="N", help="Training steps; the default is what fits into --minutes.")
 @click.option("--minutes", type=float, default=15.0, show_default=True, help="Time to learn codes and adapters.")
 @click.option(
@@ -105,8 +106,9 @@ def train(
     from supernet.recipe import Recipe
     from supernet.text import check_source
 
-    if options["data"] is not None and not resume:
-        check_source(options["data"])
+    for text in (options["data"], options["eval_text"]):
+        if text is not None and not resume:
+            check_source(text)
     recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, trust_remote_code=trust, **options)
     if first_process():
         check_exports(model, trust, without_export)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 from planner.costs import Costs
 from planner.plan import PLANNED, UNIFORM, Compared, DeviceSummary, Plan
-from planner.quality import SENSITIVITY_FILE, Measure, SensitivityTable, as_quality
+from planner.quality import SENSITIVITY_FILE, Measure, Measured, SensitivityTable, as_quality, measured_on
 from planner.request import Budget, Workload
 from planner.runtimes.base import Progress, Runtime
 from planner.search.base import Candidate, Found, Problem, ranked
@@ -66,9 +66,9 @@ def plan(
 ) -> Plan:
     """The subnet that loses least on `device` within `budget`, with its evidence.
 
-    `measure` is given the finalists and the best uniform subnet, and returns what each loses on held-out text; without
-    it the predictions decide. Raises BudgetError when nothing meets the budget, InputError for a model or a context
-    that cannot be served, FileNotFoundError without sensitivities.
+    `measure` is given the finalists and the best uniform subnet, and returns what each loses on text that did not
+    train; without it the predictions decide. Raises BudgetError when nothing meets the budget, InputError for a model
+    or a context that cannot be served, MissingError without sensitivities.
     """
     spec, refusal = files.spec, _refusal(runtime, device)
     if refusal is not None:
@@ -107,7 +107,7 @@ def plan(
         latency=costs.latency(best.subnet).to_json(),
         search=tuple(f.trace for f in found),
         dropped=dropped,
-        notes=(*notes, *_verdict(compared), *_basis(device)),
+        notes=(*notes, *_verdict(compared), *measured_on(compared[0].measured), *_basis(device)),
         versions={"python": platform.python_version(), **_versions("scipy", "optuna"), **device.kernels.versions},
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
@@ -225,7 +225,9 @@ def _compare(costs: Costs, finalists: Sequence[tuple[str, Candidate]], measure: 
     subnets = [candidate.subnet for _, candidate in finalists]
     measured: Sequence[Any] = [{} for _ in subnets] if measure is None else measure(subnets)
     compared = [
-        costs.compared(kind, candidate.source, candidate.subnet, candidate.loss, measured=as_quality(quality))
+        costs.compared(
+            kind, candidate.source, candidate.subnet, candidate.loss, measured=cast(Measured, as_quality(quality))
+        )
         for (kind, candidate), quality in zip(finalists, measured, strict=True)
     ]
     return tuple(sorted(compared, key=lambda c: c.measured.get("kl", c.predicted_kl)))

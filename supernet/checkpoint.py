@@ -6,7 +6,7 @@
     codes.safetensors       codes, scales and zeros of every matrix at every choice
     floats.safetensors      what is never quantized: norms, biases
     adapters.safetensors    trained adapters that do not fold into the codes
-    reference.safetensors   held-out windows, and what the full model says of them
+    reference.safetensors   the windows that subnets are measured on, and what the full model says of them
     sensitivity.json        what each choice of each unit costs
     order.safetensors       with pruning: the model's channel that each channel of a feed-forward block was
     scaling.safetensors     with awq: what each channel's weights were multiplied by before they were quantized
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from supernet.build import Supernet, Weights
-    from supernet.evaluate import Reference
     from supernet.grids import QuantizedWeight, Stored
     from supernet.loading import Loaded
+    from supernet.reference import Reference
 
 FORMAT = 3
 SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
@@ -176,13 +176,17 @@ class SupernetFiles:
         file = self.tensors(FLOATS)
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
-    def reference(self) -> Reference:
-        """The held-out windows and what the full model says of them."""
-        from supernet.evaluate import Reference
+    def references(self) -> dict[str, Reference]:
+        """What the full model says of each text that subnets are measured on, by its name; the held-out text first."""
+        from supernet.reference import read_references
 
-        file = self.tensors(REFERENCE)
-        parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Reference(**parts, softcap=self.info.get("softcap"))
+        return read_references(self.path / REFERENCE)
+
+    def reference(self) -> Reference:
+        """The windows held out of training, and what the full model says of them."""
+        from supernet.reference import HELD_OUT
+
+        return self.references()[HELD_OUT]
 
     def load(self, keep: Callable[[QuantizedWeight], Stored] | None = None) -> Supernet:
         """The supernet as a model, in float32, its adapters in place. `keep` says what is kept of each weight read.
@@ -254,24 +258,25 @@ def open_supernet(path: str | Path, unfinished: bool = False, trust_remote_code:
 
 
 def save_start(
-    path: Path, supernet: Supernet, reference: Reference, windows: Tensor,
+    path: Path, supernet: Supernet, references: Mapping[str, Reference], windows: Tensor,
     loaded: Loaded, info: Mapping[str, Any], changes: Mapping[str, Mapping[str, Tensor]],
 ) -> SupernetFiles:  # fmt: skip
     """Write what training starts from, into a folder where `supernet.folder.begin` said so. `changes` are the files of
     what was done to the full model before."""
     from records.atomic import write_json
     from supernet.files import write_tensors
+    from supernet.reference import write_references
 
     for name, tensors in changes.items():
         write_tensors(path / name, tensors)
     write_tensors(path / START, code_tensors(supernet.weights()))
     write_tensors(path / FLOATS, supernet.floats)
-    held_out = {"windows": reference.windows, "hidden": reference.hidden, "head": reference.head}
-    write_tensors(path / REFERENCE, held_out | ({} if reference.bias is None else {"bias": reference.bias}))
+    write_references(path / REFERENCE, references)
     write_tensors(path / WINDOWS, {"windows": windows})
     loaded.save_description(path / MODEL)
     write_json(path / LOAD, loaded.account.to_json())
-    begun = {**info, "softcap": reference.softcap, "finished": False}
+    texts = {name: reference.to_json() for name, reference in references.items()}
+    begun = {**info, "texts": texts, "finished": False}
     names = (START, FLOATS, REFERENCE, WINDOWS, *changes, *model_files(path))
     files = save_index(path, supernet.spec, supernet.space, begun, hashes_of(path, names))
     (path / STATE).unlink()

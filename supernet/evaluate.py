@@ -8,74 +8,66 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from supernet.build import Supernet
 from supernet.model import HEAD_TOKENS, hidden_states, logits_of
 from supernet.progress import Progress, silent
+from supernet.reference import Reference, joined
 from supernet.space import Subnet
+
+__all__ = ["Quality", "Reference", "evaluate", "evaluate_texts"]
+
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Quality:
-    """`kl` in nats per token from the full model; `top1` the share of tokens whose likeliest successor is the same."""
+    """`kl` in nats per token from the full model; `top1` the share of tokens whose likeliest successor is the same.
+
+    `kl_interval` is half of the 95 % interval of `kl` by how much the windows differ (Student's t), None for a single
+    window; `full_perplexity` is the full model's own on the same text.
+    """
 
     kl: float
     perplexity: float
     top1: float
     tokens: int
+    windows: int = 1
+    kl_interval: float | None = None
+    full_perplexity: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Quality:
-        return cls(float(data["kl"]), float(data["perplexity"]), float(data["top1"]), int(data["tokens"]))
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the full model says of held-out windows, kept small: its last hidden states and its head.
-
-    windows: int64 `(n, tokens)`; hidden: float32 `(n, tokens, hidden_size)`; head: `(vocab_size, hidden_size)`;
-    bias: `(vocab_size,)` or None; softcap: the cap on the logits of the models that have one.
-    """
-
-    windows: Tensor
-    hidden: Tensor
-    head: Tensor
-    bias: Tensor | None = None
-    softcap: float | None = None
+        return cls(**data)
 
     @classmethod
-    @torch.no_grad()
-    def of(cls, model: Any, windows: Tensor, progress: Progress = silent) -> Reference:
-        hidden = []
-        for number, window in enumerate(windows):
-            hidden.append(hidden_states(model, window.unsqueeze(0).to(model.device)).squeeze(0).float())
-            progress("full model", number + 1, len(windows))
-        head = model.get_output_embeddings()
-        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        return cls(windows, torch.stack(hidden), head.weight.detach(), getattr(head, "bias", None), cap)
+    def of(cls, sums: Tensor, tokens: int) -> Quality:
+        """From sums over each window's `tokens`: KL, agreement, and the surprise of subnet and full model at its
+        successors, `(windows, 4)`."""
+        windows = len(sums)
+        kl, agree, ours, full = sums.sum(0).tolist()
+        spread = sums[:, 0].std().item() / tokens / math.sqrt(windows) if windows > 1 else None
+        interval = None if spread is None else float(stdtrit(windows - 1, (1 + CONFIDENCE) / 2)) * spread
+        successors = windows * max(tokens - 1, 1)
+        all_tokens = windows * tokens
+        return cls(
+            kl / all_tokens, _perplexity(ours / successors), agree / all_tokens, all_tokens, windows, interval,
+            _perplexity(full / successors),
+        )  # fmt: skip
 
-    def to(self, device: torch.device) -> Reference:
-        """The same on `device`; nothing is copied where it is there already."""
-        bias = None if self.bias is None else self.bias.to(device)
-        return Reference(self.windows.to(device), self.hidden.to(device), self.head.to(device), bias, self.softcap)
 
-    def log_probs(self, number: int, tokens: slice) -> Tensor:
-        """The full model's log probabilities at some of a window's `tokens`, float32 `(tokens, vocab_size)`."""
-        bias = None if self.bias is None else self.bias.float()
-        logits = torch.nn.functional.linear(self.hidden[number, tokens], self.head.float(), bias)
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits.log_softmax(-1)
+def _perplexity(surprise: float) -> float:
+    return math.exp(min(surprise, 700.0))
 
 
 BATCH_TOKENS = 2048  # windows are computed together up to so many tokens: weights are then made once for all
 
 
-@torch.no_grad()
 def evaluate(
     supernet: Supernet,
     subnets: Sequence[Subnet],
@@ -88,28 +80,52 @@ def evaluate(
     In bfloat16 it takes a third of the time, and KL comes out 0.0003 to 0.002 higher on SmolLM2: enough to tell
     finalists apart, too coarse for 8 bits.
     """
+    sums = _window_sums(supernet, subnets, reference, progress, dtype)
+    return [Quality.of(one, reference.windows.shape[1] - reference.first) for one in sums]
+
+
+def evaluate_texts(
+    supernet: Supernet,
+    subnets: Sequence[Subnet],
+    references: Mapping[str, Reference],
+    progress: Progress = silent,
+    dtype: torch.dtype = torch.float32,
+) -> list[dict[str, Quality]]:
+    """The quality of each subnet on each of several texts, by its name, in one pass over all windows.
+
+    The windows of all texts are equally long and begin with as many tokens of the tokenizer's.
+    """
+    counts = [len(reference.windows) for reference in references.values()]
+    together = joined(references)
+    tokens = together.windows.shape[1] - together.first
+    sums = _window_sums(supernet, subnets, together, progress, dtype)
+    by_text = [zip(references, one.split(counts), strict=True) for one in sums]
+    return [{name: Quality.of(part, tokens) for name, part in parts} for parts in by_text]
+
+
+@torch.no_grad()
+def _window_sums(
+    supernet: Supernet, subnets: Sequence[Subnet], reference: Reference, progress: Progress, dtype: torch.dtype
+) -> Tensor:
+    """What `Quality.of` is made from, `(subnets, windows, 4)`."""
     supernet.set_dtype(dtype)
     reference = reference.to(supernet.model.device)
-    sums = torch.zeros(len(subnets), 3, dtype=torch.float64)
-    total = len(reference.windows) * len(subnets)
-    rows = max(1, BATCH_TOKENS // reference.windows.shape[1])
-    for start in range(0, len(reference.windows), rows):
+    count, length = reference.windows.shape
+    sums = torch.zeros(len(subnets), count, 4, dtype=torch.float64)
+    stretches = [slice(a, min(a + HEAD_TOKENS, length)) for a in range(reference.first, length, HEAD_TOKENS)]
+    rows = max(1, BATCH_TOKENS // length)
+    for start in range(0, count, rows):
         batch = reference.windows[start : start + rows]
         hidden = [_hidden(supernet, subnet, batch) for subnet in subnets]
-        for row, window in enumerate(batch):
-            stretches = [slice(first, first + HEAD_TOKENS) for first in range(0, len(window), HEAD_TOKENS)]
-            full = [reference.log_probs(start + row, stretch) for stretch in stretches]
+        for number, window in enumerate(batch, start):
+            full = [reference.log_probs(number, stretch) for stretch in stretches]
             for index, subnet in enumerate(subnets):
                 supernet.activate(subnet)
                 for stretch, theirs in zip(stretches, full, strict=True):
-                    ours = logits_of(supernet.model, hidden[index][row, stretch]).float().log_softmax(-1)
-                    sums[index] += _distances(theirs, ours, window[stretch.start + 1 : stretch.stop + 1])
-            progress("evaluate", (start + row + 1) * len(subnets), total)
-    tokens, successors = reference.windows.numel(), reference.windows[:, 1:].numel()
-    return [
-        Quality(kl / tokens, math.exp(min(nll / successors, 700.0)), agree / tokens, tokens)
-        for kl, nll, agree in sums.tolist()
-    ]
+                    ours = logits_of(supernet.model, hidden[index][number - start, stretch]).float().log_softmax(-1)
+                    sums[index, number] += _distances(theirs, ours, window[stretch.start + 1 : stretch.stop + 1])
+            progress("evaluate", (number + 1) * len(subnets), count * len(subnets))
+    return sums
 
 
 def _hidden(supernet: Supernet, subnet: Subnet, batch: Tensor) -> Tensor:
@@ -118,9 +134,10 @@ def _hidden(supernet: Supernet, subnet: Subnet, batch: Tensor) -> Tensor:
 
 
 def _distances(full: Tensor, ours: Tensor, successors: Tensor) -> Tensor:
-    """Sums of KL, negative log likelihood and agreement, from log probabilities `(tokens, vocab_size)`. A window's last
-    token has no successor."""
+    """Sums of KL, agreement and both surprises, from log probabilities `(tokens, vocab_size)`. A window's last token
+    has no successor."""
     kl = torch.nn.functional.kl_div(ours, full, reduction="sum", log_target=True)
-    nll = -ours[: len(successors)].gather(1, successors.unsqueeze(1)).sum()
     agree = (ours.argmax(-1) == full.argmax(-1)).sum()
-    return torch.stack([kl, nll, agree.float()]).double().cpu()
+    index = successors.unsqueeze(1)
+    surprises = [-said[: len(successors)].gather(1, index).sum() for said in (ours, full)]
+    return torch.stack([kl, agree.float(), *surprises]).double().cpu()

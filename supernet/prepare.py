@@ -29,12 +29,14 @@ from supernet.model import check_head, hidden_states, in_compute_dtype, spec_of_
 from supernet.progress import Progress
 from supernet.pruning import channel_order, reorder
 from supernet.recipe import Recipe
+from supernet.reference import HELD_OUT, MANUAL, Reference, text_name
 from supernet.refiners import REFINERS
 from supernet.spec import ModelSpec
 from supernet.start import Start
-from supernet.text import own_windows, spread_windows
+from supernet.text import beginning, manual_windows, own_windows, spread_windows
 
-HELD_OUT = 4  # windows that judge and never train
+MEASURED = 4  # windows of each text that subnets are measured on; none of them trains
+OWN_MEASURED = 8  # windows of a text that was given for that
 CALIBRATION = 64  # windows for the Hessians
 LEAST_CALIBRATION = 8  # of them, where minutes are few
 LEARNING = 512  # windows for a quantizer that learns
@@ -64,9 +66,10 @@ def prepare(
     clock.expect(_expected(model, spec, recipe, device), LATE)
     with clock.stage("sample text"):
         windows, text = _windows(model, tokenizer, recipe, progress, clock.seconds_for("sample text"))
-    held_out = min(HELD_OUT, len(windows) // 2)
+    held_out = min(MEASURED, len(windows) // 2)
+    references = _references(model, tokenizer, windows[:held_out], text, recipe, progress)
     training, start = windows[held_out:], Start(model, spec, space, Gate(), progress)
-    start.look(windows[:held_out])
+    start.look(references[HELD_OUT])
     with clock.stage("scale channels"):
         changes = _changed(start, training, recipe, device)
     there = training.to(device)
@@ -76,16 +79,15 @@ def prepare(
     refined = start.refined(supernet, there[:LEARNING], recipe, clock) if recipe.quantizer in REFINERS else {}
     info = _begun(source, spec, recipe, text, {"name": recipe.quantizer, **refined}) | start.to_json()
     info |= {"load": loaded.account.line}
-    reference = start.reference
     begin(out, {"source": source, "recipe": recipe.to_json()})
-    return save_start(out, supernet, reference, training, loaded, info, changes)
+    return save_start(out, supernet, references, training, loaded, info, changes)
 
 
 def _expected(model: Any, spec: ModelSpec, recipe: Recipe, device: torch.device) -> dict[str, float]:
     """Seconds that each stage would take with all of its windows."""
     windows = {
-        "sample text": HELD_OUT + SAMPLED,
-        "held out": HELD_OUT,
+        "sample text": MEASURED + SAMPLED,
+        "held out": MEASURED,
         "scale channels": ORDERING,
         "quantize": CALIBRATION,
         "try adapters": TRIAL,
@@ -136,8 +138,21 @@ def _windows(
     """Windows to hold out and to train on, and what text they are."""
     tokens, seed = recipe.window_tokens, recipe.seed
     if recipe.data is not None:
-        return spread_windows(recipe.data, tokenizer, HELD_OUT + READ, tokens, seed, progress), recipe.data
-    return own_windows(in_compute_dtype(model), tokenizer, HELD_OUT + SAMPLED, tokens, seed, progress, seconds)
+        return spread_windows(recipe.data, tokenizer, MEASURED + READ, tokens, seed, progress), recipe.data
+    return own_windows(in_compute_dtype(model), tokenizer, MEASURED + SAMPLED, tokens, seed, progress, seconds)
+
+
+def _references(
+    model: Any, tokenizer: Any, held_out: Tensor, text: str, recipe: Recipe, progress: Progress
+) -> dict[str, Reference]:
+    """What the full model says of text held out of training, of another kind, and of what `--eval` names."""
+    tokens, first = recipe.window_tokens, len(beginning(tokenizer))
+    texts = {HELD_OUT: (held_out, text), MANUAL: (manual_windows(tokenizer, MEASURED, tokens, "measure"), MANUAL)}
+    if recipe.eval_text is not None:
+        own = spread_windows(recipe.eval_text, tokenizer, OWN_MEASURED, tokens, recipe.seed, progress)
+        texts[text_name(recipe.eval_text, texts)] = own, recipe.eval_text
+    progress("full model", 0, 1)
+    return {name: Reference.of(model, windows, progress, first, what) for name, (windows, what) in texts.items()}
 
 
 def as_prepared(model: Any, files: SupernetFiles) -> None:

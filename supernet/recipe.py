@@ -45,6 +45,7 @@ class Recipe:
     teacher: str = "full"
     prune: tuple[float, ...] = ()
     data: str | None = None
+    eval_text: str | None = None
     steps: int | None = None
     minutes: float = 15.0
     batch: int = 4

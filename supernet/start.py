@@ -40,10 +40,9 @@ class Start:
         self.rounding: dict[int, float] = {}
         self.losses: dict[int, float] = {}
 
-    def look(self, windows: Tensor) -> None:
-        """What the full model says of the held-out windows, and what plain rounding of it loses there."""
-        self.progress("full model", 0, len(windows))
-        self.reference = Reference.of(self.model, windows, self.progress)
+    def look(self, reference: Reference) -> None:
+        """What plain rounding of the full model loses on held-out windows, of which `reference` is what it says."""
+        self.reference = reference
         self.rounding = self._rounded(self.widths)
 
     def better_scaled(self, scales: Scales) -> bool:

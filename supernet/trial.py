@@ -64,7 +64,7 @@ def try_adapters(
     windows, gate = windows.to(model.device), gate or Gate()
     suspecting = min(SUSPECTING, -(-len(windows) // 3))
     progress(STAGE, 0, 1)
-    trial = _Trial(supernet, (Reference.of(model, windows[suspecting:]), own), dtype, progress)
+    trial = _Trial(supernet, (Reference.of(model, windows[suspecting:], first=own.first), own), dtype, progress)
     trained, units = trial.adapters(), tuple(unit.name for unit in supernet.spec.units if not unit.is_table)
     having = trial.measure(trial.subnets)
     for bits in trial.subnets:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -151,10 +152,16 @@ def test_interrupted_training_exits_130_and_goes_on(model: Path, tmp_path: Path)
 
 
 def test_evaluate_as_text_and_as_json(bitfleet: Any, supernet: Path, plan: Path) -> None:
-    assert [line.split()[0] for line in bitfleet("evaluate", supernet).out.splitlines()[1:]] == ["2", "4", "8"]
+    lines = bitfleet("evaluate", supernet).out.splitlines()
+    texts = ["held-out", "Python manual"]
+    cells = [tuple(re.split(r"  +", line)[:2]) for line in lines[1:]]
+    assert cells == [(name, text) for name in ("full model", "2 bits", "4 bits", "8 bits") for text in texts]
     by_bits = json.loads(bitfleet("evaluate", supernet, "--json").out)
     losses = [quality["kl"] for quality in by_bits]
     assert losses == sorted(losses, reverse=True)
+    for quality in by_bits:
+        assert list(quality["texts"]) == texts
+        assert quality["kl"] == pytest.approx(sum(quality["texts"][text]["kl"] for text in texts) / 2)
     (planned,) = json.loads(bitfleet("evaluate", supernet, "--subnet", plan, "--json").out)
     measured = json.loads(plan.read_text())["compared"][0]["measured"]["kl"]
     assert planned["kl"] == pytest.approx(measured, abs=2e-3)  # finalists are measured in bfloat16
@@ -182,7 +189,18 @@ def test_plan_prints_the_promise_the_bits_and_the_next_command(bitfleet: Any, su
     options = ("--context", 128, "--prompt-tokens", 64, "--device", DEVICE, "--trials", 20, "--out", out)
     done = bitfleet("plan", supernet, "--mem", "0.2 GB", *options)
     assert done.code == 0, done.err
-    for said in ("peak memory", "200.0 MB", "time per token", "estimate", "bits by layer", "qkv", "was not measured"):
+    for said in (
+        "peak memory",
+        "200.0 MB",
+        "time per token",
+        "estimate",
+        "bits by layer",
+        "qkv",
+        "was not measured",
+        "KL, held-out",
+        "KL, Python manual",
+        "measured with 95 % intervals on held-out",
+    ):
         assert said in done.out
     assert done.out.splitlines()[-1] == f"next: bitfleet export {out} --out DIR"
     printed = json.loads(bitfleet("plan", supernet, "--mem", "200MB", *options, "--json").out)

@@ -18,6 +18,7 @@ from supernet.text.records import Chat, Piece
 
 CHARACTERS_PER_TOKEN = 12  # more than any tokenizer's average: how much of a text to keep for a number of tokens
 PLACES = 64  # a text is read in at least so many places where it has them
+FEWEST = 12  # windows of the manual that each use has at least
 USES = ("train", "trial", "measure")
 """What the manual's windows are for. No window serves two of them."""
 
@@ -160,7 +161,8 @@ def manual_windows(tokenizer: Any, count: int, window_tokens: int, use: str) -> 
     from pydoc_data.topics import topics
 
     cutter = Cutter(tokenizer, window_tokens)
-    cutter.feed([topics[name] + "\n\n" for name in sorted(topics)])
+    while len(cutter.windows) < len(USES) * FEWEST:  # long windows: the manual again, cut elsewhere
+        cutter.feed([topics[name] + "\n\n" for name in sorted(topics)])
     own = range(USES.index(use), len(cutter.windows), len(USES))
     count = min(count, len(own))
     return cutter.tensor(own[number * len(own) // count] for number in range(count))

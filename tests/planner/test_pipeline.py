@@ -129,12 +129,23 @@ def test_a_uniform_subnet_that_measures_best_is_chosen_and_said(files: Files) ->
 
 
 def test_only_what_was_never_measured_is_measured(files: Files) -> None:
-    quality = MeasuredQuality(files.path / "evaluations.json", files.fingerprint, "text", additive(files))
+    def measure(subnets: Sequence[Subnet], texts: Sequence[str]) -> list[dict[str, Quality]]:
+        found = additive(files)(subnets)
+        return [
+            {text: one | {"kl": one["kl"] * factor, "windows": 4} for text, factor in zip(texts, (1, 3), strict=True)}
+            for one in found
+        ]
+
+    digests = {"held-out": "t1", "Python manual": "t2"}
+    quality = MeasuredQuality(files.path / "evaluations.json", files.fingerprint, digests, measure)
     first = planned(files, BUDGET, measure=quality)
     count = quality.measured
     assert count == len(first.compared) > 2
     again = planned(files, BUDGET, measure=quality)
     assert quality.measured == count
+    texts = first.chosen.measured["texts"]
+    assert first.chosen.measured["kl"] == sum(texts[name]["kl"] for name in digests) / 2
+    assert any(note.startswith("measured with 95 % intervals on held-out, 4 windows") for note in first.notes)
     assert again.compared == first.compared
 
 

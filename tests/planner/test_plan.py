@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from planner.plan import Compared, DeviceSummary, LatencyTable, MemoryTable, Plan
+from planner.quality import Measured
 from planner.request import Budget, Workload
 from supernet.space import Choice, Subnet
 
 SUBNET = Subnet.of({"a": Choice(2, 32), "b": Choice(8, 32)})
-CHOSEN = Compared("planned", "exact", SUBNET, 2.0, 1000, 500, 5.0, 50.0, 0.25, {"kl": 0.3, "tokens": 4096})
+MEASURED: Measured = {"kl": 0.3, "texts": {"held-out": {"kl": 0.3, "kl_interval": None, "tokens": 4096}}}
+CHOSEN = Compared("planned", "exact", SUBNET, 2.0, 1000, 500, 5.0, 50.0, 0.25, MEASURED)
 UNIFORM = Compared("uniform", "uniform 2 bits", SUBNET.replace("b", Choice(2, 32)), 2.0, 900, 400, 4.0, 40.0, 0.5)
 DEVICE: DeviceSummary = {
     "name": "laptop", "kind": "cpu", "model": "A laptop", "measured": False, "source": "a datasheet",

@@ -98,7 +98,8 @@ def test_every_stage_says_that_it_began_and_how_much_time_is_left(source: str, d
         firsts.setdefault(what.partition(",")[0], done)
         assert what.endswith((" left", " late"))
     begun = [
-        "load model", "time stages", "full model", "plain rounding", "quantize", "time a step", "try adapters", "sensitivities"
+        "load model", "time stages", "full model", "plain rounding", "quantize", "time a step", "try adapters",
+        "sensitivities",
     ]  # fmt: skip
     assert [stage for stage in firsts if stage in begun] == begun
     assert all(firsts[stage] == 0 for stage in begun if stage != "plain rounding")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 from scipy.stats import spearmanr
 
 from supernet.adapters import TrainedScales
 from supernet.build import extract
-from supernet.evaluate import Quality, Reference, evaluate
+from supernet.evaluate import Quality, Reference, evaluate, evaluate_texts
 from supernet.quantizers import GPTQ
+from supernet.reference import narrowest, read_references, write_references
 from supernet.sensitivity import fisher, measure_sensitivities
 from tests.supernet.conftest import Made, make
 from tests.tiny import FAMILIES, windows
@@ -30,8 +33,71 @@ def test_quality_is_its_definition(family: str) -> None:
     assert quality.kl == pytest.approx(kl, rel=1e-3)
     assert quality.perplexity == pytest.approx(math.exp(nll), rel=1e-3)
     assert quality.top1 == pytest.approx((full.argmax(-1) == ours.argmax(-1)).float().mean().item(), abs=0.03)
-    assert quality.tokens == 48
+    assert (quality.tokens, quality.windows) == (48, 3)
+    full_nll = -full[:, :-1].gather(-1, ids[:, 1:].unsqueeze(-1)).mean().item()
+    assert quality.full_perplexity == pytest.approx(math.exp(full_nll), rel=1e-3)
     assert Quality.from_json(quality.to_json()) == quality
+
+
+def test_a_beginning_is_read_and_not_measured(made: Made) -> None:
+    ids, subnet = windows(3, 16), made.space.uniform(made.spec, 3)
+    (quality,) = evaluate(made.supernet, [subnet], Reference.of(made.model, ids, first=2))
+    full = made.model(ids).logits.log_softmax(-1)
+    ours = extract(made.supernet, subnet)(ids).logits.log_softmax(-1)
+    kl = (full.exp() * (full - ours)).sum(-1)[:, 2:]
+    assert quality.kl == pytest.approx(kl.mean().item(), rel=1e-3)
+    nll = -ours[:, 2:-1].gather(-1, ids[:, 3:].unsqueeze(-1)).mean().item()
+    assert quality.perplexity == pytest.approx(math.exp(nll), rel=1e-3)
+    assert quality.tokens == 3 * 14
+    by_window = kl.mean(-1).double().numpy()
+    low, high = stats.t.interval(0.95, 2, by_window.mean(), stats.sem(by_window))
+    assert quality.kl_interval == pytest.approx((high - low) / 2, rel=1e-3)
+    assert evaluate(made.supernet, [subnet], Reference.of(made.model, ids[:1]))[0].kl_interval is None
+
+
+def test_several_texts_are_measured_as_each_alone(made: Made) -> None:
+    subnets = [made.space.uniform(made.spec, bits) for bits in (2, 4)]
+    texts = {
+        name: Reference.of(made.model, windows(count, 16, seed), first=1, text=name)
+        for name, count, seed in (("a", 2, 1), ("b", 3, 2))
+    }
+    together = evaluate_texts(made.supernet, subnets, texts)
+    for name, reference in texts.items():
+        for index, quality in enumerate(evaluate(made.supernet, subnets, reference)):
+            for field, value in quality.to_json().items():
+                assert getattr(together[index][name], field) == pytest.approx(value, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gemma2"])
+def test_references_come_back_from_their_file(family: str, tmp_path: Path) -> None:
+    """A tied head, a head with a bias, a soft cap; kept in the type of the model's weights."""
+    model = make(family).model.to(torch.bfloat16).float()
+    model.config.final_logit_softcapping = 5.0 if family == "gemma2" else None
+    texts = {
+        name: Reference.of(model, windows(2, 16, seed), first=1, text=f"text {seed}")
+        for seed, name in enumerate(("held-out", "b | c"))
+    }
+    write_references(tmp_path / "reference.safetensors", texts)
+    found = read_references(tmp_path / "reference.safetensors")
+    assert list(found) == list(texts)
+    for name, reference in texts.items():
+        again = found[name]
+        assert again.head.dtype == torch.bfloat16
+        assert again.to_json() == reference.to_json()
+        assert (again.softcap, again.text) == (reference.softcap, reference.text)
+        assert torch.equal(again.log_probs(1, slice(1, 9)), reference.log_probs(1, slice(1, 9)))
+        full = model(reference.windows).logits.log_softmax(-1)[1, 1:9]
+        assert torch.allclose(again.log_probs(1, slice(1, 9)), full, atol=1e-4)
+    held = model.get_output_embeddings().weight.numel() * 2
+    assert (tmp_path / "reference.safetensors").stat().st_size < held + 2 * (2 * 16 * (64 * 4 + 8)) + 4096
+
+
+def test_a_head_is_kept_as_narrow_as_is_exact() -> None:
+    weight = torch.tensor([[1.0, 0.5], [3.0, -2.0]])
+    assert narrowest(weight).dtype == torch.bfloat16
+    assert narrowest(weight + 2**-9).dtype == torch.float16
+    assert narrowest(weight + 2**-20).dtype == torch.float32
+    assert narrowest(weight.half() + 2**-9).dtype == torch.float16
 
 
 def test_a_model_loses_nothing_to_itself() -> None:

@@ -1,0 +1,134 @@
+"""What subnets are measured on: the texts that a supernet keeps, and texts of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from commands.terminal import note
+from commands.waiting import progress
+from records.cache import cache_dir
+from records.errors import MissingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from planner.quality import MeasuredQuality, Quality
+    from supernet.checkpoint import SupernetFiles
+    from supernet.reference import Reference
+    from supernet.space import Subnet
+
+OWN = 8  # windows of a text of the user's own that finalists are measured on
+
+
+class OwnText:
+    """Windows of a text of the user's own, cut as the supernet's are, and what the full model says of them.
+
+    The full model is needed and read only where something was never measured on the text.
+    """
+
+    def __init__(self, files: SupernetFiles, source: str, windows: int = OWN, window_tokens: int | None = None) -> None:
+        from supernet.reference import text_name
+
+        check_text(source)
+        self.files, self.source, self.count = files, source, windows
+        self.window_tokens = window_tokens or files.info["recipe"]["window_tokens"]
+        self.name = text_name(source, files.info["texts"])
+        check_full_model(files)
+
+    @cached_property
+    def windows(self) -> Tensor:
+        from supernet.text import spread_windows
+
+        with progress() as report:
+            return spread_windows(self.source, self._tokenizer, self.count, self.window_tokens, 0, report)
+
+    @cached_property
+    def first(self) -> int:
+        from supernet.text import beginning
+
+        return len(beginning(self._tokenizer))
+
+    @cached_property
+    def digest(self) -> str:
+        from supernet.reference import digest
+
+        return digest(self.windows, self.first)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.files.model_dir, local_files_only=True)
+
+    def reference(self, trust_remote_code: bool = False) -> Reference:
+        """Read the full model again and ask it; InputError where it is another by now."""
+        from supernet.loading import load_model
+        from supernet.prepare import check_same
+        from supernet.reference import Reference
+
+        source, windows = self.files.info["source"], self.windows
+        with progress() as report:
+            model = load_model(source, trust_remote_code).model
+            check_same(model, self.files, source)
+            return Reference.of(model, windows, report, self.first, self.source)
+
+
+def check_text(source: str) -> None:
+    """InputError before anything else where a text cannot be read."""
+    from supernet.text import check_source
+
+    check_source(source)
+
+
+def check_full_model(files: SupernetFiles) -> None:
+    """MissingError where the model that the supernet was made from is known to be gone."""
+    source = files.info["source"]
+    if Path(source).is_absolute() and not Path(source).exists():
+        raise MissingError(
+            f"text of your own needs the full model, and {source} is gone; put it back, or train with --eval FILE, "
+            "which keeps what the full model says of a text"
+        )
+
+
+def measured_quality(files: SupernetFiles, text: str | None = None, trust: bool = False) -> MeasuredQuality:
+    """Measures subnets on the texts that the supernet keeps and on one of the user's own, loading weights only where a
+    subnet was never measured on one of them."""
+    from planner.quality import EVALUATIONS_FILE, MeasuredQuality
+
+    digests = {name: about["digest"] for name, about in files.info["texts"].items()}
+    own = None if text is None else OwnText(files, text)
+    if own is not None and own.digest not in digests.values():
+        digests[own.name] = own.digest
+
+    def measure(subnets: Sequence[Subnet], texts: Sequence[str]) -> list[Mapping[str, Quality]]:
+        import torch
+
+        from supernet.evaluate import evaluate_texts
+        from supernet.model import compute_dtype
+
+        note(f"measuring what {len(subnets)} finalists lose on {', '.join(texts)}")
+        known = files.references()
+        references = {name: known[name] if name in known or own is None else own.reference(trust) for name in texts}
+        with progress() as report:
+            dtype = compute_dtype(torch.device("cpu"))
+            found = evaluate_texts(files.load(), subnets, references, report, dtype)
+        return [
+            {name: quality.to_json() | {"text": references[name].text} for name, quality in by_text.items()}
+            for by_text in found
+        ]
+
+    spare = cache_dir() / "evaluations" / f"{files.fingerprint}.json"  # the supernet may be one that can only be read
+    return MeasuredQuality(files.path / EVALUATIONS_FILE, files.fingerprint, digests, measure, spare)
+
+
+class FirstWindows(OwnText):
+    """The first windows of a text, so that what was measured elsewhere on them can be compared."""
+
+    @cached_property
+    def windows(self) -> Tensor:
+        from supernet.text import read_windows
+
+        return read_windows(self.source, self._tokenizer, self.count, self.window_tokens)
