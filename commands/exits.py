@@ -7,6 +7,7 @@ import errno
 import click
 
 from records.errors import BudgetError, InputError, SystemFailure, Terminated
+from records.installed import TRAINING, needs_training
 
 OK, BROKEN, BAD_INPUT, OVER_BUDGET, NOT_INSTALLED, SYSTEM, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 5, 70, 130, 143
 EPILOG = """\b
@@ -48,6 +49,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return OVER_BUDGET, text
     if isinstance(error, ImportError):
         missing = isinstance(error, ModuleNotFoundError) and text.startswith("No module named")
+        if missing and str(error.name).partition(".")[0] in TRAINING:
+            return NOT_INSTALLED, str(needs_training(str(error.name)))
         return NOT_INSTALLED, f"{text}; run: bitfleet doctor" if missing else text
     if isinstance(error, OSError):
         return _system(error, text)

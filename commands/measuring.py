@@ -11,6 +11,7 @@ from commands.terminal import note
 from commands.waiting import progress
 from records.cache import cache_dir
 from records.errors import MissingError
+from records.installed import require_training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +105,7 @@ def measured_quality(files: SupernetFiles, text: str | None = None, trust: bool 
         digests[own.name] = own.digest
 
     def measure(subnets: Sequence[Subnet], texts: Sequence[str]) -> list[Mapping[str, Quality]]:
+        require_training()
         import torch
 
         from supernet.evaluate import evaluate_texts

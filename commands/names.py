@@ -13,6 +13,7 @@ from commands.waiting import progress
 from records.atomic import check_output
 from records.cache import cache_dir
 from records.errors import InputError
+from records.installed import require_training
 
 if TYPE_CHECKING:
     from planner.runtimes.base import Runtime
@@ -126,6 +127,7 @@ def default_supernet() -> SupernetFiles:
         files = open_supernet(home, unfinished=True)
         if files.finished:
             return files
+    require_training()
     make_cache()
     check_launcher()
     note(f"making the default supernet in {home}, once: about {DEFAULT_MINUTES + 3:.0f} minutes")

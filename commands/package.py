@@ -15,6 +15,7 @@ from commands.terminal import JSON, TRUST, emit, say, size, stream
 from commands.waiting import progress
 from records.atomic import check_output
 from records.errors import MissingError
+from records.installed import require_training
 
 
 @click.command()
@@ -35,6 +36,7 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
         raise MissingError(
             f"no supernet at {made.supernet}, where {plan} was made; say where it is now: --supernet DIR"
         )
+    require_training()
     files = open_supernet(supernet or made.supernet, trust_remote_code=trust)
     with progress() as report:
         package = write_package(runtime_named(made.runtime), files, made, out, report)

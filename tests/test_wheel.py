@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.lean import build_wheel
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = folder.glob("bitfleet-*.whl")
+    wheel = build_wheel(folder)
     zipfile.ZipFile(wheel).extractall(folder / "site")
     return folder / "site"
 
