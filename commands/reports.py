@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from commands.terminal import milliseconds, rate, say, size, table
+from planner.bands import MEMORY, TPOT, TTFT
 from planner.quality import with_interval
+from planner.rows import BROKEN, HOLDS
+from planner.runtimes.base import ESTIMATE
 
 if TYPE_CHECKING:
     from planner.plan import Compared, Plan
@@ -63,12 +66,13 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
         f"{spec.name} on {made.device['name']} with {made.runtime}: context {load.context}, batch {load.batch}, "
         f"prompt {load.prompt_tokens} tokens"
     )
-    columns, speed = [chosen, *([uniform] if uniform else [])], made.latency["basis"]
+    columns = [chosen, *([uniform] if uniform else [])]
+    tpot, ttft = [c.tpot_ms for c in columns], [c.ttft_ms for c in columns]
     rows = [
-        ("peak memory", *(size(c.memory_bytes) for c in columns), size(limits.memory_bytes), made.memory["basis"]),
+        ("peak memory", *(size(c.memory_bytes) for c in columns), size(limits.memory_bytes), _basis(made, MEMORY)),
         ("weight files", *(size(c.disk_bytes) for c in columns), size(limits.disk_bytes), "exact"),
-        ("time per token", *(milliseconds(c.tpot_ms) for c in columns), milliseconds(limits.tpot_ms), speed),
-        ("time to first token", *(milliseconds(c.ttft_ms) for c in columns), milliseconds(limits.ttft_ms), speed),
+        ("time per token", *map(milliseconds, tpot), milliseconds(limits.tpot_ms), _basis(made, TPOT)),
+        ("time to first token", *map(milliseconds, ttft), milliseconds(limits.ttft_ms), _basis(made, TTFT)),
         ("mean bits of linears", *(f"{c.mean_bits:.2f}" for c in columns), "-", "exact"),
         ("KL per token", *(f"{c.predicted_kl:.4f}" for c in columns), "-", "predicted"),
     ]
@@ -95,6 +99,12 @@ def measured_rows(columns: Sequence[Compared]) -> list[tuple[str, ...]]:
     return rows
 
 
+def _basis(made: Plan, promise: str) -> str:
+    """What a promise rests on and its band; an estimate is no promise."""
+    basis = str((made.memory if promise == MEMORY else made.latency)["basis"])
+    return basis if basis == ESTIMATE else f"{basis}, within +{made.bands[promise]:.0%}"
+
+
 def print_items(made: Plan, spec: ModelSpec) -> None:
     """Peak memory and time per token by item; the linears, of which there are hundreds, as one."""
     tables = {unit.name for unit in spec.units if unit.is_table}
@@ -116,11 +126,12 @@ def print_verified(found: VerifyReport) -> None:
     shown: dict[str, Callable[[float], str]] = {"bytes": size, "ms": milliseconds}
     rows = []
     for row in found.rows:
-        cells = ["-" if v is None else shown.get(row.unit, "{:.4g}".format)(v) for v in (row.promised, row.measured)]
-        verdict = "not checked" if row.holds is None else "holds" if row.holds else "BROKEN"
-        allowed = f"+{row.tolerance:.0%}" if row.tolerance else ""
+        values = (row.limit, row.promised, row.measured)
+        cells = ["-" if v is None else shown.get(row.unit, "{:.4g}".format)(v) for v in values]
+        verdict = {HOLDS: "holds", BROKEN: "BROKEN"}.get(row.verdict or "", "not checked" if row.open else "")
+        allowed = f"+{row.band:.0%}" if row.band else ""
         rows.append((row.name, *cells, allowed, verdict, row.note))
-    table(("PROMISE", "PROMISED", "MEASURED", "ALLOWED", "", ""), rows)
+    table(("", "LIMIT", "PROMISED", "MEASURED", "BAND", "", ""), rows)
 
 
 def print_bits(subnet: Subnet, spec: ModelSpec) -> None:

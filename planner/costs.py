@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from planner.bands import MEMORY, TPOT, TTFT, bands
 from planner.latency import LatencyEstimate, estimate_latency
 from planner.memory import MemoryEstimate, estimate_memory
 from planner.plan import Compared
@@ -36,7 +37,10 @@ class Costs:
         return int(sum(amount for _, amount in self._disk_items(subnet)))
 
     def resources(self, space: SearchSpace, limits: Budget) -> tuple[Resource, ...]:
-        """What `limits` limit, memory first, read off full estimates: every unit at its first choice, then the next."""
+        """What `limits` limit, memory first, read off full estimates: every unit at its first choice, then the next.
+
+        Each amount is with its band, so that what is measured keeps the limit as well as the promise.
+        """
         memory, tpot, ttft, disk = _Parts(space), _Parts(space), _Parts(space), _Parts(space)
         for number in range(max(len(choices) for _, choices in space)):
             subnet = Subnet(tuple((unit, choices[min(number, len(choices) - 1)]) for unit, choices in space))
@@ -46,12 +50,13 @@ class Costs:
             ttft.add(subnet, [(item.unit, item.ms) for item in latency.prefill])
             disk.add(subnet, self._disk_items(subnet))
         parts = (
-            ("memory", "bytes", limits.memory_bytes, memory),
-            ("tpot", "ms", limits.tpot_ms, tpot),
-            ("ttft", "ms", limits.ttft_ms, ttft),
+            (MEMORY, "bytes", limits.memory_bytes, memory),
+            (TPOT, "ms", limits.tpot_ms, tpot),
+            (TTFT, "ms", limits.ttft_ms, ttft),
             ("disk", "bytes", limits.disk_bytes, disk),
         )
-        limited = [(name, unit, limit, p) for name, unit, limit, p in parts if limit is not None]
+        over = bands(self.device)
+        limited = [(name, unit, limit, p.times(1 + over.get(name, 0.0))) for name, unit, limit, p in parts if limit]
         return tuple(Resource(name, unit, limit, p.constant, p.table) for name, unit, limit, p in limited)
 
     def compared(self, kind: str, source: str, subnet: Subnet, predicted_kl: float, **measured: Any) -> Compared:
@@ -81,6 +86,11 @@ class _Parts:
     def __init__(self, space: SearchSpace) -> None:
         self.table: dict[str, dict[Choice, float]] = {unit: {} for unit, _ in space}
         self.constant = 0.0
+
+    def times(self, factor: float) -> _Parts:
+        self.constant *= factor
+        self.table = {unit: {c: factor * amount for c, amount in known.items()} for unit, known in self.table.items()}
+        return self
 
     def add(self, subnet: Subnet, items: Iterable[tuple[str | None, float]]) -> None:
         amounts: dict[str | None, float] = dict.fromkeys((None, *self.table), 0.0)

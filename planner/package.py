@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from planner.bands import BANDS
 from planner.plan import Plan
+from planner.proof import PROOF, write_proof
 from planner.runtimes.base import Progress, Runtime
 from records.atomic import new_folder, sha256
 from records.errors import InputError, MissingError
@@ -24,11 +26,6 @@ SCHEMA = 1
 _REMAKE = "make it again with `bitfleet export plan.json --out DIR`"
 
 KL_LIMIT = 0.01  # nats per token between the package and the subnet it was made from
-MEMORY_TOLERANCE = 0.10
-TPOT_TOLERANCE = 0.20
-TTFT_TOLERANCE = 0.50  # a prompt is one pass, and one disturbance of the machine is all of it
-
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -97,6 +94,10 @@ def _check_promises(plan: Plan) -> None:
         check(f"the promised {name}", getattr(chosen, name), int, least=1)
     for name in ("tpot_ms", "ttft_ms"):
         check(f"the promised {name}", getattr(chosen, name), float, least=0)
+    for name in BANDS:
+        check(f"the band of {name}", plan.bands.get(name), float, least=0)
+        if plan.bands[name] > 1:
+            raise InputError(f"the band of {name} must be at most 1, got {plan.bands[name]!r}")
     for name, limit in plan.budget.to_json().items():
         check(f"the limit {name}", limit, float, optional=True, least=0)
 
@@ -120,6 +121,8 @@ def _write(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progre
     check_replaceable(out)
     with new_folder(out) as folder:
         runtime.write(files, plan.subnet, plan.workload, plan.device.get("threads"), folder, progress)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        write_proof(files, plan.subnet, plan.workload, size, folder / PROOF, progress)
         entries = {path.name: Entry(sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())}
         manifest = {
             "kind": KIND,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
+from planner.bands import BANDS
 from planner.quality import Measured
 from planner.request import Budget, Workload
 from records.atomic import write_json
@@ -56,6 +57,22 @@ class LatencyTable(TypedDict):
     decode: list[LatencyRow]
 
 
+class KernelRow(TypedDict):
+    """A measured product, as `profiles.kernels.KernelEntry`."""
+
+    runtime: str
+    bits: int
+    group_size: int
+    rows: int
+    in_features: int
+    out_features: int
+    threads: int
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    repeats: int
+
+
 class DeviceSummary(TypedDict):
     """What a plan says of the device that it is for."""
 
@@ -68,6 +85,8 @@ class DeviceSummary(TypedDict):
     threads: NotRequired[int | None]
     memory_bytes: NotRequired[int]
     usable_bytes: NotRequired[int]
+    last_level_cache_bytes: NotRequired[int | None]
+    kernels: NotRequired[list[KernelRow]]  # what `verify` times again
 
 
 @dataclass(frozen=True)
@@ -125,6 +144,7 @@ class Plan:
     versions: Mapping[str, str]
     date: str
     command: str = ""
+    bands: Mapping[str, float] = field(default_factory=lambda: dict(BANDS))  # of memory, tpot and ttft: planner.bands
 
     @property
     def chosen(self) -> Compared:

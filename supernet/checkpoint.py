@@ -7,6 +7,7 @@
     floats.safetensors      what is never quantized: norms, biases
     adapters.safetensors    trained adapters that do not fold into the codes
     reference.safetensors   the windows that subnets are measured on, and what the full model says of them
+    proof.safetensors       long windows, and the likeliest tokens of the full model at each position
     sensitivity.json        what each choice of each unit costs
     order.safetensors       with pruning: the model's channel that each channel of a feed-forward block was
     scaling.safetensors     with awq: what each channel's weights were multiplied by before they were quantized
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from records.errors import InputError, MissingError
-from supernet.space import Choice, SearchSpace
+from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -187,6 +188,22 @@ class SupernetFiles:
         from supernet.reference import HELD_OUT
 
         return self.references()[HELD_OUT]
+
+    def evidence(self) -> dict[str, Any]:
+        """The arrays of `proof.safetensors` (`supernet.evidence`), by name."""
+        from safetensors.numpy import load_file
+
+        from supernet.evidence import PROOF
+
+        if PROOF not in self.hashes:
+            raise InputError(f"{self.path} has no {PROOF}, which a package is held to; train it again")
+        return dict(load_file(self.path / PROOF))
+
+    def subnet_model(self, subnet: Subnet) -> Any:
+        """One subnet as a model in float32 that holds its packed codes and dequantizes a matrix at a time."""
+        from supernet.evidence import subnet_model
+
+        return subnet_model(self, subnet)
 
     def load(self, keep: Callable[[QuantizedWeight], Stored] | None = None) -> Supernet:
         """The supernet as a model, in float32, its adapters in place. `keep` says what is kept of each weight read.

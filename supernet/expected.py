@@ -79,6 +79,7 @@ def expected_seconds(
         "scale channels": FLOAT32 * one.blocks * tokens["scale channels"] + adapted * judged if scales else 0.0,
         "quantize": 3 * one.blocks * tokens["quantize"] + 2 * (widths + 1) * judged,
         "try adapters": adapted * (one.whole * (4 * tokens["held out"] + 7 * tokens["try adapters"]) + 8 * made),
+        "proof": FLOAT32 * one.whole * tokens["proof"],
         "sensitivities": one.whole * (widths + 4) * tokens["sensitivities"] + (widths + 3) * FLOAT32 * judged,
     }
     for linear in linears:

@@ -21,6 +21,7 @@ from supernet.checkpoint import (
     write_trained,
 )
 from supernet.clock import Clock, fewer
+from supernet.evidence import PROOF, SECONDS, write_evidence
 from supernet.folder import remove_unfinished
 from supernet.gate import Gate, lost_widths
 from supernet.model import compute_dtype
@@ -47,7 +48,11 @@ def finish(
         dtype = compute_dtype(model.device)
         trial = try_adapters(model, supernet, manual, reference, recipe.seed, dtype, progress, gate)
     info = {**files.info, **_trained(files, supernet, trainer, trial)}
-    hashes = hashes_of(files.path, (*write_trained(files.path, supernet), *files.changes, *model_files(files.path)))
+    with clock.stage("proof"):
+        seconds = min(SECONDS, clock.seconds_for("proof") or SECONDS)
+        write_evidence(files.path / PROOF, model, tokenizer, reference.windows, files.spec, seconds, progress)
+    written = (*write_trained(files.path, supernet), *files.changes, *model_files(files.path), PROOF)
+    hashes = hashes_of(files.path, written)
     with clock.stage("sensitivities") as share:
         windows = files.read(WINDOWS)["windows"][: fewer(SENSITIVITY, share, 1)]
         table, measured = measure_sensitivities(model, supernet, windows, reference, recipe.seed, progress)

@@ -176,5 +176,9 @@ class TiedHead(nn.Module):
         super().__init__()
         self._embedding = (embedding,)  # in a tuple: the embedding's buffers belong to the embedding alone
 
+    @property
+    def embedding(self) -> SuperEmbedding:
+        return self._embedding[0]
+
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self._embedding[0].table().to(x.dtype))
+        return nn.functional.linear(x, self.embedding.table().to(x.dtype))

@@ -141,7 +141,11 @@ def removed_after(hooks: Sequence[Any]) -> Iterator[None]:
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
     """The head, with the soft cap of the models that have one (Gemma 2)."""
-    logits = model.get_output_embeddings()(hidden)
+    return capped(model, model.get_output_embeddings()(hidden))
+
+
+def capped(model: Any, logits: Tensor) -> Tensor:
+    """What the model does to logits after the head; each by itself, so that some of a vocabulary can be computed."""
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -21,6 +21,7 @@ from supernet.awq import channel_scales, rescale, rescale_checked
 from supernet.checkpoint import ORDER, SCALING, SupernetFiles, save_start
 from supernet.choices import make_space
 from supernet.clock import Clock, fewer
+from supernet.evidence import proof_tokens
 from supernet.expected import Pass, expected_seconds
 from supernet.folder import begin
 from supernet.gate import Gate
@@ -43,7 +44,7 @@ LEARNING = 512  # windows for a quantizer that learns
 ORDERING = 16  # windows that tell which channels matter, and how large they are
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
 SAME = 1e-3  # of the hidden states' size, by which those of one model may differ from device to device
-LATE = ("try adapters", "sensitivities")  # stages after the training
+LATE = ("try adapters", "proof", "sensitivities")  # stages after the training
 TRIAL = 12  # windows that adapters are tried on
 SENSITIVITY = 4  # windows for the sensitivities' gradients
 READ = 4096  # windows that are drawn from a text at most
@@ -94,6 +95,7 @@ def _expected(model: Any, spec: ModelSpec, recipe: Recipe, device: torch.device)
         "sensitivities": SENSITIVITY,
     }
     tokens = {stage: recipe.window_tokens * count for stage, count in windows.items()}
+    tokens["proof"] = proof_tokens(model, spec)
     one = Pass.measure(model, device, recipe.window_tokens)
     widths, samples = len(recipe.bits), recipe.data is None
     return expected_seconds(spec, one, widths, len(recipe.adapted_bits), tokens, recipe.awq > 0, samples)

@@ -252,19 +252,27 @@ def test_plan_without_a_device_is_for_this_machine(bitfleet: Any, supernet: Path
     assert made["device"]["usable_bytes"] > 1
 
 
-def test_export_verify_and_run(bitfleet: Any, package: Path) -> None:
-    done = bitfleet("verify", package, "--json")
-    assert done.code in (0, 1), done.err
+def test_export_verify_and_run(bitfleet: Any, supernet: Path, package: Path) -> None:
+    done = bitfleet("verify", package, "--supernet", supernet, "--json")
+    assert done.code == 0, done.out
     report = json.loads(done.out)
-    assert done.code == (0 if report["holds"] else 1)
+    assert report["holds"] and report["complete"]
     rows = {row["name"]: row for row in report["rows"]}
     assert rows["weights on disk"]["holds"] is True
     assert rows["KL to the supernet"]["holds"] is True
+    assert rows["KL to the supernet, in full"]["holds"] is True
     assert rows["time per token"]["holds"] is None  # the plan is for a device of the catalogue
     text = bitfleet("verify", package).out
-    assert "PROMISED" in text
-    assert "MEASURED" in text
+    for said in ("LIMIT", "PROMISED", "MEASURED", "every promise holds"):
+        assert said in text
     assert bitfleet("run", package, "Hello", "--max-tokens", 4).code == 0
+
+
+def test_a_supernet_that_is_not_the_packages_leaves_verify_incomplete(bitfleet: Any, package: Path) -> None:
+    done = bitfleet("verify", package, "--supernet", package.parent / "none")
+    assert done.code == 1
+    assert "incomplete: KL to the supernet, in full could not be checked" in done.out.splitlines()[-1]
+    assert bitfleet("verify", package, "--supernet", package.parent / "none", "--allow-unchecked").code == 0
 
 
 def test_a_damaged_package_is_refused(bitfleet: Any, package: Path, tmp_path: Path) -> None:

@@ -118,8 +118,27 @@ class Runtime(ABC):
         """`peak_bytes`, `ttft_ms` and `tpot_ms` of serving the workload from `folder` in a fresh process."""
 
     @abstractmethod
+    def longest_peak_bytes(self, folder: Path, workload: Any) -> int:
+        """Peak memory of serving the longest prompt that the context has room for, in a fresh process."""
+
+    @abstractmethod
+    def slower(self, device: Mapping[str, Any]) -> float:
+        """How many times as long the `kernels` that a plan keeps of its device take here and now; 1.0 where it keeps
+        none, or where they are as fast."""
+
+    @abstractmethod
     def logits(self, folder: Path, windows: Any) -> Any:
         """Teacher-forced logits [windows, tokens, vocabulary] of a package, from a fresh process."""
+
+    @abstractmethod
+    def log_probs(self, folder: Path, windows: Any, positions: Any, ids: Any, seconds: float) -> tuple[Any, Any]:
+        """What a package says at the first of the ascending `positions` `(n,)` in `windows` one after another, as far
+        as it comes in the time: log probabilities of `ids` `(n, k)`, float32 `(done, k)`, and the likeliest tokens
+        `(done,)`; from a fresh process."""
+
+    @abstractmethod
+    def continued(self, folder: Path, prompts: Any, new_tokens: int) -> list[list[int]]:
+        """How a package goes on greedily after each of the prompts of token ids; it may stop. From a fresh process."""
 
     @abstractmethod
     def generate(self, folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:

@@ -78,6 +78,21 @@ class RoundedModel:
     def check_hashes(self) -> None:
         """There is nothing on disk that could be damaged."""
 
+    def evidence(self) -> dict[str, Any]:
+        """What the full model says of its own text, made once."""
+        from safetensors.numpy import load_file
+        from transformers import AutoTokenizer
+
+        from supernet.evidence import PROOF, write_evidence
+
+        if not (self.path / PROOF).exists():
+            held_out = torch.randint(3, 259, (4, 64), generator=torch.Generator().manual_seed(0))
+            write_evidence(self.path / PROOF, self.model, AutoTokenizer.from_pretrained(self.path), held_out, self.spec)
+        return dict(load_file(self.path / PROOF))
+
+    def subnet_model(self, subnet: Subnet) -> Any:
+        return self.dequantized(subnet)
+
     def folded(self, linear: str, choice: Choice) -> Folded:
         return round_to_nearest(self.weights[linear + ".weight"], choice)
 

@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 
 from planner.package import MANIFEST, open_package, write_package
-from planner.plan import Compared, Plan
+from planner.plan import Plan
 from planner.runtimes.onnxruntime import export
-from planner.runtimes.onnxruntime.runtime import OnnxRuntime
-from planner.verify import verify
 from tests.planner.packages import RUNTIME, tiny_plan
 from tests.planner.runtime_fixtures import RoundedModel, save_tiny
 
@@ -102,47 +100,6 @@ def test_damage_is_named(package: Path, damage: Any, kind: type[Exception], mess
 def test_no_package_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no package at"):
         open_package(tmp_path / "nothing")
-
-
-def test_verify_measures_and_says_what_it_could_not_check(package: Path) -> None:
-    rows = {row.name: row for row in verify(RUNTIME, package).rows}
-    assert rows["weights on disk"].holds and rows["weights on disk"].promised == rows["weights on disk"].measured
-    assert rows["peak memory"].measured and rows["peak memory"].measured > 2**25
-    assert rows["time per token"].holds is None and "estimate" in rows["time per token"].note
-    assert rows["KL to the supernet"].holds is None and "no supernet" in rows["KL to the supernet"].note
-
-
-def test_a_broken_promise_is_reported(files: RoundedModel, plan: Plan, tmp_path: Path) -> None:
-    chosen = plan.chosen
-    small = Compared(**{**{k: getattr(chosen, k) for k in chosen.__dataclass_fields__}, "memory_bytes": 2**20})
-    write_package(RUNTIME, files, replace(plan, compared=(small,)), tmp_path / "package")
-    report = verify(RUNTIME, tmp_path / "package")
-    assert not report.holds
-    assert [row.name for row in report.rows if row.holds is False] == ["peak memory"]
-
-
-class Disturbed(OnnxRuntime):
-    """The real measurements, the first `disturbed` of them far too slow."""
-
-    def __init__(self, disturbed: int) -> None:
-        self.left = disturbed
-
-    def measure(self, folder: Path, workload: Any) -> Any:
-        found, self.left = super().measure(folder, workload), self.left - 1
-        return replace(found, tpot_ms=1e6) if self.left >= 0 else found
-
-
-@pytest.mark.parametrize(("disturbed", "holds"), [(1, True), (9, False)])
-def test_a_promise_of_time_is_broken_only_if_it_is_broken_every_time(
-    disturbed: int, holds: bool, files: RoundedModel, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("planner.verify.PAUSE_S", 0.0)
-    slow = replace(plan.chosen, ttft_ms=500.0, tpot_ms=100.0)
-    sure = replace(plan, compared=(slow,), latency={**plan.latency, "basis": "measured"})
-    write_package(RUNTIME, files, sure, tmp_path / "package")
-    rows = {row.name: row for row in verify(Disturbed(disturbed), tmp_path / "package").rows}
-    assert rows["time per token"].holds is holds
-    assert rows["time per token"].note == f"the fastest of {2 if holds else 3} tries"
 
 
 def test_run_streams_text(package: Path) -> None:

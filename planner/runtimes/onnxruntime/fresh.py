@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,36 @@ def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
         np.save(source, windows)
         ask("logits", folder, Path(scratch), windows=str(source), out=str(result))
         return np.asarray(np.load(result, allow_pickle=False))
+
+
+def log_probs(
+    folder: Path, windows: Sequence[NDArray[Any]], positions: NDArray[Any], ids: NDArray[Any], seconds: float
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """As `Runtime.log_probs`."""
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        source, result = Path(scratch) / "asked.npz", Path(scratch) / "said.npz"
+        lengths = [len(window) for window in windows]
+        np.savez(source, tokens=np.concatenate(windows), lengths=lengths, positions=positions, ids=ids)
+        ask("log_probs", folder, Path(scratch), asked=str(source), out=str(result), seconds=seconds)
+        with np.load(result, allow_pickle=False) as said:
+            return said["log_probs"], said["likeliest"]
+
+
+def continued(folder: Path, prompts: NDArray[Any], new_tokens: int) -> list[list[int]]:
+    """As `Runtime.continued`."""
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        found = ask("continued", folder, Path(scratch), prompts=prompts.tolist(), new_tokens=new_tokens)
+    return [list(map(int, tokens)) for tokens in found]
+
+
+def slower(entries: Sequence[Mapping[str, Any]], cache_bytes: int) -> float:
+    """As `Runtime.slower`: the mean of how much longer the products take, in a fresh process."""
+    if not entries:
+        return 1.0
+    root = str(Path(__file__).resolve().parents[3])
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        arguments = {"entries": [dict(entry) for entry in entries], "cache_bytes": cache_bytes, "root": root}
+        return max(1.0, float(ask("slower", Path(scratch), Path(scratch), **arguments)))
 
 
 def ask(task: str, folder: Path, scratch: Path, **arguments: Any) -> Any:

@@ -124,11 +124,37 @@ class OnnxRuntime(Runtime):
 
         return fresh.measure(folder, workload.prompt_tokens, workload.context, workload.batch, latency.DECODED_TOKENS)
 
+    def longest_peak_bytes(self, folder: Path, workload: Any) -> int:
+        require()
+        from planner.runtimes.onnxruntime import fresh
+
+        new = min(latency.DECODED_TOKENS, max(1, workload.context // 2))
+        longest = workload.context - new
+        return fresh.measure(folder, longest, workload.context, workload.batch, new_tokens=2, repeats=1).peak_bytes
+
+    def slower(self, device: Mapping[str, Any]) -> float:
+        require()
+        from planner.runtimes.onnxruntime import fresh
+
+        return fresh.slower(device.get("kernels") or [], device.get("last_level_cache_bytes") or ASSUMED_CACHE_BYTES)
+
     def logits(self, folder: Path, windows: Any) -> Any:
         require()
         from planner.runtimes.onnxruntime import fresh
 
         return fresh.logits(folder, windows)
+
+    def log_probs(self, folder: Path, windows: Any, positions: Any, ids: Any, seconds: float) -> tuple[Any, Any]:
+        require()
+        from planner.runtimes.onnxruntime import fresh
+
+        return fresh.log_probs(folder, windows, positions, ids, seconds)
+
+    def continued(self, folder: Path, prompts: Any, new_tokens: int) -> list[list[int]]:
+        require()
+        from planner.runtimes.onnxruntime import fresh
+
+        return fresh.continued(folder, prompts, new_tokens)
 
     def generate(self, folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
         require()

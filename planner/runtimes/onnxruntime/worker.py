@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 SETTLE_S = 4.0
+STRETCH_BYTES = 2**24  # of logits that are made at a time
 OK, PACKAGE, SYSTEM = 0, 1, 5  # exit codes: what `fresh` makes of them
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE)
 _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory")
@@ -95,26 +96,109 @@ def logits(folder: Path, windows: str, out: str) -> dict[str, Any]:
     return {}
 
 
-def stretches(session: Any, config: Any, window: Any, length: int) -> Any:
-    """The logits [tokens, vocabulary] of one window, `length` tokens at a time, each after the cache of the last."""
+def log_probs(folder: Path, asked: str, out: str, seconds: float) -> dict[str, Any]:
+    """What the package says at positions of windows, as far as it comes in the time: the log probabilities of the ids
+    that `asked` names for each, and the likeliest token, written to `out`; both .npz files.
+
+    Logits are made for a stretch of a window at a time, since a vocabulary is wide.
+    """
     import numpy as np
 
+    session, config = all_positions(folder)
+    vocabulary = config["model"]["vocab_size"]
+    with np.load(asked, allow_pickle=False) as file:
+        tokens, lengths, positions, ids = (file[name] for name in ("tokens", "lengths", "positions", "ids"))
+    if max(tokens.max(), ids.max()) >= vocabulary:
+        raise ValueError(f"tokens must be below the vocabulary of {vocabulary}, got {max(tokens.max(), ids.max())}")
+    length = max(8, min(256, STRETCH_BYTES // (4 * vocabulary)))
+    until = time.perf_counter() + seconds
+    found: list[Any] = []
+    likeliest: list[int] = []
+    start = 0
+    for window in np.split(tokens.astype(np.int64), np.cumsum(lengths)[:-1]):
+        wanted = positions[(positions >= start) & (positions < start + len(window))] - start
+        window = window[: wanted[-1] + 1] if len(wanted) else window[:0]
+        at = 0
+        for part in stretches(session, config, window, length):
+            for row in wanted[(wanted >= at) & (wanted < at + len(part))] - at:
+                logits = part[row]
+                top = float(logits.max())
+                total = top + math.log(float(np.exp(logits - top, dtype=np.float32).sum(dtype=np.float64)))
+                found.append((logits[ids[len(found)]] - total).astype(np.float32))
+                likeliest.append(int(logits.argmax()))
+            at += len(part)
+            if time.perf_counter() > until:
+                break
+        start += int(lengths[0])
+        lengths = lengths[1:]
+        if time.perf_counter() > until:
+            break
+    np.savez(out, log_probs=np.stack(found), likeliest=np.array(likeliest, np.int32))
+    return {}
+
+
+def continued(folder: Path, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+    """How the package goes on after each prompt, taking the likeliest token, until it stops or has `new_tokens`."""
+    import numpy as np
+    import onnxruntime_genai as genai
+
+    model = genai.Model(genai.Config(str(folder)))
+    found = []
+    for prompt in prompts:
+        options = genai.GeneratorParams(model)
+        length = len(prompt) + new_tokens
+        options.set_search_options(max_length=length, do_sample=False, repetition_penalty=1.0, no_repeat_ngram_size=0)
+        generator = genai.Generator(model, options)
+        generator.append_tokens(np.array(prompt, np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+        found.append([int(token) for token in generator.get_sequence(0)[len(prompt) :]])
+        del generator
+    return found
+
+
+def slower(folder: Path, entries: list[dict[str, Any]], cache_bytes: int, root: str) -> float:
+    """The mean over kernels of how many times as long they take as the profile's `entries` say."""
+    sys.path.append(root)
+    from planner.runtimes.onnxruntime.kernels import TRIES, measure_product
+    from supernet.space import Choice
+
+    ratios = []
+    for entry in entries:
+        choice = Choice(entry["bits"], entry["group_size"])
+        inputs, outputs, threads = entry["in_features"], entry["out_features"], entry["threads"]
+        (now,) = measure_product(inputs, outputs, choice, (entry["rows"],), threads, cache_bytes, TRIES)
+        ratios.append(now.median_ms / entry["median_ms"])
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def stretches(session: Any, config: Any, window: Any, length: int) -> Any:
+    """The logits [tokens, vocabulary] of one window, `length` tokens at a time, each after the cache of the last.
+
+    Keys and values stay in one buffer for the whole window, as when the package serves: attention adds to it in place.
+    """
+    import numpy as np
+    import onnxruntime
+
     decoder = config["model"]["decoder"]
+    shape = (1, decoder["num_key_value_heads"], len(window), decoder["head_size"])
     names = [x.name for x in session.get_inputs() if x.name.startswith("past_key_values")]
-    empty = np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), np.float32)
-    past = dict.fromkeys(names, empty)
+    cache = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for name in names}
     positions = any(x.name == "position_ids" for x in session.get_inputs())
-    present = [name.replace("past_key_values", "present") for name in names]
     for start in range(0, len(window), length):
         ids = window[start : start + length]
         stop = start + len(ids)
-        feed = {"input_ids": ids[None], "attention_mask": np.ones((1, stop), np.int64), **past}
+        binding = session.io_binding()
+        binding.bind_cpu_input("input_ids", ids[None])
+        binding.bind_cpu_input("attention_mask", np.ones((1, stop), np.int64))
         if positions:
-            feed["position_ids"] = np.arange(start, stop, dtype=np.int64)[None]
-        wanted = present if stop < len(window) else []
-        found, *cache = session.run(["logits", *wanted], feed)
-        past = dict(zip(names, cache, strict=True)) if wanted else {}
-        yield found[0]
+            binding.bind_cpu_input("position_ids", np.arange(start, stop, dtype=np.int64)[None])
+        for name, value in cache.items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+        binding.bind_output("logits")
+        session.run_with_iobinding(binding)
+        yield binding.get_outputs()[-1].numpy()[0]
 
 
 def all_positions(folder: Path) -> tuple[Any, Any]:
@@ -138,7 +222,13 @@ def all_positions(folder: Path) -> tuple[Any, Any]:
     return session, config
 
 
-TASKS: dict[str, Callable[..., Any]] = {"measure": measure, "logits": logits}
+TASKS: dict[str, Callable[..., Any]] = {
+    "measure": measure,
+    "logits": logits,
+    "log_probs": log_probs,
+    "continued": continued,
+    "slower": slower,
+}
 
 
 def main(request: Path) -> int:

@@ -1,0 +1,129 @@
+"""Whether a package answers as what it was made from: by its proof alone, by the supernet, by the original model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from planner.package import KL_LIMIT, Package
+from planner.proof import PROOF, Proof
+from planner.rows import BROKEN, HOLDS, Row, row, unchecked
+from planner.runtimes.base import Runtime
+from records.errors import InputError
+
+SECONDS = 60.0  # of reading the proof's windows, the short ones first
+KL_WINDOWS, KL_TOKENS = 4, 128
+NEAR = 0.2  # nats: of two tokens that are so near, a package whose KL holds may take the other
+NATS = "nats/token"
+TO_SUBNET, TO_ORIGINAL, TEXT = "KL to the supernet", "KL to the original model", "greedy text"
+
+
+def from_proof(runtime: Runtime, package: Package) -> Iterator[Row]:
+    """KL per token to the subnet, at least, and to the original model, the likeliest tokens, and greedy text."""
+    if PROOF not in package.files:
+        yield unchecked(TO_SUBNET, NATS, KL_LIMIT, f"the package has no {PROOF}; export it again")
+        return
+    proof = Proof.load(package.path / PROOF)
+    ids = np.concatenate([proof.subnet.ids, proof.original.ids], 1)
+    found, likeliest = runtime.log_probs(package.path, proof.windows, proof.positions, ids, SECONDS)
+    done, k = slice(len(found)), proof.subnet.ids.shape[1]
+    read = f"at {len(found)} positions" + ("" if len(found) == len(proof.positions) else f" of {len(proof.positions)}")
+    kl = float(proof.subnet.at(done).kl(found[:, :k]).mean())
+    yield row(TO_SUBNET, NATS, KL_LIMIT, kl, 0.0, note=f"to its subnet, at least, {read} of the proof")
+    original = proof.original.at(done)
+    kl, planned = float(original.kl(found[:, k:]).mean()), float(original.kl(proof.promised[done]).mean())
+    note = f"at least; the subnet's is {planned:.4g}"
+    yield row(TO_ORIGINAL, NATS, planned + KL_LIMIT, kl, 0.0, note=note)
+    share = float((likeliest == original.ids[:, 0]).mean())
+    same = float((likeliest == proof.subnet.ids[done, 0]).mean())
+    note = f"of positions as the original model; {same:.4f} as the subnet"
+    yield Row("likeliest token", "share", None, share, verdict=None, note=note, promises=False)
+    yield from _greedy(runtime, package, proof)
+
+
+def _greedy(runtime: Runtime, package: Package, proof: Proof) -> Iterator[Row]:
+    """How many tokens of greedy text are as the subnet's, up to the first that another likely one may stand for."""
+    new = proof.subnet_text.tokens.shape[1]
+    if not new:
+        note = "the context has no room for it"
+        yield Row(TEXT, "tokens", None, None, verdict=None, note=note, promises=False)
+        return
+    found = runtime.continued(package.path, proof.prompts, new)
+    wanted, agreed, as_original, broken = 0, 0, 0, False
+    for number, tokens in enumerate(found):
+        ours, margins = proof.subnet_text.tokens[number], proof.subnet_text.margins[number]
+        same = _together(tokens, ours)
+        as_original += _together(tokens, proof.original_text.tokens[number])
+        agreed += same
+        wanted += len(tokens)
+        broken |= same < len(tokens) and bool(margins[same] > NEAR)
+    note = f"as the subnet; {as_original} as the original model"
+    if agreed < wanted:
+        note += f"; where it parts, another token was {'not ' if broken else ''}within {NEAR} nats"
+    yield Row(TEXT, "tokens", wanted, agreed, verdict=BROKEN if broken else HOLDS, note=note)
+
+
+def _together(tokens: list[int], others: Any) -> int:
+    """How many tokens are the same before the first that is not."""
+    differ = [a != b for a, b in zip(tokens, others, strict=False)]
+    return differ.index(True) if True in differ else len(differ)
+
+
+def against_supernet(runtime: Runtime, package: Package, source: str) -> Row:
+    """KL per token from the supernet's subnet in float32 to the package, whole distributions, on its held-out text."""
+    from supernet.checkpoint import open_supernet
+
+    name = f"{TO_SUBNET}, in full"
+    try:
+        files = open_supernet(source)
+    except (InputError, FileNotFoundError, ValueError) as error:
+        return unchecked(name, NATS, KL_LIMIT, f"{error}")
+    except OSError as error:
+        return unchecked(name, NATS, KL_LIMIT, f"{source} cannot be read: {error.strerror}")
+    if files.fingerprint != package.plan.fingerprint:
+        return unchecked(name, NATS, KL_LIMIT, f"{source} is not the supernet of this package, or has changed since")
+    kl, tokens = divergence(runtime, package, files)
+    return row(name, NATS, KL_LIMIT, kl, 0.0, note=f"over {tokens} tokens")
+
+
+def divergence(runtime: Runtime, package: Package, files: Any) -> tuple[float, int]:
+    """(KL per token in nats, tokens)."""
+    import torch
+
+    files.check_hashes()
+    windows = files.reference().windows[:KL_WINDOWS, : min(KL_TOKENS, package.plan.workload.context)]
+    model = files.subnet_model(package.plan.subnet)
+    packaged = runtime.logits(package.path, windows.numpy())
+    total = 0.0
+    for window, theirs in zip(windows, packaged, strict=True):
+        with torch.no_grad():
+            ours = model(window[None]).logits[0].double().log_softmax(-1)
+        difference = ours - torch.from_numpy(theirs).double().log_softmax(-1)
+        total += float((ours.exp() * difference).sum())
+    return total / windows.numel(), windows.numel()
+
+
+def against_model(runtime: Runtime, package: Package, source: str) -> Iterator[Row]:
+    """Whether the model that the supernet was made from is this one, read anew, and how far the package is from it."""
+    import torch
+
+    from supernet.evidence import hidden, says
+    from supernet.loading import load_model
+
+    name = f"the proof's original model is {source}"
+    if PROOF not in package.files:
+        yield unchecked(name, NATS, KL_LIMIT, f"the package has no {PROOF}; export it again")
+        return
+    proof = Proof.load(package.path / PROOF)
+    model = load_model(source).model
+    read = hidden(model, [torch.from_numpy(window).long() for window in proof.windows], seconds=1e9)
+    said, theirs = says(model, torch.cat(read)[torch.from_numpy(proof.positions).long()], proof.original.ids)
+    kl = float(proof.original.kl(theirs).mean())
+    yield row(name, NATS, KL_LIMIT, kl, 0.0, note=f"KL at {len(said)} positions of the proof, read anew")
+    found, _ = runtime.log_probs(package.path, proof.windows, proof.positions, said.ids, SECONDS)
+    done = slice(len(found))
+    planned = float(proof.original.at(done).kl(proof.promised[done]).mean())
+    note = f"at least; the subnet's is {planned:.4g} by the proof"
+    yield row(f"KL to {source}", NATS, planned + KL_LIMIT, float(said.at(done).kl(found).mean()), 0.0, note=note)

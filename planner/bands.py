@@ -1,0 +1,24 @@
+"""How far what is measured may be over what was promised. The planner leaves as much below what the user limited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from profiles.device import DeviceProfile
+
+MEMORY, TPOT, TTFT = "memory", "tpot", "ttft"
+BANDS = {MEMORY: 0.03, TPOT: 0.20, TTFT: 0.50}  # a prompt is one pass, and one disturbance of the machine is all of it
+QUICK = {MEMORY: 0.03, TPOT: 0.35, TTFT: 0.70}  # more of it is interpolated, from fewer repeats
+DATASHEET = {MEMORY: 0.05, TPOT: 0.20, TTFT: 0.50}
+QUICK_ENTRIES = 100  # a quick profile has fewer kernels than this, a full one about 300
+
+
+def bands(device: DeviceProfile) -> Mapping[str, float]:
+    """By what is promised: the share by which a measurement may be over, from what the promise rests on."""
+    if not device.measured or not device.kernels.entries:
+        return DATASHEET
+    return QUICK if is_quick(device) else BANDS
+
+
+def is_quick(device: DeviceProfile) -> bool:
+    return 0 < len(device.kernels.entries) < QUICK_ENTRIES

@@ -1,0 +1,164 @@
+"""The proof in a package: what its subnet and the original model say of a text, to be held to where neither is.
+
+Of windows that pass every limit of the model, within the plan's context, each of the chosen positions has the likeliest
+tokens of both with their log probabilities. Where the package says something else there, something in it is not what
+was exported. No torch but in `write_proof`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.request import Workload
+from planner.runtimes.base import Progress
+from records.errors import InputError, MissingError
+from supernet.said import TOP, Continuation, Said, split
+from supernet.space import Subnet
+
+PROOF = "proof.safetensors"
+MOST_BYTES, MOST_SHARE, LEAST_POSITIONS = 8_000_000, 0.02, 256
+POSITION_BYTES = 3 * 8 * TOP + 12  # two models' tokens and log probabilities, and what the subnet gives the original's
+REMAKE = "export it again with `bitfleet export plan.json --out DIR`"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """windows: token ids, int32 each; positions int32 `(n,)`, ascending, in the windows one after another; what the
+    `subnet` and the `original` model say there; `promised`, log probabilities `(n, k)` that the subnet gives the
+    original's tokens; prompts int32 `(m, tokens)` and how both go on."""
+
+    windows: tuple[NDArray[np.int32], ...]
+    positions: NDArray[np.int32]
+    subnet: Said
+    original: Said
+    promised: NDArray[np.float32]
+    prompts: NDArray[np.int32]
+    subnet_text: Continuation
+    original_text: Continuation
+
+    def original_kl(self) -> float:
+        """KL per token from the original model to the subnet, over the positions; nats."""
+        return float(self.original.kl(self.promised).mean())
+
+    def save(self, path: Path) -> None:
+        from safetensors.numpy import save_file
+
+        arrays = {
+            "tokens": np.concatenate(self.windows),
+            "lengths": np.array([len(window) for window in self.windows], np.int32),
+            "positions": self.positions,
+            "prompts": self.prompts,
+            "promised": self.promised,
+            **self.subnet.arrays("subnet"),
+            **self.original.arrays("original"),
+            **self.subnet_text.arrays("subnet_text"),
+            **self.original_text.arrays("original_text"),
+        }
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Proof:
+        """InputError where the file is no proof; MissingError where there is none."""
+        arrays = read_arrays(path)
+        try:
+            proof = cls(
+                tuple(split(arrays["tokens"], arrays["lengths"])),
+                arrays["positions"],
+                Said.of("subnet", arrays),
+                Said.of("original", arrays),
+                arrays["promised"],
+                arrays["prompts"],
+                Continuation.of("subnet_text", arrays),
+                Continuation.of("original_text", arrays),
+            )
+            proof._check()
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            raise InputError(f"{path} is no proof of this version ({error}); {REMAKE}") from None
+        return proof
+
+    def _check(self) -> None:
+        tokens, n = sum(len(window) for window in self.windows), len(self.positions)
+        texts = (*self.windows, self.prompts, self.subnet.ids, self.original.ids, self.subnet_text.tokens)
+        for ids in texts:
+            if ids.dtype != np.int32 or (ids.size and ids.min() < 0):
+                raise ValueError("tokens are numbers of at least 0")
+        if not n or n > tokens or not (np.diff(self.positions) > 0).all() or self.positions[0] < 0:
+            raise ValueError("positions ascend within the windows")
+        if self.positions[-1] >= tokens or min(map(len, self.windows)) < 1:
+            raise ValueError("positions ascend within the windows")
+        for said in (self.subnet, self.original):
+            shape = (n, min(TOP, said.ids.shape[1]))
+            if said.ids.shape != shape or said.log_probs.shape != shape or said.rest.shape != (n,):
+                raise ValueError(f"{shape} tokens are named")
+            if not (np.isfinite(said.log_probs).all() and (said.log_probs <= 1e-4).all() and (said.rest >= 0).all()):
+                raise ValueError("log probabilities are finite and at most 0")
+        if (
+            self.promised.shape != self.original.ids.shape
+            or self.subnet_text.tokens.shape[:1] != self.prompts.shape[:1]
+        ):
+            raise ValueError("one continuation a prompt")
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        raise MissingError(f"no such file: {path}; {REMAKE}")
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error}); {REMAKE}") from None
+
+
+def write_proof(
+    files: Any, subnet: Subnet, workload: Workload, package_bytes: int, path: Path, progress: Progress | None = None
+) -> None:
+    """Write the proof of a package of `package_bytes`: what `files`' full model said, what the subnet says of it now.
+
+    At most MOST_BYTES and MOST_SHARE of the package, but LEAST_POSITIONS positions. Torch is imported here.
+    """
+    import torch
+
+    from supernet import evidence
+
+    report = progress or (lambda what, share: None)
+    known = files.evidence()
+    model = files.subnet_model(subnet)
+    windows = [torch.from_numpy(w[: workload.context]).long() for w in split(known["tokens"], known["lengths"])]
+    read = evidence.hidden(model, windows, progress=lambda what, done, total: report(what, 0.9 * done / total))
+    lengths = [len(part) for part in read]
+    most = int(min(MOST_BYTES, MOST_SHARE * package_bytes) / POSITION_BYTES)
+    chosen = spread(sum(lengths), max(LEAST_POSITIONS, most))
+    original = Said.of("model", known).at(_in_whole(chosen, lengths, known["lengths"]))
+    said, promised = evidence.says(model, torch.cat(read)[torch.from_numpy(chosen).long()], original.ids)
+    prompts = known["prompts"]
+    new = max(0, min(known["continued.tokens"].shape[1], workload.context - prompts.shape[1]))
+    text = Continuation.of("continued", known)
+    Proof(
+        tuple(window[:length].numpy().astype(np.int32) for window, length in zip(windows, lengths, strict=True)),
+        chosen,
+        said,
+        original,
+        promised,
+        prompts,
+        evidence.continues(model, torch.from_numpy(prompts).long(), new),
+        Continuation(text.tokens[:, :new], text.margins[:, :new]),
+    ).save(path)
+
+
+def spread(count: int, most: int) -> NDArray[np.int32]:
+    """At most `most` of `count` positions, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int32))
+
+
+def _in_whole(positions: NDArray[np.int32], lengths: list[int], whole: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where `positions` in windows cut to `lengths` are in the whole windows, one after another."""
+    starts, cut = np.cumsum([0, *whole[:-1]]), np.cumsum([0, *lengths])
+    window = np.searchsorted(cut, positions, side="right") - 1
+    return np.asarray(positions - cut[window] + starts[window], np.int64)

@@ -1,0 +1,218 @@
+"""What the full model says of long windows, kept with its supernet: what a package is held to where neither is.
+
+    proof.safetensors   tokens, lengths: windows one after another, short ones first, each as a text begins
+                        model.ids, .log_probs, .rest: what the full model says at every position (`supernet.said.Said`)
+                        prompts; continued.tokens, .margins: how it goes on greedily
+
+The last window is long: past every sliding window and past the length that the rotary embedding was trained on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from supernet.build import assemble
+from supernet.grids import GRIDS, QuantizedWeight
+from supernet.linear import SuperEmbedding, SuperLinear, TiedHead
+from supernet.model import capped, hidden_states
+from supernet.progress import Progress, silent
+from supernet.said import TOP, Continuation, Said
+from supernet.space import Subnet
+from supernet.spec import ModelSpec
+
+PROOF = "proof.safetensors"
+SHORT, EACH = 256, 4  # tokens of a short window; how many there are of each kind of text
+LONG, MOST = 4096, 8448  # tokens of the long window, and at most where a limit lies beyond
+PAST = 128  # tokens that are read beyond a limit
+PROMPT, NEW = 16, 32
+SECONDS = 90.0  # the long window is cut where reading it would take longer
+ROWS, POSITIONS = 8192, 1024  # of the head, and of a text, that are computed together
+
+
+def write_evidence(
+    path: Path, model: Any, tokenizer: Any, held_out: Tensor, spec: ModelSpec, seconds: float = SECONDS,
+    progress: Progress = silent,
+) -> None:  # fmt: skip
+    """Write `path`: what the full `model`, float32, says of held-out windows and of the manual of Python."""
+    from safetensors.numpy import save_file
+
+    from records.atomic import replacing
+
+    windows = [
+        *held_out[:EACH, :SHORT],
+        *manual(tokenizer, EACH, SHORT, spec),
+        *manual(tokenizer, 1, long(model, spec), spec),
+    ]
+    read = hidden(model, windows, seconds, progress)
+    lengths = [len(part) for part in read]
+    tokens = torch.cat([window[:length] for window, length in zip(windows, lengths, strict=True)])
+    said, _ = says(model, torch.cat(read), progress=progress)
+    prompts = torch.stack([window[:PROMPT] for window in windows[: 2 * EACH] if len(window) >= PROMPT][::2][:EACH])
+    continued = continues(model, prompts, min(NEW, spec.max_context - prompts.shape[1]))
+    arrays = {
+        "tokens": tokens.numpy().astype(np.int32),
+        "lengths": np.array(lengths, np.int32),
+        "prompts": prompts.numpy().astype(np.int32),
+        **said.arrays("model"),
+        **continued.arrays("continued"),
+    }
+    with replacing(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+
+
+def proof_tokens(model: Any, spec: ModelSpec) -> int:
+    """Tokens that `write_evidence` reads where the time allows."""
+    return 2 * EACH * min(SHORT, spec.max_context) + long(model, spec)
+
+
+def long(model: Any, spec: ModelSpec) -> int:
+    """Tokens of the long window: what most plans serve, or past the last limit of the model."""
+    ropes = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [ropes, *(kind for kind in ropes.values() if isinstance(kind, dict))]
+    trained = [kind.get("original_max_position_embeddings") or 0 for kind in kinds]
+    limits = [window for window in spec.windows if window is not None] + [int(length) for length in trained]
+    return min(spec.max_context, MOST, max(LONG, *(limit + PAST for limit in limits or [0])))
+
+
+def manual(tokenizer: Any, count: int, window_tokens: int, spec: ModelSpec) -> list[Tensor]:
+    """Windows from all over the manual of the Python language, each as the tokenizer begins a text."""
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    length = 12 * window_tokens
+    starts = [(len(text) - length) * number // max(count, 1) for number in range(count)]
+    found = [tokenizer(text[max(start, 0) :][:length])["input_ids"][:window_tokens] for start in starts]
+    return [torch.tensor(ids)[: spec.max_context] for ids in found]
+
+
+@torch.no_grad()
+def hidden(
+    model: Any, windows: Sequence[Tensor], seconds: float = SECONDS, progress: Progress = silent
+) -> list[Tensor]:
+    """What the head reads at each position of each window, `(tokens, hidden_size)`. A window that would take longer
+    than the `seconds` left is cut to its beginning, by the pace of those before it; one token at least is read."""
+    started, done, read = time.perf_counter(), 0, []
+    for number, window in enumerate(windows):
+        passed = time.perf_counter() - started
+        room = len(window) if not done else max(1, int(done / passed * (seconds - passed)))
+        part = window[: min(len(window), room)]
+        read.append(hidden_states(model, part[None].to(model.device))[0].float())
+        done += len(part)
+        progress("proof", number + 1, len(windows))
+    return read
+
+
+@torch.no_grad()
+def says(
+    model: Any, read: Tensor, wanted: NDArray[np.int32] | None = None, progress: Progress = silent
+) -> tuple[Said, NDArray[np.float32]]:
+    """What the head makes of `read` `(n, hidden_size)`, and the log probabilities `(n, k)` of the `wanted` ids.
+
+    A stretch of the vocabulary at a time: neither all logits nor a dequantized head are ever in memory.
+    """
+    rows, vocabulary, bias = _head(model)
+    asked = torch.zeros(len(read), 0, dtype=torch.long) if wanted is None else torch.from_numpy(wanted).long()
+    asked = asked.to(read.device)
+    top = read.new_zeros(len(read), 0)
+    ids = asked.new_zeros(len(read), 0)
+    total = read.new_full((len(read),), -torch.inf, dtype=torch.float64)
+    found = torch.zeros(asked.shape, dtype=torch.float32, device=read.device)
+    for start in range(0, vocabulary, ROWS):
+        stop = min(start + ROWS, vocabulary)
+        weight, part = rows(start, stop), None if bias is None else bias[start:stop]
+        best = []
+        for at in range(0, len(read), POSITIONS):
+            here = slice(at, at + POSITIONS)
+            logits = capped(model, nn.functional.linear(read[here], weight, part))
+            total[here] = torch.logaddexp(total[here], logits.logsumexp(-1).double())
+            inside = (asked[here] >= start) & (asked[here] < stop)
+            values = logits.gather(1, (asked[here] - start).clamp(0, stop - start - 1))
+            found[here] = torch.where(inside, values, found[here])
+            best.append(logits.topk(min(TOP, stop - start)))
+        together = torch.cat([top, torch.cat([b.values for b in best])], 1)
+        names = torch.cat([ids, torch.cat([b.indices for b in best]) + start], 1)
+        kept = together.topk(min(TOP, together.shape[1]))
+        top, ids = kept.values, names.gather(1, kept.indices)
+        progress("proof, likeliest tokens", stop, vocabulary)
+    log_probs = top.double() - total[:, None]
+    rest = (1 - log_probs.exp().sum(-1)).clamp(min=0)
+    said = Said(ids.int().cpu().numpy(), log_probs.float().cpu().numpy(), rest.float().cpu().numpy())
+    return said, (found.double() - total[:, None]).float().cpu().numpy()
+
+
+@torch.no_grad()
+def continues(model: Any, prompts: Tensor, new: int) -> Continuation:
+    """How the model goes on after `prompts` `(prompts, tokens)`, taking the likeliest token `new` times."""
+    ids, cache = prompts.to(model.device), None
+    tokens, margins = [], []
+    for _ in range(new):
+        out = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        said, _ = says(model, out.last_hidden_state[:, -1].float())
+        tokens.append(said.ids[:, 0])
+        margins.append(said.log_probs[:, 0] - said.log_probs[:, 1])
+        ids = torch.from_numpy(said.ids[:, :1]).long().to(model.device)
+    if not tokens:
+        return Continuation(np.zeros((len(prompts), 0), np.int32), np.zeros((len(prompts), 0), np.float32))
+    return Continuation(np.stack(tokens, 1), np.stack(margins, 1))
+
+
+def _head(model: Any) -> tuple[Callable[[int, int], Tensor], int, Tensor | None]:
+    """Rows `start` to `stop` of the head's matrix in float32, how many there are, and its bias."""
+    head = model.get_output_embeddings()
+    if isinstance(head, TiedHead):
+        weight = head.embedding.stored(head.embedding.choice)
+        return lambda start, stop: _dequantized(weight, slice(start, stop)), weight.shape[0], None
+    if isinstance(head, SuperLinear):
+        weight = head.stored(head.choice)
+        return lambda start, stop: _dequantized(weight, slice(start, stop)), weight.shape[0], head.bias
+    return lambda start, stop: head.weight[start:stop].float(), len(head.weight), getattr(head, "bias", None)
+
+
+def _dequantized(weight: QuantizedWeight, rows: Any) -> Tensor:
+    part = QuantizedWeight(
+        weight.packed()[rows], weight.scale[rows], weight.zero[rows], weight.choice, weight.in_features
+    )
+    return GRIDS[weight.choice.grid].dequantize(part, torch.float32)
+
+
+class RowLookup(nn.Module):
+    """An embedding that dequantizes the rows that are looked up and no others."""
+
+    def __init__(self, embedding: SuperEmbedding) -> None:
+        super().__init__()
+        self.quantized = embedding
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found, places = ids.unique(return_inverse=True)
+        rows = _dequantized(self.quantized.stored(self.quantized.choice), found)[places]
+        scale = self.quantized.embed_scale
+        return rows if scale is None else rows * scale.to(rows.dtype)
+
+
+def subnet_model(files: Any, subnet: Subnet) -> Any:
+    """One subnet of a supernet as a model in float32 that holds packed codes, and one matrix of weights at a time."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(files.model_dir, trust_remote_code=files.trusted)
+    weights = {
+        linear.name: {subnet[unit.name].whole: files.stored(linear.name, subnet[unit.name].whole)}
+        for unit in files.spec.units
+        for linear in unit.linears
+    }
+    supernet = assemble(config, files.spec, files.space, files.float_tensors(), weights, files.trusted)
+    supernet.activate(subnet)
+    for unit in files.spec.units:
+        for linear in unit.linears:
+            matrix = supernet.matrices[linear.name]
+            if isinstance(matrix, SuperEmbedding):
+                supernet.model.set_submodule(linear.name, RowLookup(matrix))
+    return supernet.model

@@ -1,0 +1,304 @@
+"""What a package is held to where it lands: by its proof alone, each fault on a real package."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from planner.answers import TEXT, TO_ORIGINAL, TO_SUBNET, from_proof
+from planner.package import Package, open_package, write_package
+from planner.plan import Plan
+from planner.proof import LEAST_POSITIONS, PROOF, Proof
+from planner.request import Budget, Workload
+from planner.rows import BROKEN, HOLDS, Row, row
+from planner.runtimes.onnxruntime.runtime import OnnxRuntime
+from planner.verify import served
+from supernet.space import Choice
+from tests.planner.packages import RUNTIME, tiny_plan
+from tests.planner.runtime_fixtures import RoundedModel, save_tiny
+from tests.planner.test_safety import sign
+
+ROOT = Path(__file__).parents[2]
+WORKLOAD = Workload(128, 1, 32)
+
+
+def save_sharp(folder: Path, family: str = "llama") -> Path:
+    """A model that is as sure of some tokens as trained models are, and whose attention matters."""
+    from transformers import AutoModelForCausalLM
+
+    save_tiny(family, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed" in name or "lm_head" in name:
+                parameter.mul_(12)
+            elif parameter.dim() == 2:
+                parameter.mul_(3 if "attn" in name else 1)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> RoundedModel:
+    return RoundedModel(save_sharp(tmp_path_factory.mktemp("files") / "model"))
+
+
+@pytest.fixture(scope="module")
+def made(files: RoundedModel, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    return write_package(RUNTIME, files, tiny_plan(files, WORKLOAD), tmp_path_factory.mktemp("made") / "package")
+
+
+@pytest.fixture
+def package(made: Package, tmp_path: Path) -> Path:
+    return shutil.copytree(made.path, tmp_path / "package")
+
+
+def answers(package: Path) -> dict[str, Row]:
+    return {row.name: row for row in from_proof(RUNTIME, open_package(package))}
+
+
+def test_a_package_is_what_its_proof_says(made: Package, files: RoundedModel) -> None:
+    """And the KL that the proof finds is that of whole distributions, to 5 % or 0.0005."""
+    rows = answers(made.path)
+    assert rows[TO_SUBNET].verdict == rows[TO_ORIGINAL].verdict == rows[TEXT].verdict == HOLDS, rows
+    proof = Proof.load(made.path / PROOF)
+    assert len(proof.positions) == LEAST_POSITIONS
+    assert max(map(len, proof.windows)) == WORKLOAD.context
+    assert not any(row.open for row in rows.values())
+    kept, true = _kls(files, made, proof)
+    assert rows[TO_SUBNET].measured == pytest.approx(kept, rel=1e-3, abs=1e-6)
+    assert abs(kept - true) <= max(0.05 * true, 5e-4), (kept, true)
+
+
+def _kls(files: RoundedModel, package: Package, proof: Proof) -> tuple[float, float]:
+    """KL per token at the proof's positions from the subnet to the package: of what is kept, and of all."""
+    from planner.runtimes.onnxruntime import fresh
+
+    model, kept, true, start = files.dequantized(package.plan.subnet), [], [], 0
+    for window in proof.windows:
+        at = np.flatnonzero((proof.positions >= start) & (proof.positions < start + len(window)))
+        here = torch.from_numpy(proof.positions[at] - start).long()
+        with torch.no_grad():
+            ours = model(torch.from_numpy(window).long()[None]).logits[0][here].double().log_softmax(-1)
+        logits = torch.from_numpy(fresh.logits(package.path, window[None].astype(np.int64)))[0][here]
+        theirs = logits.double().log_softmax(-1)
+        true.append((ours.exp() * (ours - theirs)).sum(-1).numpy())
+        said = proof.subnet.at(at)
+        kept.append(said.kl(theirs.gather(1, torch.from_numpy(said.ids).long()).numpy()))
+        start += len(window)
+    return float(np.concatenate(kept).mean()), float(np.concatenate(true).mean())
+
+
+def places(package: Path, part: str) -> list[tuple[str, int, int]]:
+    """(name, offset, length) of the tensors in the weight file whose names hold `part`."""
+    graph = onnx.load(package / "model.onnx", load_external_data=False).graph
+    found = []
+    for tensor in graph.initializer:
+        at = {entry.key: entry.value for entry in tensor.external_data}
+        if part in tensor.name and at:
+            found.append((tensor.name, int(at["offset"]), int(at["length"])))
+    return found
+
+
+def weights(change: Callable[[bytearray, Path], object]) -> Callable[[Path], None]:
+    def damage(package: Path) -> None:
+        data = bytearray((package / "model.onnx.data").read_bytes())
+        change(data, package)
+        (package / "model.onnx.data").write_bytes(data)
+
+    return damage
+
+
+def swap_layers(data: bytearray, package: Path) -> None:
+    """Codes, scales and zeros of one layer's products for the other's, where they have as many bits."""
+    by_name = {name: (offset, length) for name, offset, length in places(package, "layers.")}
+    swapped = 0
+    for name, (offset, length) in by_name.items():
+        other = by_name.get(name.replace("layers.0", "layers.1"))
+        if "layers.0" in name and other is not None and other[1] == length:
+            mine, theirs = slice(offset, offset + length), slice(other[0], other[0] + length)
+            data[mine], data[theirs] = data[theirs], data[mine]
+            swapped += 1
+    assert swapped
+
+
+def one_scale_in_a_thousand(data: bytearray, package: Path) -> None:
+    rng = np.random.default_rng(0)
+    for _, offset, length in places(package, ".scales"):
+        scales = np.frombuffer(data, np.float32, length // 4, offset).copy()
+        scales[rng.random(len(scales)) < 1e-3] *= 8
+        scales[rng.integers(len(scales))] *= 8
+        data[offset : offset + length] = scales.tobytes()
+
+
+def zeroed(data: bytearray, package: Path) -> None:
+    data[:] = bytes(len(data))
+
+
+def other_rope_base(data: bytearray, package: Path) -> None:
+    for name, offset, length in places(package, "_cache"):
+        width = 16
+        rows = length // 4 // width
+        frequencies = 1 / 5e5 ** (np.arange(width) / width)
+        angles = np.arange(rows)[:, None] * frequencies
+        table = (np.cos if "cos" in name else np.sin)(angles).astype(np.float32)
+        assert table.nbytes == length
+        data[offset : offset + length] = table.tobytes()
+
+
+@pytest.mark.parametrize("change", [swap_layers, one_scale_in_a_thousand, other_rope_base, zeroed])
+def test_the_proof_catches_what_recomputed_hashes_hide(package: Path, change: Any) -> None:
+    weights(change)(package)
+    sign(package)
+    open_package(package).check(RUNTIME)
+    rows = answers(package)
+    assert rows[TO_SUBNET].verdict == BROKEN, rows[TO_SUBNET]
+
+
+def test_a_package_without_a_proof_is_incomplete(package: Path, bitfleet: Any) -> None:
+    (package / PROOF).unlink()
+    sign(package)
+    done = bitfleet("verify", package)
+    assert done.code == 1
+    assert done.out.splitlines()[-1].startswith(f"incomplete: {TO_SUBNET} could not be checked")
+    assert bitfleet("verify", package, "--allow-unchecked").code == 0
+
+
+def test_what_a_check_proves_is_said_and_what_it_does_not(made: Package, bitfleet: Any) -> None:
+    done = bitfleet("verify", made.path)
+    assert done.code == 0, done.out
+    assert "not who made them" in done.out
+    assert done.out.splitlines()[-1] == "every promise holds"
+    report = json.loads(bitfleet("verify", made.path, "--json").out)
+    assert report["holds"] and report["complete"] and "not who made them" in report["proves"]
+
+
+@pytest.mark.parametrize(("measured", "verdict"), [(90, HOLDS), (99, HOLDS), (101, BROKEN), (104, BROKEN)])
+def test_a_limit_has_no_tolerance(measured: float, verdict: str) -> None:
+    assert row("peak memory", "bytes", 95, measured, 0.05, limit=100).verdict == verdict
+
+
+def test_a_promise_has_its_band_and_an_estimate_is_none() -> None:
+    assert row("time per token", "ms", 10, 11.9, 0.2).verdict == HOLDS
+    assert row("time per token", "ms", 10, 12.1, 0.2).verdict == BROKEN
+    estimated = row("time per token", "ms", 10, 50, None)
+    assert estimated.verdict is None and not estimated.open
+    assert row("time per token", "ms", 10, 50, None, limit=40).verdict == BROKEN
+
+
+def test_a_limit_that_the_user_set_breaks_verify(
+    files: RoundedModel, made: Package, tmp_path: Path, bitfleet: Any
+) -> None:
+    """Nothing that was promised breaks: only what was limited."""
+    plan = replace(made.plan, budget=Budget(2**20))
+    write_package(RUNTIME, files, plan, tmp_path / "package")
+    done = bitfleet("verify", tmp_path / "package")
+    assert done.code == 1
+    assert done.out.splitlines()[-1] == "broken: peak memory"
+
+
+class Disturbed(OnnxRuntime):
+    """The real measurements, the first `disturbed` of them far too slow, on a machine `times` slower than profiled."""
+
+    def __init__(self, disturbed: int, times: float = 1.0) -> None:
+        self.left, self.times = disturbed, times
+
+    def measure(self, folder: Path, workload: Any) -> Any:
+        found, self.left = super().measure(folder, workload), self.left - 1
+        return replace(found, tpot_ms=1e6) if self.left >= 0 else found
+
+    def slower(self, device: Any) -> float:
+        return self.times
+
+
+def timed(made: Package, tpot_ms: float, **changes: Any) -> Plan:
+    """The package's plan, made for this machine, with a promise of time."""
+    chosen = replace(made.plan.chosen, tpot_ms=tpot_ms, ttft_ms=1e6, **changes)
+    return replace(made.plan, compared=(chosen,), latency={**made.plan.latency, "basis": "measured"})
+
+
+@pytest.mark.parametrize(("disturbed", "verdict"), [(1, HOLDS), (9, BROKEN)])
+def test_a_promise_of_time_is_broken_only_if_it_is_broken_every_time(
+    disturbed: int, verdict: str, files: RoundedModel, made: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.verify.PAUSE_S", 0.0)
+    monkeypatch.setattr("planner.verify.TRIES", 2)
+    package = write_package(RUNTIME, files, timed(made, 1000.0), tmp_path / "package")
+    rows = {row.name: row for row in served(Disturbed(disturbed), package)}
+    assert rows["time per token"].verdict == verdict
+    assert rows["time per token"].note == "the fastest of 2 tries"
+
+
+def test_a_slower_machine_is_told_apart(made: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine of half the speed explains is not checked; what it does not is broken."""
+    monkeypatch.setattr("planner.verify.TRIES", 1)
+    for promised, verdict in ((0.6e6, None), (0.1e6, BROKEN)):
+        package = replace(made, plan=timed(made, promised))
+        (time,) = (row for row in served(Disturbed(9, 2.0), package) if row.name == "time per token")
+        assert time.verdict == verdict, time
+        assert "100% slower than when it was profiled" in time.note
+        assert time.open == (verdict is None)
+
+
+def test_kernels_of_the_profile_are_timed_again() -> None:
+    from planner.runtimes.onnxruntime.kernels import measure_product
+
+    (entry,) = measure_product(256, 256, Choice(4, 32), (1,), 1, 2**20)
+    known = {**asdict(entry), "median_ms": entry.median_ms / 50, "p10_ms": 0.0}
+    assert RUNTIME.slower({"kernels": [known], "last_level_cache_bytes": 2**20}) > 5
+    assert RUNTIME.slower({"kernels": [{**known, "median_ms": 1e3}], "last_level_cache_bytes": 2**20}) == 1.0
+    assert RUNTIME.slower({}) == 1.0
+
+
+def test_a_proof_that_is_none_is_one_line(package: Path) -> None:
+    good = Proof.load(package / PROOF)
+    for damaged in (
+        replace(good, positions=good.positions[::-1].copy()),
+        replace(good, positions=good.positions + 10**6),
+        replace(good, subnet=replace(good.subnet, rest=good.subnet.rest - 1)),
+        replace(good, subnet=replace(good.subnet, log_probs=good.subnet.log_probs * np.float32(np.inf))),
+        replace(good, prompts=-good.prompts),
+    ):
+        damaged.save(package / PROOF)
+        with pytest.raises(ValueError, match="no proof of this version"):
+            Proof.load(package / PROOF)
+    (package / PROOF).write_bytes(b"\x00" * 40)
+    with pytest.raises(ValueError, match="damaged"):
+        Proof.load(package / PROOF)
+
+
+def test_run_and_verify_import_neither_torch_nor_transformers(made: Package) -> None:
+    script = "import sys, cli\ntry: cli.main()\nfinally: print(sorted(m for m in sys.modules if '.' not in m))"
+    for command in (("verify", str(made.path)), ("run", str(made.path), "hello", "--max-tokens", "2")):
+        line = [sys.executable, "-c", script, *command]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        heavy = {"torch", "transformers", "accelerate", "peft", "onnx", "optuna", "scipy"}
+        assert not heavy & set(eval(done.stdout.splitlines()[-1])), command  # noqa: S307
+
+
+def test_against_the_original_model_another_model_shows(made: Package, files: RoundedModel, tmp_path: Path) -> None:
+    def rows(source: Path) -> list[Row]:
+        return list(verify_against(made.path, source))
+
+    same = rows(files.path)
+    assert [row.verdict for row in same] == [HOLDS, HOLDS], same
+    other = save_sharp(tmp_path / "other", "qwen2")
+    assert rows(other)[0].verdict == BROKEN
+
+
+def verify_against(package: Path, source: Path) -> Any:
+    from planner.answers import against_model
+
+    return against_model(RUNTIME, open_package(package), str(source))

@@ -1,0 +1,85 @@
+"""What a model says, kept small: exact where it is kept, and a bound from below where it is compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from supernet.evidence import PROMPT, hidden, long, says, write_evidence
+from supernet.model import spec_of_model
+from supernet.said import TOP, Said, split
+from tests.tiny import tiny_model, tiny_tokenizer, windows
+
+FAMILIES = ("llama", "gemma2", "phi", "qwen2")
+
+
+def logits(model: Any, ids: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.from_numpy(ids).long()[None]).logits[0].double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evidence_is_what_the_model_says(family: str, tmp_path: Path) -> None:
+    """A vocabulary of several stretches; log probabilities to float32's precision, greedy text by transformers' own."""
+    model, path = tiny_model(family, vocab_size=9000), tmp_path / "proof.safetensors"
+    spec = spec_of_model(model, family)
+    write_evidence(path, model, tiny_tokenizer(), windows(4, 64), spec)
+    found = load_file(path)
+    said, texts = Said.of("model", found), list(split(found["tokens"], found["lengths"]))
+    assert [len(text) for text in texts] == [64] * 4 + [128] * 5  # the long one is as long as the model allows
+    start = 0
+    for text in texts[:5]:
+        true = logits(model, text)
+        top = true.topk(TOP)
+        here = said.at(slice(start, start + len(text)))
+        assert np.abs(here.log_probs - top.values.numpy()).max() < 1e-5
+        assert np.abs(here.log_probs - true.gather(1, torch.from_numpy(here.ids).long()).numpy()).max() < 1e-5
+        assert np.abs(here.rest - (1 - top.values.exp().sum(-1).numpy())).max() < 1e-5
+        start += len(text)
+    prompts = torch.from_numpy(found["prompts"]).long()
+    greedy = model.generate(prompts, max_new_tokens=32, min_new_tokens=32, do_sample=False)[:, PROMPT:]
+    assert np.array_equal(greedy.numpy(), found["continued.tokens"])
+    assert (found["continued.margins"] >= 0).all()
+
+
+def test_the_long_window_passes_every_limit() -> None:
+    def tokens(family: str, **changes: Any) -> int:
+        model = tiny_model(family, **changes)
+        return long(model, spec_of_model(model, family))
+
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    assert tokens("llama", max_position_embeddings=512) == 512
+    assert tokens("llama", max_position_embeddings=32768) == 4096
+    assert tokens("mistral", max_position_embeddings=32768, sliding_window=4096) == 4096 + 128
+    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 6000}
+    assert tokens("llama", max_position_embeddings=32768, rope_parameters=yarn) == 6128
+    assert tokens("llama", max_position_embeddings=2048, rope_parameters=rope) == 2048
+
+
+def test_what_takes_too_long_is_cut() -> None:
+    model, texts = tiny_model(), list(windows(3, 100))
+    lengths = [len(part) for part in hidden(model, texts, seconds=0.0)]
+    assert lengths == [100, 1, 1]
+    assert [len(part) for part in hidden(model, texts, seconds=600.0)] == [100, 100, 100]
+
+
+def test_the_kl_of_what_is_kept_bounds_the_true_one_and_is_near_it() -> None:
+    model, other = tiny_model(vocab_size=2000), tiny_model(vocab_size=2000, seed=1)
+    for name, parameter in other.named_parameters():  # between the two
+        parameter.mul_(0.03).add_(0.97 * dict(model.named_parameters())[name])
+    for one in (model, other):  # as sure of some tokens as trained models are
+        one.get_input_embeddings().weight.mul_(6)
+    ids = windows(1, 128)[0]
+    said, _ = says(model, hidden(model, [ids])[0])
+    _, theirs = says(other, hidden(other, [ids])[0], said.ids)
+    p, q = logits(model, ids.numpy()), logits(other, ids.numpy())
+    true = (p.exp() * (p - q)).sum(-1).numpy()
+    kept = said.kl(theirs)
+    assert (kept <= true + 5e-5).all()
+    assert 0.95 * true.mean() < kept.mean(), (kept.mean(), true.mean())
+    assert np.abs(said.kl(said.log_probs)).max() < 1e-5
