@@ -48,24 +48,18 @@ def names(found: Iterable[str]) -> str:
     return ", ".join(ordered[:NAMED]) + more
 
 
-def refuse_missing(source: Any, missing: Iterable[str], expected: int) -> None:
-    """InputError with the first tensors that the model needs and its files lack, and how many."""
-    lacking = sorted(missing)
+def refuse_other_tensors(source: Any, missing: Iterable[str], unexpected: Iterable[str], expected: int) -> None:
+    """InputError with the first tensors, and how many, that the model needs and its files lack, or that they have and
+    the model has no place for: with the one filled up at random, or the other left out, it would be another model."""
+    lacking, left = sorted(missing), sorted(unexpected)
+    over = f"{len(left)} unexpected, which nothing would read: {names(left)}" if left else ""
     if lacking:
         raise InputError(
-            f"{source} lacks {len(lacking)} of the model's {expected} tensors: {names(lacking)}; "
-            "give a complete causal language model whose config.json fits its files"
+            f"{source}: of the model's {expected} tensors {len(lacking)} are missing: {names(lacking)}"
+            f"{f' ({over})' if left else ''}; give a complete language model whose config.json fits its files"
         )
-
-
-def refuse_unexpected(source: Any, unexpected: Iterable[str]) -> None:
-    """InputError with the tensors that the model has no place for: without them it would be another model."""
-    left = sorted(unexpected)
     if left:
-        raise InputError(
-            f"{source} has {len(left)} unexpected tensor{'s' if len(left) > 1 else ''} that its config has no place "
-            f"for and nothing would read: {names(left)}; mend config.json, or merge or remove them"
-        )
+        raise InputError(f"{source}: of its tensors {over}; mend config.json, or merge or remove them")
 
 
 def refuse_not_finite(source: Any, model: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from records.errors import InputError, MissingError
 from records.reading import read_json
-from supernet.account import LEFT, READ, TIED, Account, names, refuse_missing, refuse_unexpected
+from supernet.account import LEFT, READ, TIED, Account, names, refuse_other_tensors
 from supernet.refusals import refuse_settings
 from supernet.sources.base import Source
 from supernet.sources.weight_files import weight_files
@@ -105,8 +105,8 @@ class FolderSource(Source):
         except Exception as error:
             raise InputError(_explain(f"the model {self.path}", error)) from error
         tensors = self._became(model, set(info["unexpected_keys"]))
-        refuse_unexpected(self.path, (name for name, became in tensors.items() if not became))
-        refuse_missing(self.path, info["missing_keys"], len(model.state_dict()))
+        left = [name for name, became in tensors.items() if not became]
+        refuse_other_tensors(self.path, info["missing_keys"], left, len(model.state_dict()))
         mismatched = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]]
         if mismatched:
             raise InputError(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from records.errors import InputError
-from supernet.account import READ, Account, refuse_missing, refuse_unexpected
+from supernet.account import READ, Account, refuse_other_tensors
 from supernet.sources.base import Source
 from supernet.sources.gguf_config import ROPE_TENSORS, config_of
 from supernet.sources.gguf_file import GGUFTensor, read_gguf
@@ -54,8 +54,9 @@ class GGUFSource(Source):
         expected = {n: p for n, p in model.named_parameters() if n not in model.all_tied_weights_keys}
         targets = self._targets(expected)
         tensors = {name: "read into the config" for name in ROPE_TENSORS if name in self.gguf.tensors}
-        refuse_unexpected(self.path, self.gguf.tensors.keys() - targets.keys() - tensors.keys())
-        refuse_missing(self.path, (targets[n] for n in targets.keys() - self.gguf.tensors.keys()), len(expected))
+        missing = [targets[name] for name in targets.keys() - self.gguf.tensors.keys()]
+        left = self.gguf.tensors.keys() - targets.keys() - tensors.keys()
+        refuse_other_tensors(self.path, missing, left, len(expected))
         for name, tensor in self.gguf.tensors.items():
             if name in targets:
                 target = targets[name]

@@ -29,21 +29,23 @@ _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """One tensor of a file: its shape in torch's order, its GGML type, and its bytes, mapped and not yet read."""
+    """One tensor of a file: its shape in torch's order, its GGML type, and where its bytes are."""
 
-    name: str
+    file: Path
     shape: tuple[int, ...]
     kind: int
-    data: memoryview
+    offset: int
+    bytes: int
 
     def floats(self) -> np.ndarray[Any, Any]:
-        """The weights in float32, a copy of their own."""
+        """The weights in float32, read anew: nothing of the file stays in memory."""
         from gguf import GGMLQuantizationType, dequantize
         from gguf.quants import quant_shape_to_byte_shape
 
         kind = GGMLQuantizationType(self.kind)
-        rows = np.frombuffer(self.data, np.uint8).reshape(quant_shape_to_byte_shape(self.shape, kind))
-        return np.array(dequantize(rows, kind), dtype=np.float32).reshape(self.shape)
+        raw = np.fromfile(self.file, np.uint8, self.bytes, offset=self.offset)
+        rows = raw.reshape(quant_shape_to_byte_shape(self.shape, kind))
+        return np.asarray(dequantize(rows, kind), dtype=np.float32).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
     except ValueError:  # an empty file cannot be mapped
         raise InputError(f"{path} is empty; copy it again") from None
     try:
-        return _Reader(mapped).file()
+        with mapped:
+            return _Reader(path, mapped).read()
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError, MemoryError) as error:
         raise InputError(f"{path} is damaged or no GGUF file ({error}); copy it again") from None
 
@@ -107,11 +110,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
 class _Reader:
     """Reads one mapped file from its beginning. Every count is checked against the bytes that are left."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path = path
         self.data = data
         self.place = 0
 
-    def file(self) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
+    def read(self) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
         if self.data[:4] != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         self.place = 4
@@ -145,7 +149,6 @@ class _Reader:
             table.append((name, shape, *self.scalars("IQ")))
         start = -(-self.place // alignment) * alignment
         found: dict[str, GGUFTensor] = {}
-        whole = memoryview(self.data)
         sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
         for name, shape, kind, offset in table:
             if kind not in sizes:
@@ -159,7 +162,7 @@ class _Reader:
                 raise ValueError(f"cut short: {name} ends at byte {last}, the file at {len(self.data)}")
             if name in found:
                 raise ValueError(f"{name} twice")
-            found[name] = GGUFTensor(name, shape, kind, whole[first:last])
+            found[name] = GGUFTensor(self.path, shape, kind, first, last - first)
         return found
 
     def scalars(self, form: str) -> tuple[Any, ...]:

@@ -21,7 +21,6 @@ PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|scales|weight_packed|weight_shape|weight_scale|weight_scale_inv|weight_scale_2|input_scale"
     r"|weight_zero_point|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\S*|SCB|weight_format)$"
 )
-PREQUANTIZED = "quantized already; bitfleet starts from the float model, give that one"
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,8 @@ def _tensors(folder: Path, files: tuple[str, ...]) -> dict[str, tuple[str, str, 
     if packed or odd:
         first = (packed or odd)[0]
         raise InputError(
-            f"{folder} holds {len(packed) + len(odd)} tensors of a quantized model, such as {first} in "
-            f"{found[first][1]}, a scale or a code: it is {PREQUANTIZED}"
+            f"{folder} holds {len(packed) + len(odd)} tensors of a pre-quantized model, scales or codes such as "
+            f"{first} in {found[first][1]}; bitfleet starts from the float model, give that one"
         )
     return found
 

@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "experts by name": (experts, "mixture of experts"),
     "a tensor nobody reads": (lambda p: plain(p, tensors={"blk.0.attn_sinks.weight": np.ones(4)}), "attn_sinks"),
     "a bias nobody reads": (lambda p: plain(p, tensors={"blk.0.attn_v.bias": np.ones(32)}), "attn_v.bias"),
-    "a bias in one layer": (lambda p: plain(p, tensors={"blk.0.attn_q.bias": np.ones(64)}), "lacks"),
+    "a bias in one layer": (lambda p: plain(p, tensors={"blk.0.attn_q.bias": np.ones(64)}), "missing"),
     "a tensor missing": (lambda p: plain(p, tensors={"blk.1.ffn_up.weight": None}), "layers.1.mlp.up_proj.weight"),
     "a key nobody reads": (lambda p: plain(p, {"llama.logit_scale": 8.0}), "llama.logit_scale"),
     "another scale": (lambda p: plain(p, {"llama.attention.scale": 0.5}), "llama.attention.scale"),
