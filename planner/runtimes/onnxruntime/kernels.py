@@ -16,12 +16,14 @@ from profiles.kernels import KernelEntry
 from profiles.measure import Timing, per_call, time_callable
 from supernet.space import Choice
 
-# (in_features, out_features), from the products of 135 M to those of 8 G parameter models, and one head.
+# (in_features, out_features), from the products of 135 M to those of 8 G parameter models.
 SHAPES = (
-    (576, 576), (576, 960), (576, 1536), (1536, 576), (1024, 1024), (1024, 3072), (2048, 2048), (2048, 8192),
-    (8192, 2048), (4096, 4096), (4096, 14336), (576, 49152),
+    (576, 576), (576, 960), (576, 1536), (1536, 576), (896, 4864), (4864, 896), (1024, 1024), (1024, 3072),
+    (2048, 2048), (2048, 8192), (8192, 2048), (4096, 4096), (4096, 14336),
 )  # fmt: skip
-QUICK_SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (576, 49152))
+QUICK_SHAPES = ((576, 576), (576, 1536), (1536, 576), (896, 4864), (4864, 896), (2048, 2048))
+TABLES = ((576, 49152), (896, 151936))  # heads: as wide as vocabularies, and multiplied by one row of a prompt
+TABLE_BITS, TABLE_ROWS = (4, 8), (1,)
 GROUP_SIZES = (32, 64, 128)
 QUICK_GROUP_SIZES = WIDE_GROUP_SIZES = (32, 128)
 WIDE = 2048
@@ -43,13 +45,17 @@ def measure(threads: int, cache_bytes: int, quick: bool = False, progress: Progr
     Weights are repeated until they take twice `cache_bytes`, so that every product reads its weights from memory.
     """
     shapes, groups, rows = (QUICK_SHAPES, QUICK_GROUP_SIZES, QUICK_ROWS) if quick else (SHAPES, GROUP_SIZES, ROWS)
-    sizes = {shape: groups if shape[0] < WIDE else WIDE_GROUP_SIZES for shape in shapes}
-    cases = [(k, n, Choice(b, g)) for k, n in shapes for b in BITS for g in sizes[k, n] if k % g == 0]
+    kinds: dict[tuple[int, int], tuple[tuple[int, ...], ...]] = dict.fromkeys(TABLES, (TABLE_BITS, groups, TABLE_ROWS))
+    kinds |= {shape: (BITS, groups if shape[0] < WIDE else WIDE_GROUP_SIZES, rows) for shape in shapes}
+    cases = [
+        (k, n, Choice(b, g), counts)
+        for (k, n), (bits, sizes, counts) in kinds.items() for b in bits for g in sizes if k % g == 0
+    ]  # fmt: skip
     entries: list[KernelEntry] = []
     patient_until = time.monotonic() + (QUICK_SECONDS if quick else SECONDS)
-    for done, (inputs, outputs, choice) in enumerate(cases):
+    for done, (inputs, outputs, choice, counts) in enumerate(cases):
         tries = TRIES if time.monotonic() < patient_until else 1
-        entries += measure_product(inputs, outputs, choice, rows, threads, cache_bytes, tries)
+        entries += measure_product(inputs, outputs, choice, counts, threads, cache_bytes, tries)
         if progress:
             progress(f"{inputs} x {outputs} at {choice.bits} bits", (done + 1) / len(cases))
     return entries
@@ -59,7 +65,7 @@ def measure_product(
     inputs: int, outputs: int, choice: Choice, rows: tuple[int, ...], threads: int, cache_bytes: int, tries: int = 1
 ) -> Iterator[KernelEntry]:
     cold = min(2 * cache_bytes, LARGEST_COPY_BYTES)
-    copies = max(2, min(MAX_COPIES, -(-cold // matrix_bytes(inputs, outputs, choice))))
+    copies = max(1, min(MAX_COPIES, -(-cold // matrix_bytes(inputs, outputs, choice))))
     many = session(inputs, outputs, choice, copies, threads)
     few = many if copies <= 4 else session(inputs, outputs, choice, 2, threads)
     rng = np.random.default_rng(0)
