@@ -24,9 +24,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from records.errors import InputError, MissingError
+from records.reading import as_record, read_record
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
@@ -246,24 +247,55 @@ class SupernetFiles:
             matrix.adapt(choices, self._adapter(matrix.stored(choices[0]), state).requires_grad_(False))
 
 
+class AdapterInfo(TypedDict):
+    """How the adapters were made, and how they reach a runtime."""
+
+    name: str
+    deploys: str
+    options: NotRequired[dict[str, Any]]
+
+
+class Info(TypedDict):
+    """Of how a supernet was made, what opening it needs; stages add more."""
+
+    recipe: dict[str, Any]
+    adapter: AdapterInfo
+    source: NotRequired[str]
+    finished: NotRequired[bool]
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `supernet.json` holds."""
+
+    format: int
+    info: Mapping[str, Any]
+    hashes: Mapping[str, str]
+    space: SearchSpace
+    model: ModelSpec
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Index:
+        if data.get("format") != FORMAT:
+            raise InputError(f"it has format {data.get('format')!r:.80}, this version reads {FORMAT}; train it again")
+        return cast(Index, as_record(cls, data, "a supernet's index"))
+
+    def __post_init__(self) -> None:
+        as_record(Info, self.info, "info")
+        units = [unit.name for unit in self.model.units]
+        if units != [unit for unit, _ in self.space]:
+            raise InputError("the space must have the model's units, in their order, it has not")
+
+
 def open_supernet(path: str | Path, unfinished: bool = False, trust_remote_code: bool = False) -> SupernetFiles:
     """A supernet's folder; MissingError or InputError, one line, where it is missing, corrupt or unfinished, and where
     the model brings Python code that `trust_remote_code` does not allow: the folder may be a stranger's, so what it
     says of itself allows nothing."""
     path = Path(path)
-    file = path / SUPERNET
-    if not file.is_file():
+    if not (path / SUPERNET).is_file():
         raise MissingError(f"no supernet at {path}; make one with `bitfleet train MODEL --out {path}`")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if data["format"] != FORMAT:
-            raise InputError(f"{file} has format {data['format']}, this version reads {FORMAT}; train it again")
-        files = SupernetFiles(
-            path, ModelSpec.from_json(data["model"]), SearchSpace.from_json(data["space"]), data["info"],
-            data["hashes"], trust_remote_code,
-        )  # fmt: skip
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is damaged ({type(error).__name__}: {error}); copy it or train it again") from None
+    index = read_record(path / SUPERNET, Index, "supernet's index", "copy it again or train it again")
+    files = SupernetFiles(path, index.model, index.space, index.info, index.hashes, trust_remote_code)
     files.check_model()
     if files.runs_code and not trust_remote_code:
         raise InputError(f"the model of {path} runs Python code of its own; allow it with --trust-remote-code")

@@ -11,9 +11,11 @@ from functools import cached_property, total_ordering
 from itertools import product
 from typing import Any
 
+from records.errors import InputError
+from records.reading import as_record
 from supernet.spec import ModelSpec
 
-_CHOICE = re.compile(r"(?P<grid>[a-z_]+?)(?P<bits>\d+)g(?P<group_size>\d+)(?:k(?P<kept>\d+))?")
+_CHOICE = re.compile(r"(?P<grid>[a-z_]+?)(?P<bits>\d)g(?P<group_size>\d{1,6})(?:k(?P<kept>\d{1,9}))?", re.ASCII)
 _COUPLED = "coupled"  # in the JSON of a space, beside the names of units
 
 
@@ -33,11 +35,11 @@ class Choice:
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
-            raise ValueError(f"bits must be from 1 to 8, got {self.bits}")
+            raise InputError(f"bits must be from 1 to 8, got {self.bits}")
         if self.group_size < 1:
-            raise ValueError(f"group_size must be positive, got {self.group_size}")
+            raise InputError(f"group_size must be positive, got {self.group_size}")
         if self.kept is not None and (self.kept < 0 or self.kept % self.group_size):
-            raise ValueError(f"kept must be a multiple of the group size, got {self.kept} and {self.group_size}")
+            raise InputError(f"kept must be a multiple of the group size, got {self.kept} and {self.group_size}")
 
     def __lt__(self, other: Choice) -> bool:
         return self._rank < other._rank
@@ -58,7 +60,7 @@ class Choice:
     def parse(cls, text: str) -> Choice:
         match = _CHOICE.fullmatch(text)
         if match is None:
-            raise ValueError(f"a choice is written like int4g64 (grid, bits, g, group size), got {text!r}")
+            raise InputError(f"a choice is written like int4g64 (grid, bits, g, group size), got {text!r}")
         kept = None if match["kept"] is None else int(match["kept"])
         return cls(int(match["bits"]), int(match["group_size"]), match["grid"], kept)
 
@@ -103,9 +105,8 @@ class Subnet:
 
     @classmethod
     def from_json(cls, data: Mapping[str, str]) -> Subnet:
-        if not isinstance(data, Mapping):
-            raise ValueError(f"a subnet is a JSON object of unit: choice, got {type(data).__name__}")
-        return cls(tuple((name, Choice.parse(text)) for name, text in data.items()))
+        choices = as_record(dict[str, str], data, "a subnet, a JSON object of unit: choice,")
+        return cls(tuple((name, Choice.parse(text)) for name, text in choices.items()))
 
 
 Block = tuple[tuple[str, ...], tuple[tuple[Choice, ...], ...]]
@@ -125,17 +126,20 @@ class SearchSpace:
     def __post_init__(self) -> None:
         for unit, choices in self.options:
             if not choices:
-                raise ValueError(f"every unit needs at least one choice, {unit} has none")
+                raise InputError(f"every unit needs at least one choice, {unit} has none")
             if list(choices) != sorted(set(choices)):
-                raise ValueError(f"choices must be sorted and unique, got {[str(c) for c in choices]} for {unit}")
+                raise InputError(f"choices must be sorted and unique, got {[str(c) for c in choices]} for {unit}")
         paired = {unit for pair in self.coupled for unit in pair}
         for unit, choices in self.options:
             if unit not in paired and any(choice.kept is not None for choice in choices):
-                raise ValueError(f"a unit that keeps some of its channels is coupled to another, {unit} is not")
+                raise InputError(f"a unit that keeps some of its channels is coupled to another, {unit} is not")
+        unknown = paired - {unit for unit, _ in self.options}
+        if unknown:
+            raise InputError(f"coupled units are units of the space, {sorted(unknown)[0]!r:.80} is not")
         for pair in self.coupled:
             sides = [{choice.kept for choice in self[unit]} for unit in pair]
             if sides[0] != sides[1]:
-                raise ValueError(f"coupled units keep the same numbers of channels, {' and '.join(pair)} do not")
+                raise InputError(f"coupled units keep the same numbers of channels, {' and '.join(pair)} do not")
 
     @classmethod
     def of(cls, options: Mapping[str, tuple[Choice, ...]], coupled: tuple[tuple[str, str], ...] = ()) -> SearchSpace:
@@ -156,7 +160,7 @@ class SearchSpace:
         return known and all(subnet[a].kept == subnet[b].kept for a, b in self.coupled)
 
     def restrict(self, allowed: Callable[[str, Choice], bool]) -> SearchSpace:
-        """The same space without the choices that `allowed(unit, choice)` refuses; ValueError if a unit loses all.
+        """The same space without the choices that `allowed(unit, choice)` refuses; InputError if a unit loses all.
 
         What one of two coupled units can no longer keep, the other cannot either.
         """
@@ -217,7 +221,7 @@ class SearchSpace:
             choices = self[unit.name] if unit.is_table else tuple(same)
             if not choices:
                 have = ", ".join(map(str, self.bits(spec)))
-                raise ValueError(f"bits must be one of the supernet's, got {bits}; use one of {have}")
+                raise InputError(f"bits must be one of the supernet's, got {bits}; use one of {have}")
             items.append((unit.name, choices[-1]))
         return Subnet(tuple(items))
 
@@ -227,6 +231,7 @@ class SearchSpace:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchSpace:
-        coupled = tuple((a, b) for a, b in data.get(_COUPLED, ()))
-        units = ((unit, choices) for unit, choices in data.items() if unit != _COUPLED)
-        return cls(tuple((unit, tuple(Choice.parse(c) for c in choices)) for unit, choices in units), coupled)
+        plain = as_record(dict[str, Any], data, "a space")
+        coupled = as_record(tuple[tuple[str, str], ...], plain.pop(_COUPLED, []), "coupled units")
+        units = as_record(dict[str, tuple[str, ...]], plain, "a space")
+        return cls(tuple((unit, tuple(map(Choice.parse, choices))) for unit, choices in units.items()), coupled)

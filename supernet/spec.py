@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
+from records.errors import InputError
+from records.reading import as_record, check
+
+MOST_LAYERS = 10_000
+_COUNTS = (
+    "num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_context"
+)  # fmt: skip
 EMBEDDING = "embedding"
 HEAD = "head"
 # Roles that make the channels of a feed-forward block as rows, in so many stretches, and roles that read them.
@@ -39,6 +46,10 @@ class LinearSpec:
     in_features: int
     bias: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("out_features", "in_features"):
+            check(f"{name} of {self.name:.80}", getattr(self, name), int, least=1)
+
     @property
     def weights(self) -> int:
         return self.out_features * self.in_features
@@ -56,6 +67,10 @@ class UnitSpec:
     role: str
     layer: int | None
     linears: tuple[LinearSpec, ...]
+
+    def __post_init__(self) -> None:
+        if not self.linears:
+            raise InputError(f"a unit has at least one linear, {self.name!r:.80} has none")
 
     @property
     def weights(self) -> int:
@@ -118,7 +133,17 @@ class ModelSpec:
     def __post_init__(self) -> None:
         names = [unit.name for unit in self.units]
         if len(set(names)) != len(names):
-            raise ValueError("unit names must be unique within a model")
+            raise InputError("unit names must be unique within a model")
+        for name in _COUNTS:
+            check(name, getattr(self, name), int, least=1)
+        for name in ("float_parameters", "rotary_dim"):
+            check(name, getattr(self, name), int, least=0)
+        if self.num_layers > MOST_LAYERS:
+            raise InputError(f"num_layers must be at most {MOST_LAYERS}, got {self.num_layers}")
+        if any(unit.layer is not None and not 0 <= unit.layer < self.num_layers for unit in self.units):
+            raise InputError(f"layers of units are from 0 to {self.num_layers - 1}, some are not")
+        if self.windows and len(self.windows) != self.num_layers:
+            raise InputError(f"windows are given for each of {self.num_layers} layers or not at all")
 
     def unit(self, name: str) -> UnitSpec:
         for unit in self.units:
@@ -149,12 +174,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
-        units = tuple(
-            UnitSpec(unit["name"], unit["role"], unit["layer"], tuple(LinearSpec(**lin) for lin in unit["linears"]))
-            for unit in data["units"]
-        )
-        lists = {name: tuple(data.get(name, ())) for name in ("windows", "ropes", "features")}
-        return cls(**{**data, "units": units, **lists})
+        return cast(ModelSpec, as_record(cls, data, "a model"))
 
 
 def _maker_and_reader(block: list[UnitSpec]) -> tuple[UnitSpec, UnitSpec] | None:
