@@ -62,7 +62,9 @@ class OwnText:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.files.model_dir, local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            self.files.model_dir, local_files_only=True, trust_remote_code=self.files.trusted
+        )
 
     def reference(self, trust_remote_code: bool = False) -> Reference:
         """Read the full model again and ask it; InputError where it is another by now."""

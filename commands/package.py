@@ -50,11 +50,12 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
 @click.option("--supernet", metavar="DIR", help="Compare with the subnet in this supernet too, in full; needs torch.")
 @click.option("--against", metavar="MODEL", help="Compare with this original model too, read anew; needs torch.")
 @click.option("--allow-unchecked", is_flag=True, help="Exit 0 also where something promised could not be checked.")
+@TRUST
 @JSON
 @click.pass_context
 def verify(
     context: click.Context, package: Path, supernet: str | None, against: str | None, allow_unchecked: bool,
-    as_json: bool,
+    trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Load a package in fresh processes and print what was limited and promised beside what was measured.
 
@@ -65,7 +66,7 @@ def verify(
 
     runtime = runtime_named(open_package(package).plan.runtime)
     with progress() as report:
-        found = verify(runtime, package, report, supernet, against)
+        found = verify(runtime, package, report, supernet, against, trust)
     if as_json:
         emit(found.to_json())
     else:

@@ -71,13 +71,13 @@ def _together(tokens: list[int], others: Any) -> int:
     return differ.index(True) if True in differ else len(differ)
 
 
-def against_supernet(runtime: Runtime, package: Package, source: str) -> Row:
+def against_supernet(runtime: Runtime, package: Package, source: str, trust_remote_code: bool = False) -> Row:
     """KL per token from the supernet's subnet in float32 to the package, whole distributions, on its held-out text."""
     from supernet.checkpoint import open_supernet
 
     name = f"{TO_SUBNET}, in full"
     try:
-        files = open_supernet(source)
+        files = open_supernet(source, trust_remote_code=trust_remote_code)
     except (InputError, FileNotFoundError, ValueError) as error:
         return unchecked(name, NATS, KL_LIMIT, f"{error}")
     except OSError as error:
@@ -105,7 +105,7 @@ def divergence(runtime: Runtime, package: Package, files: Any) -> tuple[float, i
     return total / windows.numel(), windows.numel()
 
 
-def against_model(runtime: Runtime, package: Package, source: str) -> Iterator[Row]:
+def against_model(runtime: Runtime, package: Package, source: str, trust_remote_code: bool = False) -> Iterator[Row]:
     """Whether the model that the supernet was made from is this one, read anew, and how far the package is from it."""
     import torch
 
@@ -117,7 +117,7 @@ def against_model(runtime: Runtime, package: Package, source: str) -> Iterator[R
         yield unchecked(name, NATS, KL_LIMIT, f"the package has no {PROOF}; export it again")
         return
     proof = Proof.load(package.path / PROOF)
-    model = load_model(source).model
+    model = load_model(source, trust_remote_code).model
     read = hidden(model, [torch.from_numpy(window).long() for window in proof.windows], seconds=1e9)
     said, theirs = says(model, torch.cat(read)[torch.from_numpy(proof.positions).long()], proof.original.ids)
     kl = float(proof.original.kl(theirs).mean())

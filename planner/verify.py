@@ -62,7 +62,7 @@ class VerifyReport:
 
 def verify(
     runtime: Runtime, path: Path, progress: Progress | None = None, supernet: str | None = None,
-    against: str | None = None,
+    against: str | None = None, trust_remote_code: bool = False,
 ) -> VerifyReport:  # fmt: skip
     """Check a package's files, load it in fresh processes, measure it, and hold its answers against its proof.
 
@@ -82,10 +82,10 @@ def verify(
     rows += from_proof(runtime, package)
     if supernet is not None:
         report("comparing logits with the supernet", 0.6)
-        rows.append(against_supernet(runtime, package, supernet))
+        rows.append(against_supernet(runtime, package, supernet, trust_remote_code))
     if against is not None:
         report("comparing logits with the original model", 0.8)
-        rows += against_model(runtime, package, against)
+        rows += against_model(runtime, package, against, trust_remote_code)
     return VerifyReport(str(path), tuple(rows))
 
 

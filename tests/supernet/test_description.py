@@ -13,6 +13,7 @@ from records.errors import InputError
 from supernet.checkpoint import SupernetFiles, open_supernet
 from supernet.create import create
 from supernet.recipe import Recipe
+from tests.conftest import Bitfleet
 from tests.supernet.test_loading import edit, with_code
 from tests.tiny import save_tiny
 
@@ -79,7 +80,7 @@ def test_a_description_that_was_changed_after_training_is_refused(copy: Path, ki
     assert words in str(raised.value)
 
 
-def test_a_supernet_with_code_loads_where_it_is_trusted(tmp_path: Path, data: str) -> None:
+def test_a_supernet_with_code_loads_where_it_is_trusted(tmp_path: Path, data: str, bitfleet: Bitfleet) -> None:
     source = with_code(tmp_path / "model")
     files = create(str(source), tmp_path / "net", Recipe(data=data, trust_remote_code=True, **QUICK))
     assert {name for name in files.hashes if name.endswith(".py")} == {
@@ -89,5 +90,9 @@ def test_a_supernet_with_code_loads_where_it_is_trusted(tmp_path: Path, data: st
     }
     with pytest.raises(InputError, match="--trust-remote-code"):
         open_supernet(files.path)
+    for command in (["evaluate", files.path], ["plan", files.path, "--mem", "1GB"]):
+        done = bitfleet(*command)
+        assert done.code == 2
+        assert "allow it with --trust-remote-code" in done.error
     shutil.rmtree(source)  # the supernet needs nothing of where it came from
     assert type(open_supernet(files.path, trust_remote_code=True).load().model).__name__ == "MyForCausalLM"

@@ -1,0 +1,59 @@
+"""train says first what it will come to: which runtimes can export the model, and what it cannot read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from commands.train import check_exports
+from records.errors import InputError
+from tests.conftest import Bitfleet
+from tests.supernet.test_loading import config, with_code
+from tests.tiny import COMMON, save_tiny, tiny_tokenizer
+
+
+def unexportable(folder: Path) -> Path:
+    """A model of a family that no runtime here exports."""
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("stablelm", **COMMON)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_what_no_runtime_exports_is_refused_before_training(bitfleet: Bitfleet, tmp_path: Path) -> None:
+    done = bitfleet("train", unexportable(tmp_path / "model"), "--out", tmp_path / "net")
+    assert done.code == 2
+    assert "no runtime can export" in done.error
+    assert "StableLmForCausalLM" in done.error
+    assert "--without-export" in done.error
+    assert not (tmp_path / "net").exists()
+
+
+def test_it_is_trained_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(unexportable(tmp_path))
+    with pytest.raises(InputError):
+        check_exports(model, trust=False, without_export=False)
+    check_exports(model, trust=False, without_export=True)
+    assert "onnxruntime cannot export it" in capsys.readouterr().err
+
+
+def test_what_can_be_exported_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_exports(str(save_tiny(tmp_path)), trust=False, without_export=False)
+    assert "onnxruntime can export LlamaForCausalLM" in capsys.readouterr().err
+
+
+def test_a_model_of_its_own_code_is_trained_where_it_is_trusted(bitfleet: Bitfleet, tmp_path: Path) -> None:
+    model = with_code(tmp_path / "model")
+    refused = bitfleet("train", model, "--out", tmp_path / "net")
+    assert refused.code == 2
+    assert "--trust-remote-code" in refused.error
+    check_exports(str(model), trust=True, without_export=False)
+
+
+def test_a_refused_model_leaves_nothing(bitfleet: Bitfleet, tmp_path: Path) -> None:
+    config(save_tiny(tmp_path / "model"), num_hidden_layers=3)
+    done = bitfleet("train", tmp_path / "model", "--out", tmp_path / "net", "--steps", 1)
+    assert done.code == 2
+    assert "9 are missing: model.layers.2." in done.error
+    assert not (tmp_path / "net").exists()
