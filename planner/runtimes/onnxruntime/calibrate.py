@@ -30,7 +30,7 @@ DEEP = replace(SHALLOW, name="deep", layers=16)
 WIDE = Shape("wide", 8, 896, 4864, 14, 2, 64, 4096)
 SHORT, MIDDLE, LONG, CONTEXT = 16, 256, 1000, 2048
 CHOICE, WIDE_CHOICES = Choice(4, 32), (Choice(4, 32), Choice(8, 32))
-PEAKS = 3  # processes whose peak memory is compared
+PEAKS = 3  # processes of one package whose peaks show the spread
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,11 @@ def calibrate(device: Any, progress: Progress | None = None) -> tuple[Calibratio
         report("serving the wide one", 0.6)
         wide = fresh.measure(packages[WIDE], SHORT, CONTEXT, repeats=5)
         report("measuring peaks of memory", 0.75)
-        peaks = {shape: peak_bytes(package) for shape, package in packages.items()}
+        peaks = {
+            SHALLOW: sorted(peak_bytes(packages[SHALLOW]) for _ in range(PEAKS)),
+            DEEP: [long.peak_bytes],
+            WIDE: [peak_bytes(packages[WIDE])],
+        }
     report("timing their products", 0.9)
     rows = sorted({1, *(rows for prompt in (MIDDLE, LONG) for rows, _ in latency.chunks(prompted(prompt)))})
     products = {n: sum(in_cache_ms(n, threads, k, m) for k, m in layer_products(DEEP)) for n in rows}
@@ -99,9 +103,8 @@ def in_cache_ms(rows: int, threads: int, inputs: int, outputs: int) -> float:
     return per_call(time_callable(lambda: run.run(["y0"], feed), min_time_s=0.1), copies).p10_ms
 
 
-def peak_bytes(package: Path) -> list[int]:
-    """Of PEAKS processes, each with a long prompt, ascending."""
-    return sorted(fresh.measure(package, LONG, CONTEXT, new_tokens=2, repeats=1).peak_bytes for _ in range(PEAKS))
+def peak_bytes(package: Path) -> int:
+    return fresh.measure(package, LONG, CONTEXT, new_tokens=2, repeats=1).peak_bytes
 
 
 def solve_times(times: Times) -> dict[str, float]:
@@ -135,7 +138,7 @@ def solve_times(times: Times) -> dict[str, float]:
 
 
 def solve_memory(peaks: Mapping[Shape, list[int]]) -> tuple[Calibration, ...]:
-    """From what the peaks of each shape's processes leave beyond weights and cache; the spread is that of the worst."""
+    """From what the peaks of each shape's processes, ascending, leave beyond weights and cache."""
     left = {shape: found[len(found) // 2] - exact_bytes(shape.spec(), subnet(shape)) for shape, found in peaks.items()}
     layer = max(0.0, (left[DEEP] - left[SHALLOW]) / (DEEP.layers - SHALLOW.layers))
     alone = {shape: rest - layer * shape.layers for shape, rest in left.items()}
@@ -163,10 +166,12 @@ def product_factor(device: Any, tpot_ms: float) -> tuple[Calibration, ...]:
 
     Half of what the factor changes is its spread: a shape between is nearer to the table than this one.
     """
+    if not device.kernels:
+        return ()
     spec = WIDE.spec()
     found = latency.items(spec, subnet(WIDE), prompted(SHORT), device, DECODE)
     products = sum(item.ms for item in found if item.unit)
-    if not device.kernels or any(item.basis == ESTIMATE for item in found if item.unit):
+    if any(item.basis == ESTIMATE for item in found if item.unit):
         return ()
     factor = max(0.0, (tpot_ms - sum(item.ms for item in found) + products) / products)
     return (Calibration(costs.RUNTIME, costs.PRODUCTS, factor, costs.UNITS[costs.PRODUCTS], abs(factor - 1) / 2),)
