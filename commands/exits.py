@@ -58,8 +58,6 @@ def explain(error: BaseException) -> tuple[int, str]:
         return SYSTEM, "out of memory; close programs or use a smaller model"
     if type(error).__name__ == "SafetensorError" and "I/O error" in text:  # how a full disk reaches a tensor file
         return SYSTEM, f"{text}; free some space or choose another --out"
-    if isinstance(error, ValueError):
-        return BAD_INPUT, text
     return BUG, f"{type(error).__name__}: {text}; this is a bug in bitfleet, bitfleet --debug shows where"
 
 

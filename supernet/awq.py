@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from records.errors import InputError
 from supernet.blocks import input_sums
 from supernet.model import hidden_states, logits_of, removed_after
 from supernet.progress import Progress, silent
@@ -95,7 +96,7 @@ def rescale(model: Any, scales: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def rescale_checked(model: Any, scales: Mapping[str, Tensor], windows: Tensor) -> None:
-    """`rescale`; ValueError where the model computes something else afterwards, as when a norm has more readers.
+    """`rescale`; InputError where the model computes something else afterwards, as when a norm has more readers.
 
     The start of the first of `windows` `(n, tokens)` tells.
     """
@@ -104,7 +105,7 @@ def rescale_checked(model: Any, scales: Mapping[str, Tensor], windows: Tensor) -
     rescale(model, scales)
     after = logits_of(model, hidden_states(model, ids))
     if not (after - before).norm() <= 1e-3 * before.norm():  # also where it is not a number
-        raise ValueError(
+        raise InputError(
             f"awq needs norms that linears alone read, {type(model).__name__} has others; train with awq 0"
         )
 

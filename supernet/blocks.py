@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from records.errors import InputError
 from supernet.model import removed_after
 
 AT_ONCE = 4  # windows that a pass without gradients takes side by side
@@ -58,7 +59,7 @@ def first_inputs(model: Any, windows: Tensor) -> Tensor:
     ):
         model.base_model(input_ids=windows.to(model.device), use_cache=False)
     if not found:
-        raise ValueError(f"{type(model).__name__} does not run its first block; bitfleet cannot calibrate it")
+        raise InputError(f"{type(model).__name__} does not run its first block; bitfleet cannot calibrate it")
     return found[0]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from records.errors import InputError
 from supernet.adapters import Adapter
 from supernet.grids import QuantizedWeight, Stored
 from supernet.linear import Quantized, SuperEmbedding, SuperLinear, TiedHead
@@ -146,7 +147,7 @@ def assemble(
     supernet.set_dtype(torch.float32)
     left = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     if left:
-        raise ValueError(f"the supernet lacks weights of its model ({', '.join(left[:3])}); build it again")
+        raise InputError(f"the supernet lacks weights of its model ({', '.join(left[:3])}); build it again")
     model.eval().requires_grad_(False)
     return supernet
 
@@ -172,6 +173,6 @@ def extract(supernet: Supernet, subnet: Subnet) -> Any:
     missing, unexpected = model.load_state_dict(state, strict=False)
     tied = {name for name in missing if supernet.spec.tied and name == "lm_head.weight"}
     if unexpected or set(missing) - tied:
-        raise ValueError(f"the supernet does not fit its model: {[*missing, *unexpected][:3]}; build it again")
+        raise InputError(f"the supernet does not fit its model: {[*missing, *unexpected][:3]}; build it again")
     model.tie_weights()
     return model.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from records.errors import InputError
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec, UnitSpec
 
@@ -25,12 +26,12 @@ def make_space(spec: ModelSpec, bits: Sequence[int], group_size: int, prune: Seq
                 fit = [g for g in (16, 32, 64, 128, 256) if all(width % g == 0 for width in widths)]
                 hint = f"use {', '.join(map(str, fit))}" if fit else "no power of two from 16 up divides every matrix"
                 got = f"{group_size} and {linear.in_features}"
-                raise ValueError(f"group_size must divide in_features, got {got}; {hint}")
+                raise InputError(f"group_size must divide in_features, got {got}; {hint}")
     options = {u.name: tuple(Choice(b, group_size) for b in (TABLE_BITS if u.is_table else bits)) for u in spec.units}
     if not prune:
         return SearchSpace.of(options)
     if not spec.feed_forwards:
-        raise ValueError(f"{spec.architecture} has no feed-forward block that bitfleet can prune; train without prune")
+        raise InputError(f"{spec.architecture} has no feed-forward block that bitfleet can prune; train without prune")
     for pair in spec.feed_forwards:
         kept = kept_channels(pair[1], prune, group_size)
         for unit in pair:
@@ -46,7 +47,7 @@ def kept_channels(unit: UnitSpec, prune: Sequence[float], group_size: int) -> tu
     found = {share: int(share * unit.channels.count) // step * step for share in prune}
     for share, kept in found.items():
         if share > 0 and kept == 0:
-            raise ValueError(
+            raise InputError(
                 f"a pruned block keeps a multiple of {step} channels, got {share:g} of {unit.channels.count}; "
                 f"use shares from {step / unit.channels.count:.2g}, or 0"
             )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from records.errors import InputError
 from supernet.adapters import Adapter
 from supernet.adapters.base import frozen_product
 from supernet.grids import GRIDS, PARTS, QuantizedWeight, Stored
@@ -42,7 +43,7 @@ class Quantized(nn.Module):
     def select(self, choice: Choice) -> None:
         if choice.whole not in self.choices or (choice.kept is not None and not self.channels):
             have = ", ".join(map(str, self.choices))
-            raise ValueError(f"a choice must be one the supernet holds, got {choice}; it holds {have}")
+            raise InputError(f"a choice must be one the supernet holds, got {choice}; it holds {have}")
         if choice.kept is not None and self.channels and choice.kept >= self.channels.count:
             raise ValueError(f"kept must be below the block's {self.channels.count} channels, got {choice}")
         self.choice = choice

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from records.errors import InputError
 from supernet.build import Supernet, extract
 from supernet.grids import GRIDS
 from supernet.space import Choice, Subnet
@@ -16,12 +17,12 @@ from supernet.space import Choice, Subnet
 def to_peft(supernet: Supernet, subnet: Subnet) -> Any:
     """A `PeftModel` over the subnet's dequantized codes; its LoRA are the subnet's own, a mixture of experts evaluated.
 
-    ValueError where the subnet has no side path, or pruned blocks: its LoRA would write into what is gone.
+    InputError where the subnet has no side path, or pruned blocks: its LoRA would write into what is gone.
     """
     from peft import LoraConfig, get_peft_model
 
     if any(choice.kept is not None for _, choice in subnet):
-        raise ValueError("a PEFT model keeps every channel, this subnet is pruned; use one without kept channels")
+        raise InputError("a PEFT model keeps every channel, this subnet is pruned; use one without kept channels")
     supernet.activate(subnet)
     sides: dict[str, tuple[str, tuple[Tensor, Tensor]]] = {}
     for key, adapter in supernet.adapters(subnet).items():
@@ -30,7 +31,7 @@ def to_peft(supernet: Supernet, subnet: Subnet) -> Any:
         if side is not None:
             sides[name] = choice, side
     if not sides:
-        raise ValueError("only a subnet with LoRA becomes a PEFT model, this one has none; use supernet.build.extract")
+        raise InputError("only a subnet with LoRA becomes a PEFT model, this one has none; use supernet.build.extract")
     model = extract(supernet, subnet)
     for name, (choice, _) in sides.items():
         stored = supernet.matrices[name].stored(Choice.parse(choice))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from records.errors import InputError
 from supernet.blocks import decoder_layers
 from supernet.grids import QuantizedWeight
 from supernet.space import Choice
@@ -27,7 +28,7 @@ from supernet.space import Choice
 def fsdp_plugin(accelerator: Any) -> Any | None:
     """The options of accelerate's config file where it asks for FSDP; None where it does not, or for one process.
 
-    ValueError where it asks for FSDP1, whose flat parameters a model that is called in parts cannot have.
+    InputError where it asks for FSDP1, whose flat parameters a model that is called in parts cannot have.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or accelerator.num_processes == 1:
         return None
@@ -35,7 +36,7 @@ def fsdp_plugin(accelerator: Any) -> Any | None:
 
     plugin = FullyShardedDataParallelPlugin()  # reads the environment; on CPUs accelerate's own state drops it
     if plugin.fsdp_version != 2:
-        raise ValueError(
+        raise InputError(
             f"fsdp_version must be 2, got {plugin.fsdp_version}; set it in accelerate's config file, as in "
             "examples/fsdp.yaml"
         )

@@ -55,11 +55,11 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "save_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.teacher not in TEACHERS:
-            raise ValueError(f"teacher must be one of {', '.join(TEACHERS)}, got {self.teacher!r}")
+            raise InputError(f"teacher must be one of {', '.join(TEACHERS)}, got {self.teacher!r}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,15 +88,15 @@ def trained_space(supernet: Supernet) -> SearchSpace:
 
 
 def check_system(sampler: type[Sampler], schedule: type[Schedule], teacher: str, widths: int) -> None:
-    """ValueError where parts of a training system make no sense together; `widths` bit-widths have adapters."""
+    """InputError where parts of a training system make no sense together; `widths` bit-widths have adapters."""
     for part, member, plain in (("sampler", sampler, "balanced"), ("schedule", schedule, "constant")):
         if widths < member.least_widths:
-            raise ValueError(
+            raise InputError(
                 f"{part} {_name(member)} needs at least {member.least_widths} bit-widths with adapters, got {widths}; "
                 f"use more small bit-widths, such as 2 and 3, or {part} {plain}"
             )
     if teacher == "largest" and not sampler.several:
-        raise ValueError(
+        raise InputError(
             f"teacher largest needs a sampler that draws several subnets a step, got {_name(sampler)}, which draws one;"
             f" use sampler sandwich, or teacher full"
         )
@@ -166,7 +166,7 @@ class Trainer:
         accelerator: Any, checkpoint: Path, schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         if options.batch % accelerator.num_processes:
-            raise ValueError(
+            raise InputError(
                 f"batch must divide among the processes, got {options.batch} windows and "
                 f"{accelerator.num_processes} processes; use a multiple"
             )
@@ -327,10 +327,10 @@ class Trainer:
             return
         tensors, meta = read_tensors(self.checkpoint)
         if "history" not in meta:
-            raise ValueError(f"the checkpoint {self.checkpoint} is of an earlier version; train into a new folder")
+            raise InputError(f"the checkpoint {self.checkpoint} is of an earlier version; train into a new folder")
         for name, parameter in self.parameters.items():
             if name not in tensors:
-                raise ValueError(f"the checkpoint {self.checkpoint} is of another supernet; train into a new folder")
+                raise InputError(f"the checkpoint {self.checkpoint} is of another supernet; train into a new folder")
             parameter.data.copy_(tensors[name])
             found = ((key, tensors.get(f"{name}/{key}")) for key in ("step", "exp_avg", "exp_avg_sq"))
             state = {key: value for key, value in found if value is not None}

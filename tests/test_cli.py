@@ -15,7 +15,7 @@ import pytest
 
 import cli
 from commands.exits import explain
-from records.errors import BudgetError, MissingError, NotInstalledError, SystemFailure, Terminated
+from records.errors import BudgetError, InputError, MissingError, NotInstalledError, SystemFailure, Terminated
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
@@ -156,7 +156,7 @@ def test_doctor_fails_with_the_fix_where_the_cache_cannot_be_written(
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (ValueError("bits must be 2,\n 4 or 8, got 3"), 2, "bits must be 2, 4 or 8, got 3"),
+        (InputError("bits must be 2,\n 4 or 8, got 3"), 2, "bits must be 2, 4 or 8, got 3"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y"), 2, "No such file or directory: /x/y"),
         (
             BudgetError("no plan fits 10 MB; the smallest takes 200 MB"),
@@ -181,6 +181,7 @@ def test_doctor_fails_with_the_fix_where_the_cache_cannot_be_written(
         (KeyboardInterrupt(), 130, "interrupted"),
         (Terminated(), 143, "terminated"),
         (RuntimeError("odd"), 70, "bitfleet --debug"),
+        (ValueError("zip() argument 2 is shorter than argument 1"), 70, "this is a bug in bitfleet"),
     ],
 )
 def test_every_kind_of_error_has_its_code(error: BaseException, code: int, told: str) -> None:

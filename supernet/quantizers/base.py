@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from records.errors import InputError
 from supernet.grids import QuantizedWeight
 from supernet.space import Choice
 
@@ -42,4 +43,4 @@ def check_groups(weight: Tensor, choices: Sequence[Choice]) -> None:
         if in_features % choice.group_size:
             near = [size for size in (16, 32, 64, 128, 256) if in_features % size == 0]
             hint = f"use {' or '.join(map(str, near))}" if near else f"use a divisor of {in_features}"
-            raise ValueError(f"group_size must divide in_features, got {choice.group_size} and {in_features}; {hint}")
+            raise InputError(f"group_size must divide in_features, got {choice.group_size} and {in_features}; {hint}")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from records.errors import InputError
 from supernet.grids import IntegerGrid, QuantizedWeight
 from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
@@ -115,7 +116,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
             return inverse_of_triangle(lower).flip(0, 1)
-    raise ValueError("the calibration Hessian is not positive definite; use more or more varied calibration text")
+    raise InputError("the calibration Hessian is not positive definite; use more or more varied calibration text")
 
 
 def inverse_of_triangle(lower: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from records.errors import InputError
 from supernet.space import Choice, SearchSpace
 
 
@@ -32,4 +33,4 @@ def keep_largest(space: SearchSpace, count: int) -> SearchSpace:
 
 def check_share(name: str, value: float) -> None:
     if not 0 <= value < 1:
-        raise ValueError(f"{name} is a share of the steps, from 0 to below 1, got {value}")
+        raise InputError(f"{name} is a share of the steps, from 0 to below 1, got {value}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from records.errors import InputError
 from supernet.schedules.base import Schedule, check_share, keep_largest
 from supernet.space import SearchSpace
 
@@ -31,7 +32,7 @@ class Progressive(Schedule):
         stages = max(len(choices) for _, choices in space)
         starts = [self.largest + self.between * stage for stage in range(stages - 1)]  # of every stage but the first
         if starts and starts[-1] >= 1:
-            raise ValueError(
+            raise InputError(
                 f"the last stage must start before the end, got {stages} choices and a start at {starts[-1]:g} of the "
                 f"steps; use smaller shares"
             )
