@@ -23,12 +23,14 @@ from torch import Tensor, nn
 
 from records.errors import InputError
 from supernet.blocks import input_sums
+from supernet.exact import in_float32
 from supernet.model import hidden_states, logits_of, removed_after
 from supernet.progress import Progress, silent
 from supernet.spec import ModelSpec, UnitSpec
 
 LIMIT = 8.0  # a channel is stretched or shrunk by at most so much
 READS, MAKES = "reads", "makes"  # a linear's columns times t, a norm's or a linear's rows by t
+SAME, SAME_IN_BFLOAT16 = 1e-3, 2e-2
 TOKENS = 16  # that show whether the model still computes the same
 
 Scales = dict[str, Tensor]  # t by `module|reads` or `module|makes`; as long as its columns or rows
@@ -94,6 +96,12 @@ def rescale(model: Any, scales: Mapping[str, Tensor]) -> None:
             module.bias.div_(scale)
 
 
+def same(model: Any) -> float:
+    """The share of their size by which states of one model may differ, from device to device or rescaled: weights in
+    bfloat16 are rounded when they are scaled."""
+    return SAME if model.dtype == torch.float32 else SAME_IN_BFLOAT16
+
+
 @torch.no_grad()
 def rescale_checked(model: Any, scales: Mapping[str, Tensor], windows: Tensor) -> None:
     """`rescale`; InputError where the model computes something else afterwards, as when a norm has more readers.
@@ -101,10 +109,11 @@ def rescale_checked(model: Any, scales: Mapping[str, Tensor], windows: Tensor) -
     The start of the first of `windows` `(n, tokens)` tells.
     """
     ids = windows[:1, :TOKENS].to(model.device)
-    before = logits_of(model, hidden_states(model, ids))
-    rescale(model, scales)
-    after = logits_of(model, hidden_states(model, ids))
-    if not (after - before).norm() <= 1e-3 * before.norm():  # also where it is not a number
+    with in_float32(model):
+        before = logits_of(model, hidden_states(model, ids))
+        rescale(model, scales)
+        after = logits_of(model, hidden_states(model, ids))
+    if not (after - before).norm() <= same(model) * before.norm():  # also where it is not a number
         raise InputError(
             f"awq needs norms that linears alone read, {type(model).__name__} has others; train with awq 0"
         )

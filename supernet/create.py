@@ -20,11 +20,12 @@ from records.lock import locked
 from supernet.build import Supernet
 from supernet.checkpoint import SUPERNET, SupernetFiles, open_supernet
 from supernet.clock import Clock
+from supernet.exact import kept_dtype
 from supernet.finish import finish
 from supernet.fit import fit
 from supernet.folder import refuse_used, remove_unfinished
 from supernet.grids import QuantizedWeight
-from supernet.loading import load_model
+from supernet.loading import describe, load_model
 from supernet.prepare import as_prepared, check_same, home, prepare
 from supernet.progress import Progress, silent
 from supernet.recipe import AUTO, Recipe
@@ -98,7 +99,9 @@ def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerato
     clock = Clock(None if recipe.steps else recipe.minutes)
     report = clock.showing(report)
     report("load model", 0, 1)
-    loaded = load_model(source, trust)
+    config, _ = describe(source, trust)
+    dtype = kept_dtype(config, accelerator.device)
+    loaded = load_model(source, trust, dtype)
     model, tokenizer = loaded.model, loaded.tokenizer
     prepares = not started and accelerator.is_main_process
     if prepares:
@@ -113,7 +116,7 @@ def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerato
     supernet = files.load(_part(accelerator))
     trainer = fit(files, model, supernet, recipe, accelerator, report, clock)
     if accelerator.is_main_process:
-        model, supernet = _whole(source, files, model, supernet, trust, accelerator)
+        model, supernet = _whole(source, files, model, supernet, trust, accelerator, dtype)
         finish(files, model, tokenizer, supernet, recipe, trainer, report, clock)
     accelerator.wait_for_everyone()
     return open_supernet(out, trust_remote_code=trust)
@@ -127,12 +130,12 @@ def _part(accelerator: Any) -> Callable[[QuantizedWeight], Part] | None:
 
 
 def _whole(
-    source: str, files: SupernetFiles, model: Any, supernet: Supernet, trust: bool, accelerator: Any
+    source: str, files: SupernetFiles, model: Any, supernet: Supernet, trust: bool, accelerator: Any, dtype: torch.dtype
 ) -> tuple[Any, Supernet]:
-    """The full model in float32 and the supernet with all of its codes, as they were before training took parts."""
+    """The full model in its own `dtype` and the supernet with all of its codes, before training took parts of them."""
     sharded = fsdp_plugin(accelerator) is not None
-    if sharded or model.dtype != torch.float32:
-        model = load_model(source, trust).model
+    if sharded or model.dtype != dtype:
+        model = load_model(source, trust, dtype).model
         as_prepared(model, files)
         model.to(home(model, accelerator.device))
     if sharded:

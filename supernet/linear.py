@@ -14,6 +14,7 @@ from supernet.grids import GRIDS, PARTS, QuantizedWeight, Stored
 from supernet.space import Choice
 from supernet.spec import Channels
 
+ROWS = 2**12  # of a table that are made at a time
 TOGETHER = "+"  # joins the choices that share an adapter, in its name
 
 
@@ -162,8 +163,20 @@ class SuperEmbedding(Quantized):
     def table(self) -> Tensor:
         """The selected choice's matrix. It has no adapter and is read whole by a head, so it is kept."""
         if self._table is None or self._table[:2] != (self.choice, self.dtype):
-            self._table = (self.choice, self.dtype, self.effective(self.choice).to(self.dtype))
+            self._table = (self.choice, self.dtype, self._made())
         return self._table[2]
+
+    @torch.no_grad()
+    def _made(self) -> Tensor:
+        """Some rows at a time: on the way a weight takes several times its bytes."""
+        stored = self.stored(self.choice)
+        found = torch.empty(stored.shape, dtype=self.dtype, device=stored.scale.device)
+        grid, start = GRIDS[self.choice.grid], 0
+        for rows in stored.split(ROWS):
+            made = grid.dequantize(rows, torch.float32)
+            found[start : start + len(made)] = made
+            start += len(made)
+        return found
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = nn.functional.embedding(ids, self.table())

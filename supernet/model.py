@@ -167,6 +167,6 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def in_compute_dtype(model: Any) -> Any:
-    """The model itself where that is float32, else a copy."""
+    """The model itself where it is in that already, else a copy."""
     dtype = compute_dtype(model.device)
-    return model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+    return model if dtype == model.dtype else copy.deepcopy(model).to(dtype)

@@ -17,11 +17,12 @@ from torch import Tensor
 from records.errors import InputError
 from supernet.adapters import ADAPTERS
 from supernet.auto import decided
-from supernet.awq import channel_scales, rescale, rescale_checked
+from supernet.awq import channel_scales, rescale, rescale_checked, same
 from supernet.checkpoint import ORDER, SCALING, SupernetFiles, save_start
 from supernet.choices import make_space
 from supernet.clock import Clock, fewer
 from supernet.evidence import proof_tokens
+from supernet.exact import in_float32
 from supernet.expected import Pass, expected_seconds
 from supernet.folder import begin
 from supernet.gate import Gate
@@ -43,7 +44,6 @@ LEAST_CALIBRATION = 8  # of them, where minutes are few
 LEARNING = 512  # windows for a quantizer that learns
 ORDERING = 16  # windows that tell which channels matter, and how large they are
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
-SAME = 1e-3  # of the hidden states' size, by which those of one model may differ from device to device
 LATE = ("try adapters", "proof", "sensitivities")  # stages after the training
 TRIAL = 12  # windows that adapters are tried on
 SENSITIVITY = 4  # windows for the sensitivities' gradients
@@ -171,8 +171,9 @@ def check_same(model: Any, files: SupernetFiles, source: str) -> None:
     reference, known = files.reference(), files.info["source"]
     window = reference.windows[:1].to(model.device)
     if model.get_input_embeddings().weight.shape[-1] == reference.hidden.shape[-1]:
-        found = hidden_states(model, window)[0].float().cpu()
-        if (found - reference.hidden[0]).norm() <= SAME * reference.hidden[0].norm():
+        with in_float32(model):
+            found = hidden_states(model, window)[0].cpu()
+        if (found - reference.hidden[0]).norm() <= same(model) * reference.hidden[0].norm():
             return
     raise InputError(f"{files.path} was begun from another model, {known}, than {source}; give the same model")
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supernet.exact import in_float32
 from supernet.files import read_tensors, write_tensors
 from supernet.model import hidden_states
 from supernet.progress import Progress, silent
@@ -42,7 +43,8 @@ class Reference:
     def of(cls, model: Any, windows: Tensor, progress: Progress = silent, first: int = 0, text: str = "") -> Reference:
         hidden = []
         for number, window in enumerate(windows):
-            hidden.append(hidden_states(model, window.unsqueeze(0).to(model.device)).squeeze(0).float())
+            with in_float32(model):
+                hidden.append(hidden_states(model, window.unsqueeze(0).to(model.device)).squeeze(0))
             progress("full model", number + 1, len(windows))
         head = model.get_output_embeddings()
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)

@@ -80,9 +80,9 @@ def _loss(model: Any, state: Tensor, reference: Reference) -> float:
         hidden = hidden_states(model, reference.windows)
     total = 0.0
     for number, window in enumerate(hidden):
-        for start in range(0, len(window), HEAD_TOKENS):
-            stretch = slice(start, start + HEAD_TOKENS)
+        for start in range(reference.first, len(window), HEAD_TOKENS):
+            stretch = slice(start, min(start + HEAD_TOKENS, len(window)))
             full = reference.log_probs(number, stretch)
             ours = logits_of(model, window[stretch]).float().log_softmax(-1)
             total += torch.nn.functional.kl_div(ours, full, reduction="sum", log_target=True).item()
-    return total / reference.windows.numel()
+    return total / reference.windows[:, reference.first :].numel()

@@ -141,8 +141,8 @@ class _Moves:
         unit, matrix, weight = self.unit_of[linear], self.supernet.matrices[linear], module.weight
         options = self.supernet.space[unit.name]
         for choice in self.supernet.space.whole[unit.name]:
-            change = matrix.effective(choice) - weight
-            self._add(unit, choice, ((x @ change.T) * grad).sum(-1))
+            change = (matrix.effective(choice) - weight).to(x.dtype)
+            self._add(unit, choice, ((x @ change.T) * grad).sum(-1, dtype=torch.float32))
             pruned = [c for c in options if c.kept is not None and c.whole == choice]
             if pruned:
                 by_channel = _by_channel(unit, change, x, grad)

@@ -15,6 +15,7 @@ from supernet.awq import Scales
 from supernet.build import Supernet, build
 from supernet.clock import Clock
 from supernet.evaluate import Reference, evaluate
+from supernet.exact import in_float32
 from supernet.gate import Gate
 from supernet.model import in_compute_dtype
 from supernet.progress import Progress
@@ -98,12 +99,12 @@ class Start:
         return {"held_out": plain, "gate": self.gate.to_json()}
 
     def _rounded(self, widths: Sequence[int], scales: Scales | None = None) -> dict[int, float]:
-        return rounding_losses(self.model, self.spec, self.space, self.reference, widths, self.progress, scales)
+        with in_float32(self.model):
+            return rounding_losses(self.model, self.spec, self.space, self.reference, widths, self.progress, scales)
 
     def _measured(self, supernet: Supernet) -> dict[int, float]:
         subnets = [self.space.uniform(self.spec, bits) for bits in self.widths]
-        found = evaluate(supernet, subnets, self.reference, self.progress, self.model.dtype)
-        supernet.set_dtype(torch.float32)
+        found = evaluate(supernet, subnets, self.reference, self.progress)
         return {bits: quality.kl for bits, quality in zip(self.widths, found, strict=True)}
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from supernet.grids import GRIDS, QuantizedWeight
 
+LONG = 2**14  # rows of a matrix that are made at a time: a head is as long as a vocabulary
 Deploys = Literal["scales", "codes", "zeros", "side"]
 
 
@@ -83,11 +84,17 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, weight: QuantizedWeight) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.weight = weight
+        if weight.shape[0] > LONG and not ctx.needs_input_grad[1]:
+            made = (GRIDS[part.choice.grid].dequantize(part, x.dtype) for part in weight.split(LONG))
+            return torch.cat([nn.functional.linear(x, rows) for rows in made], -1)
         return nn.functional.linear(x, GRIDS[weight.choice.grid].dequantize(weight, x.dtype, scale))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, scale = ctx.saved_tensors
+        if ctx.weight.shape[0] > LONG and not ctx.needs_input_grad[1]:
+            parts = zip(grad.split(LONG, -1), ctx.weight.split(LONG), strict=True)
+            return sum(g @ GRIDS[w.choice.grid].dequantize(w, x.dtype) for g, w in parts), None, None
         centered = GRIDS[ctx.weight.choice.grid].centered(ctx.weight, x.dtype)
         grad_x = grad_scale = None
         if ctx.needs_input_grad[0]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -50,6 +50,12 @@ class QuantizedWeight:
         groups = kept // self.choice.group_size
         codes = first(self.packed(), self.choice.bits, self.in_features, kept)
         return QuantizedWeight(codes, self.scale[:, :groups], self.zero[:, :groups], choice, kept)
+
+    def split(self, rows: int) -> Iterator[QuantizedWeight]:
+        """The same in stretches of so many rows."""
+        parts = (part.split(rows) for part in (self.packed(), self.scale, self.zero))
+        for codes, scale, zero in zip(*parts, strict=True):
+            yield QuantizedWeight(codes, scale, zero, self.choice, self.in_features)
 
     @property
     def join(self) -> Callable[[Tensor, Tensor, Tensor], QuantizedWeight]:
