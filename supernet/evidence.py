@@ -174,7 +174,8 @@ def _head(model: Any) -> tuple[Callable[[int, int], Tensor], int, Tensor | None]
     if isinstance(head, SuperLinear):
         weight = head.stored(head.choice)
         return lambda start, stop: _dequantized(weight, slice(start, stop)), weight.shape[0], head.bias
-    return lambda start, stop: head.weight[start:stop].float(), len(head.weight), getattr(head, "bias", None)
+    bias = getattr(head, "bias", None)
+    return lambda start, stop: head.weight[start:stop].float(), len(head.weight), None if bias is None else bias.float()
 
 
 def _dequantized(weight: QuantizedWeight, rows: Any) -> Tensor:

@@ -22,6 +22,7 @@ from supernet.checkpoint import (
 )
 from supernet.clock import Clock, fewer
 from supernet.evidence import PROOF, SECONDS, write_evidence
+from supernet.exact import in_float32
 from supernet.folder import remove_unfinished
 from supernet.gate import Gate, lost_widths
 from supernet.model import compute_dtype
@@ -50,7 +51,8 @@ def finish(
     info = {**files.info, **_trained(files, supernet, trainer, trial)}
     with clock.stage("proof"):
         seconds = min(SECONDS, clock.seconds_for("proof") or SECONDS)
-        write_evidence(files.path / PROOF, model, tokenizer, reference.windows, files.spec, seconds, progress)
+        with in_float32(model):
+            write_evidence(files.path / PROOF, model, tokenizer, reference.windows, files.spec, seconds, progress)
     written = (*write_trained(files.path, supernet), *files.changes, *model_files(files.path), PROOF)
     hashes = hashes_of(files.path, written)
     with clock.stage("sensitivities") as share:
