@@ -18,7 +18,7 @@ from supernet.spec import ModelSpec
 from supernet.timing import seconds_of
 
 PROBED_WINDOWS = 2
-DECODED = 32  # sequences of the decoding step that is timed
+DECODED = 128  # sequences of the decoding step that is timed, as many as write side by side
 GROWTH = 1.3  # of a decoding step until the windows are full
 FLOAT32 = 2.0  # times that a pass in float32 takes of one in bfloat16
 SOLVING_S = 8e-8  # GPTQ, for each weight and bit-width on one core
