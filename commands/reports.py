@@ -54,6 +54,7 @@ def print_training(files: SupernetFiles) -> None:
     ]
     steps = files.info["steps"]
     say(f"{files.info['source']}: {files.info['load']}")
+    say(f"text: {files.info['text']}")
     say(f"{files.path}: {steps} steps; KL per token to the full model on text of another kind (the Python manual)")
     table(("BITS", "CODES ALONE", "TRAINED", "KEPT", "ADAPTERS KEPT"), rows)
 

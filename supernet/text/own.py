@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supernet.progress import Progress, silent
+from supernet.progress import Progress, say, silent
 from supernet.text.beginning import beginning
 from supernet.text.degenerate import look
 from supernet.text.sampling import sample_windows
@@ -30,15 +30,18 @@ def own_windows(
     first = beginning(tokenizer)
     written = sample_windows(model, count, window_tokens, seed, progress, first, seconds)
     windows, seen = written.windows, look(written.windows, len(first), written.perplexity)
-    if seen.degenerate:
-        manual = manual_windows(tokenizer, count, window_tokens, "train")
-        return manual, f"the Python manual, since what the full model writes is degenerate ({seen})"
-    good = windows[list(seen.good)]
-    missing = len(windows) - len(good)
-    if not missing:
+    bad = len(windows) if seen.degenerate else len(windows) - len(seen.good)
+    if not bad:
         return windows, f"{SAMPLED} ({seen})"
-    manual = manual_windows(tokenizer, missing, window_tokens, "train")
-    return _mixed(good, manual, seed), f"{SAMPLED}, {len(manual)} windows of the Python manual for those ({seen})"
+    manual = manual_windows(tokenizer, bad, window_tokens, "train")
+    if seen.degenerate:
+        text = f"the Python manual, since what the full model writes is degenerate ({seen})"
+        windows = manual
+    else:
+        text = f"{SAMPLED}, {len(manual)} windows of it replaced by the Python manual ({seen})"
+        windows = _mixed(windows[list(seen.good)], manual, seed)
+    say(f"training on {text}")
+    return windows, text
 
 
 def _mixed(good: Tensor, manual: Tensor, seed: int) -> Tensor:

@@ -23,7 +23,14 @@ CONVERT = "convert it to UTF-8 text first, with iconv for example"
 
 
 def check_source(source: str) -> None:
-    """InputError or MissingError for what can be told before any reading: no such file, a folder, another kind."""
+    """InputError or MissingError for what a look at a file tells: it is missing, empty, a folder, another kind, or what
+    it begins with is no text. What can be read only once, a pipe, is not looked into."""
+    _check_kind(source)
+    if Path(source).is_file() and next(pieces(source), None) is None:
+        raise InputError(f"{source} is empty; give text")
+
+
+def _check_kind(source: str) -> None:
     path = Path(source)
     suffix = path.suffix.lower()
     if source == STANDARD_INPUT:
@@ -46,7 +53,7 @@ def pieces(source: str) -> Iterator[Piece]:
 
     InputError or MissingError, one line that names the record where there is one, for what is no text.
     """
-    check_source(source)
+    _check_kind(source)
     if source != STANDARD_INPUT and not Path(source).exists():
         yield from _dataset(source)
         return

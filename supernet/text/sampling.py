@@ -42,9 +42,9 @@ def sample_windows(
 ) -> Written:
     """Windows written by the full model behind `first`, what its tokenizer puts before a text; temperature 1.
 
-    A model whose texts begin with nothing is started behind its token between texts, which is not kept. The end-of-text
-    tokens are not drawn, so that every window is full. Where the time would run out, fewer windows are written: down to
-    `LEAST`, and a window that was begun and kept is always finished.
+    Where texts begin with nothing a random token does, and what is measured of the text is the same as behind an
+    end-of-text token (docs/log.md). The end-of-text tokens are not drawn, so that every window is full. Where the time
+    would run out, fewer windows are written: down to `LEAST`, and those that are kept are always finished.
     """
     generator = torch.Generator(device=model.device).manual_seed(seed)
     config = model.config.get_text_config()

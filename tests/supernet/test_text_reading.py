@@ -97,6 +97,13 @@ def test_missing_files_folders_and_devices(tmp_path: Path) -> None:
         check_source(str(tmp_path))
     with pytest.raises(InputError, match="is a device"):
         check_source("/dev/null")
+    for content, error in ((b"", "is empty; give text"), (b"\0\1", "is no text"), (b"\xff\xfe", "must be UTF-8")):
+        (tmp_path / "a.txt").write_bytes(content)
+        with pytest.raises(InputError, match=error):
+            check_source(str(tmp_path / "a.txt"))
+    (tmp_path / "a.jsonl").write_text('{"title": "no text"}')
+    with pytest.raises(InputError, match="record 1 .* has 'title'"):
+        check_source(str(tmp_path / "a.jsonl"))
 
 
 def test_a_data_set_needs_its_package_or_the_network() -> None:

@@ -97,12 +97,14 @@ def test_a_look_at_degenerate_lots() -> None:
     assert look(torch.cat([torch.full((16, 1), 256), manual], 1), 1).repeated == healthy.repeated
 
 
-def test_a_model_that_loops_learns_from_the_manual_instead() -> None:
+def test_a_model_that_loops_learns_from_the_manual_instead(caplog: pytest.LogCaptureFixture) -> None:
     model, tokenizer = tiny_model(tie_word_embeddings=False), tiny_tokenizer("<s> $A")
     model.lm_head.weight[:] = 0.0
     model.lm_head.weight[65] = 40 * model.model.norm(model.model.embed_tokens.weight[65])  # says A, whatever comes
     model.model.embed_tokens.weight[:] = model.model.embed_tokens.weight[65]
-    windows, said = own_windows(model, tokenizer, 8, 64, seed=0)
+    with caplog.at_level("INFO", logger="bitfleet"):
+        windows, said = own_windows(model, tokenizer, 8, 64, seed=0)
+    assert caplog.messages == [f"training on {said}"]
     assert torch.equal(windows, manual_windows(tokenizer, 8, 64, "train"))
     assert said.startswith("the Python manual, since what the full model writes is degenerate (8 of 8 windows are")
     healthy, text = own_windows(tiny_model(), tokenizer, 8, 64, seed=0)
