@@ -3,7 +3,7 @@
 # make serving  the quick tests that need no torch, in .venv-serving, where `pip install .` alone was done
 # make lint   ruff and mypy alone; make install: the installation alone; make clean: back to a fresh checkout
 #
-# PYTHON names the interpreter of a new .venv, MINUTES how long the demo trains. TORCH_ARGS reaches pip where torch is
+# PYTHON names the interpreter of a new .venv, MINUTES how long its training takes in all. TORCH_ARGS reaches pip where torch is
 # installed: on a Linux machine without a GPU, TORCH_ARGS="--index-url URL-OF-THE-CPU-WHEELS" saves gigabytes of CUDA.
 
 SHELL := bash
@@ -13,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 TORCH_ARGS ?=
-MINUTES ?= 4
+MINUTES ?= 5
 VENV := .venv
 BIN := $(VENV)/bin
 # One line for each file that pip fetches; what it fetched before and where it looked is noise.

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from supernet.adapters import ADAPTERS
+from supernet.awq import channel_scales
+from supernet.choices import make_space
+from supernet.clock import Clock
+from supernet.create import create
 from supernet.evaluate import Reference, evaluate
-from supernet.gate import Gate, lost_widths
+from supernet.gate import Gate, Tally, lost_widths
+from supernet.model import spec_of_model
 from supernet.progress import silent
-from supernet.refiners import Learned, learned
+from supernet.quantizers import GPTQ, QUANTIZERS, RTN
+from supernet.recipe import Recipe
+from supernet.refiners import REFINERS, Learned, Refiner, learned
 from supernet.rounded import rounding_losses
+from supernet.start import Start
 from supernet.trial import try_adapters
 from tests.supernet.conftest import Made, make
-from tests.tiny import windows
+from tests.tiny import tiny_model, windows
 
 HELD_OUT = windows(4, seed=9)
 
@@ -61,8 +72,6 @@ def test_learned_rounding_fed_garbage(monkeypatch: pytest.MonkeyPatch, garbage: 
 
 @pytest.mark.parametrize("value", [math.nan, 30.0])
 def test_trained_adapters_that_are_garbage(caplog: pytest.LogCaptureFixture, value: float) -> None:
-    from supernet.adapters import ADAPTERS
-
     caplog.set_level(logging.INFO, "bitfleet")
     made = make(bits=(2, 3))
     before = losses(made)
@@ -97,3 +106,74 @@ def test_a_width_that_lost_is_named_with_what_it_lost_to() -> None:
         3: ("the codes that training started from", 0.35, 0.3),
         4: ("plain rounding", pytest.approx(math.nan, nan_ok=True), 0.1),
     }
+
+
+class Spoiled(GPTQ):
+    """Solves another matrix than it was given."""
+
+    def solve(self, weight, choices, hessian):  # type: ignore[no-untyped-def]
+        return super().solve(weight.flip(0), choices, hessian)
+
+
+class Spoiling(Refiner):
+    """Leaves scales that are no numbers at 3 bits, and the others as they were."""
+
+    begins = RTN()
+
+    def within(self, steps: int | None, minutes: float | None) -> Spoiling:
+        return self
+
+    def refine(self, full, teacher, supernet, *given):  # type: ignore[no-untyped-def]
+        for matrix in supernet.matrices.values():
+            for choice in matrix.choices:
+                if choice.bits == 3:
+                    stored = matrix.stored(choice)
+                    matrix.store(replace(stored, scale=stored.scale * math.nan))
+        return {}
+
+
+def started(bits: tuple[int, ...]) -> Start:
+    model = tiny_model()
+    spec = spec_of_model(model, "tiny")
+    start = Start(model, spec, make_space(spec, bits, 16), Gate(), silent)
+    start.look(Reference.of(model, HELD_OUT))
+    return start
+
+
+def test_channel_scales_that_are_garbage() -> None:
+    start = started((2, 3))
+    scales = channel_scales(start.model, start.spec, windows(), 0.25)
+    wild = {key: scale * torch.linspace(1e-3, 1e3, len(scale)) for key, scale in scales.items()}
+    assert not start.better_scaled(wild)
+    assert not start.better_scaled({key: scale * math.nan for key, scale in scales.items()})
+    assert start.gate.to_json() == {"channel scales": {"tried": 2, "returned": 2}}
+
+
+def test_solved_codes_that_are_garbage_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(QUANTIZERS, "gptq", Spoiled)
+    start = started((2, 3))
+    supernet = start.quantized(windows(), Recipe(quantizer="gptq", group_size=16, bits=(2, 3)))
+    assert start.gate.to_json() == {"solved codes": {"tried": 2, "returned": 2}}
+    made = Made(start.model, start.spec, start.space, supernet)
+    assert losses(made) == pytest.approx(start.rounding, rel=1e-3)
+    assert start.losses == start.rounding
+
+
+def test_a_refined_bit_width_that_is_garbage_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REFINERS, "learned", Spoiling)
+    start, recipe = started((2, 3)), Recipe(quantizer="learned", group_size=16, bits=(2, 3), steps=1)
+    supernet = start.quantized(windows(), recipe)
+    before = dict(start.losses)
+    start.refined(supernet, windows(), recipe, Clock(None))
+    assert start.gate.tallies["learned rounding of whole bit-widths"] == Tally(tried=2, returned=1)
+    assert losses(Made(start.model, start.spec, start.space, supernet)) == pytest.approx(before, rel=1e-5)
+
+
+def test_training_at_a_rate_a_thousand_times_too_high(source: str, data: str, tmp_path: Path) -> None:
+    recipe = Recipe(
+        bits=(2, 4), group_size=16, steps=3, batch=2, window_tokens=16, data=data, quantizer="rtn", learning_rate=5.0
+    )
+    info = create(source, tmp_path / "out", recipe).info
+    assert info["gate"]["trained adapters"] == {"tried": 2, "returned": 2}
+    assert info["lost"] == {}
+    assert all(info["held_out"]["end"][b] <= info["held_out"]["start"][b] * 1.0001 for b in ("2", "4"))
