@@ -14,6 +14,7 @@ from supernet.text.sampling import sample_windows
 from supernet.text.windows import manual_windows
 
 SAMPLED = "sampled from the full model"
+INSTEAD = "the Python manual in place of degenerate text of the full model"
 
 
 def own_windows(
@@ -32,16 +33,14 @@ def own_windows(
     windows, seen = written.windows, look(written.windows, len(first), written.perplexity)
     bad = len(windows) if seen.degenerate else len(windows) - len(seen.good)
     if not bad:
-        return windows, f"{SAMPLED} ({seen})"
+        say(f"sampled text: {seen}")
+        return windows, SAMPLED
     manual = manual_windows(tokenizer, bad, window_tokens, "train")
     if seen.degenerate:
-        text = f"the Python manual, since what the full model writes is degenerate ({seen})"
-        windows = manual
-    else:
-        text = f"{SAMPLED}, {len(manual)} windows of it replaced by the Python manual ({seen})"
-        windows = _mixed(windows[list(seen.good)], manual, seed)
-    say(f"training on {text}")
-    return windows, text
+        say(f"what the full model writes is degenerate ({seen}): the Python manual takes its place")
+        return manual, INSTEAD
+    say(f"sampled text: {seen}; windows of the Python manual take the place of those")
+    return _mixed(windows[list(seen.good)], manual, seed), f"{SAMPLED}, {bad} windows of the Python manual among it"
 
 
 def _mixed(good: Tensor, manual: Tensor, seed: int) -> Tensor:

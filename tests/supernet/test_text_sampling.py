@@ -11,7 +11,7 @@ import torch
 from supernet.labels import draw
 from supernet.text import manual_windows, own_windows, sample_windows
 from supernet.text.degenerate import LOOPS, look, repeated_share
-from supernet.text.sampling import CACHE_BYTES, LEAST, SAMPLED_AT_ONCE, _affordable, sequences_at_once
+from supernet.text.sampling import CACHE_BYTES, LEAST, SAMPLED_AT_ONCE, Written, _affordable, sequences_at_once
 from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -104,9 +104,22 @@ def test_a_model_that_loops_learns_from_the_manual_instead(caplog: pytest.LogCap
     model.model.embed_tokens.weight[:] = model.model.embed_tokens.weight[65]
     with caplog.at_level("INFO", logger="bitfleet"):
         windows, said = own_windows(model, tokenizer, 8, 64, seed=0)
-    assert caplog.messages == [f"training on {said}"]
     assert torch.equal(windows, manual_windows(tokenizer, 8, 64, "train"))
-    assert said.startswith("the Python manual, since what the full model writes is degenerate (8 of 8 windows are")
+    assert said == "the Python manual in place of degenerate text of the full model"
+    (line,) = caplog.messages
+    assert line.startswith("what the full model writes is degenerate (8 of 8 windows are loops or copies, ")
     healthy, text = own_windows(tiny_model(), tokenizer, 8, 64, seed=0)
-    assert text.startswith("sampled from the full model")
+    assert text == "sampled from the full model"
     assert healthy.shape == (8, 64)
+
+
+def test_single_loops_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    written = manual_windows(tokenizer, 8, 64, "trial")
+    written[2], written[5] = 7, written[4]  # a loop and a copy
+    monkeypatch.setattr("supernet.text.own.sample_windows", lambda *_: Written(written, 30.0))
+    windows, said = own_windows(tiny_model(), tokenizer, 8, 64, seed=0)
+    assert said == "sampled from the full model, 2 windows of the Python manual among it"
+    found = {tuple(window) for window in windows.tolist()}
+    good = {tuple(window) for number, window in enumerate(written.tolist()) if number not in (2, 5)}
+    assert found == good | {tuple(window) for window in manual_windows(tokenizer, 2, 64, "train").tolist()}
