@@ -15,6 +15,7 @@ SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
     "intermediate_size", "max_position_embeddings",
 )  # fmt: skip
+QUANTIZED = ("quantization_config", "compression_config", "quantization", "quant_config")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 EXPERTS = "a mixture of experts, which bitfleet cannot quantize yet; give a dense model"
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention")
@@ -29,9 +30,9 @@ def refuse_settings(source: Any, settings: Mapping[str, Any]) -> None:
             raise InputError(f"{source}: {name} in config.json is {value}; get a sound copy")
         if "expert" in name and _above_one(value):
             raise InputError(f"{source} is {EXPERTS} ({name} is {value})")
-        if name == "quantization_config" and value is not None:
+        if name in QUANTIZED and value is not None:
             raise InputError(
-                f"{source} is pre-quantized ({_method(value)}, quantization_config in config.json); bitfleet starts "
+                f"{source} is pre-quantized ({_method(value)}, {name} in config.json); bitfleet starts "
                 "from the float model, give that one"
             )
     kind = settings.get("model_type")
@@ -45,17 +46,25 @@ def refuse_settings(source: Any, settings: Mapping[str, Any]) -> None:
         raise InputError(f"{source} is a {kind} model of images or sound; give its language model alone")
     if settings.get("is_encoder_decoder") is True:
         raise InputError(f"{source} is an encoder-decoder ({kind}); bitfleet trains decoders, such as Llama or Qwen")
-    if any(str(name).endswith("ForMaskedLM") for name in settings.get("architectures") or ()):
+    architectures, layers = (_list(source, settings, name) for name in ("architectures", "layer_types"))
+    if any(str(name).endswith("ForMaskedLM") for name in architectures):
         raise InputError(f"{source} is an encoder ({kind}); bitfleet trains decoders, such as Llama or Qwen")
-    if any(layer not in ATTENTION for layer in settings.get("layer_types") or ()):
+    if any(layer not in ATTENTION for layer in layers):
         raise InputError(f"{source} has layers of a kind without attention ({kind}); bitfleet needs a transformer")
     _refuse_sizes(source, settings)
+
+
+def _list(source: Any, settings: Mapping[str, Any], name: str) -> list[Any]:
+    value = settings.get(name) or []
+    if not isinstance(value, list):
+        raise InputError(f"{source}: {name} in config.json must be a list, it is {str(value)[:40]!r}")
+    return value
 
 
 def _items(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         yield str(name), value
-        if isinstance(value, Mapping) and name != "quantization_config":
+        if isinstance(value, Mapping) and name not in QUANTIZED:
             yield from _items(value)
 
 
@@ -75,7 +84,7 @@ def _refuse_sizes(source: Any, settings: Mapping[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < MOST):
             raise InputError(f"{source}: {name} in config.json must be a positive integer, it is {str(value)[:40]!r}")
-    if settings.get("num_hidden_layers", 1) > MOST_LAYERS:
+    if (settings.get("num_hidden_layers") or 0) > MOST_LAYERS:
         raise InputError(f"{source}: num_hidden_layers must be at most {MOST_LAYERS}; get a sound config.json")
     hidden, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
     if hidden and heads and hidden % heads and not settings.get("head_dim"):

@@ -15,7 +15,7 @@ from records.reading import read_json
 from supernet.account import LEFT, READ, TIED, Account, names, refuse_other_tensors
 from supernet.refusals import refuse_settings
 from supernet.sources.base import Source
-from supernet.sources.weight_files import weight_files
+from supernet.sources.weight_files import refuse_adapter, weight_files
 
 GENERATION = "generation_config.json"
 QUANTIZERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json")
@@ -33,6 +33,7 @@ NEAR = 0.01  # relative: old files keep the frequencies in 16 bits
 class FolderSource(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
+        refuse_adapter(path)
         if not (path / "config.json").is_file():
             ggufs = sorted(file.name for file in path.glob("*.gguf"))
             instead = f"{ggufs[0]} by its own path" if ggufs else "a Hugging Face folder"

@@ -38,12 +38,6 @@ class WeightFiles:
 def weight_files(folder: Path) -> WeightFiles:
     """InputError or MissingError where the folder's weights are pickles, several sets, incomplete or quantized."""
     here = {path.name for path in folder.iterdir() if path.is_file()}
-    adapter = [name for name in ADAPTER if name in here]
-    if adapter:
-        raise InputError(
-            f"{folder} holds an adapter ({adapter[0]}): a LoRA is no model, and beside one it would be left out; "
-            "merge it into its base model, or move it elsewhere"
-        )
     if ".metadata" in here:
         raise InputError(f"{folder} is a distributed checkpoint; save the model with save_pretrained")
     found = {name for name in here if name.endswith(".safetensors")}
@@ -54,6 +48,16 @@ def weight_files(folder: Path) -> WeightFiles:
         left[name] = "another set of weights"
     left |= {name: "pickled weights are never loaded" for name in sorted(here) if name.endswith(PICKLES)}
     return WeightFiles(read, left, _tensors(folder, read))
+
+
+def refuse_adapter(folder: Path) -> None:
+    """InputError where a folder holds a LoRA, alone or beside a model."""
+    adapter = [name for name in ADAPTER if (folder / name).exists()]
+    if adapter:
+        raise InputError(
+            f"{folder} holds an adapter ({adapter[0]}): a LoRA is no model, and beside one it would be left out; "
+            "merge it into its base model, or move it elsewhere"
+        )
 
 
 def _chosen(folder: Path, here: set[str], found: set[str]) -> tuple[tuple[str, ...], dict[str, str]]:

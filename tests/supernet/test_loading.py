@@ -147,6 +147,11 @@ def pickled(folder: Path) -> None:
     torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
 
 
+def lora_alone(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / WEIGHTS).rename(folder / "adapter_model.safetensors")
+
+
 def moved_index(folder: Path) -> None:
     sharded(folder)
     index = folder / "model.safetensors.index.json"
@@ -182,6 +187,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "a shard too many": (shard_without_index, ("model-00002-of-00002.safetensors", "no complete set")),
     "an index that leaves the folder": (moved_index, ("elsewhere.safetensors", "no safetensors file of this folder")),
     "a lora beside": (two_files("adapter_model.safetensors"), ("adapter", "merge it")),
+    "a lora alone": (lora_alone, ("adapter", "merge it")),
     "an adapter's config": (lambda f: (f / "adapter_config.json").write_text("{}"), ("adapter", "LoRA")),
 }
 
@@ -232,6 +238,15 @@ def test_a_stale_index_is_said(tmp_path: Path) -> None:
     assert load_model(str(tmp_path)).account.files[index.name] == "left aside: the files it names are not there"
 
 
+def test_a_tied_base_model_is_a_whole_model(tmp_path: Path) -> None:
+    made = tiny_model()
+    save(tmp_path, made.model)
+    loaded = load_model(str(tmp_path))
+    assert loaded.account.tensors["norm.weight"] == "read into model.norm.weight"
+    ids = torch.arange(8).view(1, 8)
+    assert torch.equal(loaded.model(ids).logits, made(ids).logits)
+
+
 def test_shards_are_read_whole(tmp_path: Path) -> None:
     save_tiny(tmp_path)
     shards = sharded(tmp_path)
@@ -263,6 +278,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "awq": ({"quantization_config": {"quant_method": "awq"}}, "pre-quantized (awq"),
     "bnb": ({"quantization_config": {"load_in_4bit": True}}, "pre-quantized"),
     "fp8": ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, "pre-quantized (fp8"),
+    "mlx": ({"quantization": {"group_size": 64, "bits": 4}}, "pre-quantized"),
+    "compressed": ({"compression_config": {"format": "pack-quantized"}}, "pre-quantized"),
     "odd quantization": ({"quantization_config": [1]}, "pre-quantized"),
     "mixtral": ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
     "mixtral by its class": ({"model_type": "mixtral"}, "mixture of experts"),
@@ -284,10 +301,14 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "no type": ({"model_type": ...}, "model_type"),
     "heads": ({"num_attention_heads": 5, "head_dim": ...}, "multiple of num_attention_heads"),
     "kv heads": ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
+    "odd heads": ({"head_dim": 15}, "head_dim"),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers"),
     "negative": ({"vocab_size": -1}, "vocab_size"),
     "text for a size": ({"hidden_size": "64"}, "hidden_size"),
     "a million layers": ({"num_hidden_layers": 10**6}, "num_hidden_layers"),
+    "architectures of another kind": ({"architectures": True}, "architectures"),
+    "layer types of another kind": ({"layer_types": 3}, "layer_types"),
+    "no number of layers": ({"num_hidden_layers": None}, "num_hidden_layers"),
     "eos outside": ({"eos_token_id": 272}, "eos_token_id"),
     "eos of a list outside": ({"eos_token_id": [257, 1000]}, "eos_token_id"),
     "bos negative": ({"bos_token_id": -2}, "bos_token_id"),
