@@ -13,6 +13,7 @@ from typing import Any
 
 from planner.bands import BANDS
 from planner.plan import Plan
+from planner.probes import write_probes
 from planner.proof import PROOF, write_proof
 from planner.runtimes.base import Progress, Runtime
 from records.atomic import new_folder, sha256
@@ -121,6 +122,7 @@ def _write(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progre
     check_replaceable(out)
     with new_folder(out) as folder:
         runtime.write(files, plan.subnet, plan.workload, plan.device.get("threads"), folder, progress)
+        write_probes(files, folder)
         size = sum(path.stat().st_size for path in folder.iterdir())
         write_proof(files, plan.subnet, plan.workload, size, folder / PROOF, progress)
         entries = {path.name: Entry(sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())}

@@ -11,6 +11,7 @@ from typing import Any
 
 from planner.answers import against_model, against_supernet, from_proof
 from planner.package import Package, open_package
+from planner.probes import PROBES, check_probes
 from planner.rows import BROKEN, HOLDS, SLOW, Row, row
 from planner.runtimes.base import ESTIMATE, Progress, Runtime
 
@@ -80,6 +81,8 @@ def verify(
     rows += served(runtime, package)
     report("comparing answers with the proof", 0.4)
     rows += from_proof(runtime, package)
+    report("comparing tokens with the model's own", 0.5)
+    rows += check_probes(runtime, package.path, PROBES in package.files)
     if supernet is not None:
         report("comparing logits with the supernet", 0.6)
         rows.append(against_supernet(runtime, package, supernet, trust_remote_code))

@@ -141,6 +141,14 @@ class Runtime(ABC):
         """How a package goes on greedily after each of the prompts of token ids; it may stop. From a fresh process."""
 
     @abstractmethod
+    def spoken(self, folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
+        """The package's token ids of each text, its chat template's text for each list of messages, and its stop ids.
+
+        In a fresh process with a time limit, since a template is a program. Where the package has no answer, a line
+        that says why stands for it.
+        """
+
+    @abstractmethod
     def generate(self, folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
         """The answer to `prompt`, piece by piece."""
 

@@ -19,6 +19,7 @@ import torch
 from planner.answers import TEXT, TO_ORIGINAL, TO_SUBNET, from_proof
 from planner.package import Package, open_package, write_package
 from planner.plan import Plan
+from planner.probes import PROBES, check_probes
 from planner.proof import LEAST_POSITIONS, PROOF, Proof
 from planner.request import Budget, Workload
 from planner.rows import BROKEN, HOLDS, Row, row
@@ -302,3 +303,50 @@ def verify_against(package: Path, source: Path) -> Any:
     from planner.answers import against_model
 
     return against_model(RUNTIME, open_package(package), str(source))
+
+
+def probes(package: Path) -> dict[str, Row]:
+    return {row.name: row for row in check_probes(RUNTIME, package, True)}
+
+
+def test_tokens_template_and_stop_ids_are_the_models_own(made: Package) -> None:
+    rows = probes(made.path)
+    assert set(rows) == {"tokenizer", "chat template", "stop ids"}
+    assert all(row.verdict == HOLDS for row in rows.values()), rows
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_a_lost_bos_is_caught(package: Path) -> None:
+    """The model's own tokenizer puts a token before every text, and the package's does not."""
+    edit(package / PROBES, lambda data: [text.update(ids=[1, *text["ids"]]) for text in data["texts"]])
+    row = probes(package)["tokenizer"]
+    assert row.verdict == BROKEN and row.measured == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (lambda p: (p / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}"), 1),
+        (lambda p: (p / "chat_template.jinja").write_text("{% if %}"), 1),
+        (lambda p: edit(p / "genai_config.json", lambda d: d["model"].update(eos_token_id=[1, 2])), 2),
+        (lambda p: (p / "tokenizer.json").write_text("{}"), 0),
+    ],
+    ids=["another template", "no template", "stop ids", "no tokenizer"],
+)
+def test_what_speaks_otherwise_is_caught(package: Path, damage: Callable[[Path], object], name: int) -> None:
+    damage(package)
+    rows = probes(package)
+    assert rows[("tokenizer", "chat template", "stop ids")[name]].verdict == BROKEN, rows
+
+
+def test_a_template_that_does_not_end_is_caught_in_time(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.runtimes.onnxruntime.fresh.SPEAKING_S", 4.0)
+    loop = "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(9) %}{% endfor %}"
+    (package / "chat_template.jinja").write_text(loop + "{% endfor %}{% endfor %}")
+    rows = probes(package)
+    assert rows["chat template"].verdict == BROKEN and rows["tokenizer"].verdict == HOLDS, rows

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from planner.runtimes.onnxruntime import worker
 from records.errors import InputError, SystemFailure
 
+SPEAKING_S = 60.0  # for tokens and templates, loading included
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime_genai")
 
 
@@ -37,7 +38,7 @@ def measure(
     folder: Path, prompt_tokens: int, context: int, batch: int = 1, new_tokens: int = 64, repeats: int = 3
 ) -> Measurement:
     """Serve one prompt from `folder` in a fresh process: peak memory, time to first token, median time per token."""
-    numbers = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "max_length": context}
+    numbers: dict[str, Any] = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "max_length": context}
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         return Measurement(**ask("measure", folder, Path(scratch), **numbers, batch=batch, repeats=repeats))
 
@@ -59,7 +60,7 @@ def log_probs(
         source, result = Path(scratch) / "asked.npz", Path(scratch) / "said.npz"
         lengths = [len(window) for window in windows]
         np.savez(source, tokens=np.concatenate(windows), lengths=lengths, positions=positions, ids=ids)
-        ask("log_probs", folder, Path(scratch), asked=str(source), out=str(result), seconds=seconds)
+        ask("log_probs", folder, Path(scratch), asked=str(source), out=str(result), reading_s=seconds)
         with np.load(result, allow_pickle=False) as said:
             return said["log_probs"], said["likeliest"]
 
@@ -77,11 +78,28 @@ def slower(entries: Sequence[Mapping[str, Any]], cache_bytes: int) -> float:
         return 1.0
     root = str(Path(__file__).resolve().parents[3])
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        arguments = {"entries": [dict(entry) for entry in entries], "cache_bytes": cache_bytes, "root": root}
+        arguments: dict[str, Any] = {
+            "entries": [dict(entry) for entry in entries],
+            "cache_bytes": cache_bytes,
+            "root": root,
+        }
         return max(1.0, float(ask("slower", Path(scratch), Path(scratch), **arguments)))
 
 
-def ask(task: str, folder: Path, scratch: Path, **arguments: Any) -> Any:
+def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
+    """As `Runtime.spoken`: texts and chats in processes of their own, so that a template takes no tokenizer with it."""
+    found: list[list[Any]] = []
+    for task, asked in (("encoded", texts), ("rendered", chats)):
+        with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+            try:
+                found.append(ask(task, folder, Path(scratch), seconds=SPEAKING_S, asked=asked) if asked else [])
+            except InputError as error:
+                found.append([str(error)] * len(asked))
+    stops = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"].get("eos_token_id", [])
+    return found[0], found[1], [stops] if isinstance(stops, int) else list(stops)
+
+
+def ask(task: str, folder: Path, scratch: Path, seconds: float | None = None, **arguments: Any) -> Any:
     """What the worker's `task` returns for the package in `folder`; files of the request lie in the empty `scratch`.
 
     InputError where the package does not load, SystemFailure where the system has no room for it. The worker imports
@@ -93,7 +111,11 @@ def ask(task: str, folder: Path, scratch: Path, **arguments: Any) -> Any:
     request.write_text(json.dumps({**wanted, "libraries": _installed()}), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     command = [sys.executable, "-I", str(Path(worker.__file__).resolve()), str(request)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, cwd=scratch)
+    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": seconds}
+    try:
+        done = subprocess.run(command, env=environment, cwd=scratch, **options)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"what {folder} computes must end, it did not within {seconds:.0f} s") from None
     if done.returncode != worker.OK:
         raise _failure(folder, done.returncode, (done.stderr.strip().splitlines() or ["no message"])[-1])
     return json.loads(result.read_text(encoding="utf-8"))

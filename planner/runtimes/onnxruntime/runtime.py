@@ -156,6 +156,12 @@ class OnnxRuntime(Runtime):
 
         return fresh.continued(folder, prompts, new_tokens)
 
+    def spoken(self, folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
+        require()
+        from planner.runtimes.onnxruntime import fresh
+
+        return fresh.spoken(folder, texts, chats)
+
     def generate(self, folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
         require()
         from planner.runtimes.onnxruntime.generate import generate

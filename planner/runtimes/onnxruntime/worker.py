@@ -96,7 +96,7 @@ def logits(folder: Path, windows: str, out: str) -> dict[str, Any]:
     return {}
 
 
-def log_probs(folder: Path, asked: str, out: str, seconds: float) -> dict[str, Any]:
+def log_probs(folder: Path, asked: str, out: str, reading_s: float) -> dict[str, Any]:
     """What the package says at positions of windows, as far as it comes in the time: the log probabilities of the ids
     that `asked` names for each, and the likeliest token, written to `out`; both .npz files.
 
@@ -111,7 +111,7 @@ def log_probs(folder: Path, asked: str, out: str, seconds: float) -> dict[str, A
     if max(tokens.max(), ids.max()) >= vocabulary:
         raise ValueError(f"tokens must be below the vocabulary of {vocabulary}, got {max(tokens.max(), ids.max())}")
     length = max(8, min(256, STRETCH_BYTES // (4 * vocabulary)))
-    until = time.perf_counter() + seconds
+    until = time.perf_counter() + reading_s
     found: list[Any] = []
     likeliest: list[int] = []
     start = 0
@@ -155,6 +155,22 @@ def continued(folder: Path, prompts: list[list[int]], new_tokens: int) -> list[l
         found.append([int(token) for token in generator.get_sequence(0)[len(prompt) :]])
         del generator
     return found
+
+
+def encoded(folder: Path, asked: list[str]) -> list[list[int]]:
+    """The token ids of each text."""
+    import onnxruntime_genai as genai
+
+    tokenizer = genai.Tokenizer(genai.Model(genai.Config(str(folder))))
+    return [[int(token) for token in tokenizer.encode(text)] for text in asked]
+
+
+def rendered(folder: Path, asked: list[Any]) -> list[str]:
+    """What the chat template makes of each list of messages."""
+    import onnxruntime_genai as genai
+
+    tokenizer = genai.Tokenizer(genai.Model(genai.Config(str(folder))))
+    return [tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True) for messages in asked]
 
 
 def slower(folder: Path, entries: list[dict[str, Any]], cache_bytes: int, root: str) -> float:
@@ -227,6 +243,8 @@ TASKS: dict[str, Callable[..., Any]] = {
     "logits": logits,
     "log_probs": log_probs,
     "continued": continued,
+    "encoded": encoded,
+    "rendered": rendered,
     "slower": slower,
 }
 
