@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from records.errors import NotInstalledError
 
-TRAINING = ("torch", "transformers", "accelerate", "peft", "safetensors", "gguf", "onnx_ir")  # pip's bitfleet[train]
+TRAINING = ("torch", "transformers", "accelerate", "peft", "gguf", "onnx_ir")  # pip's bitfleet[train]
 
 
 def require_training() -> None:
