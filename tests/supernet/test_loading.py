@@ -396,6 +396,17 @@ def test_a_missing_model_is_one_clear_line(source: str, error: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_model_of_the_hub_is_read_from_its_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--somebody--tiny"
+    save_tiny(repository / "snapshots" / "0123abcd")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
+    loaded = load_model("somebody/tiny")
+    assert loaded.account.files == {WEIGHTS: "read"}
+    assert describe("somebody/tiny")[1].name == "somebody/tiny"
+
+
 def test_a_folder_without_a_model_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a model folder needs a config.json"):
         load_model(str(tmp_path))
@@ -436,3 +447,14 @@ def test_code_is_refused_where_it_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "configuration_my.py").write_text("raise SystemExit('it ran')")
     with pytest.raises(InputError, match="--trust-remote-code"):
         describe(str(tmp_path))
+
+
+def test_code_of_a_model_that_transformers_knows_is_left_alone(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    (tmp_path / "model" / "modeling_my.py").write_text("raise SystemExit('it ran')")
+    config(tmp_path / "model", auto_map={"AutoModelForCausalLM": "modeling_my.MyForCausalLM"})
+    loaded = load_model(str(tmp_path / "model"))
+    assert not loaded.runs_code
+    loaded.save_description(tmp_path / "kept")
+    assert not list((tmp_path / "kept").glob("*.py"))
+    assert "auto_map" not in json.loads((tmp_path / "kept" / "config.json").read_text())
