@@ -4,7 +4,8 @@
 
 Plans the supernet (the embedded default's unless one is given) for budgets between its smallest and its largest subnet
 at several contexts and prompts, exports each plan with onnxruntime-genai's own graph, loads it in a fresh process and
-measures it. Errors count in both directions, although only a budget exceeded would hurt.
+measures it. What counts is by how much a measurement is over its promise: memory is promised for any prompt that fits,
+so a short one takes less. `shapes.py` and `budgets.py` do the same for other shapes, without a supernet.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CASES = [
     (512, 128, 0.1), (512, 128, 0.35), (512, 64, 0.6), (1024, 256, 0.2), (1024, 512, 0.8), (2048, 128, 0.45),
     (4096, 512, 1.0), (4096, 128, 0.05),
 ]  # fmt: skip
-MEMORY, TIME, KL = 0.10, 0.20, 0.01
+MEMORY, TIME, KL = 0.03, 0.20, 0.01
 
 
 @dataclass(frozen=True)
@@ -88,18 +89,18 @@ def measured(files: Any, device: DeviceProfile, context: int, prompt: int, share
     )  # fmt: skip
 
 
-def error(pair: tuple[float, float]) -> float:
+def over(pair: tuple[float, float]) -> float:
     promised, found = pair
-    return abs(promised - found) / found
+    return found / promised - 1
 
 
 def claims(cases: list[Case]) -> list[Claim]:
-    over = f"over {len(cases)} plans"
+    worst = f"worst of {len(cases)} plans"
     return [
-        Claim(f"bytes of the weight file off by, worst {over}", max(abs(c.disk[0] - c.disk[1]) for c in cases), 0),
-        Claim(f"peak memory off by, worst {over}", max(error(c.memory) for c in cases), MEMORY),
-        Claim(f"time per token off by, worst {over}", max(error(c.tpot) for c in cases), TIME),
-        Claim(f"KL per token of package and subnet, worst {over}", max(c.kl for c in cases), KL),
+        Claim(f"bytes of the weight file off by, {worst}", max(abs(c.disk[0] - c.disk[1]) for c in cases), 0),
+        Claim(f"peak memory over its promise, {worst}", max(over(c.memory) for c in cases), MEMORY),
+        Claim(f"time per token over its promise, {worst}", max(over(c.tpot) for c in cases), TIME),
+        Claim(f"KL per token of package and subnet, {worst}", max(c.kl for c in cases), KL),
     ]
 
 
