@@ -1,6 +1,6 @@
 """Random feasible plans against their memory budgets: no package may take more than it was planned for.
 
-    python benchmarks/budgets.py [--plans 100] [--seed 0] [--device device.json]
+    python benchmarks/budgets.py [--plans 100] [--seed 0] [--jobs 2] [--device device.json]
 
 Shapes from a tiny decoder to 0.5B parameters, tied and untied; contexts, bit-widths, group sizes, threads and budgets
 are drawn. Each plan becomes a package and is served twice in fresh processes: the plan's own prompt, and the longest
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -67,18 +68,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plans", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="plans at a time: what a machine is busy with takes no memory"
+    )
     parser.add_argument("--device", type=Path, help="a profile of this machine; calibrated anew where it is left out")
     arguments = parser.parse_args()
     device = DeviceProfile.load(arguments.device) if arguments.device else calibrated()
-    rng = np.random.default_rng(arguments.seed)
     cases = []
-    for number in range(arguments.plans):
-        cases.append(measured(device, rng, number))
-        c = cases[-1]
-        print(
-            f"{number + 1:3} {c.shape:14} {c.context:5} {c.budget / 1e6:7.1f} {c.peak / c.promised - 1:+.2%}",
-            flush=True,
-        )
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for c in pool.map(lambda number: measured(device, arguments.seed, number), range(arguments.plans)):
+            cases.append(c)
+            over = c.peak / c.promised - 1
+            print(f"{len(cases):3} {c.shape:14} {c.context:5} {c.budget / 1e6:7.1f} {over:+.2%}", flush=True)
     print()
     columns = ("shape", "plans", "over budget", "over promise", "closest to its budget", "least of its promise used")
     names = dict.fromkeys(c.shape for c in cases)
@@ -98,8 +99,9 @@ def calibrated() -> DeviceProfile:
     return replace(device, calibrations=OnnxRuntime().calibrate(device))
 
 
-def measured(device: DeviceProfile, rng: np.random.Generator, number: int) -> Case:
+def measured(device: DeviceProfile, seed: int, number: int) -> Case:
     """Draw a plan, write it and serve it."""
+    rng = np.random.default_rng((seed, number))
     shape, _, usual, most = SHAPES[rng.choice(len(SHAPES), p=[share for _, share, _, _ in SHAPES])]
     longest = usual if (number + 1) % LONG_EVERY else most
     context = round(float(np.exp(rng.uniform(np.log(64), np.log(longest)))))

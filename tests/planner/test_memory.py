@@ -119,6 +119,15 @@ def test_no_prompt_takes_more_than_planned(
     assert planned - measured <= 0.03 * measured + 5e6
 
 
+def test_several_sequences_are_planned_for_prompts_of_the_whole_context(tmp_path: Path) -> None:
+    """The runtime does not chunk them."""
+    picked, workload = chosen(SMALL, 4, 4, 4), Workload(1024, 3, 8)
+    package = random_package.write(SMALL, picked, 1024, 1, tmp_path / "package", batch=3)
+    measured = fresh.measure(package, 1020, 1024, batch=3, new_tokens=4, repeats=1).peak_bytes
+    planned = estimate_memory(RUNTIME, SPEC, picked, workload, device()).total_bytes
+    assert 0.9 * planned <= measured <= 1.03 * planned
+
+
 def test_a_random_package_has_the_graph_of_an_exported_one(tmp_path: Path) -> None:
     """Node by node: what is measured on the one holds for the other."""
     shape = Shape("tiny", 2, 64, 128, 4, 2, 16, 512)

@@ -24,9 +24,9 @@ SCORE_PREFILL = "score_prefill_ns"  # the same within a prompt
 PRODUCTS = "product_factor"  # what a product takes for one token in a model of wide layers, over what the table says
 
 USUAL = {
-    BASE: 69e6,
-    LAYER_BYTES: 0.15e6,
-    ACTIVATIONS: 1.3,
+    BASE: 68e6,
+    LAYER_BYTES: 0.17e6,
+    ACTIVATIONS: 1.5,
     STEP: 0.05,
     LAYER: 0.03,
     VALUE: 0.5,

@@ -26,7 +26,9 @@ ONE, ONES, LAST = "/model/constants/INT64/1", "/model/constants/INT64/[1]", "/mo
 EPSILON = 1e-5
 
 
-def write(shape: Shape, subnet: Subnet, context: int, threads: int | None, folder: Path) -> Path:
+def write(
+    shape: Shape, subnet: Subnet, context: int, threads: int | None, folder: Path, batch: int = 1
+) -> Path:  # fmt: skip
     """Write graph, weights and settings into the new `folder`, and return it."""
     import onnx
     from onnx import helper
@@ -52,7 +54,9 @@ def write(shape: Shape, subnet: Subnet, context: int, threads: int | None, folde
     graph = helper.make_graph(nodes, "random", inputs, outputs, [i for i in kept if i.name in read])
     opsets = [helper.make_opsetid("", 22), helper.make_opsetid("com.microsoft", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / MODEL)
-    (folder / CONFIG).write_text(json.dumps(_settings(shape, context, threads), indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(
+        json.dumps(_settings(shape, context, threads, batch), indent=2) + "\n", encoding="utf-8"
+    )
     promised = sum(storage.unit_bytes(unit, subnet[unit.name]) for unit in spec.units)
     assert (folder / WEIGHTS).stat().st_size == promised + storage.float_bytes(spec, context)
     return folder
@@ -193,7 +197,7 @@ def _values(shape: Shape) -> tuple[list[Any], list[Any]]:
     return [*inputs, *past], [logits, *present]
 
 
-def _settings(shape: Shape, context: int, threads: int | None) -> dict[str, Any]:
+def _settings(shape: Shape, context: int, threads: int | None, batch: int) -> dict[str, Any]:
     session: dict[str, Any] = {"log_id": "onnxruntime-genai", "provider_options": []}
     if threads:
         session["intra_op_num_threads"] = threads
@@ -207,7 +211,9 @@ def _settings(shape: Shape, context: int, threads: int | None) -> dict[str, Any]
         },
         "outputs": {"logits": "logits", **{f"present_{kind}_names": f"present.{n}" for kind, n in cache.items()}},
     }  # fmt: skip
-    search = {"max_length": context, "past_present_share_buffer": True, "chunk_size": costs.CHUNK_TOKENS}
+    search = {"max_length": context, "past_present_share_buffer": True}
+    if batch == 1:
+        search["chunk_size"] = costs.CHUNK_TOKENS
     model = {
         "type": "llama", "vocab_size": shape.vocabulary, "context_length": context, "bos_token_id": 1,
         "eos_token_id": 2, "pad_token_id": 2, "decoder": decoder,
