@@ -31,12 +31,13 @@ class OwnText:
     """
 
     def __init__(self, files: SupernetFiles, source: str, windows: int = OWN, window_tokens: int | None = None) -> None:
+        from supernet.recipe import Recipe
         from supernet.reference import text_name
 
         check_text(source)
         self.files, self.source, self.count = files, source, windows
-        self.window_tokens = window_tokens or files.info["recipe"]["window_tokens"]
-        self.name = text_name(source, files.info["texts"])
+        self.window_tokens = window_tokens or Recipe.from_json(files.info["recipe"]).window_tokens
+        self.name = text_name(source, files.texts)
         check_full_model(files)
 
     @cached_property
@@ -101,7 +102,7 @@ def measured_quality(files: SupernetFiles, text: str | None = None, trust: bool 
     subnet was never measured on one of them."""
     from planner.quality import EVALUATIONS_FILE, MeasuredQuality
 
-    digests = {name: about["digest"] for name, about in files.info["texts"].items()}
+    digests = {name: about["digest"] for name, about in files.texts.items()}
     own = None if text is None else OwnText(files, text)
     if own is not None and own.digest not in digests.values():
         digests[own.name] = own.digest

@@ -108,6 +108,8 @@ def train(
     from supernet.recipe import Recipe
     from supernet.text import check_source
 
+    if options["data"] == options["eval_text"] == "-":
+        raise InputError("standard input can be read once, --data and --eval both name it; give one of them a file")
     for text in (options["data"], options["eval_text"]):
         if text is not None and not resume:
             check_source(text)

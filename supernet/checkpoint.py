@@ -178,6 +178,14 @@ class SupernetFiles:
         file = self.tensors(FLOATS)
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
+    @property
+    def texts(self) -> Mapping[str, TextInfo]:
+        """The texts that subnets are measured on, by name, as the index has them."""
+        texts = self.info.get("texts")
+        if not texts:
+            raise InputError(f"{self.path / SUPERNET} names no text to measure on; copy it again or train it again")
+        return cast(Mapping[str, TextInfo], texts)
+
     def references(self) -> dict[str, Reference]:
         """What the full model says of each text that subnets are measured on, by its name; the held-out text first."""
         from supernet.reference import read_references
@@ -255,12 +263,23 @@ class AdapterInfo(TypedDict):
     options: NotRequired[dict[str, Any]]
 
 
+class TextInfo(TypedDict):
+    """A text that subnets are measured on: what it is in words, how much of it, and what its windows are known by."""
+
+    text: str
+    windows: int
+    tokens: int
+    first: int
+    digest: str
+
+
 class Info(TypedDict):
     """Of how a supernet was made, what opening it needs; stages add more."""
 
     recipe: dict[str, Any]
     adapter: AdapterInfo
     source: NotRequired[str]
+    texts: NotRequired[dict[str, TextInfo]]
     finished: NotRequired[bool]
 
 

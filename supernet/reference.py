@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from records.errors import InputError
 from supernet.exact import in_float32
 from supernet.files import read_tensors, write_tensors
 from supernet.model import hidden_states
@@ -105,13 +106,16 @@ def write_references(path: Path, references: Mapping[str, Reference]) -> None:
 
 
 def read_references(path: Path) -> dict[str, Reference]:
-    """The texts of a file of `write_references`, by name, in their order."""
+    """The texts of a file of `write_references`, by name, in their order; InputError where it is another."""
     tensors, about = read_tensors(path)
-    head, bias, cap = tensors["head"], tensors.get("bias"), about["softcap"]
-    return {
-        name: Reference(tensors[f"{name}|windows"], tensors[f"{name}|hidden"], head, bias, cap, first, text)
-        for name, (first, text) in about["texts"].items()
-    }
+    try:
+        head, bias, cap = tensors["head"], tensors.get("bias"), about["softcap"]
+        return {
+            name: Reference(tensors[f"{name}|windows"], tensors[f"{name}|hidden"], head, bias, cap, int(first), text)
+            for name, (first, text) in about["texts"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{path} is damaged; copy it again or train the supernet again") from None
 
 
 def narrowest(weight: Tensor) -> Tensor:

@@ -93,6 +93,23 @@ def test_evaluate_shows_the_full_model_on_every_text(bitfleet: Any, supernet: Pa
     assert [text.split()[0] for text in shown] == ["SUBNET", "full", "8"]
 
 
+def test_a_supernet_that_names_no_text_is_refused(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
+    shutil.copytree(supernet, tmp_path / "net")
+    index = json.loads((tmp_path / "net" / "supernet.json").read_text())
+    for texts, told in (({}, "names no text to measure on"), ({"held-out": {"digest": 3}}, "texts")):
+        index["info"]["texts"] = texts
+        (tmp_path / "net" / "supernet.json").write_text(json.dumps(index))
+        done = bitfleet("plan", tmp_path / "net", *PLAN, "--out", tmp_path / "plan.json")
+        assert done.code == 2
+        assert told in done.error
+
+
+def test_standard_input_is_read_once(bitfleet: Any, model: Path, tmp_path: Path) -> None:
+    done = bitfleet("train", model, "--data", "-", "--eval", "-", "--out", tmp_path / "net")
+    assert done.code == 2
+    assert "standard input can be read once" in done.error
+
+
 @pytest.mark.parametrize("option", ["--data", "--eval"])
 @pytest.mark.parametrize("name", ["array.json", "table.csv", "none.txt", "."])
 def test_what_is_no_text_is_refused_before_the_work(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ class Cutter:
 
     def _encoded(self, text: Sequence[Piece]) -> Iterator[list[int]]:
         plain = [piece for piece in text if isinstance(piece, str)]
-        encoded = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else ())
+        ids = self.tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"] if plain else ()
+        encoded = iter(ids)
         for piece in text:
             yield next(encoded) if isinstance(piece, str) else self._rendered(piece)
 
@@ -104,7 +106,10 @@ def spread_windows(
     cutter = Cutter(tokenizer, window_tokens)
     keep = max(PLACES, -(-count * cutter.own_tokens * CHARACTERS_PER_TOKEN // PIECE))
     rng = random.Random(seed)
-    kept, seen = _reservoir(_blocks(pieces(source)), keep, rng, lambda read: progress("read text", read, read))
+    expected = Path(source).stat().st_size // PIECE if Path(source).is_file() else 0
+    kept, seen = _reservoir(
+        _blocks(pieces(source)), keep, rng, lambda read: progress("read text", read, max(read, expected))
+    )
     for number, block in enumerate(kept):
         if seen > keep:
             cutter.drop_rest()

@@ -10,9 +10,11 @@ import torch
 from scipy import stats
 from scipy.stats import spearmanr
 
+from records.errors import InputError
 from supernet.adapters import TrainedScales
 from supernet.build import extract
 from supernet.evaluate import Quality, Reference, evaluate, evaluate_texts
+from supernet.files import write_tensors
 from supernet.quantizers import GPTQ
 from supernet.reference import narrowest, read_references, write_references
 from supernet.sensitivity import fisher, measure_sensitivities
@@ -90,6 +92,12 @@ def test_references_come_back_from_their_file(family: str, tmp_path: Path) -> No
         assert torch.allclose(again.log_probs(1, slice(1, 9)), full, atol=1e-4)
     held = model.get_output_embeddings().weight.numel() * 2
     assert (tmp_path / "reference.safetensors").stat().st_size < held + 2 * (2 * 16 * (64 * 4 + 8)) + 4096
+
+
+def test_a_file_of_something_else_is_no_reference(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "reference.safetensors", {"head": torch.ones(2, 2)}, {"softcap": None, "texts": {"a": 3}})
+    with pytest.raises(InputError, match=r"reference.safetensors is damaged; copy it again"):
+        read_references(tmp_path / "reference.safetensors")
 
 
 def test_a_head_is_kept_as_narrow_as_is_exact() -> None:
