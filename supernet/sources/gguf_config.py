@@ -68,6 +68,8 @@ def config_of(gguf: GGUF) -> dict[str, Any]:
     keys = Keys(gguf)
     if keys.take("expert_count", 0) or any(part in name for name in gguf.tensors for part in EXPERTS):
         raise InputError(f"{keys.path} is a mixture of experts, which bitfleet cannot quantize yet; give a dense model")
+    if gguf.metadata.get("general.type", "model") != "model":
+        raise InputError(f"{keys.path} is no model but an {gguf.metadata['general.type']}; give the model itself")
     if keys.architecture not in ARCHITECTURES:
         raise InputError(
             f"{keys.path} is of the architecture {keys.architecture}; GGUF files of {', '.join(ARCHITECTURES)} are "
@@ -169,8 +171,8 @@ def _gemma2(keys: Keys, gguf: GGUF, shared: Mapping[str, Any]) -> dict[str, Any]
 
 def _gemma3(keys: Keys, gguf: GGUF, shared: Mapping[str, Any]) -> dict[str, Any]:
     _whole_rotary(keys, shared)
-    pattern = keys.take("attention.sliding_window_pattern", 6)
-    if pattern != 6:
+    pattern = keys.take("attention.sliding_window_pattern", 6)  # a number, or for each layer whether it has a window
+    if pattern not in (6, [bool((layer + 1) % 6) for layer in range(shared["num_hidden_layers"])]):
         keys.asked.remove("attention.sliding_window_pattern")
     local = {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", BASE)}
     return {

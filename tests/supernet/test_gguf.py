@@ -148,6 +148,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "half of the factors": (
         lambda p: plain(p, tensors={"rope_factors_long.weight": np.ones(8)}), "rope factors"
     ),
+    "an adapter": (lambda p: plain(p, {"general.type": "adapter"}), "no model but an adapter"),
     "half of a head rotates": (lambda p: plain(p, {"llama.rope.dimension_count": 8}), "rotates a part"),
     "not finite": (lambda p: plain(p, tensors={"output_norm.weight": np.full(64, np.nan)}), "NaN or infinite"),
     "another shape": (lambda p: plain(p, tensors={"output_norm.weight": np.ones(32)}), "shape (32,)"),
@@ -227,6 +228,45 @@ def test_the_file_s_own_tokenizer_is_taken_whatever_lies_beside_it(tmp_path: Pat
     loaded = load_model(str(plain(tmp_path)))
     assert loaded.tokenizer("a fox")["input_ids"] == tiny_tokenizer()("a fox")["input_ids"]
     assert loaded.generation == {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257}
+
+
+PIECES = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    *(f"<0x{byte:02X}>" for byte in range(256)),
+    "\u2581",
+    "f",
+    "o",
+    "x",
+    "fo",
+    "\u2581fo",
+]
+SENTENCEPIECE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.pre": "default",
+    "tokenizer.ggml.tokens": PIECES,
+    "tokenizer.ggml.scores": [0.0] * 259 + [-9.0, -9.0, -9.0, -9.0, -1.0, -2.0],
+    "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 6,
+    "tokenizer.ggml.merges": None,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.unknown_token_id": 0,
+    "tokenizer.ggml.padding_token_id": None,
+}
+
+
+def test_sentencepiece_is_read_with_its_beginning_and_its_bytes(tmp_path: Path) -> None:
+    tokenizer = load_model(str(plain(tmp_path, SENTENCEPIECE))).tokenizer
+    ids = tokenizer("fox f\u00e9")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "\u2581fo", "x", "\u2581", "f", "<0xC3>", "<0xA9>"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "fox f\u00e9"
+
+
+def test_sentencepiece_without_its_space_is_refused(tmp_path: Path) -> None:
+    keys = SENTENCEPIECE | {"tokenizer.ggml.add_space_prefix": False}
+    with pytest.raises(InputError, match="treats spaces otherwise"):
+        load_model(str(plain(tmp_path, keys)))
 
 
 def test_every_token_that_ends_a_text_is_kept(tmp_path: Path) -> None:
