@@ -24,10 +24,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from records.errors import InputError, MissingError
-from records.reading import as_record, read_record
+from records.reading import read_record
+from supernet.index import FORMAT, Index, TextInfo
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from supernet.loading import Loaded
     from supernet.reference import Reference
 
-FORMAT = 3
 SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
 ADAPTERS_FILE, REFERENCE = "adapters.safetensors", "reference.safetensors"
 START, WINDOWS, TRAINING = "start.safetensors", "windows.safetensors", "training.safetensors"
@@ -253,57 +253,6 @@ class SupernetFiles:
             matrix = supernet.matrices[linear]
             choices = [Choice.parse(name) for name in names.split(TOGETHER)]
             matrix.adapt(choices, self._adapter(matrix.stored(choices[0]), state).requires_grad_(False))
-
-
-class AdapterInfo(TypedDict):
-    """How the adapters were made, and how they reach a runtime."""
-
-    name: str
-    deploys: str
-    options: NotRequired[dict[str, Any]]
-
-
-class TextInfo(TypedDict):
-    """A text that subnets are measured on: what it is in words, how much of it, and what its windows are known by."""
-
-    text: str
-    windows: int
-    tokens: int
-    first: int
-    digest: str
-
-
-class Info(TypedDict):
-    """Of how a supernet was made, what opening it needs; stages add more."""
-
-    recipe: dict[str, Any]
-    adapter: AdapterInfo
-    source: NotRequired[str]
-    texts: NotRequired[dict[str, TextInfo]]
-    finished: NotRequired[bool]
-
-
-@dataclass(frozen=True)
-class Index:
-    """What `supernet.json` holds."""
-
-    format: int
-    info: Mapping[str, Any]
-    hashes: Mapping[str, str]
-    space: SearchSpace
-    model: ModelSpec
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Index:
-        if data.get("format") != FORMAT:
-            raise InputError(f"it has format {data.get('format')!r:.80}, this version reads {FORMAT}; train it again")
-        return cast(Index, as_record(cls, data, "a supernet's index"))
-
-    def __post_init__(self) -> None:
-        as_record(Info, self.info, "info")
-        units = [unit.name for unit in self.model.units]
-        if units != [unit for unit, _ in self.space]:
-            raise InputError("the space must have the model's units, in their order, it has not")
 
 
 def open_supernet(path: str | Path, unfinished: bool = False, trust_remote_code: bool = False) -> SupernetFiles:

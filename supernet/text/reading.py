@@ -74,6 +74,8 @@ def pieces(source: str) -> Iterator[Piece]:
 @contextmanager
 def _opened(source: str) -> Iterator[IO[bytes]]:
     if source == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise InputError("there is no standard input to read text from; pipe one in, or name a file")
         yield sys.stdin.buffer
         return
     with Path(source).open("rb") as file:

@@ -89,7 +89,7 @@ def test_what_is_no_text_is_one_clear_line(name: str, content: bytes, error: str
     assert "\n" not in str(raised.value)
 
 
-def test_missing_files_folders_and_devices(tmp_path: Path) -> None:
+def test_missing_files_folders_and_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("none.txt", "none.JSONL"):
         with pytest.raises(MissingError, match="no such text file"):
             check_source(str(tmp_path / name))
@@ -97,6 +97,9 @@ def test_missing_files_folders_and_devices(tmp_path: Path) -> None:
         check_source(str(tmp_path))
     with pytest.raises(InputError, match="is a device"):
         check_source("/dev/null")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="there is no standard input"):
+        list(pieces("-"))
     for content, error in ((b"", "is empty; give text"), (b"\0\1", "is no text"), (b"\xff\xfe", "must be UTF-8")):
         (tmp_path / "a.txt").write_bytes(content)
         with pytest.raises(InputError, match=error):
