@@ -102,21 +102,23 @@ def train(
     path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
     check_launcher()
     require_training()
-    from accelerate import PartialState
-
-    from supernet.create import create
-    from supernet.recipe import Recipe
-    from supernet.text import check_source
-
     if options["data"] == options["eval_text"] == "-":
         raise InputError("standard input can be read once, --data and --eval both name it; give one of them a file")
-    for text in (options["data"], options["eval_text"]):
-        if text is not None and not resume:
-            check_source(text)
-    recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, trust_remote_code=trust, **options)
-    if first_process():
-        check_exports(model, trust, without_export)
     with progress() as report:
+        if first_process():
+            report("load libraries", 0)
+        from accelerate import PartialState
+
+        from supernet.create import create
+        from supernet.recipe import Recipe
+        from supernet.text import check_source
+
+        for text in (options["data"], options["eval_text"]):
+            if text is not None and not resume:
+                check_source(text)
+        recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, trust_remote_code=trust, **options)
+        if first_process():
+            check_exports(model, trust, without_export)
         files = create(model, path, recipe, resume, report, typed=typed_options(context))
     PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
     if first_process():
