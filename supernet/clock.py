@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from supernet.progress import Progress, say
 
 LEARNED = 0.4  # share of the minutes that learning and training keep while other stages are shortened
+WHOLE = ("plain rounding",)  # stages that are never shortened: the least windows are theirs anyway
 LEAST = 0.25  # share of its windows that a stage keeps at the least
 SLOWEST = 4.0  # times its expectation that the stages still to come are believed to take
 
@@ -46,7 +47,7 @@ class Clock:
         say(f"{_shown(self.seconds)} in all, expected: {parts}, learning and training {_shown(max(learning, 0.0))}")
         least = min(shares.values())
         if least < 1:
-            say(f"to fit into the minutes, every stage but training is shortened to {least:.0%} of its text")
+            say(f"to fit into the minutes, stages are shortened to {least:.0%} of their text and more")
         if learning < 0:
             say(f"the least for this model here is about {_shown(self.elapsed + fixed)}, which it will take")
         self.shortened = shares
@@ -62,7 +63,7 @@ class Clock:
 
     def share(self, stage: str) -> float:
         """The share of its windows, from `LEAST` to 1, that `stage` may take now."""
-        if self.seconds is None or stage not in self.expected:
+        if self.seconds is None or stage not in self.expected or stage in WHOLE:
             return 1.0
         open_ = [name for name in self.expected if name not in self.done]
         kept = 0.0 if stage in self.late else LEARNED * self.seconds

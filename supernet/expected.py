@@ -73,14 +73,15 @@ def expected_seconds(
     linears = [linear for unit in spec.units if not unit.is_table for linear in unit.linears]
     weights = sum(linear.out_features * linear.in_features for linear in linears)
     made = WEIGHT_S * weights / cores  # the weights of one subnet
-    judged = tokens["held out"] * one.whole + made
+    judged = FLOAT32 * tokens["held out"] * one.whole + made
     found = {
         "sample text": GROWTH * one.decode * tokens["sample text"] if samples else FINDING_S,
-        "scale channels": FLOAT32 * one.blocks * tokens["scale channels"] + adapted * judged if scales else 0.0,
-        "quantize": 3 * one.blocks * tokens["quantize"] + 2 * (widths + 1) * judged,
+        "plain rounding": (widths + 2) * judged,
+        "scale channels": one.blocks * tokens["scale channels"] + 2 * judged if scales else 0.0,
+        "quantize": 3 * one.blocks * tokens["quantize"] + widths * judged,
         "try adapters": adapted * (one.whole * (4 * tokens["held out"] + 7 * tokens["try adapters"]) + 8 * made),
         "proof": FLOAT32 * one.whole * tokens["proof"],
-        "sensitivities": one.whole * (widths + 4) * tokens["sensitivities"] + (widths + 3) * FLOAT32 * judged,
+        "sensitivities": one.whole * (widths + 4) * tokens["sensitivities"] + (widths + 3) * judged,
     }
     for linear in linears:
         side, solved = linear.in_features, SOLVING_S * widths * linear.out_features * linear.in_features

@@ -68,9 +68,10 @@ def prepare(
     with clock.stage("sample text"):
         windows, text = _windows(model, tokenizer, recipe, progress, clock.seconds_for("sample text"))
     held_out = min(MEASURED, len(windows) // 2)
-    references = _references(model, tokenizer, windows[:held_out], text, recipe, progress)
     training, start = windows[held_out:], Start(model, spec, space, Gate(), progress)
-    start.look(references[HELD_OUT])
+    with clock.stage("plain rounding"):
+        references = _references(model, tokenizer, windows[:held_out], text, recipe, progress)
+        start.look(references[HELD_OUT])
     with clock.stage("scale channels"):
         changes = _changed(start, training, recipe, device)
     there = training.to(device)

@@ -37,13 +37,13 @@ def rounding_losses(
         first = first_inputs(model, reference.windows)
     states = dict.fromkeys(bits, first)
     for number, layer in enumerate(layers):
+        progress("plain rounding", number, len(layers))
         units = [unit for unit in spec.units if unit.layer == number]
         for b, subnet in subnets.items():
             with rounded(model, {lin.name: subnet[unit.name] for unit in units for lin in unit.linears}, scales):
                 states[b] = output_of(layer, states[b], calls[number])
-        progress("plain rounding", number + 1, len(layers))
     with rounded(model, tables):
-        return {b: _loss(model, state, reference) for b, state in states.items()}
+        return dict(zip(bits, _losses(model, [states[b] for b in bits], reference, progress), strict=True))
 
 
 @contextmanager
@@ -74,15 +74,22 @@ def _rounded(weight: Tensor, choice: Choice, columns: Tensor | None, rows: Tenso
     return (IntegerGrid().rounded(weight.float() * factor, choice) / factor).to(weight.dtype)
 
 
-def _loss(model: Any, state: Tensor, reference: Reference) -> float:
-    """KL per token where the last block makes `state` `(n, tokens, hidden_size)`."""
-    with skipped(model, state):
-        hidden = hidden_states(model, reference.windows)
-    total = 0.0
-    for number, window in enumerate(hidden):
-        for start in range(reference.first, len(window), HEAD_TOKENS):
-            stretch = slice(start, min(start + HEAD_TOKENS, len(window)))
+def _losses(model: Any, states: Sequence[Tensor], reference: Reference, progress: Progress) -> list[float]:
+    """KL per token where the last block makes each of `states` `(n, tokens, hidden_size)`. All of them go through the
+    head together: it is large."""
+    hidden = []
+    for state in states:
+        with skipped(model, state):
+            hidden.append(hidden_states(model, reference.windows))
+    count, length = reference.windows.shape
+    totals = [0.0] * len(states)
+    for number in range(count):
+        progress("plain rounding, at the head", number, count)
+        for start in range(reference.first, length, HEAD_TOKENS):
+            stretch = slice(start, min(start + HEAD_TOKENS, length))
             full = reference.log_probs(number, stretch)
-            ours = logits_of(model, window[stretch]).float().log_softmax(-1)
-            total += torch.nn.functional.kl_div(ours, full, reduction="sum", log_target=True).item()
-    return total / reference.windows[:, reference.first :].numel()
+            logits = logits_of(model, torch.stack([one[number, stretch] for one in hidden]))
+            for index, ours in enumerate(logits):
+                loss = torch.nn.functional.kl_div(ours.float().log_softmax(-1), full, reduction="sum", log_target=True)
+                totals[index] += loss.item()
+    return [total / (count * (length - reference.first)) for total in totals]

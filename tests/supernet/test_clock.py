@@ -62,7 +62,7 @@ def test_the_least_is_said_at_the_start(caplog: pytest.LogCaptureFixture) -> Non
     made, _ = clock(1.0)
     assert made.learning_seconds() == 0
     assert "the least for this model here is about 75 s" in caplog.text
-    assert "shortened to 25% of its text" in caplog.text
+    assert "stages are shortened to 25% of their text" in caplog.text
 
 
 def test_a_stage_that_runs_late_takes_from_those_after_it_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -102,7 +102,7 @@ def test_every_stage_says_that_it_began_and_how_much_time_is_left(source: str, d
         "sensitivities",
     ]  # fmt: skip
     assert [stage for stage in firsts if stage in begun] == begun
-    assert all(firsts[stage] == 0 for stage in begun if stage != "plain rounding")
+    assert all(firsts[stage] == 0 for stage in begun)
     held_out = files.info["held_out"]
     assert set(held_out) == {"rounding", "start", "end"}
     assert all(held_out["end"][bits] <= max(kl * 1.05, kl + 5e-4) for bits, kl in held_out["rounding"].items())
