@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from commands.train import check_exports
 from records.errors import InputError
 from tests.conftest import Bitfleet
-from tests.supernet.test_loading import config, with_code
+from tests.supernet.folders import config, with_code
 from tests.tiny import COMMON, save_tiny, tiny_tokenizer
 
 

@@ -14,7 +14,7 @@ from supernet.checkpoint import SupernetFiles, open_supernet
 from supernet.create import create
 from supernet.recipe import Recipe
 from tests.conftest import Bitfleet
-from tests.supernet.test_loading import edit, with_code
+from tests.supernet.folders import edit, with_code
 from tests.tiny import save_tiny
 
 SETTINGS = {"eos_token_id": [257, 3], "temperature": 0.6, "top_p": 0.9, "do_sample": True}
