@@ -15,7 +15,15 @@ from typing import Any, Protocol, cast
 from planner.bands import BANDS, QUICK, TPOT, bands, is_quick
 from planner.costs import Costs
 from planner.plan import PLANNED, UNIFORM, Compared, DeviceSummary, Plan
-from planner.quality import SENSITIVITY_FILE, Measure, Measured, SensitivityTable, as_quality, measured_on
+from planner.quality import (
+    SENSITIVITY_FILE,
+    Measure,
+    Measured,
+    SensitivityTable,
+    as_quality,
+    measured_on,
+    predicted_from,
+)
 from planner.request import Budget, Workload
 from planner.runtimes.base import Progress, Runtime
 from planner.search.base import Candidate, Found, Problem, ranked
@@ -108,7 +116,13 @@ def plan(
         latency=costs.latency(best.subnet).to_json(),
         search=tuple(f.trace for f in found),
         dropped=dropped,
-        notes=(*notes, *_verdict(compared), *measured_on(compared[0].measured), *_basis(device)),
+        notes=(
+            *notes,
+            *_verdict(compared),
+            *measured_on(compared[0].measured),
+            *predicted_from(table),
+            *_basis(device),
+        ),
         versions={"python": platform.python_version(), **_versions("scipy", "optuna"), **device.kernels.versions},
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,

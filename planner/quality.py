@@ -162,6 +162,13 @@ def measured_on(measured: Quality) -> Iterator[str]:
         yield f"measured with 95 % intervals on {', '.join(parts)}{ranked}"
 
 
+def predicted_from(table: SensitivityTable) -> Iterator[str]:
+    """On what text the sensitivities behind every prediction were measured, in a line."""
+    source, windows, tokens = (table.text.get(name) for name in ("source", "windows", "tokens"))
+    if source:
+        yield f"predicted from sensitivities on {windows} windows, {tokens} tokens, of what was trained on: {source}"
+
+
 def _text(name: str, quality: Quality) -> str:
     source = quality.get("text", name)
     said = name if source == name else f"{name} ({source})"

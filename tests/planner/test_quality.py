@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from planner.quality import MeasuredQuality, SensitivityTable, measured_on, over_texts
+from planner.quality import MeasuredQuality, SensitivityTable, measured_on, over_texts, predicted_from
 from records.errors import InputError
 from supernet.space import Choice, SearchSpace, Subnet
 
@@ -127,6 +127,9 @@ def test_what_was_measured_on_is_said_with_its_interval() -> None:
         "Python manual, 1 windows, 255 tokens: KL 0.5; subnets are ranked by the mean"
     )
     assert list(measured_on({"kl": 0.3})) == []
+    (line,) = predicted_from(replace(TABLE, text={"source": "a.txt", "windows": 4, "tokens": 1024}))
+    assert line == "predicted from sensitivities on 4 windows, 1024 tokens, of what was trained on: a.txt"
+    assert list(predicted_from(TABLE)) == []
 
 
 def test_a_corrupt_cache_says_to_delete_it(tmp_path: Path) -> None:
