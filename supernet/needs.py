@@ -1,0 +1,78 @@
+"""How much memory and disk a training takes, from what the model is made of and the recipe alone, before any work.
+
+Estimates, rather too high than too low: `tests/supernet/test_needs.py` holds them against measured peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from supernet.adapters import ADAPTERS
+from supernet.choices import TABLE_BITS
+from supernet.grids.packing import packed_bytes
+from supernet.recipe import Recipe
+from supernet.spec import LinearSpec, ModelSpec
+
+LIBRARIES_BYTES = 400_000_000  # Python, torch and transformers, before a model is read
+FLOAT_BYTES = 4
+FULL_MODELS = 2.0  # in float32 at once, or copies in the dtype of training as large together
+ADAM = 2  # moments of each parameter that trains, beside its gradient
+DEFAULT_RANK = 16
+EXPERTS = 4  # adapters of the kind that mixes experts hold about so many
+HELD = 24  # values of the hidden size's width that a block keeps of each token for the way back
+LOGITS = 6  # float copies of the logits of one stretch of tokens, and of held-out windows
+CHECKPOINTS = 2  # the one on disk and the one that takes its place
+
+
+@dataclass(frozen=True)
+class Needs:
+    memory_bytes: int
+    disk_bytes: int
+
+
+def needs_of(spec: ModelSpec, recipe: Recipe, head_tokens: int = 1024) -> Needs:
+    """Peak memory of one process on the CPU, and what its folder takes while training."""
+    weights = sum(unit.weights for unit in spec.units)
+    parameters = weights + spec.float_parameters
+    codes = sum(
+        code_bytes(linear, bits, recipe.group_size)
+        for unit in spec.units
+        for linear in unit.linears
+        for bits in (TABLE_BITS if unit.is_table else recipe.bits)
+    )
+    adapters = adapter_parameters_of(spec, recipe) * FLOAT_BYTES
+    width = max(linear.in_features for unit in spec.units if not unit.is_table for linear in unit.linears)
+    hessians = 3 * width**2 * FLOAT_BYTES
+    tokens = recipe.batch * recipe.window_tokens
+    layers = 2 if recipe.checkpointing else spec.num_layers
+    passes = layers * tokens * HELD * max(spec.hidden_size, width // 2) * FLOAT_BYTES
+    logits = LOGITS * head_tokens * spec.vocab_size * FLOAT_BYTES
+    memory = (
+        LIBRARIES_BYTES
+        + int(FULL_MODELS * parameters * FLOAT_BYTES)
+        + codes
+        + (2 + 2 * ADAM) * adapters  # and the copy that a checkpoint is written from
+        + hessians
+        + passes
+        + logits
+    )
+    head = spec.vocab_size * spec.hidden_size * FLOAT_BYTES
+    disk = 2 * codes + head + CHECKPOINTS * (1 + ADAM) * adapters + spec.float_parameters * FLOAT_BYTES
+    return Needs(memory, disk)
+
+
+def code_bytes(linear: LinearSpec, bits: int, group_size: int) -> int:
+    """Codes, a float32 scale and a byte of zero for each group."""
+    return linear.out_features * (
+        packed_bytes(linear.in_features, bits) + linear.in_features // group_size * (FLOAT_BYTES + 1)
+    )
+
+
+def adapter_parameters_of(spec: ModelSpec, recipe: Recipe) -> int:
+    adapter = ADAPTERS[recipe.adapter]
+    linears = [linear for unit in spec.units if not unit.is_table for linear in unit.linears]
+    if not adapter.ranked:
+        return len(recipe.adapted_bits) * sum(linear.weights // recipe.group_size for linear in linears)
+    rank = recipe.rank or DEFAULT_RANK
+    each = sum(rank * (linear.in_features + linear.out_features) for linear in linears)
+    return each * (EXPERTS if adapter.routes else len(recipe.adapted_bits))
