@@ -131,12 +131,15 @@ def default_supernet() -> SupernetFiles:
     make_cache()
     check_launcher()
     note(f"making the default supernet in {home}, once: about {DEFAULT_MINUTES + 3:.0f} minutes")
+    from commands.needs import check_needs
     from supernet.create import create
-    from supernet.loading import DEFAULT_MODEL
+    from supernet.loading import DEFAULT_MODEL, describe
     from supernet.recipe import Recipe
 
+    recipe = Recipe(minutes=DEFAULT_MINUTES)
+    check_needs(describe(DEFAULT_MODEL)[1], recipe, home)
     with progress() as report:
-        return create(DEFAULT_MODEL, home, Recipe(minutes=DEFAULT_MINUTES), resume=True, progress=report, waiting=note)
+        return create(DEFAULT_MODEL, home, recipe, resume=True, progress=report, waiting=note)
 
 
 def default_supernet_path() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -16,6 +16,9 @@ from commands.terminal import TRUST, first_process, note, say
 from commands.waiting import progress
 from records.errors import InputError
 from records.installed import require_training
+
+if TYPE_CHECKING:
+    from supernet.spec import ModelSpec
 
 
 @click.command()
@@ -109,6 +112,7 @@ def train(
             report("load libraries", 0)
         from accelerate import PartialState
 
+        from commands.needs import check_needs
         from supernet.create import create
         from supernet.recipe import Recipe
         from supernet.text import check_source
@@ -118,7 +122,7 @@ def train(
                 check_source(text)
         recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, trust_remote_code=trust, **options)
         if first_process():
-            check_exports(model, trust, without_export)
+            check_needs(check_exports(model, trust, without_export), recipe, path)
         files = create(model, path, recipe, resume, report, typed=typed_options(context))
     PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
     if first_process():
@@ -143,7 +147,7 @@ def typed_options(context: click.Context) -> dict[str, str]:
     return {name: options[name] for name in typed if name not in others}
 
 
-def check_exports(model: str, trust: bool, without_export: bool) -> None:
+def check_exports(model: str, trust: bool, without_export: bool) -> ModelSpec:
     """Say which runtimes can export a model, before anything is trained; InputError where none can.
 
     Not where the person asked for it, or where the model is code of its own: what it computes, its name cannot tell.
@@ -161,3 +165,4 @@ def check_exports(model: str, trust: bool, without_export: bool) -> None:
             f"no runtime can export {model}: {next(iter(reasons.values()))}; give another model, or "
             "train it for PyTorch alone with --without-export"
         )
+    return spec

@@ -49,7 +49,9 @@ def create(
     from accelerate.utils import InitProcessGroupKwargs
 
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-    source, recipe = resolved(source), replace(recipe, data=recipe.data and resolved(recipe.data))
+    source = resolved(source)
+    texts = {"data": recipe.data, "eval_text": recipe.eval_text}
+    recipe = replace(recipe, **{name: text and resolved(text) for name, text in texts.items()})
     if not accelerator.is_main_process:
         return _stages(source, out, recipe, silent, accelerator)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ FULL_MODELS = 2.0  # in float32 at once, or copies in the dtype of training as l
 ADAM = 2  # moments of each parameter that trains, beside its gradient
 DEFAULT_RANK = 16
 EXPERTS = 4  # adapters of the kind that mixes experts hold about so many
-HELD = 24  # values of the hidden size's width that a block keeps of each token for the way back
-LOGITS = 6  # float copies of the logits of one stretch of tokens, and of held-out windows
+HELD = (8, 4)  # vectors as wide as the hidden size, and as the feed-forward block, kept of a token for the way back
+LOGITS = 6  # float copies of a window's logits, where subnets are measured
 CHECKPOINTS = 2  # the one on disk and the one that takes its place
 
 
@@ -30,7 +30,7 @@ class Needs:
     disk_bytes: int
 
 
-def needs_of(spec: ModelSpec, recipe: Recipe, head_tokens: int = 1024) -> Needs:
+def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
     """Peak memory of one process on the CPU, and what its folder takes while training."""
     weights = sum(unit.weights for unit in spec.units)
     parameters = weights + spec.float_parameters
@@ -43,10 +43,10 @@ def needs_of(spec: ModelSpec, recipe: Recipe, head_tokens: int = 1024) -> Needs:
     adapters = adapter_parameters_of(spec, recipe) * FLOAT_BYTES
     width = max(linear.in_features for unit in spec.units if not unit.is_table for linear in unit.linears)
     hessians = 3 * width**2 * FLOAT_BYTES
-    tokens = recipe.batch * recipe.window_tokens
     layers = 2 if recipe.checkpointing else spec.num_layers
-    passes = layers * tokens * HELD * max(spec.hidden_size, width // 2) * FLOAT_BYTES
-    logits = LOGITS * head_tokens * spec.vocab_size * FLOAT_BYTES
+    kept = HELD[0] * spec.hidden_size + HELD[1] * width
+    passes = layers * recipe.batch * recipe.window_tokens * kept * FLOAT_BYTES
+    logits = LOGITS * recipe.window_tokens * spec.vocab_size * FLOAT_BYTES
     memory = (
         LIBRARIES_BYTES
         + int(FULL_MODELS * parameters * FLOAT_BYTES)

@@ -1,0 +1,36 @@
+"""What a training takes, said and held against what there is before any work."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from commands.terminal import note, size
+from records.errors import InputError, SystemFailure
+from supernet.needs import needs_of
+from supernet.recipe import Recipe
+from supernet.spec import ModelSpec
+
+
+def check_needs(spec: ModelSpec, recipe: Recipe, out: Path) -> None:
+    """Say how much memory and disk are expected. InputError where the memory cannot do, since the options can mend it;
+    SystemFailure where the disk cannot. On a GPU the memory is said and not refused: the estimate is of a CPU."""
+    import torch
+
+    from profiles.cpu import profile_cpu
+
+    needs, usable = needs_of(spec, recipe), profile_cpu(measure_bandwidth=False).usable_bytes
+    place = next(folder for folder in out.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    note(f"expecting at most {size(needs.memory_bytes)} of memory, and {size(needs.disk_bytes)} on disk")
+    if needs.memory_bytes > usable and not torch.cuda.is_available():
+        options = "a smaller --rank" if recipe.rank else "--gradient-checkpointing, fewer --bits"
+        raise InputError(
+            f"training {spec.name} so takes about {size(needs.memory_bytes)} of memory, {size(usable)} are available; "
+            f"use {options} or a smaller model, or close programs"
+        )
+    if needs.disk_bytes > free:
+        raise SystemFailure(
+            f"training {spec.name} takes about {size(needs.disk_bytes)} in {out}, {size(free)} are free there; "
+            "free some space or give another --out"
+        )

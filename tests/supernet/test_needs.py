@@ -1,0 +1,79 @@
+"""What a training is expected to take, beside what it takes; and what cannot fit is refused before the work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Bitfleet
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from supernet.create import create
+from supernet.loading import describe
+from supernet.needs import needs_of
+from supernet.recipe import Recipe
+from tests.tiny import TEXT, tiny_model, tiny_tokenizer
+
+work = Path(sys.argv[1])
+(work / "text.txt").write_text(TEXT * 8)
+SHAPES = {
+    "adapters": ({}, {"adapter": "lora", "rank": 4096}),
+    "vocabulary": ({"vocab_size": 100_000, "hidden_size": 256, "intermediate_size": 512}, {"quantizer": "gptq"}),
+}
+found = {}
+for name, (shape, options) in SHAPES.items():
+    source = str(work / name)
+    tiny_model("llama", **shape).save_pretrained(source)
+    tiny_tokenizer().save_pretrained(source)
+    recipe = Recipe(**{"quantizer": "rtn", **options}, bits=(2, 3, 8), group_size=32, steps=2, window_tokens=64,
+                    data=str(work / "text.txt"))
+    needs = needs_of(describe(source)[1], recipe)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    disk = 0
+    def report(what, done, total):
+        global disk
+        disk = max(disk, sum(p.stat().st_size for p in (work / f"{name}-net").rglob("*") if p.is_file()))
+    create(source, work / f"{name}-net", recipe, progress=report)
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
+    found[name] = [needs.memory_bytes, int(line.split()[1]) * 1024, needs.disk_bytes, disk]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+def test_expected_peaks_hold_and_are_near(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, (memory, peak, disk, used) in json.loads(done.stdout.splitlines()[-1]).items():
+        assert 0.95 * peak <= memory <= 2 * peak, (name, memory, peak)
+        assert used <= disk <= 4 * used, (name, used, disk)
+
+
+def test_what_cannot_fit_is_refused_before_the_work(bitfleet: Bitfleet, source: str, data: str, tmp_path: Path) -> None:
+    options = ("--group-size", "16", "--bits", "2,8", "--data", data, "--steps", "1", "--out", tmp_path / "net")
+    done = bitfleet("train", source, *options, "--adapter", "lora", "--rank", "100000000")
+    assert done.code == 2, done.err
+    assert "GB of memory" in done.error
+    assert "use a smaller --rank" in done.error
+    assert not (tmp_path / "net").exists()
+
+
+def test_a_full_disk_is_the_system_s(
+    bitfleet: Bitfleet, source: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    options = ("--group-size", "16", "--bits", "2,8", "--data", data, "--steps", "1", "--out", tmp_path / "net")
+    done = bitfleet("train", source, *options)
+    assert done.code == 5, done.err
+    assert "are free there" in done.error
