@@ -50,8 +50,8 @@ def create(
 
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     source = resolved(source)
-    texts = {"data": recipe.data, "eval_text": recipe.eval_text}
-    recipe = replace(recipe, **{name: text and resolved(text) for name, text in texts.items()})
+    data, eval_text = (text and resolved(text) for text in (recipe.data, recipe.eval_text))
+    recipe = replace(recipe, data=data, eval_text=eval_text)
     if not accelerator.is_main_process:
         return _stages(source, out, recipe, silent, accelerator)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """How much memory and disk a training takes, from what the model is made of and the recipe alone, before any work.
 
-Estimates, rather too high than too low: `tests/supernet/test_needs.py` holds them against measured peaks.
+Estimates: `tests/supernet/test_needs.py` holds them against measured peaks.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ ADAM = 2  # moments of each parameter that trains, beside its gradient
 DEFAULT_RANK = 16
 EXPERTS = 4  # adapters of the kind that mixes experts hold about so many
 HELD = (8, 4)  # vectors as wide as the hidden size, and as the feed-forward block, kept of a token for the way back
+OPENED = 7  # float copies of the widest matrix while its codes are made or computed with
 LOGITS = 6  # float copies of a window's logits, where subnets are measured
+BESIDE_BYTES = 30_000_000  # windows, what the full model says of them, tokenizer, proof
 CHECKPOINTS = 2  # the one on disk and the one that takes its place
 
 
 @dataclass(frozen=True)
 class Needs:
+    """`memory_bytes` is the peak expected, `least_bytes` what is there at once however it goes."""
+
     memory_bytes: int
+    least_bytes: int
     disk_bytes: int
 
 
@@ -47,18 +52,19 @@ def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
     kept = HELD[0] * spec.hidden_size + HELD[1] * width
     passes = layers * recipe.batch * recipe.window_tokens * kept * FLOAT_BYTES
     logits = LOGITS * recipe.window_tokens * spec.vocab_size * FLOAT_BYTES
+    opened = OPENED * max(linear.weights for unit in spec.units for linear in unit.linears) * FLOAT_BYTES
+    least = LIBRARIES_BYTES + parameters * FLOAT_BYTES + codes + (2 + ADAM) * adapters
     memory = (
-        LIBRARIES_BYTES
-        + int(FULL_MODELS * parameters * FLOAT_BYTES)
-        + codes
-        + (2 + 2 * ADAM) * adapters  # and the copy that a checkpoint is written from
-        + hessians
+        least
+        + int((FULL_MODELS - 1) * parameters * FLOAT_BYTES)
+        + ADAM * adapters  # the copy that a checkpoint is written from
+        + max(hessians, opened)
         + passes
         + logits
     )
     head = spec.vocab_size * spec.hidden_size * FLOAT_BYTES
     disk = 2 * codes + head + CHECKPOINTS * (1 + ADAM) * adapters + spec.float_parameters * FLOAT_BYTES
-    return Needs(memory, disk)
+    return Needs(memory, least, disk + BESIDE_BYTES)
 
 
 def code_bytes(linear: LinearSpec, bits: int, group_size: int) -> int:
