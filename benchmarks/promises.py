@@ -19,12 +19,12 @@ from typing import Any
 from claims import Claim, finish, table
 
 from commands import names
+from planner.answers import divergence
 from planner.memory import estimate_memory
 from planner.package import write_package
 from planner.pipeline import plan
 from planner.request import Budget, Workload
 from planner.runtimes import RUNTIMES
-from planner.verify import divergence
 from profiles.device import DeviceProfile
 from supernet.space import Subnet
 

@@ -350,3 +350,22 @@ def test_a_template_that_does_not_end_is_caught_in_time(package: Path, monkeypat
     (package / "chat_template.jinja").write_text(loop + "{% endfor %}{% endfor %}")
     rows = probes(package)
     assert rows["chat template"].verdict == BROKEN and rows["tokenizer"].verdict == HOLDS, rows
+
+
+def test_verify_takes_little_more_memory_than_the_package(made: Package) -> None:
+    """Its own process and each that it starts: at most the package's peak and 200 MB."""
+    script = """if True:
+        import resource, sys, cli
+        try:
+            cli.main()
+        finally:
+            from planner.runtimes.onnxruntime.worker import peak_bytes  # what getrusage says begins with the parent's
+            print(peak_bytes(), file=sys.stderr)
+            print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+    """
+    line = [sys.executable, "-c", script, "verify", str(made.path), "--json"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (served,) = (row["measured"] for row in json.loads(done.stdout)["rows"] if row["name"] == "peak memory")
+    own, children = map(int, done.stderr.splitlines()[-2:])
+    assert max(own, children) <= served + 200e6, (own, children, served)
