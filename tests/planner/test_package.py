@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from planner.package import MANIFEST, open_package, write_package
@@ -102,7 +103,14 @@ def test_no_package_is_one_line(tmp_path: Path) -> None:
         open_package(tmp_path / "nothing")
 
 
-def test_run_streams_text(package: Path) -> None:
-    assert isinstance("".join(RUNTIME.generate(package, "hello", 8)), str)
+def test_run_streams_what_the_package_says(package: Path) -> None:
+    import onnxruntime_genai as genai
+
+    tokenizer = genai.Tokenizer(genai.Model(genai.Config(str(package))))
+    stream = tokenizer.create_stream()
+    (said,) = RUNTIME.continued(package, np.array([tokenizer.encode("user: hello\n")]), 8)
+    text = "".join(stream.decode(token) for token in said)
+    assert len(said) == 8 and text
+    assert "".join(RUNTIME.generate(package, "hello", 8)) == text
     with pytest.raises(ValueError, match="shorter than the package's context"):
         list(RUNTIME.generate(package, "hello " * 60, 8))
