@@ -121,3 +121,18 @@ def test_changing_dtype_and_back_loses_nothing(made: Made) -> None:
     assert made.supernet.model(ids).logits.dtype == torch.bfloat16
     made.supernet.set_dtype(torch.float32)
     assert torch.equal(made.supernet.model(ids).logits, before)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_long_tables_are_made_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Of a head of its own and of a tied one, forward and backward."""
+    found = []
+    for rows in (10**6, 50):
+        monkeypatch.setattr("supernet.linear.ROWS", rows)
+        monkeypatch.setattr("supernet.adapters.base.LONG", rows)
+        model = make(family).supernet.model
+        hidden = torch.ones(3, 64, requires_grad=True)
+        logits = model.get_output_embeddings()(hidden)
+        logits.square().sum().backward()
+        found.append((logits.detach(), hidden.grad, model.get_input_embeddings()(windows(1))))
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*found, strict=True))

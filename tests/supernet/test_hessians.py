@@ -10,8 +10,9 @@ from torch import Tensor
 
 from supernet import hessians
 from supernet.blocks import decoder_layers
-from supernet.hessians import POWER, fisher_hessians
+from supernet.hessians import POWER, add_square, fisher_hessians, mirrored
 from supernet.model import compute_dtype, spec_of_model
+from supernet.quantizers.gptq import inverse_factor
 from supernet.sensitivity import drawn, each_gradient
 from tests.tiny import FAMILIES, tiny_model, windows
 
@@ -73,3 +74,20 @@ def test_the_seed_decides() -> None:
         for name in one:
             assert torch.equal(one[name], two[name])
             assert not torch.equal(one[name], three[name])
+
+
+def test_half_of_a_square_mirrored_is_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(64, 1100, generator=generator), torch.rand(64, 1, generator=generator)
+    total = torch.zeros(1100, 1100)
+    for part, weight in zip(x.split(16), weights.split(16), strict=True):
+        add_square(total, part, weight)
+    assert torch.allclose(mirrored(total), x.T @ (x * weights), atol=1e-4)
+
+
+def test_the_factor_of_a_large_hessian_is_that_of_its_inverse() -> None:
+    x = torch.randn(3000, 1100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    hessian = x.T @ x
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(1100)
+    expected = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    assert torch.allclose(inverse_factor(hessian, 0.01), expected, rtol=1e-6, atol=1e-9)
