@@ -38,6 +38,7 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
         )
     require_training()
     files = open_supernet(supernet or made.supernet, trust_remote_code=trust)
+    made.check(files.space)
     with progress() as report:
         package = write_package(runtime_named(made.runtime), files, made, out, report)
     total = sum(entry.bytes for entry in package.files.values())

@@ -13,7 +13,7 @@ from planner.request import Budget, Workload
 from records.atomic import write_json
 from records.errors import InputError
 from records.reading import as_record, check, read_record
-from supernet.space import Subnet
+from supernet.space import SearchSpace, Subnet
 
 SCHEMA = 1
 KIND = "bitfleet plan"
@@ -158,6 +158,11 @@ class Plan:
     def uniform(self) -> Compared | None:
         """The best uniform subnet within the same budget; None where none fits."""
         return next((c for c in self.compared if c.kind == UNIFORM), None)
+
+    def check(self, space: SearchSpace) -> None:
+        """InputError unless what was chosen is a subnet of `space`: a plan is a file that anybody may edit."""
+        if self.subnet not in space:
+            raise InputError(f"a plan gives every unit one of its supernet's choices, this one does not; {_REMAKE}")
 
     def to_json(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in fields(self)}

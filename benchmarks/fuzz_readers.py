@@ -1,0 +1,277 @@
+"""Every reader that meets a file of somebody else's, with a seed to mutate and what commands do with what was read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from commands.evaluate import chosen_subnets
+from commands.reports import print_device, print_plan
+from planner import pipeline
+from planner.costs import Costs
+from planner.package import open_package
+from planner.plan import Plan
+from planner.proof import Proof
+from planner.quality import EVALUATIONS_FILE, SENSITIVITY_FILE, MeasuredQuality, SensitivityTable
+from planner.request import Budget, Workload
+from planner.runtimes.onnxruntime import random_package, safety
+from planner.runtimes.onnxruntime.runtime import OnnxRuntime
+from planner.runtimes.onnxruntime.shapes import Shape
+from profiles.catalog import load as catalogued
+from profiles.device import DeviceProfile
+from profiles.kernels import KernelEntry, KernelTable
+from records.atomic import sha256
+from supernet.checkpoint import LOAD, SUPERNET, SupernetFiles, open_supernet, save_index
+from supernet.space import Choice, SearchSpace, Subnet
+
+SHAPE = Shape("tiny", 2, 64, 128, 4, 2, 16, 320)
+RUNTIME = OnnxRuntime()
+DEVICE = "laptop-i5-1240p-8gb"
+WORKLOAD = Workload(128, 1, 32)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`seed(folder)` writes what the reader needs and returns the bytes of `file`, which are mutated; `use` reads."""
+
+    name: str
+    file: str
+    seed: Callable[[Path], bytes]
+    use: Callable[[Path], Any]
+    json: bool = True
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+# --- seeds --------------------------------------------------------------------------------------------------------
+
+
+def supernet(folder: Path) -> SupernetFiles:
+    """A supernet's JSON, without weights: planning needs no more."""
+    spec = SHAPE.spec()
+    bits = {unit.name: (8,) if unit.is_table else (2, 4, 8) for unit in spec.units}
+    space = SearchSpace.of({unit: tuple(Choice(b, 32) for b in widths) for unit, widths in bits.items()})
+    recipe = {"bits": [2, 4, 8], "group_size": 32, "window_tokens": 64}
+    info = {"source": "tiny", "recipe": recipe, "adapter": {"name": "scales", "deploys": "scales", "options": {}},
+            "finished": True, "steps": 2, "trial": {}, "texts": []}  # fmt: skip
+    (folder / LOAD).write_text("{}")
+    files = save_index(folder, spec, space, info, {LOAD: sha256(folder / LOAD)})
+    units = {unit: {str(c): 2.0**-c.bits for c in choices} for unit, choices in space}
+    SensitivityTable("8 bits", units, supernet=files.fingerprint, date="2026-11-28").save(folder / SENSITIVITY_FILE)
+    return files
+
+
+@cache
+def plan_json() -> dict[str, Any]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        made = pipeline.plan(
+            supernet(Path(scratch)), RUNTIME, catalogued(DEVICE), WORKLOAD, Budget(10**9), trials=0, command="fuzz"
+        )
+    return json.loads(json.dumps(made.to_json()))  # type: ignore[no-any-return]
+
+
+def plan(folder: Path) -> bytes:
+    supernet(folder)
+    return json.dumps(plan_json()).encode()
+
+
+def device(folder: Path) -> bytes:
+    entries = tuple(
+        KernelEntry("onnxruntime", bits, 32, rows, k, n, 4, 0.1, 0.09, 0.12, 10)
+        for bits in (4, 8) for rows in (1, 16) for k, n in ((64, 64), (64, 128), (128, 64))
+    )  # fmt: skip
+    known = catalogued(DEVICE)
+    from dataclasses import replace
+
+    replace(known, kernels=KernelTable(entries, "2026-11-28", {"onnxruntime": "1"})).save(folder / "device.json")
+    supernet(folder)
+    return (folder / "device.json").read_bytes()
+
+
+def index(folder: Path) -> bytes:
+    supernet(folder)
+    return (folder / SUPERNET).read_bytes()
+
+
+def sensitivities(folder: Path) -> bytes:
+    supernet(folder)
+    return (folder / SENSITIVITY_FILE).read_bytes()
+
+
+def evaluations(folder: Path) -> bytes:
+    files = supernet(folder)
+    subnet = files.space.uniform(files.spec, 4)
+    measured_quality(folder, files)([subnet])
+    return (folder / EVALUATIONS_FILE).read_bytes()
+
+
+def measured_quality(folder: Path, files: SupernetFiles) -> MeasuredQuality:
+    quality = {"kl": 0.1, "perplexity": 9.0, "top1": 0.9, "tokens": 64, "kl_interval": 0.01, "full_perplexity": 8.0}
+    return MeasuredQuality(
+        folder / EVALUATIONS_FILE, files.fingerprint, {"prose": "d1", "code": "d2"},
+        lambda subnets, texts: [dict.fromkeys(texts, quality) for _ in subnets],
+    )  # fmt: skip
+
+
+def subnet(folder: Path) -> bytes:
+    files = supernet(folder)
+    return json.dumps(files.space.uniform(files.spec, 4).to_json()).encode()
+
+
+def package(folder: Path) -> bytes:
+    """A package of random codes with a manifest; the bytes of the manifest."""
+    spec = SHAPE.spec()
+    made = random_package.write(SHAPE, Subnet.of({u.name: Choice(8, 32) for u in spec.units}), 128, 1, folder / "p")
+    (made / "tokenizer.json").write_text("{}")
+    files = {p.name: {"sha256": sha256(p), "bytes": p.stat().st_size} for p in sorted(made.iterdir())}
+    manifest = {"kind": "bitfleet package", "schema": 1, "launch": "", "date": "2026-11-28", "versions": {},
+                "files": files, "plan": plan_json()}  # fmt: skip
+    (made / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    return (made / "manifest.json").read_bytes()
+
+
+def settings(folder: Path) -> bytes:
+    package(folder)
+    return (folder / "p" / safety.CONFIG).read_bytes()
+
+
+def graph(folder: Path) -> bytes:
+    package(folder)
+    return (folder / "p" / safety.GRAPH).read_bytes()
+
+
+def text(folder: Path) -> bytes:
+    return ("It was the best of times, it was the worst of times; \u00e4\u00f6\u00fc \u65e5\u672c\n" * 20).encode()
+
+
+def records(folder: Path) -> bytes:
+    rows: list[Any] = [{"text": "one text"}, {"instruction": "add", "input": "1 2", "output": "3"}]
+    rows += [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}]
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows * 4)
+
+
+def gguf(folder: Path) -> bytes:
+    import gguf as library
+    import numpy as np
+
+    writer = library.GGUFWriter(str(folder / "m.gguf"), "llama")
+    for name, value in {"block_count": 1, "context_length": 64, "embedding_length": 32}.items():
+        writer.add_uint32(f"llama.{name}", value)
+    writer.add_array("tokenizer.ggml.tokens", ["<s>", "</s>", "a", "b"])
+    writer.add_array("tokenizer.ggml.token_type", [3, 3, 1, 1])
+    for name in ("token_embd.weight", "output_norm.weight"):
+        writer.add_tensor(name, np.ones((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return (folder / "m.gguf").read_bytes()
+
+
+# --- what commands do with them -----------------------------------------------------------------------------------
+
+
+@cache
+def opened(folder: Path) -> SupernetFiles:
+    return open_supernet(folder)
+
+
+def use_device(folder: Path) -> None:
+    found = DeviceProfile.load(folder / "device.json")
+    with quiet():
+        print_device(found)
+    spec = SHAPE.spec()
+    costs = Costs(RUNTIME, spec, WORKLOAD, found)
+    costs.compared("planned", "fuzz", Subnet.of({unit.name: Choice(8, 32) for unit in spec.units}), 0.0)
+
+
+def use_index(folder: Path) -> None:
+    files = open_supernet(folder)
+    workload = Workload.for_model(files.spec, None, 1, None)
+    costs = Costs(RUNTIME, files.spec, workload, catalogued(DEVICE))
+    space, _ = pipeline.loadable(files.space, files.spec, RUNTIME)
+    costs.compared("uniform", "fuzz", space.uniform(files.spec, space.bits(files.spec)[0]), 0.0)
+
+
+def use_sensitivities(folder: Path) -> None:
+    files = opened(folder)
+    table = SensitivityTable.load(folder / SENSITIVITY_FILE)
+    table.check(files.space, files.fingerprint)
+    table.predict(files.space.uniform(files.spec, 4))
+
+
+def use_evaluations(folder: Path) -> None:
+    files = opened(folder)
+    measured_quality(folder, files)([files.space.uniform(files.spec, 4), files.space.uniform(files.spec, 2)])
+
+
+def use_subnet(folder: Path) -> None:
+    chosen_subnets(opened(folder), folder / "subnet.json", None)
+
+
+def use_plan(folder: Path) -> None:
+    made, files = Plan.load(folder / "plan.json"), opened(folder)
+    made.check(files.space)
+    with quiet():
+        print_plan(made, files.spec)
+    if made.to_json() != Plan.from_json(made.to_json()).to_json():
+        raise AssertionError("a plan that was read does not round-trip")
+
+
+def use_package(folder: Path) -> None:
+    open_package(folder / "p").check(RUNTIME)
+
+
+def use_loaded(folder: Path) -> None:
+    safety.check(folder / "p", {p.name: p.stat().st_size for p in (folder / "p").iterdir() if p.suffix != ".part"})
+
+
+def use_proof(folder: Path) -> None:
+    Proof.load(folder / "proof.safetensors")
+
+
+def use_text(folder: Path) -> None:
+    from supernet.text.reading import pieces
+
+    for name in ("t.txt", "t.jsonl"):
+        if (folder / name).exists():
+            for _ in pieces(str(folder / name)):
+                pass
+
+
+def use_gguf(folder: Path) -> None:
+    from supernet.sources.gguf_file import read_gguf
+
+    for tensor in read_gguf(folder / "m.gguf").tensors.values():
+        tensor.floats()
+
+
+READERS = {
+    reader.name: reader
+    for reader in (
+        Reader("device profile", "device.json", device, use_device),
+        Reader("plan", "plan.json", plan, use_plan),
+        Reader("manifest", "p/manifest.json", package, use_package),
+        Reader("genai settings", f"p/{safety.CONFIG}", settings, use_loaded),
+        Reader("graph", f"p/{safety.GRAPH}", graph, use_loaded, json=False),
+        Reader("supernet index", SUPERNET, index, use_index),
+        Reader("sensitivities", SENSITIVITY_FILE, sensitivities, use_sensitivities),
+        Reader("evaluations", EVALUATIONS_FILE, evaluations, use_evaluations),
+        Reader("subnet", "subnet.json", subnet, use_subnet),
+        Reader("text", "t.txt", text, use_text, json=False),
+        Reader("JSON lines", "t.jsonl", records, use_text, json=False),
+        Reader("GGUF", "m.gguf", gguf, use_gguf, json=False),
+    )
+}
