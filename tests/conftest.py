@@ -15,10 +15,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated graphs, which take long to make and depend on a config alone: all tests of a run share them."""
+    return tmp_path_factory.mktemp("graphs")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, graphs: Path) -> Path:
     """No test reads or writes the cache of the person who runs the tests."""
     folder = tmp_path_factory.mktemp("cache")
+    (folder / "graphs").symlink_to(graphs)
     monkeypatch.setenv("BITFLEET_CACHE", str(folder))
     return folder
 

@@ -17,25 +17,82 @@ from supernet.spec import ModelSpec
 
 COMMON: dict[str, Any] = {
     "vocab_size": 320,
-    "hidden_size": 128,
+    "hidden_size": 64,
     "intermediate_size": 256,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 2,
+    "tie_word_embeddings": True,
+}
+UNTIED = {"tie_word_embeddings": False}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
 }
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama", "tie_word_embeddings": True},
-    "mistral": {"model_type": "mistral", "tie_word_embeddings": False, "sliding_window": None},
-    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
-    "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 32},
-    "gemma": {"model_type": "gemma", "tie_word_embeddings": True, "head_dim": 32},
-    "phi": {"model_type": "phi", "tie_word_embeddings": False, "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
-    "phi3": {"model_type": "phi3", "tie_word_embeddings": False, "original_max_position_embeddings": 256},
-}
+    "llama": {"model_type": "llama"},
+    "mistral": {"model_type": "mistral", "sliding_window": None, **UNTIED},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 32},
+    "gemma": {"model_type": "gemma", "head_dim": 32},
+    "gemma2": {"model_type": "gemma2", "head_dim": 32, "sliding_window": 100, "query_pre_attn_scalar": 24},
+    "gemma3": {
+        "model_type": "gemma3_text", "head_dim": 32, "sliding_window": 100,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi": {
+        "model_type": "phi", "num_attention_heads": 2, "num_key_value_heads": 2, "partial_rotary_factor": 0.5, **UNTIED
+    },
+    "phi3": {"model_type": "phi3", **UNTIED},
+    "granite": {"model_type": "granite", **MULTIPLIERS},
+    "nemotron": {"model_type": "nemotron", "num_attention_heads": 2, "partial_rotary_factor": 0.5, **UNTIED},
+    "olmo": {"model_type": "olmo"},
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0]},
+    "ernie": {"model_type": "ernie4_5", "head_dim": 32},
+    "hunyuan": {"model_type": "hunyuan_v1_dense", "head_dim": 32},
+}  # fmt: skip
+
+
+def rope(kind: str, **settings: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_theta": 1e4, "rope_type": kind, **settings}}
+
+
+def long_rope(values: int, **more: Any) -> dict[str, Any]:
+    factors = {"short_factor": [1.2] * (values // 2), "long_factor": [4.0] * (values // 2)}
+    return rope("longrope", original_max_position_embeddings=256, **factors, **more)
+
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 100, "layer_types": ["sliding_attention", "full_attention"]}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in FAMILIES},
+    "llama with biases, heads of 32": ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 32, **UNTIED}),
+    "llama without groups, linear": ("llama", {"num_key_value_heads": 4, **rope("linear", factor=4.0)}),
+    "llama, dynamic": ("llama", rope("dynamic", factor=4.0)),
+    "llama, yarn": ("llama", rope("yarn", factor=4.0, original_max_position_embeddings=128)),
+    "llama, llama3": ("llama", rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                    original_max_position_embeddings=128)),
+    "mistral with a window": ("mistral", {"sliding_window": 100}),
+    "qwen2 with windows by depth": ("qwen2", {"use_sliding_window": True, "sliding_window": 100,
+                                              "max_window_layers": 1}),
+    "qwen2, yarn": ("qwen2", rope("yarn", factor=4.0, original_max_position_embeddings=128)),
+    "qwen3 with a window by layer": ("qwen3", WINDOW),
+    "gemma3, linear": ("gemma3", {"rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+    "phi3 with a window": ("phi3", {"sliding_window": 100}),
+    "phi3, longrope": ("phi3", {"original_max_position_embeddings": 256, **long_rope(16)}),
+    "phi-4-mini": ("phi3", {"original_max_position_embeddings": 256, "num_attention_heads": 2,
+                            "tie_word_embeddings": True, **long_rope(16, partial_rotary_factor=0.5)}),
+    "granite with biases": ("granite", {"attention_bias": True, "mlp_bias": True, **UNTIED}),
+    "smollm3 with a window": ("smollm3", WINDOW),
+    "hunyuan, alpha": ("hunyuan", rope("dynamic", alpha=50.0, factor=1.0)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,8 +171,11 @@ class RoundedModel:
         return model
 
 
-def save_tiny(family: str, folder: Path, **overrides: Any) -> Path:
-    """A random model of `family` as a Hugging Face folder with a small real tokenizer."""
+def save_tiny(family: str, folder: Path, attention: float = 4.0, embedding: float = 1.0, **overrides: Any) -> Path:
+    """A random model of `family` as a Hugging Face folder with a small real tokenizer.
+
+    `attention` and `embedding` are what its weights are multiplied by, the more the more attention matters.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -128,7 +188,8 @@ def save_tiny(family: str, folder: Path, **overrides: Any) -> Path:
             if parameter.dim() == 1:  # norms and biases that are not the identity, so that losing one shows
                 parameter.add_(0.1 * torch.randn_like(parameter))
             else:
-                parameter.mul_(4 if "embed" not in name else 1)
+                table = "embed" in name or "lm_head" in name
+                parameter.mul_(embedding if table else attention if "attn" in name else 4)
     model.save_pretrained(folder)
     letters = pre_tokenizers.ByteLevel.alphabet()
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{c: i + 3 for i, c in enumerate(sorted(letters))}}

@@ -11,9 +11,9 @@ import torch
 from planner.request import Workload
 from planner.runtimes.onnxruntime import fresh
 from planner.runtimes.onnxruntime.export import WEIGHTS, write_model
-from planner.runtimes.onnxruntime.runtime import PRUNABLE, OnnxRuntime
+from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from supernet.space import Subnet
-from tests.planner.runtime_fixtures import FAMILIES, RoundedModel, mixed, save_tiny
+from tests.planner.runtime_fixtures import VARIANTS, RoundedModel, mixed, save_tiny
 from tests.planner.test_runtime_export import CONTEXT, divergence
 
 RUNTIME = OnnxRuntime()
@@ -38,10 +38,11 @@ def expected(files: RoundedModel, subnet: Subnet, windows: np.ndarray) -> np.nda
         return model(torch.from_numpy(windows)).logits.numpy()
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "phi"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi", "phi3", "biases"])
 def test_a_pruned_package_is_the_model_without_those_channels(family: str, tmp_path: Path) -> None:
-    files = RoundedModel(save_tiny(family, tmp_path / "model"))
-    assert files.spec.architecture in PRUNABLE
+    """Of each shape of feed-forward block: gate and up apart or as one, norms after it, channels with biases."""
+    name, changes = VARIANTS["llama with biases, heads of 32"] if family == "biases" else (family, {})
+    files = RoundedModel(save_tiny(name, tmp_path / "model", **changes))
     windows = np.random.default_rng(0).integers(3, files.spec.vocab_size, (2, 48))
     sizes = []
     for kept in ((64, 128), (0, 192), (None, 0)):

@@ -1,68 +1,29 @@
-"""Exported packages of every supported family, against the plain model with the subnet's weights."""
+"""Every choice that loads, what is refused, and the graphs that packages are made from."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from planner.request import Workload
-from planner.runtimes.onnxruntime import fresh, storage, template
-from planner.runtimes.onnxruntime.export import CONFIG, WEIGHTS, write_model
+from planner.runtimes.onnxruntime import fresh, graphs, storage, template
+from planner.runtimes.onnxruntime.export import write_model
 from planner.runtimes.onnxruntime.packing import pack, unpack
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from supernet.space import Choice, Subnet
-from tests.planner.runtime_fixtures import FAMILIES, RoundedModel, mixed, save_tiny
+from tests.planner.runtime_fixtures import RoundedModel, save_tiny
 
 CONTEXT = 96
 RUNTIME = OnnxRuntime()
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[RoundedModel, Subnet, Path]:
-    root = tmp_path_factory.mktemp(request.param)
-    files = RoundedModel(save_tiny(request.param, root / "model"))
-    subnet, out = mixed(files.spec), root / "package"
-    out.mkdir()
-    write_model(files, subnet, CONTEXT, 1, out)
-    return files, subnet, out
 
 
 def divergence(ours: np.ndarray, theirs: np.ndarray) -> float:
     """KL per token in nats."""
     ours, theirs = (torch.from_numpy(np.asarray(x)).double().log_softmax(-1) for x in (ours, theirs))
     return float((ours.exp() * (ours - theirs)).sum(-1).mean())
-
-
-def test_logits_are_those_of_the_dequantized_model(exported: tuple[RoundedModel, Subnet, Path]) -> None:
-    files, subnet, out = exported
-    windows = np.random.default_rng(0).integers(3, files.spec.vocab_size, (2, 48))
-    with torch.no_grad():
-        expected = files.dequantized(subnet)(torch.from_numpy(windows)).logits.numpy()
-    found = fresh.logits(out, windows)
-    assert divergence(expected, found) < 0.001
-    assert np.abs(expected - found).max() < 0.2 * expected.std()
-
-
-def test_predicted_bytes_are_the_bytes_on_disk(exported: tuple[RoundedModel, Subnet, Path]) -> None:
-    files, subnet, out = exported
-    predicted = sum(RUNTIME.disk_bytes(files.spec, unit, subnet[unit.name]) for unit in files.spec.units)
-    predicted += RUNTIME.fixed_disk_bytes(files.spec, Workload(CONTEXT, 1, 16))
-    assert predicted == (out / WEIGHTS).stat().st_size
-
-
-def test_the_package_generates_within_the_workloads_context(exported: tuple[RoundedModel, Subnet, Path]) -> None:
-    _, _, out = exported
-    assert json.loads((out / CONFIG).read_text())["search"]["max_length"] == CONTEXT
-    assert (out / "tokenizer.json").exists()
-    found = fresh.measure(out, 32, CONTEXT, new_tokens=8, repeats=1)
-    assert found.peak_bytes > found.loaded_bytes // 2 > 0
-    assert found.ttft_ms > 0 and found.tpot_ms > 0
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +68,50 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason(
     assert refusal is not None and reason in refusal
 
 
-def test_the_template_is_built_once(llama: RoundedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = template.template_for(llama)
+def config_of(files: RoundedModel) -> Any:
+    return files.model.config
+
+
+def test_a_graph_is_built_once(llama: RoundedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = graphs.template_for(llama.spec, config_of(llama))
 
     def fail(*arguments: object) -> Path:
         raise AssertionError("the builder ran again")
 
-    monkeypatch.setattr(template, "build", fail)
-    assert template.template_for(llama).folder == first.folder
+    monkeypatch.setattr(graphs, "build", fail)
+    assert graphs.template_for(llama.spec, config_of(llama)) == first
+
+
+def test_graphs_of_the_cache_are_read_only_as_they_were_written(llama: RoundedModel, tmp_path: Path) -> None:
+    graphs.write(graphs.template_for(llama.spec, config_of(llama)), tmp_path)
+    assert graphs.read(tmp_path) is not None
+    graph = tmp_path / graphs.GRAPH
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    assert graphs.read(tmp_path) is None
+    (tmp_path / graphs.INDEX).write_text("[]")
+    assert graphs.read(tmp_path) is None
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    llama: RoundedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = graphs.template_for(llama.spec, config_of(llama))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BITFLEET_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(graphs, "build", lambda *arguments: made)
+    assert graphs.template_for(llama.spec, config_of(llama)) == made
+
+
+def test_the_builder_imports_nothing_of_the_current_folder(
+    llama: RoundedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("numpy", "onnx", "transformers", "onnxruntime_genai"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('code of the current folder ran')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "scratch").mkdir()
+    built = template.build(llama.spec, config_of(llama), tmp_path / "scratch")
+    assert set(built.weights) == set(graphs.template_for(llama.spec, config_of(llama)).weights)
 
 
 def test_labels_name_the_rows_of_a_joined_product() -> None:

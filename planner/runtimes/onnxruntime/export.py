@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,16 +11,19 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from planner.runtimes.base import Progress
-from planner.runtimes.onnxruntime import costs, storage
+from planner.runtimes.onnxruntime import costs, settings, storage
+from planner.runtimes.onnxruntime.fit import fit
+from planner.runtimes.onnxruntime.graphs import template_for
 from planner.runtimes.onnxruntime.packing import pack
-from planner.runtimes.onnxruntime.template import Rows, Template, template_for
+from planner.runtimes.onnxruntime.standin import facts_of
+from planner.runtimes.onnxruntime.template import Rows, Vector
 from records.errors import InputError
 from supernet.space import Choice, Subnet
 from supernet.spec import Channels, ModelSpec, UnitSpec
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
-CONFIG = "genai_config.json"
+CONFIG = settings.CONFIG
 # Products take int8 activations: with float activations ("accuracy level 0") 2 and 8 bits are 100 times slower.
 ACCURACY_LEVEL = 4
 
@@ -58,54 +59,74 @@ def write_model(
 ) -> None:  # fmt: skip
     """Write the graph, the weight file, genai_config.json and the tokenizer into the existing `folder`."""
     import onnx
+    from transformers import AutoConfig
 
     if progress:
         progress("building the graph", 0.0)
-    template = template_for(files)
-    model = template.graph()
-    by_linear = {lin.name: (unit, subnet[unit.name]) for unit in files.spec.units for lin in unit.linears}
-    floats = {i.name: i for i in model.graph.initializer if i.name not in template.sources}
-    kept: list[Any] = []
+    config = AutoConfig.from_pretrained(files.model_dir)
+    template = template_for(files.spec, config)
+    model, by_linear = template.model, linears_of(files.spec, subnet)
+    floats, parts = files.float_tensors(), {**template.weights, **template.vectors}
+    kept: list[Any] = [i for i in model.graph.initializer if i.name not in parts]
     tables: dict[str, Choice] = {}
     readers: set[str] = set()
     heads: set[str] = set()
     with WeightFile(folder / WEIGHTS) as weights:
-        for done, (name, parts) in enumerate(template.sources.items()):
-            unit, choice = _choice_of(parts, by_linear)
+        for done, (name, rows) in enumerate(template.weights.items()):
+            unit, choice = _choice_of(rows, by_linear)
             tables[name] = choice
             if unit.is_table:
                 heads.add(f"{name}.codes")
             if unit.channels is not None and not unit.channels.parts:
                 readers.add(name)
             if choice.kept != 0:
-                arrays = quantized(files, name, parts, choice, unit.channels)
+                arrays = quantized(files, name, rows, choice, unit.channels)
                 kept += [weights.add(tensor, array) for tensor, array in arrays]
             if progress:
-                progress("writing weights", (done + 1) / len(template.sources))
-        for name, tensor in floats.items():
-            array = onnx.numpy_helper.to_array(tensor)
-            if array.dtype != np.float32:
-                kept.append(tensor)
-                continue
-            kept.append(weights.add(name, array[:context] if name in ("cos_cache", "sin_cache") else array, pad=False))
-    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
-    nodes = list(replaced(model.graph.node, tables, readers, shapes, kept))
-    if any(choice.kept is not None for choice in tables.values()):
-        nodes = needed(nodes, {output.name for output in model.graph.output})
-        del model.graph.value_info[:]  # the shapes between the products are no longer those of the whole model
-    # ONNX Runtime packs products in this order, each beside its mapped codes: the widest while nothing else is there.
-    nodes.sort(key=lambda node: not (node.op_type == "MatMulNBits" and node.input[1] in heads))
-    used = {name for node in nodes for name in _reads(node)}
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(tensor for tensor in kept if tensor.name in used)
+                progress("writing weights", (done + 1) / len(template.weights))
+        for name, vector in template.vectors.items():
+            array = joined_vector(vector, floats, by_linear)
+            if len(array):
+                kept.append(weights.add(name, array, pad=False))
+        nodes = list(replaced(model.graph.node, tables, readers, template.shapes, kept))
+        if any(choice.kept is not None for choice in tables.values()):
+            nodes = needed(nodes, {output.name for output in model.graph.output})
+        # ONNX Runtime packs products in this order, each beside its mapped codes: the widest first.
+        nodes.sort(key=lambda node: not (node.op_type == "MatMulNBits" and node.input[1] in heads))
+        del model.graph.node[:], model.graph.initializer[:]
+        model.graph.node.extend(nodes)
+        model.graph.initializer.extend(kept)
+        fit(model, facts_of(config), files.spec.vocab_size, context, lambda n, array: weights.add(n, array, pad=False))
+    used = {name for node in model.graph.node for name in _reads(node)}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
     onnx.save(model, folder / MODEL)
-    write_assets(template, context, threads, folder, batch)
+    chunk = costs.CHUNK_TOKENS if batch == 1 else None
+    settings.write(files.spec, template.kind, model.graph, Path(files.model_dir), context, chunk, threads, folder)
     check_size(files.spec, subnet, context, folder)
 
 
+def linears_of(spec: ModelSpec, subnet: Subnet) -> dict[str, tuple[UnitSpec, Choice]]:
+    """The unit and its choice, by the name of each linear."""
+    return {linear.name: (unit, subnet[unit.name]) for unit in spec.units for linear in unit.linears}
+
+
+def joined_vector(vector: Vector, floats: Any, by_linear: dict[str, tuple[UnitSpec, Choice]]) -> np.ndarray:
+    """Norms and biases are what they are; the bias of feed-forward channels loses those that its linear loses."""
+    found = []
+    for rows in vector.parts:
+        array = np.asarray(floats[rows.tensor], np.float32)
+        unit, choice = by_linear.get(rows.tensor.removesuffix(".bias"), (None, None))
+        if unit is not None and choice is not None and choice.kept is not None and unit.channels is not None:
+            spans = unit.channels.spans(choice.kept) if unit.channels.parts else ((0, len(array)),)
+            array = np.concatenate([array[start:stop] for start, stop in spans])
+        found.append(array)
+    return np.concatenate(found) + np.float32(vector.offset)
+
+
 def _choice_of(parts: tuple[Rows, ...], by_linear: dict[str, tuple[UnitSpec, Choice]]) -> tuple[UnitSpec, Choice]:
-    units = {by_linear[rows.linear] for rows in parts}
+    units = {by_linear[rows.tensor] for rows in parts}
     if len(units) != 1:
         names = ", ".join(sorted(unit.name for unit, _ in units))
         raise InputError(f"a product must take its rows from one unit, the graph joins {names}")
@@ -120,7 +141,7 @@ def quantized(
     A pruned choice takes the first rows or the first columns of what is stored. Gate and up are matrices of their own
     in the graph, also where the model stores them as one.
     """
-    folded = [files.folded(rows.linear, choice.whole) for rows in parts]
+    folded = [files.folded(rows.tensor, choice.whole) for rows in parts]
     makes = channels is not None and channels.parts > 0
 
     def joined(field: str, inputs: int = 1) -> np.ndarray:
@@ -143,7 +164,7 @@ def quantized(
 
 
 def replaced(
-    nodes: Any, choices: dict[str, Choice], readers: set[str], shapes: dict[str, tuple[int, ...]],
+    nodes: Any, choices: dict[str, Choice], readers: set[str], shapes: dict[str, tuple[int, int]],
     initializers: list[Any],
 ) -> Iterator[Any]:  # fmt: skip
     """The template's nodes with quantized products and lookups in place of the float ones.
@@ -257,26 +278,6 @@ def lookup(
         gather_axis=0,
         quantize_axis=1,
     )
-
-
-def write_assets(template: Template, context: int, threads: int | None, folder: Path, batch: int = 1) -> None:
-    """Tokenizer and chat template as they are; the runtime's settings with the workload's context as the limit.
-
-    onnxruntime-genai reserves the KV cache for `max_length` tokens when it starts: the limit is a memory promise too.
-    So is the chunk of a prompt, which bounds what activations take; the runtime chunks single sequences only.
-    """
-    for path in template.assets:
-        if path.name != CONFIG:
-            shutil.copyfile(path, folder / path.name)
-            continue
-        config = json.loads(path.read_text())
-        config["model"]["context_length"] = context
-        config["search"]["max_length"] = context
-        if batch == 1:
-            config["search"]["chunk_size"] = costs.CHUNK_TOKENS
-        if threads:
-            config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def check_size(spec: ModelSpec, subnet: Subnet, context: int, folder: Path) -> None:

@@ -50,6 +50,7 @@ def mapped_bytes(inputs: int, outputs: int, choice: Choice) -> int:
 def unit_bytes(spec: ModelSpec, unit: UnitSpec, choice: Choice) -> int:
     """What the unit keeps in memory once the model is loaded, and every token has been looked up."""
     total = sum(mapped_bytes(k, n, choice) for k, n in storage.matrices(unit, choice.kept))
+    total += storage.bias_bytes(unit, choice.kept)
     total += sum(packed_bytes(k, n, choice) for k, n in storage.products(spec, unit, choice.kept))
     if unit.role == EMBEDDING:  # looked up in the mapped file, also where a packed copy serves as the head
         total += sum(storage.code_bytes(k, n, choice) for k, n in storage.matrices(unit))

@@ -17,13 +17,14 @@ TABLE_BITS = (4, 8)
 GROUP_SIZES = (16, 32, 64, 128, 256)
 ARCHITECTURES = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM",
-    "PhiForCausalLM", "Phi3ForCausalLM",
+    "Gemma2ForCausalLM", "Gemma3ForCausalLM", "PhiForCausalLM", "Phi3ForCausalLM", "GraniteForCausalLM",
+    "NemotronForCausalLM", "OlmoForCausalLM", "SmolLM3ForCausalLM", "Ernie4_5ForCausalLM", "HunYuanDenseV1ForCausalLM",
 )  # fmt: skip
-ROPES = ("default",)  # kinds of rotary embedding that the graph has exactly
+# Kinds of rotary embedding that are one table within the model's context.
+ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "ntk_alpha")
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2")
-ROTARY_MULTIPLE = 16  # of the values of a head that rotate: ONNX Runtime's attention takes no others
-# Not Phi: the exporter does not cut the bias of its channels.
-PRUNABLE = tuple(name for name in ARCHITECTURES if name != "PhiForCausalLM")
+HEAD_MULTIPLE = 16  # of a head's values, and of those that rotate: ONNX Runtime's attention takes no others
+NOT_PRUNABLE = ("NemotronForCausalLM",)  # its feed-forward blocks have no unit that makes their channels
 ASSUMED_CACHE_BYTES = 64 * 2**20  # of a device whose caches are unknown
 
 
@@ -46,8 +47,8 @@ class OnnxRuntime(Runtime):
             return f"ONNX Runtime loads group sizes {sizes}, got {choice.group_size}"
         if choice.kept != 0 and choice.bits == 2 and choice.group_size in (16, 256):  # a thousand times as slow
             return f"ONNX Runtime has no fast product for 2 bits in groups of {choice.group_size}; use 32, 64 or 128"
-        if choice.kept is not None and spec.architecture not in PRUNABLE:
-            return f"pruned feed-forward blocks are tested with {', '.join(PRUNABLE)}, got {spec.architecture}"
+        if choice.kept is not None and spec.architecture in NOT_PRUNABLE:
+            return f"feed-forward blocks of {spec.architecture} cannot be pruned"
         for linear in unit.linears:
             if linear.in_features % choice.group_size:
                 return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"
@@ -63,10 +64,12 @@ class OnnxRuntime(Runtime):
                 return (
                     f"ONNX Runtime's graph has rotary embeddings of the kinds {', '.join(ROPES)}, got rope type {kind}"
                 )
-        if spec.rotary_dim % ROTARY_MULTIPLE:
-            return f"rotating values of a head must be a multiple of {ROTARY_MULTIPLE}, got {spec.rotary_dim}"
-        if any(window is not None for window in spec.windows):
-            return f"ONNX Runtime's graph has no sliding window, got {min(w for w in spec.windows if w is not None)}"
+        for what, count in (("values of a head", spec.head_dim), ("rotating values of a head", spec.rotary_dim)):
+            if count % HEAD_MULTIPLE:
+                return f"ONNX Runtime's attention takes {what} in multiples of {HEAD_MULTIPLE}, got {count}"
+        for window in spec.windows:
+            if window is not None and window < 1:
+                return f"a sliding window must let a token see itself, got a window of {window}"
         if spec.activation not in ACTIVATIONS:
             return f"ONNX Runtime's graph has the activations {', '.join(ACTIVATIONS)}, got {spec.activation}"
         return None

@@ -65,15 +65,26 @@ def matrix_bytes(inputs: int, outputs: int, choice: Choice) -> int:
     return sum(padded(part(inputs, outputs, choice)) for part in parts)
 
 
+def bias_bytes(unit: UnitSpec, kept: int | None = None) -> int:
+    """The biases of feed-forward channels: of a unit that makes them, and that loses them as it is pruned."""
+    if unit.channels is None or not unit.channels.parts:
+        return 0
+    biases = sum(unit.channels.parts for linear in unit.linears if linear.bias)
+    return biases * (unit.channels.count if kept is None else kept) * FLOAT_BYTES
+
+
 def unit_bytes(unit: UnitSpec, choice: Choice) -> int:
-    return sum(matrix_bytes(inputs, outputs, choice) for inputs, outputs in matrices(unit, choice.kept))
+    weights = sum(matrix_bytes(inputs, outputs, choice) for inputs, outputs in matrices(unit, choice.kept))
+    return weights + bias_bytes(unit, choice.kept)
 
 
 def rotary_bytes(spec: ModelSpec, context: int) -> int:
-    """The cosine and the sine table, one row a position up to the context, half a value per rotating value."""
-    return 2 * context * (spec.rotary_dim // 2) * FLOAT_BYTES
+    """A cosine and a sine table for each rotary embedding, one row a position up to the context, half a value per
+    rotating value."""
+    return len(spec.ropes or ("default",)) * 2 * context * (spec.rotary_dim // 2) * FLOAT_BYTES
 
 
 def float_bytes(spec: ModelSpec, context: int) -> int:
-    """Norms, biases and rotary tables, as float32."""
-    return spec.float_parameters * FLOAT_BYTES + rotary_bytes(spec, context)
+    """Norms, rotary tables and the biases that no choice changes, as float32."""
+    moving = sum(bias_bytes(unit) for unit in spec.units)
+    return spec.float_parameters * FLOAT_BYTES - moving + rotary_bytes(spec, context)

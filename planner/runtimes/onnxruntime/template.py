@@ -1,149 +1,108 @@
-"""The float graph that onnxruntime-genai's model builder makes of a model, with every weight matrix named.
+"""The float graph that onnxruntime-genai's model builder makes of a model, with every tensor named.
 
-The builder is run on a copy of the model whose weights are labels: the first two inputs of every row hold which matrix
-the row belongs to and which row it is. Reading the labels back from the graph says exactly which rows of which linear
-each product multiplies by, however the builder joined or split them, and nothing depends on how it names its nodes.
+The builder is run on a stand-in for the model: the same layers with a small vocabulary and narrow feed-forward blocks,
+whose weights are labels. The first two inputs of every row of a matrix hold which matrix the row belongs to and which
+row it is; every value of a vector holds which vector it is of. Reading the labels back from the graph says exactly
+which rows of which linear each product multiplies by, however the builder joined or split them, and nothing depends on
+how it names its nodes. So a template depends on the model's config alone.
+
+What the builder decides from a config and does not always decide as the model's own code does, is taken from it: the
+stand-in has plain rotary embeddings and no windows, `facts` has the model's, and `export` writes them into the graph.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from planner.runtimes.onnxruntime import standin
+from planner.runtimes.onnxruntime.standin import Standin
 from records.errors import InputError
 from supernet.spec import ModelSpec
 
-GRAPH = "graph.onnx"
-SOURCES = "sources.json"
-ASSETS = "assets"
+BUILDER = "onnxruntime_genai.models.builder"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows `start` to `stop` of one linear's weight."""
+    """Rows `start` to `stop` of one linear's weight, or values of a vector, which is `tensor` by name."""
 
-    linear: str
+    tensor: str
     start: int
     stop: int
 
 
 @dataclass(frozen=True)
+class Vector:
+    """A vector of the graph: the parts that it is joined of, and what the graph adds to them (Gemma's norms: 1)."""
+
+    parts: tuple[Rows, ...]
+    offset: float
+
+
+@dataclass(frozen=True)
 class Template:
-    """A graph on disk whose weight matrices are empty, and what each of them is made of, by initializer name."""
+    """A graph whose tensors are empty, and what each of them is made of, by initializer name.
 
-    folder: Path
-    sources: dict[str, tuple[Rows, ...]]
+    `kind` is what onnxruntime-genai calls the architecture; `shapes` are those of the weights in the graph's products.
+    """
 
-    def graph(self) -> Any:
-        import onnx
-
-        return onnx.load(self.folder / GRAPH)
-
-    @property
-    def assets(self) -> list[Path]:
-        """Tokenizer files, chat template and genai_config.json."""
-        return sorted((self.folder / ASSETS).iterdir())
+    model: Any
+    kind: str
+    weights: dict[str, tuple[Rows, ...]]
+    vectors: dict[str, Vector]
+    shapes: dict[str, tuple[int, int]]
 
 
-def template_for(files: Any) -> Template:
-    """The template of a supernet, from its cache or built now (about ten seconds for a small model)."""
-    import onnxruntime_genai
-
-    root = Path(files.path) / "cache" / f"onnxruntime-{onnxruntime_genai.__version__}"
-    floats = {name: np.asarray(tensor, np.float32) for name, tensor in files.float_tensors().items()}
-    folder = root / _key(Path(files.model_dir), floats)
-    if not (folder / SOURCES).exists():
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".template-", dir=root) as scratch:
-            built = build(files.spec, Path(files.model_dir), floats, Path(scratch))
-            shutil.rmtree(folder, ignore_errors=True)
-            os.rename(built, folder)
-    sources = json.loads((folder / SOURCES).read_text())
-    return Template(folder, {name: tuple(Rows(**rows) for rows in parts) for name, parts in sources.items()})
-
-
-def _key(model_dir: Path, floats: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(model_dir.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors":
-            digest.update(path.name.encode() + path.read_bytes())
-    for name in sorted(floats):
-        digest.update(name.encode() + floats[name].tobytes())
-    return digest.hexdigest()[:16]
-
-
-def build(spec: ModelSpec, model_dir: Path, floats: dict[str, np.ndarray], scratch: Path) -> Path:
-    """Run the builder in `scratch`; the template's folder, inside it."""
-    labelled, built, template = scratch / "labelled", scratch / "built", scratch / "template"
-    linears = [linear for unit in spec.units for linear in unit.linears]
-    write_labelled(spec, model_dir, floats, labelled)
-    run_builder(labelled, built, scratch)
-
+def build(spec: ModelSpec, config: Any, scratch: Path) -> Template:
+    """Run the builder in the existing folder `scratch`; about ten seconds, most of them imports."""
     import onnx
 
-    model = onnx.load(built / "model.onnx")
+    made = standin.write(spec, config, scratch / "labelled")
+    run_builder(scratch / "labelled", scratch / "built", scratch)
+    model = onnx.load(scratch / "built" / "model.onnx")
     labels = {i.name: i for i in model.graph.initializer}
-    sources: dict[str, tuple[Rows, ...]] = {}
+    weights: dict[str, tuple[Rows, ...]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for node in model.graph.node:
         name = weight_of(node, labels)
-        if name is None or name in sources:
+        if name is None or name in weights:
             continue
         weight = onnx.numpy_helper.to_array(labels[name])
-        by_row = weight[:, :2] if node.op_type == "Gather" else weight[:2].T
-        sources[name] = read_labels(by_row, [linear.name for linear in linears], node.name)
-    _check_complete(sources, spec)
-    for name in sources:
-        shape = list(labels[name].dims)
-        labels[name].CopyFrom(onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=shape))
-
-    template.mkdir()
-    (template / ASSETS).mkdir()
-    onnx.save(model, template / GRAPH)
-    for path in built.iterdir():
-        if not path.name.startswith("model.onnx"):
-            shutil.copyfile(path, template / ASSETS / path.name)
-    (template / SOURCES).write_text(json.dumps({n: [asdict(r) for r in parts] for n, parts in sources.items()}))
-    return template
-
-
-def write_labelled(spec: ModelSpec, model_dir: Path, floats: dict[str, np.ndarray], folder: Path) -> None:
-    """The model's folder with labels for weights and its true float tensors."""
-    from safetensors.numpy import save_file
-
-    folder.mkdir()
-    for path in model_dir.iterdir():
-        if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json", ".bin")):
-            shutil.copyfile(path, folder / path.name)
-    tensors = dict(floats)
-    for index, linear in enumerate(linear for unit in spec.units for linear in unit.linears):
-        weight = np.zeros((linear.out_features, linear.in_features), np.float32)
-        weight[:, 0] = index + 1
-        weight[:, 1] = np.arange(linear.out_features)
-        tensors[linear.name + ".weight"] = weight
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        is_table = node.op_type == "Gather"
+        found = read_labels(weight[:, :2] if is_table else weight[:2].T, made.linears, node.name)
+        weights[name] = tuple(scaled(rows, made) for rows in found)
+        inputs = made.inputs[weights[name][0].tensor]
+        outputs = sum(rows.stop - rows.start for rows in weights[name])
+        shapes[name] = (outputs, inputs) if is_table else (inputs, outputs)
+    _check_complete(weights, spec)
+    vectors = {name: vector for name, i in labels.items() if (vector := read_vector(i, made)) is not None}
+    for name in (*weights, *vectors):
+        labels[name].CopyFrom(onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT))
+    del model.graph.value_info[:]  # shapes between the products are the stand-in's
+    return Template(model, standin.kind_of(scratch / "built"), weights, vectors, shapes)
 
 
 def run_builder(source: Path, out: Path, scratch: Path) -> None:
-    """onnxruntime-genai's builder in its own process; its many lines go to a log that an error quotes the end of."""
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(out)]
-    command += ["-p", "fp32", "-e", "cpu", "-c", str(scratch / "cache"), "--extra_options", "prune_lm_head=true"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    """onnxruntime-genai's builder in its own process, which sees neither the current folder nor its modules; its many
+    lines go to a log that an error quotes the end of."""
+    command = [sys.executable, "-P", "-m", BUILDER, "-i", str(source), "-o", str(out), "-p", "fp32", "-e", "cpu"]
+    command += ["-c", str(scratch / "cache"), "--extra_options", "prune_lm_head=true"]
+    libraries = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(libraries)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=scratch)
     if done.returncode != 0 or not (out / "model.onnx").exists():
-        log = Path(tempfile.gettempdir()) / "bitfleet-builder.log"
-        log.write_text(done.stdout + done.stderr)
+        with tempfile.NamedTemporaryFile("w", prefix="bitfleet-builder-", suffix=".log", delete=False) as log:
+            log.write(done.stdout + done.stderr)
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"onnxruntime-genai's builder must accept the model, it said {last!r}; its log is {log}")
+        raise InputError(f"onnxruntime-genai's builder must accept the model, it said {last!r}; its log is {log.name}")
 
 
 def weight_of(node: Any, initializers: dict[str, Any]) -> str | None:
@@ -164,11 +123,38 @@ def read_labels(labels: np.ndarray, linears: list[str], node: str) -> tuple[Rows
         if not 1 <= index <= len(linears):
             raise InputError(f"every weight matrix of the graph must be one of the model's linears, {node} is not")
         linear = linears[index - 1]
-        if parts and parts[-1].linear == linear and parts[-1].stop == row:
+        if parts and parts[-1].tensor == linear and parts[-1].stop == row:
             parts[-1] = Rows(linear, parts[-1].start, row + 1)
         else:
             parts.append(Rows(linear, int(row), int(row) + 1))
-    return tuple(Rows(part.linear, int(part.start), int(part.stop)) for part in parts)
+    return tuple(Rows(part.tensor, int(part.start), int(part.stop)) for part in parts)
+
+
+def scaled(rows: Rows, made: Standin) -> Rows:
+    """The model's rows for the stand-in's, whose feed-forward blocks and tables are shorter."""
+    small, true = made.sizes[rows.tensor]
+    return Rows(rows.tensor, rows.start * true // small, rows.stop * true // small)
+
+
+def read_vector(initializer: Any, made: Standin) -> Vector | None:
+    """What a vector is made of; None for a tensor of another shape and for constants of the builder's own."""
+    import onnx
+
+    if len(initializer.dims) != 1 or initializer.data_type != onnx.TensorProto.FLOAT:
+        return None
+    values = onnx.numpy_helper.to_array(initializer)
+    numbers, offset = np.divmod(values, standin.VECTOR_STEP)
+    if not len(values) or (numbers < 1).any() or len(set(offset)) != 1:
+        return None
+    starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
+    parts = []
+    for start, stop in zip(starts, starts[1:], strict=False):
+        name = made.vectors[int(numbers[start]) - 1]
+        small, true = made.sizes[name]
+        if stop - start != small:
+            raise InputError(f"a vector of the model must be whole in the graph, {initializer.name} splits {name}")
+        parts.append(Rows(name, 0, true))
+    return Vector(tuple(parts), float(offset[0]))
 
 
 def _check_complete(sources: dict[str, tuple[Rows, ...]], spec: ModelSpec) -> None:
@@ -176,7 +162,7 @@ def _check_complete(sources: dict[str, tuple[Rows, ...]], spec: ModelSpec) -> No
     found: dict[str, int] = {}
     for parts in sources.values():
         for rows in parts:
-            found[rows.linear] = found.get(rows.linear, 0) + rows.stop - rows.start
+            found[rows.tensor] = found.get(rows.tensor, 0) + rows.stop - rows.start
     for unit in spec.units:
         for linear in unit.linears:
             if found.get(linear.name, 0) != linear.out_features:
