@@ -11,7 +11,7 @@ from commands.exits import BROKEN, OK
 from commands.names import runtime_named
 from commands.reports import print_verified
 from commands.streams import reader_left
-from commands.terminal import JSON, TRUST, emit, say, size, stream
+from commands.terminal import JSON, TRUST, emit, note, say, size, stream
 from commands.waiting import progress
 from records.atomic import check_output
 from records.errors import MissingError
@@ -27,6 +27,7 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
     """Write the package of a plan: what the runtime loads, the tokenizer, and a manifest."""
     from planner.package import check_replaceable, write_package
     from planner.plan import Plan
+    from planner.probes import read as read_probes
     from supernet.checkpoint import SUPERNET, open_supernet
 
     made = Plan.load(plan)
@@ -43,6 +44,9 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
         package = write_package(runtime_named(made.runtime), files, made, out, report)
     total = sum(entry.bytes for entry in package.files.values())
     say(f"{out}: {len(package.files)} files, {size(total)}")
+    said = read_probes(out).note
+    if said:
+        note(f"note: {said}")
     say(f"next: bitfleet verify {shlex.quote(str(out))}")
 
 

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from planner.chat import ChatTemplate
+from planner.runtimes.onnxruntime.settings import CONFIG, optional_json
+from planner.tokens import Tokenization
 from records.errors import InputError
 
 
 def generate(folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
-    """Greedy answer to one user message, in the model's chat format where it has one."""
-    import onnxruntime_genai as genai
+    """Greedy answer to one user message, in the model's chat format where it has one.
 
-    model = genai.Model(genai.Config(str(folder)))
-    tokenizer = genai.Tokenizer(model)
-    if (folder / "chat_template.jinja").exists():
-        messages = json.dumps([{"role": "user", "content": prompt}])
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    ids = tokenizer.encode(prompt)
-    limit = json.loads((folder / "genai_config.json").read_text())["search"]["max_length"]
+    Text becomes tokens by the model's own tokenizer, so the answer is the model's also where the runtime's differs.
+    """
+    tokenization = Tokenization(folder)
+    ids = prompt_ids(folder, tokenization, prompt)
+    limit = int(optional_json(folder / CONFIG)["search"]["max_length"])
+    if not ids:
+        raise InputError("the prompt must have at least one token, this one is empty and the model begins with none")
     if len(ids) >= limit:
         raise InputError(f"the prompt must be shorter than the package's context of {limit} tokens, got {len(ids)}")
+    return tokenization.stream(answer(folder, ids, min(limit, len(ids) + max_tokens)))
+
+
+def prompt_ids(folder: Path, tokenization: Tokenization, prompt: str) -> list[int]:
+    """The prompt as the model was taught to read one: through its template, or as plain text."""
+    template = ChatTemplate.of(folder)
+    if template is None:
+        return tokenization.encode(prompt)
+    (text,) = template.render([[{"role": "user", "content": prompt}]])
+    if text is None:
+        raise InputError("the package's chat template refuses a single message of a user")
+    return tokenization.encode(text, special=False)
+
+
+def answer(folder: Path, ids: list[int], length: int) -> Iterator[int]:
+    """Greedy tokens after `ids`, up to a stop token or `length` in all."""
+    import onnxruntime_genai as genai
+
+    model: Any = genai.Model(genai.Config(str(folder)))
     options = genai.GeneratorParams(model)
-    options.set_search_options(max_length=min(limit, len(ids) + max_tokens), do_sample=False)
+    options.set_search_options(max_length=length, do_sample=False)
     generator = genai.Generator(model, options)
     generator.append_tokens(ids)
-    stream = tokenizer.create_stream()
     while not generator.is_done():
         generator.generate_next_token()
-        yield stream.decode(generator.get_next_tokens()[0])
+        yield int(generator.get_next_tokens()[0])

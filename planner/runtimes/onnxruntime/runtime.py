@@ -113,8 +113,10 @@ class OnnxRuntime(Runtime):
     ) -> None:  # fmt: skip
         require()
         from planner.runtimes.onnxruntime.export import write_model
+        from planner.runtimes.onnxruntime.tokenizer import write_probes
 
         write_model(files, subnet, workload.context, threads, folder, progress, workload.batch)
+        write_probes(Path(files.model_dir), folder, getattr(files, "trusted", False))
 
     def check_package(self, folder: Path, sizes: Mapping[str, int]) -> None:
         from planner.runtimes.onnxruntime import safety
