@@ -27,7 +27,7 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
     """Write the package of a plan: what the runtime loads, the tokenizer, and a manifest."""
     from planner.package import check_replaceable, write_package
     from planner.plan import Plan
-    from planner.probes import read as read_probes
+    from planner.probes import Probes
     from supernet.checkpoint import SUPERNET, open_supernet
 
     made = Plan.load(plan)
@@ -44,7 +44,7 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
         package = write_package(runtime_named(made.runtime), files, made, out, report)
     total = sum(entry.bytes for entry in package.files.values())
     say(f"{out}: {len(package.files)} files, {size(total)}")
-    said = read_probes(out).note
+    said = Probes.load(out).note
     if said:
         note(f"note: {said}")
     say(f"next: bitfleet verify {shlex.quote(str(out))}")

@@ -20,6 +20,7 @@ from planner import render, tokens
 from records.errors import InputError
 
 TIME_S = 10.0
+NOON = datetime(2026, 1, 1, 12)  # what a template is told of the time where its text is compared later
 Message = dict[str, str]
 
 

@@ -122,7 +122,7 @@ def _write(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progre
     check_replaceable(out)
     with new_folder(out) as folder:
         runtime.write(files, plan.subnet, plan.workload, plan.device.get("threads"), folder, progress)
-        write_probes(files, folder)
+        write_probes(runtime, files, folder)
         size = sum(path.stat().st_size for path in folder.iterdir())
         write_proof(files, plan.subnet, plan.workload, size, folder / PROOF, progress)
         entries = {path.name: Entry(sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())}

@@ -8,24 +8,31 @@ from the model's, or begins a text otherwise, the package answers another questi
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from planner.chat import NOON, ChatTemplate, Message
 from planner.rows import BROKEN, HOLDS, Row, unchecked
 from planner.runtimes.base import Runtime
+from planner.tokens import PROBES as PROBES_OF_TEXT
+from planner.tokens import Tokenization, stop_ids
 from records.atomic import write_json
+from records.errors import InputError
 from records.reading import read_record
 
 PROBES = "probes.json"
-TEXTS = (
-    "The quick brown fox jumps over the lazy dog.",
-    "  two spaces, a\ttab,\n\na blank line and a trailing space ",
-    "def f(x: int) -> str:\n    return f'{x:>08.3f}'  # 1234567890 0x1F 3.14159e-10",
-    "naïve façade — Größe, ÇĞİŞ; œuvre…",
-    "Привет, мир! 你好,世界。こんにちは 안녕하세요 สวัสดี שלום مرحبا नमस्ते",
-    "🙂 👩‍👩‍👧 🇪🇺 ½ ² №",
+CHATS: tuple[tuple[Message, ...], ...] = (
+    ({"role": "user", "content": "Hello!"},),
+    ({"role": "user", "content": ""},),
+    ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2? 😀 你好"}),
+    (
+        {"role": "user", "content": "  Name a colour.\n"},
+        {"role": "assistant", "content": "Blue."},
+        {"role": "user", "content": "Another <b>one</b>, please"},
+    ),
 )
 _REMAKE = "export it again with `bitfleet export plan.json --out DIR`"
 
@@ -49,34 +56,63 @@ class Probes:
     texts: tuple[Text, ...]
     chats: tuple[Chat, ...]
     stop_ids: tuple[int, ...]
+    runtime_differs: tuple[str, ...] = ()  # what the runtime's own tokenizer, which others may load, does otherwise
+
+    @property
+    def note(self) -> str | None:
+        """What to tell who loads the package by other means than `bitfleet run`; None where there is nothing."""
+        if not self.runtime_differs:
+            return None
+        count, total = len(self.runtime_differs), len(self.texts) + len(self.chats)
+        return (
+            f"with the runtime's own tokenizer and template {count} of {total} probes differ, "
+            f"{self.runtime_differs[0]!r:.40} among them; `bitfleet run` uses the model's own"
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Probes:
         return read_record(folder / PROBES, cls, "list of probes", _REMAKE)
 
 
-def write_probes(files: Any, folder: Path) -> None:
-    """Write `probes.json` by the tokenizer in the supernet's model folder. Transformers is imported here."""
+def write_probes(runtime: Runtime, files: Any, folder: Path) -> None:
+    """Write `probes.json` by the tokenizer in the supernet's model folder. Transformers is imported here.
+
+    InputError where the package's tokenizer or template does otherwise: it would ask the model another question.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(files.model_dir, trust_remote_code=getattr(files, "trusted", False))
     special = " ".join(sorted(set(map(str, tokenizer.all_special_tokens)))[:8])
-    texts = [Text(text, tuple(tokenizer(text)["input_ids"])) for text in (*TEXTS, f"a{special}b")]
-    chats = []
-    if tokenizer.chat_template:
-        messages = ({"role": "user", "content": TEXTS[0]},)
-        rendered = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        chats.append(Chat(messages, str(rendered)))
-    write_json(folder / PROBES, asdict(Probes(tuple(texts), tuple(chats), _stop_ids(files.model_dir))))
+    texts = tuple(Text(text, tuple(tokenizer(text)["input_ids"])) for text in (*PROBES_OF_TEXT, f"a{special}b"))
+    template = ChatTemplate.of(folder)
+    now, chats = datetime.now(), CHATS if tokenizer.chat_template else ()
+    wanted = [_rendered(tokenizer, chat) for chat in chats]
+    found = template.render(chats, now) if template and chats else [None] * len(chats)
+    at_noon = template.render(chats, NOON) if template and chats else []
+    kept = tuple(Chat(chat, text) for chat, text in zip(chats, at_noon, strict=False) if text is not None)
+    ours = Tokenization(folder)
+    wrong = [text.text for text in texts if ours.encode(text.text) != list(text.ids)]
+    wrong += [chat[-1]["content"] for chat, a, b in zip(chats, wanted, found, strict=True) if a != b]
+    if wrong:
+        raise InputError(
+            f"tokenizer.json and the chat template must do what the model's tokenizer does, {len(wrong)} of "
+            f"{len(texts) + len(chats)} probes differ, {wrong[0]!r:.40} first; save it with transformers"
+        )
+    made = Probes(texts, kept, tuple(sorted(stop_ids(files.model_dir, folder, files.spec.vocab_size))))
+    ids, others, _ = runtime.spoken_by_others(folder, [t.text for t in texts], [list(c.messages) for c in kept])
+    differs = [text.text for text, found in zip(texts, ids, strict=True) if list(text.ids) != found]
+    differs += [chat.messages[-1]["content"] for chat, found in zip(kept, others, strict=True) if chat.text != found]
+    write_json(folder / PROBES, asdict(replace(made, runtime_differs=tuple(differs))))
 
 
-def _stop_ids(model_dir: Path) -> tuple[int, ...]:
-    for name in ("generation_config.json", "config.json"):
-        path = model_dir / name
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        if found is not None:
-            return tuple(sorted({found} if isinstance(found, int) else set(found)))
-    return ()
+def _rendered(tokenizer: Any, chat: Sequence[Message]) -> str | None:
+    """What transformers renders; None where the template refuses the chat."""
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, tokenize=False))
+    except TemplateError:
+        return None
 
 
 def check_probes(runtime: Runtime, folder: Path, listed: bool) -> list[Row]:

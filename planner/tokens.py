@@ -70,7 +70,7 @@ class Tokenization:
 
 def special_tokens(folder: Path) -> dict[str, str]:
     """The special tokens that a chat template may name, as transformers hands them to it."""
-    settings = _settings(folder)
+    settings = optional_json(folder / SETTINGS)
     named = {name: settings.get(name) for name in SPECIAL}
     extra = settings.get("extra_special_tokens")
     named |= extra if isinstance(extra, dict) else {}
@@ -83,18 +83,47 @@ def chat_template(folder: Path) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    found = _settings(folder).get("chat_template")
+    found = optional_json(folder / SETTINGS).get("chat_template")
     if isinstance(found, list):
         found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
     return found if isinstance(found, str) else None
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / SETTINGS
+def stop_ids(model_dir: Path, tokenizer_dir: Path, vocab_size: int) -> list[int]:
+    """Every token that ends a text: generation_config's, as `generate` in transformers has it, or else the config's;
+    and the tokenizer's end of text. A model that names none gets its last token."""
+    generation, config = (optional_json(model_dir / name) for name in ("generation_config.json", "config.json"))
+    named = generation.get("eos_token_id")
+    found = token_ids(config.get("eos_token_id") if named is None else named)
+    end = tokenizer_stop(tokenizer_dir)
+    found += [end] if end is not None and end not in found else []
+    return [token for token in found if 0 <= token < vocab_size] or [vocab_size - 1]
+
+
+def tokenizer_stop(folder: Path) -> int | None:
+    """The id of the tokenizer's `eos_token`."""
+    token = optional_json(folder / SETTINGS).get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    for entry in optional_json(folder / TOKENIZER).get("added_tokens", []):
+        if entry.get("content") == token:
+            return int(entry["id"])
+    return None
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """The object in `path`, empty where there is none. Any number will do: tokenizers write huge ones."""
+    if not path.is_file():
+        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise InputError(f"{path} must hold a JSON object; make the package again")
+        raise InputError(f"{path} must hold a JSON object; use the model folder as it was saved")
     return found
+
+
+def token_ids(value: Any) -> list[int]:
+    """A token id or a list of them, as configs have it."""
+    values = value if isinstance(value, list) else [value]
+    return [int(token) for token in values if isinstance(token, int) and not isinstance(token, bool)]

@@ -148,6 +148,12 @@ class Runtime(ABC):
         that says why stands for it.
         """
 
+    def spoken_by_others(
+        self, folder: Path, texts: list[str], chats: list[Any]
+    ) -> tuple[list[Any], list[Any], list[int]]:
+        """The same by the runtime's own tokenizer, for whoever loads a package without bitfleet."""
+        return self.spoken(folder, texts, chats)
+
     @abstractmethod
     def generate(self, folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
         """The answer to `prompt`, piece by piece."""

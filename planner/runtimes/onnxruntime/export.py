@@ -17,6 +17,7 @@ from planner.runtimes.onnxruntime.graphs import template_for
 from planner.runtimes.onnxruntime.packing import pack
 from planner.runtimes.onnxruntime.standin import facts_of
 from planner.runtimes.onnxruntime.template import Rows, Vector
+from planner.runtimes.onnxruntime.tokenizer import write_tokenizer
 from records.errors import InputError
 from supernet.space import Choice, Subnet
 from supernet.spec import Channels, ModelSpec, UnitSpec
@@ -102,6 +103,7 @@ def write_model(
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     onnx.save(model, folder / MODEL)
+    write_tokenizer(Path(files.model_dir), context, folder, getattr(files, "trusted", False))
     chunk = costs.CHUNK_TOKENS if batch == 1 else None
     settings.write(files.spec, template.kind, model.graph, Path(files.model_dir), context, chunk, threads, folder)
     check_size(files.spec, subnet, context, folder)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from planner.chat import ChatTemplate
-from planner.runtimes.onnxruntime.settings import CONFIG, optional_json
-from planner.tokens import Tokenization
+from planner.chat import NOON, ChatTemplate
+from planner.runtimes.onnxruntime.settings import CONFIG
+from planner.tokens import Tokenization, optional_json, token_ids
 from records.errors import InputError
 
 
@@ -36,6 +36,23 @@ def prompt_ids(folder: Path, tokenization: Tokenization, prompt: str) -> list[in
     if text is None:
         raise InputError("the package's chat template refuses a single message of a user")
     return tokenization.encode(text, special=False)
+
+
+def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
+    """As `Runtime.spoken`: what `generate` makes of texts and chats."""
+    ids: list[Any]
+    rendered: list[Any]
+    try:
+        tokenization = Tokenization(folder)
+        ids = [tokenization.encode(text) for text in texts]
+    except InputError as error:
+        ids = [str(error)] * len(texts)
+    try:
+        template = ChatTemplate.of(folder)
+        rendered = template.render(chats, NOON) if template and chats else ["the package has no template"] * len(chats)
+    except InputError as error:
+        rendered = [str(error)] * len(chats)
+    return ids, rendered, token_ids(optional_json(folder / CONFIG)["model"].get("eos_token_id"))
 
 
 def answer(folder: Path, ids: list[int], length: int) -> Iterator[int]:

@@ -113,10 +113,8 @@ class OnnxRuntime(Runtime):
     ) -> None:  # fmt: skip
         require()
         from planner.runtimes.onnxruntime.export import write_model
-        from planner.runtimes.onnxruntime.tokenizer import write_probes
 
         write_model(files, subnet, workload.context, threads, folder, progress, workload.batch)
-        write_probes(Path(files.model_dir), folder, getattr(files, "trusted", False))
 
     def check_package(self, folder: Path, sizes: Mapping[str, int]) -> None:
         from planner.runtimes.onnxruntime import safety
@@ -162,6 +160,13 @@ class OnnxRuntime(Runtime):
         return fresh.continued(folder, prompts, new_tokens)
 
     def spoken(self, folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
+        from planner.runtimes.onnxruntime.generate import spoken
+
+        return spoken(folder, texts, chats)
+
+    def spoken_by_others(
+        self, folder: Path, texts: list[str], chats: list[Any]
+    ) -> tuple[list[Any], list[Any], list[int]]:
         require()
         from planner.runtimes.onnxruntime import fresh
 

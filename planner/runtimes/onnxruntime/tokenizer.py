@@ -1,43 +1,34 @@
-"""How onnxruntime-genai's own tokenizer reads the probes: who loads a package by other means than `run` gets that."""
+"""The model's tokenizer in a package.
+
+The files are written by transformers: what it loads a folder as is not always what the folder's tokenizer.json says
+(classes add tokens and normalizers of their own).
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from planner import probes
-from planner.probes import Probes
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "chat_template.jinja",
+)  # fmt: skip
 
 
-def write_probes(model_dir: Path, folder: Path, trusted: bool = False) -> None:
-    """Write the probes of the tokenizer in `model_dir` into the package in `folder`, compared with both tokenizers."""
+def load(model_dir: Path, trusted: bool) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trusted)
-    made = probes.make(tokenizer, folder)
-    replace(made, runtime_differs=tuple(runtime_differs(made, folder))).write(folder)
+    return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trusted)
 
 
-def runtime_differs(made: Probes, folder: Path) -> list[str]:
-    import onnxruntime_genai as genai
-
-    try:
-        tokenizer: Any = genai.Tokenizer(genai.Config(str(folder)))
-        tokenizer.update_options(add_special_tokens="true")
-    except Exception:  # it raises plain exceptions for every kind that it does not know
-        return ["all of them"] * (len(made.texts) + len(made.chats))
-    found = probes.compared(made.texts, made.ids, tokenizer.encode)
-    try:
-        tokenizer.update_options(add_special_tokens="false")
-    except Exception:
-        return found
-    for chat, wanted in zip(made.chats, made.chat_ids, strict=True):
-        try:
-            text = tokenizer.apply_chat_template(json.dumps(list(chat)), add_generation_prompt=True)
-            ids: tuple[int, ...] | None = tuple(int(token) for token in tokenizer.encode(text))
-        except Exception:
-            ids = None
-        found += [] if ids == wanted else [f"the chat {chat[-1]['content']!r:.30}"]
-    return found
+def write_tokenizer(model_dir: Path, context: int, folder: Path, trusted: bool = False) -> None:
+    """Save the tokenizer in `model_dir` into the package in `folder`: files of known names, and no others."""
+    tokenizer = load(model_dir, trusted)
+    tokenizer.model_max_length = context  # "no limit" is written as a number that few readers take
+    with tempfile.TemporaryDirectory(prefix="bitfleet-tokenizer-") as scratch:
+        tokenizer.save_pretrained(scratch)
+        for name in FILES:
+            if (Path(scratch) / name).is_file():
+                shutil.copyfile(Path(scratch) / name, folder / name)

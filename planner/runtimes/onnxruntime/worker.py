@@ -161,7 +161,7 @@ def encoded(folder: Path, asked: list[str]) -> list[list[int]]:
     """The token ids of each text."""
     import onnxruntime_genai as genai
 
-    tokenizer = genai.Tokenizer(genai.Model(genai.Config(str(folder))))
+    tokenizer = genai.Tokenizer(genai.Config(str(folder)))
     return [[int(token) for token in tokenizer.encode(text)] for text in asked]
 
 
@@ -169,7 +169,7 @@ def rendered(folder: Path, asked: list[Any]) -> list[str]:
     """What the chat template makes of each list of messages."""
     import onnxruntime_genai as genai
 
-    tokenizer = genai.Tokenizer(genai.Model(genai.Config(str(folder))))
+    tokenizer = genai.Tokenizer(genai.Config(str(folder)))
     return [tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True) for messages in asked]
 
 
