@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def supernet(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made from texts that were named as seen from another folder."""
     folder = tmp_path_factory.mktemp("supernet")
     (folder / "train.txt").write_text(TEXT * 4)
     (folder / "own.jsonl").write_text(json.dumps({"text": TEXT.upper()}) + "\n")
-    data, own = str(folder / "train.txt"), str(folder / "own.jsonl")
+    data, own = (os.path.relpath(folder / name) for name in ("train.txt", "own.jsonl"))
     recipe = Recipe(
         (2, 4, 8), 16, quantizer="rtn", awq=0.0, steps=1, batch=1, window_tokens=16, data=data, eval_text=own
     )
@@ -48,7 +50,8 @@ def test_a_supernet_keeps_what_the_full_model_says_of_three_texts(supernet: Path
         assert reference.windows[:, 0].tolist() == [256] * len(reference.windows)
         assert reference.first == 1
         assert files.info["texts"][name] == reference.to_json()
-    assert references["held-out"].text == str(supernet.parent / "train.txt")
+    assert references["held-out"].text == str((supernet.parent / "train.txt").resolve())
+    assert references["own.jsonl"].text == str((supernet.parent / "own.jsonl").resolve())
     assert tiny_tokenizer().decode(references["own.jsonl"].windows[0, 1:]) in TEXT.upper()
 
 
