@@ -288,6 +288,24 @@ def test_a_damaged_package_is_refused(bitfleet: Any, package: Path, tmp_path: Pa
     assert "lacks model.onnx.data" in bitfleet("verify", copy).error
 
 
+def test_a_moved_supernet_is_asked_for_and_recognised(
+    bitfleet: Any, supernet: Path, plan: Path, tmp_path: Path
+) -> None:
+    moved, out = tmp_path / "plan.json", tmp_path / "package"
+    data = json.loads(plan.read_text()) | {"supernet": str(tmp_path / "gone")}
+    moved.write_text(json.dumps(data))
+    done = bitfleet("export", moved, "--out", out)
+    assert done.code == 2
+    assert "say where it is now: --supernet DIR" in done.error
+    moved.write_text(json.dumps(data | {"fingerprint": "0" * 16}))
+    done = bitfleet("export", moved, "--out", out, "--supernet", supernet)
+    assert done.code == 2
+    assert "made for weights that have changed since" in done.error
+    moved.write_text(json.dumps(data))
+    assert bitfleet("export", moved, "--out", out, "--supernet", supernet).code == 0
+    assert (out / "manifest.json").is_file()
+
+
 def test_a_folder_with_something_else_is_not_overwritten(bitfleet: Any, plan: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     done = bitfleet("export", plan, "--out", tmp_path)
