@@ -64,7 +64,7 @@ def prepare(
     if recipe.window_tokens > spec.max_context:
         raise InputError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
     progress("time stages", 0, 1)
-    clock.expect(_expected(model, spec, recipe, device), LATE)
+    clock.expect(stage_seconds(model, spec, recipe, device), LATE)
     with clock.stage("sample text"):
         windows, text = _windows(model, tokenizer, recipe, progress, clock.seconds_for("sample text"))
     held_out = min(MEASURED, len(windows) // 2)
@@ -85,7 +85,7 @@ def prepare(
     return save_start(out, supernet, references, training, loaded, info, changes)
 
 
-def _expected(model: Any, spec: ModelSpec, recipe: Recipe, device: torch.device) -> dict[str, float]:
+def stage_seconds(model: Any, spec: ModelSpec, recipe: Recipe, device: torch.device) -> dict[str, float]:
     """Seconds that each stage would take with all of its windows."""
     windows = {
         "sample text": MEASURED + SAMPLED,
