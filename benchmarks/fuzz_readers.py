@@ -62,8 +62,9 @@ def supernet(folder: Path) -> SupernetFiles:
     bits = {unit.name: (8,) if unit.is_table else (2, 4, 8) for unit in spec.units}
     space = SearchSpace.of({unit: tuple(Choice(b, 32) for b in widths) for unit, widths in bits.items()})
     recipe = {"bits": [2, 4, 8], "group_size": 32, "window_tokens": 64}
+    texts = {"held-out": {"text": "tiny", "windows": 2, "tokens": 128, "first": 0, "digest": "d1"}}
     info = {"source": "tiny", "recipe": recipe, "adapter": {"name": "scales", "deploys": "scales", "options": {}},
-            "finished": True, "steps": 2, "trial": {}, "texts": []}  # fmt: skip
+            "finished": True, "steps": 2, "trial": {}, "texts": texts}  # fmt: skip
     (folder / LOAD).write_text("{}")
     files = save_index(folder, spec, space, info, {LOAD: sha256(folder / LOAD)})
     units = {unit: {str(c): 2.0**-c.bits for c in choices} for unit, choices in space}

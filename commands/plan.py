@@ -34,8 +34,8 @@ from records.atomic import check_output
 @click.option("--device", metavar="NAME|FILE", help="What to plan for; the default is this machine.")
 @click.option("--runtime", default=RUNTIME, show_default=True, help="What will load the package.")
 @click.option("--text", metavar="FILE", help="Measure on this text too: what the package is for. Needs the full model.")
-@click.option("--trials", type=int, metavar="N", help="Subnets that the search tries.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--trials", type=click.IntRange(min=0), metavar="N", help="Subnets that the search tries.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="plan.json", show_default=True)
 @TRUST
 @JSON

@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 @click.option(
     "--prune", metavar="S,S,...", help="Shares of its channels that a feed-forward block may keep, such as 0.75,0.5,0."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the training in --out that was stopped.")
 @TRUST
 @click.option("--without-export", is_flag=True, help="Train a model that no runtime can export, for PyTorch alone.")

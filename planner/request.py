@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from records.errors import InputError
-from records.reading import as_record
+from records.reading import LARGEST, as_record
 from supernet.spec import ModelSpec
 
 _DECIMAL = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -36,10 +36,10 @@ def _quantity(text: str, units: Mapping[str, float], accepted: str, least: float
     match = _QUANTITY.fullmatch(text)
     factor = units.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise InputError(f"{accepted}, got {text!r}")
+        raise InputError(f"{accepted}, got {text!r:.80}")
     value = float(match[1]) * factor
-    if value < least:
-        raise InputError(f"{accepted} above zero, got {text!r}")
+    if not least <= value < LARGEST:
+        raise InputError(f"{accepted} above zero, got {text!r:.80}")
     return value
 
 
