@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 import threading
 from pathlib import Path
@@ -150,3 +151,48 @@ def test_standard_input_and_pipes(
             monkeypatch.setattr(sys, "stdin", pipe)
             assert read("-") == expected
     writer.join()
+
+
+RECORDS = (
+    {"text": "hello wörld " * 9},
+    {"instruction": "a", "input": None, "output": "b" * 50},
+    {
+        "messages": [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": [{"type": "text", "text": "yo"}]},
+        ]
+    },
+    {"conversations": [{"from": "human", "value": "x" * 40}]},
+)
+INSERTED = (
+    b'"',
+    b"{",
+    b"]",
+    b"\\u",
+    b"\n",
+    b"null",
+    b"1e999",
+    b"\xff\xfe",
+    b"\0",
+    b"\xe2\x80\xa8",
+    b"\\ud800",
+    b"true",
+)
+
+
+def test_damaged_text_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    whole, rng = "\n".join(map(json.dumps, RECORDS)).encode(), random.Random(0)
+    outcomes = []
+    for _ in range(2000):
+        content = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 5))):
+            at = rng.randrange(len(content))
+            content[at : at + rng.choice((0, 0, 1, 20))] = rng.choice((*INSERTED, b"", rng.randbytes(2)))
+        path = tmp_path / rng.choice(("a.jsonl", "a.NDJSON", "a.txt", "a"))
+        path.write_bytes(content)
+        try:
+            outcomes.append(sum(map(len, pieces(str(path)))) > 0)
+        except InputError as error:
+            assert "\n" not in str(error)
+            outcomes.append(False)
+    assert 200 < sum(outcomes) < 1800  # and neither is what happens to all
