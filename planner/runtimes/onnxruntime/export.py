@@ -64,7 +64,7 @@ def write_model(
 
     if progress:
         progress("building the graph", 0.0)
-    config = AutoConfig.from_pretrained(files.model_dir)
+    config = AutoConfig.from_pretrained(files.model_dir, trust_remote_code=getattr(files, "trusted", False))
     template = template_for(files.spec, config)
     model, by_linear = template.model, linears_of(files.spec, subnet)
     floats, parts = files.float_tensors(), {**template.weights, **template.vectors}
