@@ -181,6 +181,21 @@ def gguf(folder: Path) -> bytes:
     return (folder / "m.gguf").read_bytes()
 
 
+def proof(folder: Path) -> bytes:
+    import numpy as np
+
+    from supernet.said import Continuation, Said
+
+    said = Said(
+        np.arange(16, dtype=np.int32).reshape(4, 4), np.full((4, 4), -2, np.float32), np.full(4, 0.4, np.float32)
+    )
+    text = Continuation(np.ones((1, 4), np.int32), np.ones((1, 4), np.float32))
+    windows, positions = (np.ones(8, np.int32), np.ones(8, np.int32)), np.arange(4, dtype=np.int32)
+    prompts = np.ones((1, 3), np.int32)
+    Proof(windows, positions, said, said, said.log_probs, prompts, text, text).save(folder / "proof.safetensors")
+    return (folder / "proof.safetensors").read_bytes()
+
+
 # --- what commands do with them -----------------------------------------------------------------------------------
 
 
@@ -240,7 +255,7 @@ def use_loaded(folder: Path) -> None:
 
 
 def use_proof(folder: Path) -> None:
-    Proof.load(folder / "proof.safetensors")
+    Proof.load(folder / "proof.safetensors").original_kl()
 
 
 def use_text(folder: Path) -> None:
@@ -267,6 +282,7 @@ READERS = {
         Reader("manifest", "p/manifest.json", package, use_package),
         Reader("genai settings", f"p/{safety.CONFIG}", settings, use_loaded),
         Reader("graph", f"p/{safety.GRAPH}", graph, use_loaded, json=False),
+        Reader("proof", "proof.safetensors", proof, use_proof, json=False),
         Reader("supernet index", SUPERNET, index, use_index),
         Reader("sensitivities", SENSITIVITY_FILE, sensitivities, use_sensitivities),
         Reader("evaluations", EVALUATIONS_FILE, evaluations, use_evaluations),
