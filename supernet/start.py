@@ -27,6 +27,7 @@ from supernet.rounded import rounding_losses
 from supernet.space import SearchSpace
 from supernet.spec import ModelSpec
 
+SATURATED = 3.0  # nats per token, from which on a loss tells little
 SCALED, SOLVED, REFINED = "channel scales", "solved codes", "learned rounding of whole bit-widths"
 
 
@@ -47,8 +48,9 @@ class Start:
         self.rounding = self._rounded(self.widths)
 
     def better_scaled(self, scales: Scales) -> bool:
-        """Whether plain rounding loses less with the channel scales, over the narrowest bit-widths together."""
-        narrow = self.widths[:2]
+        """Whether plain rounding loses less with the channel scales, over the two narrowest bit-widths together at
+        which it does not lose everything anyway."""
+        narrow = [bits for bits in self.widths if self.rounding[bits] < SATURATED][:2] or self.widths[-1:]
         before, after = ([losses[b] for b in narrow] for losses in (self.rounding, self._rounded(narrow, scales)))
         lost: list[bool] = []
         with self.gate.over(SCALED, "scalings"):
