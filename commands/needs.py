@@ -22,7 +22,7 @@ def check_needs(spec: ModelSpec, recipe: Recipe, out: Path) -> None:
     needs, usable = needs_of(spec, recipe), profile_cpu(measure_bandwidth=False).usable_bytes
     place = next(folder for folder in out.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(place).free
-    note(f"expecting about {size(needs.memory_bytes)} of memory, and {size(needs.disk_bytes)} on disk")
+    note(f"expecting up to {size(needs.memory_bytes)} of memory, and {size(needs.disk_bytes)} on disk")
     if needs.least_bytes > usable and not torch.cuda.is_available():
         options = "a smaller --rank" if recipe.rank else "fewer --bits"
         raise InputError(

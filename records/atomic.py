@@ -18,7 +18,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,23 @@ class replacing:
         _ours.add(self.temporary)
         # Made here and exclusively, so that nobody's link of this name is followed.
         os.close(os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        self.mode = self.temporary.stat().st_mode
         return self.temporary
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         try:
             if kind is None:
+                _allow(self.temporary, self.mode)
                 os.replace(self.temporary, self.path)
         finally:
             self.temporary.unlink(missing_ok=True)
             _ours.discard(self.temporary)
+
+
+def _allow(file: Path, mode: int) -> None:
+    """Let others read what they may: safetensors puts a file of its own in place, for its owner alone."""
+    with suppress(OSError):  # some file systems have no rights
+        file.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,6 +83,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         folder.mkdir()
         yield folder
+        for file in folder.iterdir():
+            if file.is_file():
+                _allow(file, folder.stat().st_mode & 0o666)
         _replace(folder, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

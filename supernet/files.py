@@ -23,9 +23,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        mode = temporary.stat().st_mode
         save_file(plain, temporary, {"json": json.dumps(dict(meta or {}))})
-        temporary.chmod(mode)  # safetensors makes a file of its own, which nobody else may read
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -71,12 +71,23 @@ def test_special_files_are_refused_and_stay(tmp_path: Path) -> None:
 
 
 def test_files_have_the_rights_that_the_person_asks_for(tmp_path: Path) -> None:
+    """Also where a library puts a file of its own in place, as safetensors does."""
+
+    def private(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        path.touch(0o600)
+
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "a", "text")
+        with replacing(tmp_path / "b") as temporary:
+            private(temporary)
+        with new_folder(tmp_path / "c") as folder:
+            private(folder / "d")
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    for name in ("a", "b", "c/d"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
 
 
 def test_names_as_long_as_the_system_takes_can_be_written(tmp_path: Path) -> None:
