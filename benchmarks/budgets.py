@@ -108,7 +108,7 @@ def measured(device: DeviceProfile, seed: int, number: int) -> Case:
     workload = Workload(context, 1, int(rng.integers(1, max(2, min(context - ANSWER, 512)))))
     divide = [size for size in GROUP_SIZES if shape.hidden % size == 0 == shape.feed_forward % size]
     group_size, bits = int(rng.choice(divide)), BITS[rng.integers(len(BITS))]
-    device = replace(device, threads=int(rng.integers(1, (device.threads or 1) + 2)))
+    device = replace(device, threads=int(rng.integers(1, (device.threads or 1) + 1)))
     share = float(rng.random())
     runtime = OnnxRuntime()
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
