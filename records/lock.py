@@ -21,18 +21,16 @@ LOOK_AGAIN_S = 0.2
 
 
 @contextmanager
-def locked(path: Path, what: str, waiting: Callable[[str], None] | None = None) -> Iterator[bool]:
+def locked(path: Path, what: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold `path`, which need not exist. `what` says who would hold it: "another training".
 
-    Where it is held, InputError in one line; with `waiting` that line is told to it and the lock is waited for. Gives
-    whether it had to wait.
+    Where it is held, InputError in one line; with `waiting` that line is told to it and the lock is waited for.
     """
     from filelock import FileLock, Timeout
 
     place = Path(os.path.realpath(path))
     file = _lock_file(place)
     lock = FileLock(file)
-    waited = False
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -40,11 +38,10 @@ def locked(path: Path, what: str, waiting: Callable[[str], None] | None = None) 
         if waiting is None:
             raise InputError(f"{line}; wait for it, or give another place") from None
         waiting(f"{line}; waiting for it")
-        waited = True
         lock.acquire(poll_interval=LOOK_AGAIN_S)
     try:
         file.write_text(f"{os.getpid()}\n")
-        yield waited
+        yield
     finally:
         with contextlib.suppress(OSError):  # whoever waits notices that it is gone, and makes one of its own
             file.unlink()

@@ -43,7 +43,7 @@ def create(
     Going on uses the recipe in the folder. InputError where it differs in one of the fields that `typed` gives the
     options of, where `out` holds something else, a finished supernet or an unfinished one without `resume`, and where
     another training is at work in it. With `waiting` that one is waited for, which is told to it in a line, and what
-    it made is returned.
+    another made is returned, also where it was finished just before.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
@@ -55,10 +55,10 @@ def create(
     if not accelerator.is_main_process:
         return _stages(source, out, recipe, silent, accelerator)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out, "another training", waiting) as waited:
+    with locked(out, "another training", waiting):
         started = (out / SUPERNET).exists()
         trust = recipe.trust_remote_code
-        if waited and started and open_supernet(out, True, trust).finished:
+        if waiting and started and open_supernet(out, True, trust).finished:
             return open_supernet(out, trust_remote_code=trust)
         if started:
             _check_resumable(out, recipe, resume, typed)
@@ -98,6 +98,8 @@ def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerato
     """Prepare, fit, finish: those of them that are still to be done."""
     started = (out / SUPERNET).exists()
     trust = recipe.trust_remote_code
+    if started:  # the minutes and steps that it was begun with share out what is still to come
+        recipe = Recipe.from_json(open_supernet(out, True, trust).info["recipe"])
     clock = Clock(None if recipe.steps else recipe.minutes)
     report = clock.showing(report)
     report("load model", 0, 1)

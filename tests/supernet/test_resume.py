@@ -17,6 +17,7 @@ import torch
 from records.errors import InputError
 from records.lock import locked
 from supernet.checkpoint import CODES, SCALING, START, STATE, SUPERNET, WINDOWS, open_supernet
+from supernet.clock import Clock
 from supernet.create import create
 from supernet.files import read_tensors, write_tensors
 from supernet.folder import begin
@@ -135,6 +136,23 @@ def test_a_typed_recipe_must_be_the_stored_one(source: str, data: str, tmp_path:
     assert create(source, out, recipe, resume=True, typed=typed).finished
 
 
+def test_the_minutes_are_those_that_it_was_begun_with(
+    source: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a resumed run says of them: given steps are given for good, and then no stage is shortened."""
+    out, recipe = tmp_path / "net", replace(BASE, data=data)
+    run(source, out, recipe, Stop("train"))
+    asked: list[float | None] = []
+
+    def clock(minutes: float | None) -> Clock:
+        asked.append(minutes)
+        return Clock(minutes)
+
+    monkeypatch.setattr("supernet.create.Clock", clock)
+    assert create(source, out, replace(recipe, steps=None, minutes=0.1), resume=True).finished
+    assert asked == [None]
+
+
 def test_a_model_may_move_but_not_change(source: str, data: str, tmp_path: Path, monkeypatch: Any) -> None:
     model = shutil.copytree(source, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -180,6 +198,7 @@ def test_who_waited_takes_what_was_made(source: str, data: str, tmp_path: Path) 
     lock = locked(out, "another training")
     lock.__enter__()
     assert create("no such model", out, recipe, waiting=waiting).hashes == made.hashes
+    assert create("no such model", out, recipe, resume=True, waiting=waiting).hashes == made.hashes  # finished by now
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(source: str, data: str, tmp_path: Path) -> None:
