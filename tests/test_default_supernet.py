@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from planner.doctor import SUPERNET_FOLDER
 from supernet.checkpoint import SCALING, open_supernet
 from supernet.folder import begin
 from tests.conftest import Bitfleet
@@ -26,7 +27,7 @@ def default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_first_use_that_was_stopped_is_gone_on_with(
     bitfleet: Bitfleet, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = own_cache / "supernet"
+    home = own_cache / SUPERNET_FOLDER
     begin(home, {})
     (home / SCALING).write_bytes(b"half")
     with monkeypatch.context() as patched:
