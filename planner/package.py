@@ -27,6 +27,7 @@ SCHEMA = 1
 _REMAKE = "make it again with `bitfleet export plan.json --out DIR`"
 
 KL_LIMIT = 0.01  # nats per token between the package and the subnet it was made from
+MOST_TIMED, MOST_PRODUCTS = 4, 2**28  # kernels that `verify` times again, and what one multiplies: seconds at most
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -99,6 +100,11 @@ def _check_promises(plan: Plan) -> None:
         check(f"the band of {name}", plan.bands.get(name), float, least=0)
         if plan.bands[name] > 1:
             raise InputError(f"the band of {name} must be at most 1, got {plan.bands[name]!r}")
+    timed = plan.device.get("kernels", [])
+    if len(timed) > MOST_TIMED or any(k.rows * k.in_features * k.out_features > MOST_PRODUCTS for k in timed):
+        raise InputError(
+            f"a plan keeps {MOST_TIMED} kernels to time again at most, of {MOST_PRODUCTS} products at most"
+        )
     for name, limit in plan.budget.to_json().items():
         check(f"the limit {name}", limit, float, optional=True, least=0)
 
@@ -147,8 +153,8 @@ def check_replaceable(out: Path) -> None:
 
 def _is_package(folder: Path) -> bool:
     try:
-        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"] == KIND)
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(folder / MANIFEST, "package manifest", _REMAKE).get("kind") == KIND
+    except InputError:
         return False
 
 

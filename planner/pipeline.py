@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import chain, product
@@ -33,7 +33,7 @@ from planner.search.optuna_search import OptunaSearch
 from planner.shortage import budget_error, readable
 from profiles.detect import Skipped, detect
 from profiles.device import DeviceProfile
-from profiles.kernels import KernelTable
+from profiles.kernels import KernelEntry, KernelTable
 from records.errors import InputError
 from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
@@ -296,17 +296,17 @@ def _device(device: DeviceProfile) -> DeviceSummary:
     return cast(DeviceSummary, {name: getattr(device, name) for name in names} | again)
 
 
-def _timed_again(device: DeviceProfile) -> list[dict[str, Any]]:
+def _timed_again(device: DeviceProfile) -> list[KernelEntry]:
     """Two kernels of the profile, of one row and more than a cache holds in a model: what `verify` times again, to tell
     a machine that is slower now from a promise that was wrong."""
     known = [
         e for e in device.kernels.entries if e.rows == 1 and e.threads == device.threads and e.out_features < 2**14
     ]
-    found = []
+    found: list[KernelEntry] = []
     for bits in (4, 8):
         of = [entry for entry in known if entry.bits == bits]
         found += sorted(of, key=lambda entry: entry.in_features * entry.out_features)[-1:]
-    return [asdict(entry) for entry in found]
+    return found
 
 
 def _versions(*names: str) -> dict[str, str]:

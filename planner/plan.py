@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from planner.bands import BANDS
 from planner.quality import Measured
 from planner.request import Budget, Workload
+from profiles.kernels import KernelEntry
 from records.atomic import write_json
 from records.errors import InputError
 from records.reading import as_record, check, read_record
@@ -57,22 +58,6 @@ class LatencyTable(TypedDict):
     decode: list[LatencyRow]
 
 
-class KernelRow(TypedDict):
-    """A measured product, as `profiles.kernels.KernelEntry`."""
-
-    runtime: str
-    bits: int
-    group_size: int
-    rows: int
-    in_features: int
-    out_features: int
-    threads: int
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    repeats: int
-
-
 class DeviceSummary(TypedDict):
     """What a plan says of the device that it is for."""
 
@@ -86,7 +71,7 @@ class DeviceSummary(TypedDict):
     memory_bytes: NotRequired[int]
     usable_bytes: NotRequired[int]
     last_level_cache_bytes: NotRequired[int | None]
-    kernels: NotRequired[list[KernelRow]]  # what `verify` times again
+    kernels: NotRequired[list[KernelEntry]]  # what `verify` times again
 
 
 @dataclass(frozen=True)
@@ -166,10 +151,12 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in fields(self)}
+        kernels = self.device.get("kernels")
         return {
             "kind": KIND,
             "schema": SCHEMA,
             **data,
+            "device": {**self.device, **({"kernels": [asdict(entry) for entry in kernels]} if kernels else {})},
             "workload": self.workload.to_json(),
             "budget": self.budget.to_json(),
             "limits": self.limits.to_json(),

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 from onnx import helper
 
 from planner.package import MANIFEST, open_package
+from planner.plan import Plan
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
+from profiles.kernels import KernelEntry
 from records.errors import InputError
 from tests.planner.packages import tiny_package
 
@@ -109,6 +112,25 @@ def test_promises_are_finite_numbers(package: Path, name: str, value: str) -> No
     refused(package, name if value not in ("Infinity", "NaN") else "")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"in_features": 10**9}, "to time again"), ({"rows": 10**9}, "to time again"), ({"median_ms": 0.0}, "above 0")],
+)
+def test_kernels_to_time_again_are_few_and_small(package: Path, change: dict[str, float], said: str) -> None:
+    """Whoever makes a package says what `verify` times where a promise of time is broken."""
+    entry = KernelEntry("onnxruntime", 4, 32, 1, 1024, 1024, 1, 0.2, 0.1, 0.3, 5)
+    manifest = json.loads((package / MANIFEST).read_text())
+    manifest["plan"]["device"]["kernels"] = [asdict(entry)]
+    (package / MANIFEST).write_text(json.dumps(manifest))
+    opened = open_package(package)
+    opened.check(OnnxRuntime())
+    assert opened.plan.device["kernels"] == [entry]
+    assert Plan.from_json(opened.plan.to_json()) == opened.plan
+    manifest["plan"]["device"]["kernels"][0] |= change
+    (package / MANIFEST).write_text(json.dumps(manifest))
+    refused(package, said)
+
+
 def settings(*path: str, **changes: Any) -> Damage:
     def damage(package: Path) -> None:
         file = package / "genai_config.json"
@@ -146,6 +168,8 @@ SESSION = ("model", "decoder", "session_options")
         (lambda p: (p / "genai_config.json").write_text('{"model": {}, "model": {}}'), "twice"),
         (lambda p: (p / "genai_config.json").write_text("[" * 100_000), "recursion"),
         (lambda p: (p / "genai_config.json").write_bytes(b"\xff"), "utf-8"),
+        (lambda p: (p / "genai_config.json").write_text('{"model": {"vocab_size": 9}}'), "must set model.eos_token_id"),
+        (lambda p: (p / "genai_config.json").write_text("{}"), "must set model.vocab_size"),
     ],
 )
 def test_settings_that_no_exporter_writes_are_refused(package: Path, damage: Damage, said: str) -> None:

@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.runtimes.onnxruntime import worker
+from profiles.kernels import KernelEntry
 from records.errors import InputError, SystemFailure
 
 SPEAKING_S = 60.0  # for tokens and templates, loading included
@@ -72,14 +73,14 @@ def continued(folder: Path, prompts: NDArray[Any], new_tokens: int) -> list[list
     return [list(map(int, tokens)) for tokens in found]
 
 
-def slower(entries: Sequence[Mapping[str, Any]], cache_bytes: int) -> float:
+def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
     """As `Runtime.slower`: the mean of how much longer the products take, in a fresh process."""
     if not entries:
         return 1.0
     root = str(Path(__file__).resolve().parents[3])
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         arguments: dict[str, Any] = {
-            "entries": [dict(entry) for entry in entries],
+            "entries": [asdict(entry) for entry in entries],
             "cache_bytes": cache_bytes,
             "root": root,
         }

@@ -59,6 +59,7 @@ def check(folder: Path, sizes: Mapping[str, int]) -> None:
             (folder / CONFIG).read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
         )
         _check_settings(config, SETTINGS, "")
+        _check_needed(config)
         _check_graph(memoryview((folder / GRAPH).read_bytes()), sizes, GRAPHS["model"])
     except (ValueError, RecursionError) as error:
         what = str(error) or "nested too deep"
@@ -157,6 +158,12 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+NEEDED = (  # what is asked of the settings without a default
+    ("model", "vocab_size"), ("model", "eos_token_id"), ("model", "decoder", "num_key_value_heads"),
+    ("model", "decoder", "head_size"), ("model", "decoder", "session_options"), ("search", "max_length"),
+)  # fmt: skip
+
+
 def _check_settings(value: Any, rule: Any, where: str) -> None:
     if not isinstance(rule, dict):
         if not rule(value):
@@ -169,6 +176,15 @@ def _check_settings(value: Any, rule: Any, where: str) -> None:
         if key not in rule:
             raise ValueError(f"{CONFIG} may not set {at!r:.80}")
         _check_settings(inner, rule[key], at)
+
+
+def _check_needed(config: dict[str, Any]) -> None:
+    for path in NEEDED:
+        found: Any = config
+        for key in path:
+            if key not in found:
+                raise ValueError(f"{CONFIG} must set {'.'.join(path)}")
+            found = found[key]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
