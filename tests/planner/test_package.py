@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from planner.package import MANIFEST, open_package, write_package
 from planner.plan import Plan
@@ -104,13 +105,9 @@ def test_no_package_is_one_line(tmp_path: Path) -> None:
 
 
 def test_run_streams_what_the_package_says(package: Path) -> None:
-    import onnxruntime_genai as genai
-
-    tokenizer = genai.Tokenizer(genai.Model(genai.Config(str(package))))
-    stream = tokenizer.create_stream()
-    (said,) = RUNTIME.continued(package, np.array([tokenizer.encode("user: hello\n")]), 8)
-    text = "".join(stream.decode(token) for token in said)
-    assert len(said) == 8 and text
-    assert "".join(RUNTIME.generate(package, "hello", 8)) == text
+    tokenizer = AutoTokenizer.from_pretrained(package)
+    (said,) = RUNTIME.continued(package, np.array([tokenizer("user: hello\n")["input_ids"]]), 8)
+    assert len(said) == 8
+    assert "".join(RUNTIME.generate(package, "hello", 8)) == tokenizer.decode(said, skip_special_tokens=True) != ""
     with pytest.raises(ValueError, match="shorter than the package's context"):
         list(RUNTIME.generate(package, "hello " * 60, 8))
