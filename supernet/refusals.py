@@ -28,6 +28,10 @@ def refuse_settings(source: Any, settings: Mapping[str, Any]) -> None:
     for name, value in _items(settings):
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{source}: {name} in config.json is {value}; get a sound copy")
+        if name == "partial_rotary_factor" and value is not None and not _is_share(value):
+            raise InputError(
+                f"{source}: {name} in config.json must be above 0 and at most 1, it is {str(value)[:40]!r}"
+            )
         if "expert" in name and _above_one(value):
             raise InputError(f"{source} is {EXPERTS} ({name} is {value})")
         if name in QUANTIZED and value is not None:
@@ -66,6 +70,10 @@ def _items(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield str(name), value
         if isinstance(value, Mapping) and name not in QUANTIZED:
             yield from _items(value)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def _above_one(value: Any) -> bool:

@@ -46,8 +46,18 @@ class Keys:
             )
         return value
 
+    def optional(self, key: str) -> float | None:
+        """A positive number, or None where it is not there or is 0."""
+        return self.number(key) if self.take(key) else None
+
     def count(self, key: str, default: int | None = None) -> int:
-        return int(self.number(key, default))
+        value = self.number(key, default)
+        if value != int(value):
+            raise InputError(
+                f"{self.path} must say {self.architecture}.{key} as a whole number, it says {value}; "
+                "give the model's Hugging Face folder"
+            )
+        return int(value)
 
     def refuse_left(self) -> None:
         """InputError naming what nobody asked for."""
@@ -79,7 +89,7 @@ def config_of(gguf: GGUF) -> dict[str, Any]:
         raise InputError(f"{keys.path} is an encoder, which bitfleet cannot train; give a decoder")
     shared = _shared(keys, gguf)
     special = ARCHITECTURES[keys.architecture](keys, gguf, shared)
-    scale = keys.take("attention.scale")
+    scale = keys.optional("attention.scale")
     query = special.get("query_pre_attn_scalar", shared["head_dim"])
     if scale and not math.isclose(scale, query**-0.5, rel_tol=1e-4):
         keys.asked.remove("attention.scale")
@@ -115,7 +125,7 @@ def _shared(keys: Keys, gguf: GGUF) -> dict[str, Any]:
 
 def _window(keys: Keys) -> int | None:
     """Tokens of the sliding window; None where there is none."""
-    return int(keys.number("attention.sliding_window")) if keys.take("attention.sliding_window") else None
+    return keys.count("attention.sliding_window") if keys.take("attention.sliding_window") else None
 
 
 def _whole_rotary(keys: Keys, shared: Mapping[str, Any]) -> None:
@@ -162,7 +172,7 @@ def _gemma(keys: Keys, gguf: GGUF, shared: Mapping[str, Any]) -> dict[str, Any]:
 def _gemma2(keys: Keys, gguf: GGUF, shared: Mapping[str, Any]) -> dict[str, Any]:
     _whole_rotary(keys, shared)
     return {
-        "sliding_window": int(keys.number("attention.sliding_window", 4096)),
+        "sliding_window": keys.count("attention.sliding_window", 4096),
         "attn_logit_softcapping": keys.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": keys.number("final_logit_softcapping", 30.0),
         "query_pre_attn_scalar": _query_scalar(shared, largest=46),
@@ -177,9 +187,9 @@ def _gemma3(keys: Keys, gguf: GGUF, shared: Mapping[str, Any]) -> dict[str, Any]
     local = {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", BASE)}
     return {
         "model_type": "gemma3_text",
-        "sliding_window": int(keys.number("attention.sliding_window")),
+        "sliding_window": keys.count("attention.sliding_window"),
         "rope_parameters": {"full_attention": shared["rope_parameters"], "sliding_attention": local},
-        "final_logit_softcapping": keys.take("final_logit_softcapping") or None,
+        "final_logit_softcapping": keys.optional("final_logit_softcapping"),
         "query_pre_attn_scalar": _query_scalar(shared, largest=62),
     }
 

@@ -24,6 +24,10 @@ VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
 ALIGNMENT = 32  # bytes, unless general.alignment says otherwise
 
+# What is read of keys that all architectures have; those of one are looked at where they are asked for.
+WHOLE = re.compile(r"split\.(no|count|tensors\.count)|tokenizer\.ggml\.\w+_token_id")
+TEXT = re.compile(r"general\.(architecture|type)|tokenizer\.ggml\.(model|pre)|tokenizer\.chat_template")
+TEXTS = re.compile(r"tokenizer\.ggml\.(tokens|merges)")
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -107,6 +111,18 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
         raise InputError(f"{path} is damaged or no GGUF file ({error}); copy it again") from None
 
 
+def _check_type(key: str, value: Any) -> None:
+    listed = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    rules = (
+        (WHOLE, type(value) is int, "a whole number"),
+        (TEXT, isinstance(value, str), "text"),
+        (TEXTS, listed, "texts"),
+    )
+    for names, right, wanted in rules:
+        if not right and names.fullmatch(key):
+            raise ValueError(f"{key} is {str(value)[:60]!r} and not {wanted}")
+
+
 class _Reader:
     """Reads one mapped file from its beginning. Every count is checked against the bytes that are left."""
 
@@ -130,8 +146,10 @@ class _Reader:
             if key in metadata:
                 raise ValueError(f"{key} twice")
             metadata[key] = self.value(self.scalars("I")[0])
-        if not isinstance(metadata.get("general.architecture"), str):
+        if "general.architecture" not in metadata:
             raise ValueError("no general.architecture")
+        for key, value in metadata.items():
+            _check_type(key, value)
         return metadata, self.tensors(tensors, metadata.get("general.alignment", ALIGNMENT))
 
     def tensors(self, count: int, alignment: Any) -> dict[str, GGUFTensor]:

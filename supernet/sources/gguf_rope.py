@@ -30,9 +30,8 @@ def rope_parameters(keys: Keys, gguf: GGUF, base: float, head_dim: int, rotary: 
     if rotary != head_dim:
         found["partial_rotary_factor"] = rotary / head_dim
     kind = keys.take("rope.scaling.type", "linear")  # llama.cpp's default, with a factor of 1
-    linear = keys.take("rope.scale_linear") or keys.take("rope.scaling.factor")
-    factor = 1.0 if not linear else float(linear)
-    original = keys.take("rope.scaling.original_context_length")
+    factor = float(keys.optional("rope.scale_linear") or keys.optional("rope.scaling.factor") or 1)
+    original = keys.optional("rope.scaling.original_context_length")
     if LONG in gguf.tensors or SHORT in gguf.tensors:
         return found | _long(keys, gguf, original, rotary)
     if FREQS in gguf.tensors:
@@ -54,14 +53,14 @@ def _yarn(keys: Keys, factor: float, original: Any) -> dict[str, Any]:
             f"{keys.path} has rope.scaling of type yarn without its factor and original_context_length; "
             "give the Hugging Face folder"
         )
-    attention = keys.take("rope.scaling.yarn_attn_factor") or keys.take("rope.scaling.attn_factor") or 1.0
+    attention = keys.optional("rope.scaling.yarn_attn_factor") or keys.optional("rope.scaling.attn_factor") or 1.0
     more = {"attention_factor": attention * (1 + 0.1 * math.log(factor))} if attention != 1 else {}
     return more | {
         "rope_type": "yarn",
         "factor": factor,
         "original_max_position_embeddings": int(original),
-        "beta_fast": keys.take("rope.scaling.yarn_beta_fast") or BETA_FAST,
-        "beta_slow": keys.take("rope.scaling.yarn_beta_slow") or BETA_SLOW,
+        "beta_fast": keys.optional("rope.scaling.yarn_beta_fast") or BETA_FAST,
+        "beta_slow": keys.optional("rope.scaling.yarn_beta_slow") or BETA_SLOW,
     }
 
 
@@ -73,7 +72,7 @@ def _long(keys: Keys, gguf: GGUF, original: Any, rotary: int) -> dict[str, Any]:
         )
     if keys.architecture != "phi3":
         raise InputError(f"{keys.path} has {LONG}, which is read for phi3 alone; give the Hugging Face folder")
-    attention = keys.take("rope.scaling.attn_factor")
+    attention = keys.optional("rope.scaling.attn_factor")
     return {
         "rope_type": "longrope",
         "long_factor": _factors(keys, gguf, LONG, rotary),

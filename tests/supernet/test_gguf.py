@@ -183,6 +183,20 @@ def test_what_cannot_be_read_exactly_is_refused_by_name(tmp_path: Path, kind: st
     assert "\n" not in str(raised.value)
 
 
+TYPED = (
+    "llama.rope.scaling.factor", "llama.rope.scale_linear", "llama.attention.scale", "llama.embedding_length",
+    "split.count", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.tokens",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", TYPED)
+def test_a_key_of_another_type_is_named(tmp_path: Path, key: str) -> None:
+    for value in ("x", [0.5, 1.5], 0.5):
+        if (key, value) not in (("llama.rope.scaling.factor", 0.5), ("llama.rope.scale_linear", 0.5)):
+            with pytest.raises(InputError, match=key.rpartition(".")[2]):
+                describe(str(plain(tmp_path, {key: value})))
+
+
 # --- parts
 
 

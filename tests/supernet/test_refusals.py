@@ -43,6 +43,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "heads": ({"num_attention_heads": 5, "head_dim": ...}, "multiple of num_attention_heads"),
     "kv heads": ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
     "odd heads": ({"head_dim": 15}, "head_dim"),
+    "a part of a head in words": ({"partial_rotary_factor": "half"}, "partial_rotary_factor"),
+    "more than a head": ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 2}}, "partial_rotary_factor"),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers"),
     "negative": ({"vocab_size": -1}, "vocab_size"),
     "text for a size": ({"hidden_size": "64"}, "hidden_size"),
