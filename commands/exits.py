@@ -13,14 +13,15 @@ OK, BROKEN, BAD_INPUT, OVER_BUDGET, NOT_INSTALLED, SYSTEM, BUG, INTERRUPTED, TER
 EPILOG = """\b
 Exit codes:
   0    ok; also where whoever reads the output has left
-  1    a promise is broken (verify), or a check failed (doctor)
+  1    a limit or a promise is broken or was not checked (verify), a bit-width ends worse than it began (train), or a
+       check failed (doctor)
   2    bad input: an unknown option, a missing or corrupt file, a value out of range
   3    a budget cannot be met; the message names the smallest that can
   4    something is not installed; the message says what to install
   5    the system failed: disk full, out of memory, I/O
   70   a bug in bitfleet
   130  interrupted (SIGINT); what was finished is kept
-  143  terminated (SIGTERM); what was finished is kept
+  143  terminated (SIGTERM, SIGHUP); what was finished is kept
 """
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NAMED_WRONGLY = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)

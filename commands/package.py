@@ -70,6 +70,8 @@ def verify(
     from planner.verify import PROVES, verify
 
     runtime = runtime_named(open_package(package).plan.runtime)
+    if supernet is not None or against is not None:
+        require_training()
     with progress() as report:
         found = verify(runtime, package, report, supernet, against, trust)
     if as_json:

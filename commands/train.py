@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="FILE|-|DATASET", help="Training text; without it, the full model writes some.")
 @click.option("--eval", "eval_text", metavar="FILE", help="Text that plans are measured on too: what the model is for.")
 @click.option("--steps", type=int, metavar="N", help="Training steps; the default is what fits into --minutes.")
-@click.option("--minutes", type=float, default=15.0, show_default=True, help="Time to learn codes and adapters.")
+@click.option("--minutes", type=float, default=15.0, show_default=True, help="Time for all stages together.")
 @click.option(
     "--quantizer", default="auto", metavar="rtn|gptq|learned", help="How codes are found; learned where there is time."
 )

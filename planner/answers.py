@@ -78,7 +78,7 @@ def against_supernet(runtime: Runtime, package: Package, source: str, trust_remo
     name = f"{TO_SUBNET}, in full"
     try:
         files = open_supernet(source, trust_remote_code=trust_remote_code)
-    except (InputError, FileNotFoundError, ValueError) as error:
+    except InputError as error:
         return unchecked(name, NATS, KL_LIMIT, f"{error}")
     except OSError as error:
         return unchecked(name, NATS, KL_LIMIT, f"{source} cannot be read: {error.strerror}")

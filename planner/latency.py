@@ -49,7 +49,7 @@ class LatencyEstimate:
 
 
 def estimate_latency(runtime: Runtime, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> LatencyEstimate:
-    """Both phases of `workload` on `device`; ValueError for a device of which no speed is known."""
+    """Both phases of `workload` on `device`; InputError for a device of which no speed is known."""
     return LatencyEstimate(
         runtime.latency_items(spec, subnet, workload, device, PREFILL),
         runtime.latency_items(spec, subnet, workload, device, DECODE),

@@ -53,6 +53,10 @@ def test_a_package_is_verified_and_answers(python: Path, package: Package, tmp_p
     rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
     for name in ("files", "weights on disk", "KL to the supernet"):
         assert rows[name]["verdict"] == "holds", rows
+    for option in ("--supernet", "--against"):
+        done = run_lean(python, "verify", package.path, option, "some-model", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (4, "")  # before anything is measured
+        assert done.stderr == "error: this command needs torch; run: pip install 'bitfleet[train]'\n"
     answered = run_lean(python, "run", package.path, "abc", "--max-tokens", 4, cwd=tmp_path)
     assert answered.returncode == 0, answered.stderr
 

@@ -19,7 +19,7 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> DeviceProfile:
-    """The device called `name`; ValueError that lists the nearest names where there is none."""
+    """The device called `name`; InputError that lists the nearest names where there is none."""
     known = names()
     if name not in known:
         import difflib

@@ -12,7 +12,7 @@ from supernet.account import Account
 
 
 class Source(ABC):
-    """Opening one reads no weights. What cannot be read exactly raises ValueError, one line, that names it."""
+    """Opening one reads no weights. What cannot be read exactly raises InputError, one line, that names it."""
 
     path: Path
 
