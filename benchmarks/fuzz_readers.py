@@ -255,7 +255,8 @@ def use_loaded(folder: Path) -> None:
 
 
 def use_proof(folder: Path) -> None:
-    Proof.load(folder / "proof.safetensors").original_kl()
+    proof = Proof.load(folder / "proof.safetensors")
+    proof.original.kl(proof.promised)
 
 
 def use_text(folder: Path) -> None:

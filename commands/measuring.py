@@ -61,11 +61,9 @@ class OwnText:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+        from planner.tokens import model_tokenizer
 
-        return AutoTokenizer.from_pretrained(
-            self.files.model_dir, local_files_only=True, trust_remote_code=self.files.trusted
-        )
+        return model_tokenizer(self.files.model_dir, self.files.trusted)
 
     def reference(self, trust_remote_code: bool = False) -> Reference:
         """Read the full model again and ask it; InputError where it is another by now."""

@@ -131,6 +131,7 @@ def _write(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progre
         write_probes(runtime, files, folder)
         size = sum(path.stat().st_size for path in folder.iterdir())
         write_proof(files, plan.subnet, plan.workload, size, folder / PROOF, progress)
+        _check_loadable(runtime, files, folder)
         entries = {path.name: Entry(sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())}
         manifest = {
             "kind": KIND,
@@ -142,6 +143,14 @@ def _write(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progre
             "plan": plan.to_json(),
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _check_loadable(runtime: Runtime, files: Any, folder: Path) -> None:
+    """InputError where `run` and `verify` would refuse what was written: a config may say what none is expected to."""
+    try:
+        runtime.check_package(folder, {path.name: path.stat().st_size for path in folder.iterdir()})
+    except InputError as error:
+        raise InputError(f"{files.path} makes a package that would not be loaded: {error}") from None
 
 
 def check_replaceable(out: Path) -> None:

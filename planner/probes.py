@@ -18,7 +18,7 @@ from planner.chat import NOON, ChatTemplate, Message
 from planner.rows import BROKEN, HOLDS, Row, unchecked
 from planner.runtimes.base import Runtime
 from planner.tokens import PROBES as PROBES_OF_TEXT
-from planner.tokens import Tokenization, stop_ids
+from planner.tokens import Tokenization, model_tokenizer, stop_ids
 from records.atomic import write_json
 from records.errors import InputError
 from records.reading import read_record
@@ -79,9 +79,7 @@ def write_probes(runtime: Runtime, files: Any, folder: Path) -> None:
 
     InputError where the package's tokenizer or template does otherwise: it would ask the model another question.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(files.model_dir, trust_remote_code=getattr(files, "trusted", False))
+    tokenizer = model_tokenizer(files.model_dir, getattr(files, "trusted", False))
     special = " ".join(sorted(set(map(str, tokenizer.all_special_tokens)))[:8])
     texts = tuple(Text(text, tuple(tokenizer(text)["input_ids"])) for text in (*PROBES_OF_TEXT, f"a{special}b"))
     template = ChatTemplate.of(folder)

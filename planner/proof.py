@@ -41,10 +41,6 @@ class Proof:
     subnet_text: Continuation
     original_text: Continuation
 
-    def original_kl(self) -> float:
-        """KL per token from the original model to the subnet, over the positions; nats."""
-        return float(self.original.kl(self.promised).mean())
-
     def save(self, path: Path) -> None:
         from safetensors.numpy import save_file
 

@@ -31,6 +31,13 @@ PROBES = (
 )  # fmt: skip
 
 
+def model_tokenizer(folder: Path, trusted: bool) -> Any:
+    """The tokenizer in `folder` as transformers loads it, which is imported here."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+
+
 class Tokenization:
     """The tokenizer in `folder`. InputError where tokenizer.json is missing or cannot be read."""
 

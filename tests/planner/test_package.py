@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from planner.package import MANIFEST, open_package, write_package
 from planner.plan import Plan
 from planner.runtimes.onnxruntime import export
+from records.errors import InputError
 from tests.planner.packages import RUNTIME, tiny_plan
 from tests.planner.runtime_fixtures import RoundedModel, save_tiny
 
@@ -97,6 +98,18 @@ def test_damage_is_named(package: Path, damage: Any, kind: type[Exception], mess
     damage(package)
     with pytest.raises(kind, match=message):
         open_package(package).check(RUNTIME)
+
+
+def test_what_would_not_be_loaded_is_not_written(files: RoundedModel, plan: Plan, tmp_path: Path) -> None:
+    settings = files.model_dir / "generation_config.json"
+    before = settings.read_text()
+    settings.write_text(json.dumps({**json.loads(before), "temperature": 1e6}))
+    try:
+        with pytest.raises(InputError, match=r"would not be loaded: .* may not set search.temperature to 1000000.0"):
+            write_package(RUNTIME, files, plan, tmp_path / "package")
+    finally:
+        settings.write_text(before)
+    assert leftovers(tmp_path) == []
 
 
 def test_no_package_is_one_line(tmp_path: Path) -> None:

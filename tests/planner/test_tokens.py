@@ -142,3 +142,5 @@ def test_every_token_that_ends_a_text_is_kept(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 4], "temperature": 0.6}))
     assert stop_ids(tmp_path, tmp_path, 300) == [1, 4, 2]
     assert settings.sampling({"temperature": 0.6, "do_sample": True})["temperature"] == 0.6
+    found = settings.sampling({"top_k": 20.0, "temperature": 1})
+    assert [(type(found[name]), found[name]) for name in ("top_k", "temperature")] == [(int, 20), (float, 1.0)]

@@ -76,8 +76,9 @@ def inputs_of(graph: Any) -> dict[str, str]:
 
 
 def sampling(generation: dict[str, Any]) -> dict[str, Any]:
-    """How the model's authors sample from it; greedy where they say nothing."""
-    return {name: default if generation.get(name) is None else generation[name] for name, default in SAMPLING.items()}
+    """How the model's authors sample from it, in the types that the runtime has; greedy where they say nothing."""
+    said = ((name, default, generation.get(name)) for name, default in SAMPLING.items())
+    return {name: default if value is None else type(default)(value) for name, default, value in said}
 
 
 def _token(name: str, *sources: dict[str, Any]) -> int | None:

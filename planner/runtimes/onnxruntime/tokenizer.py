@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from planner.tokens import model_tokenizer
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -17,15 +18,9 @@ FILES = (
 )  # fmt: skip
 
 
-def load(model_dir: Path, trusted: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trusted)
-
-
 def write_tokenizer(model_dir: Path, context: int, folder: Path, trusted: bool = False) -> None:
     """Save the tokenizer in `model_dir` into the package in `folder`: files of known names, and no others."""
-    tokenizer = load(model_dir, trusted)
+    tokenizer = model_tokenizer(model_dir, trusted)
     tokenizer.model_max_length = context  # "no limit" is written as a number that few readers take
     with tempfile.TemporaryDirectory(prefix="bitfleet-tokenizer-") as scratch:
         tokenizer.save_pretrained(scratch)
