@@ -173,11 +173,11 @@ def test_a_finalist_keeps_to_the_bit_widths_around_the_mean(files: Files) -> Non
         bits = [choice.bits for unit, choice in subnet if unit != "model.embed_tokens"]
         return sum(abs(b - sum(bits) / len(bits)) for b in bits)
 
-    made = planned(files, Budget(224_000_000), measure=measure, top=3)
+    made = planned(files, Budget(226_000_000), measure=measure, top=3)
     (narrow,) = [c for c in made.compared if c.source == "exact, near the mean"]
     mean = narrow.subnet.mean_bits(files.spec)
     assert {c.bits for u, c in narrow.subnet if u != "model.embed_tokens"} == ({2, 4} if mean < 4 else {4, 8})
-    assert narrow.memory_bytes * (1 + made.bands[MEMORY]) <= 224_000_000
+    assert narrow.memory_bytes * (1 + made.bands[MEMORY]) <= 226_000_000
     (exact,) = [c for c in made.compared if c.source == "exact"]
     assert {c.bits for u, c in exact.subnet if u != "model.embed_tokens"} == {2, 4, 8}
     assert narrow.predicted_kl > exact.predicted_kl and narrow.measured["kl"] < exact.measured["kl"]
@@ -190,9 +190,9 @@ def test_a_finalist_is_split_at_a_depth(files: Files) -> None:
         bits = [[subnet[u.name].bits for u in files.spec.units if not u.is_table] for subnet in subnets]
         return [{"kl": float(len(set(one)) == 1) * 99 + sum(a != b for a, b in pairwise(one))} for one in bits]
 
-    made = planned(files, Budget(224_000_000), measure=changes)
+    made = planned(files, Budget(226_000_000), measure=changes)
     assert made.chosen.source == "2 and 4 bits, split at a depth"
-    assert made.chosen.memory_bytes * (1 + made.bands[MEMORY]) <= 224_000_000
+    assert made.chosen.memory_bytes * (1 + made.bands[MEMORY]) <= 226_000_000
     bits = [made.chosen.subnet[u.name].bits for u in files.spec.units if not u.is_table]
     assert bits == sorted(bits) and set(bits) == {2, 4}
 
