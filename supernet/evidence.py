@@ -23,7 +23,7 @@ from supernet.build import assemble
 from supernet.grids import GRIDS, QuantizedWeight
 from supernet.linear import SuperEmbedding, SuperLinear, TiedHead
 from supernet.model import capped, hidden_states
-from supernet.progress import Progress, silent
+from supernet.progress import Progress, say, silent
 from supernet.said import TOP, Continuation, Said
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
@@ -98,7 +98,8 @@ def hidden(
     model: Any, windows: Sequence[Tensor], seconds: float = SECONDS, progress: Progress = silent
 ) -> list[Tensor]:
     """What the head reads at each position of each window, `(tokens, hidden_size)`. A window that would take longer
-    than the `seconds` left is cut to its beginning, by the pace of those before it; one token at least is read."""
+    than the `seconds` left is cut to its beginning, by the pace of those before it, which is said; one token at least
+    is read."""
     started, done, read = time.perf_counter(), 0, []
     for number, window in enumerate(windows):
         passed = time.perf_counter() - started
@@ -107,6 +108,9 @@ def hidden(
         read.append(hidden_states(model, part[None].to(model.device))[0].float())
         done += len(part)
         progress("proof", number + 1, len(windows))
+    whole = sum(map(len, windows))
+    if done < whole:
+        say(f"the proof holds a package at {done} of {whole} tokens: {seconds:.0f} s are not enough to read the others")
     return read
 
 

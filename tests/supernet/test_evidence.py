@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,15 @@ def test_the_long_window_passes_every_limit() -> None:
     assert tokens("llama", max_position_embeddings=2048, rope_parameters=rope) == 2048
 
 
-def test_what_takes_too_long_is_cut() -> None:
+def test_what_takes_too_long_is_cut_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "bitfleet")
     model, texts = tiny_model(), list(windows(3, 100))
     lengths = [len(part) for part in hidden(model, texts, seconds=0.0)]
     assert lengths == [100, 1, 1]
+    assert "at 102 of 300 tokens" in caplog.text
+    caplog.clear()
     assert [len(part) for part in hidden(model, texts, seconds=600.0)] == [100, 100, 100]
+    assert not caplog.text
 
 
 def test_the_kl_of_what_is_kept_bounds_the_true_one_and_is_near_it() -> None:
