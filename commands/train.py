@@ -18,6 +18,7 @@ from records.errors import InputError
 from records.installed import require_training
 
 if TYPE_CHECKING:
+    from supernet.recipe import Recipe
     from supernet.spec import ModelSpec
 
 
@@ -122,7 +123,7 @@ def train(
                 check_source(text)
         recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, trust_remote_code=trust, **options)
         if first_process():
-            check_needs(check_exports(model, trust, without_export), recipe, path)
+            check_needs(check_exports(model, trust, without_export), begun_with(path, trust) or recipe, path)
         files = create(model, path, recipe, resume, report, typed=typed_options(context))
     PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
     if first_process():
@@ -145,6 +146,16 @@ def typed_options(context: click.Context) -> dict[str, str]:
     others = ("model", "out", "resume", "trust", "without_export")
     typed = (n for n in options if context.get_parameter_source(n) is ParameterSource.COMMANDLINE)
     return {name: options[name] for name in typed if name not in others}
+
+
+def begun_with(path: Path, trust: bool) -> Recipe | None:
+    """The recipe of the training in `path`, which going on with it uses."""
+    from supernet.checkpoint import SUPERNET, open_supernet
+    from supernet.recipe import Recipe
+
+    if not (path / SUPERNET).is_file():
+        return None
+    return Recipe.from_json(open_supernet(path, unfinished=True, trust_remote_code=trust).info["recipe"])
 
 
 def check_exports(model: str, trust: bool, without_export: bool) -> ModelSpec:

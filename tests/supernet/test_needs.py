@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from supernet.checkpoint import open_supernet
+from supernet.create import create
+from supernet.needs import Needs, needs_of
+from supernet.recipe import Recipe
+from supernet.spec import ModelSpec
 from tests.conftest import Bitfleet
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +72,28 @@ def test_what_cannot_fit_is_refused_before_the_work(bitfleet: Bitfleet, source: 
     assert "GB of memory" in done.error
     assert "use a smaller --rank" in done.error
     assert not (tmp_path / "net").exists()
+
+
+def test_what_going_on_needs_is_that_of_the_recipe_it_was_begun_with(
+    bitfleet: Bitfleet, source: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if what.startswith("train"):
+            raise KeyboardInterrupt
+
+    begun = Recipe(bits=(2, 8), group_size=16, quantizer="rtn", steps=2, batch=2, window_tokens=16, data=data)
+    with pytest.raises(KeyboardInterrupt):
+        create(source, tmp_path / "net", begun, progress=stop)
+    asked: list[Recipe] = []
+
+    def needs(spec: ModelSpec, recipe: Recipe) -> Needs:
+        asked.append(recipe)
+        return needs_of(spec, recipe)
+
+    monkeypatch.setattr("commands.needs.needs_of", needs)
+    bitfleet("train", source, "--out", tmp_path / "net", "--resume")
+    assert open_supernet(tmp_path / "net").finished
+    assert [(recipe.bits, recipe.group_size) for recipe in asked] == [((2, 8), 16)]
 
 
 def test_a_full_disk_is_the_system_s(
