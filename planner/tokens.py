@@ -53,7 +53,14 @@ class Tokenization:
         self._tokenizer.no_padding()
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids; `special` puts what the tokenizer puts around a text. A rendered chat has that in it already."""
+        """Token ids; `special` puts what the tokenizer puts around a text. A rendered chat has that in it already.
+
+        InputError for what is no text: halves of surrogate pairs, which stand for bytes that are no UTF-8 as well.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"a text must be Unicode, at character {error.start} this one is not") from None
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: list[int]) -> str:
@@ -89,7 +96,10 @@ def chat_template(folder: Path) -> str | None:
     """The template's source, from its own file or, as older tokenizers have it, from the settings."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} must be UTF-8, it is not ({error.reason}); copy it again") from None
     found = optional_json(folder / SETTINGS).get("chat_template")
     if isinstance(found, list):
         found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)

@@ -112,6 +112,33 @@ def test_what_would_not_be_loaded_is_not_written(files: RoundedModel, plan: Plan
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("chat_template.jinja", b"\xff\xfe", "must be UTF-8"),
+        ("chat_template.jinja", b'{{ "\\ud800" }}', "must be Unicode"),
+        ("genai_config.json", b'"eos_token_id": 9999', "must load in onnxruntime-genai"),
+        ("genai_config.json", b'"vocab_size": 9999', "must load in onnxruntime-genai"),
+    ],
+)
+def test_what_a_package_cannot_answer_with_is_one_line(package: Path, name: str, content: bytes, said: str) -> None:
+    """Whatever is allowed in one, it need not fit."""
+    path = package / name
+    if name.endswith(".json"):
+        settings = json.loads(path.read_text())
+        settings["model"] |= json.loads(b"{" + content + b"}")
+        content = json.dumps(settings).encode()
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        list(RUNTIME.generate(package, "hello", 2))
+
+
+def test_a_prompt_that_is_no_text_is_one_line(package: Path) -> None:
+    (package / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(InputError, match="must be Unicode, at character 2"):
+        list(RUNTIME.generate(package, "hi\udcff", 2))
+
+
 def test_no_package_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no package at"):
         open_package(tmp_path / "nothing")

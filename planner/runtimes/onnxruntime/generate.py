@@ -8,6 +8,7 @@ from typing import Any
 
 from planner.chat import NOON, ChatTemplate
 from planner.runtimes.onnxruntime.settings import CONFIG
+from planner.runtimes.onnxruntime.worker import OUT_OF_MEMORY
 from planner.tokens import Tokenization, optional_json, token_ids
 from records.errors import InputError
 
@@ -56,7 +57,17 @@ def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any],
 
 
 def answer(folder: Path, ids: list[int], length: int) -> Iterator[int]:
-    """Greedy tokens after `ids`, up to a stop token or `length` in all."""
+    """Greedy tokens after `ids`, up to a stop token or `length` in all. InputError where the package does not load."""
+    try:
+        yield from _generated(folder, ids, length)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        if any(words in said for words in OUT_OF_MEMORY):
+            raise
+        raise InputError(f"a package must load in onnxruntime-genai, {folder} did not: {said}") from None
+
+
+def _generated(folder: Path, ids: list[int], length: int) -> Iterator[int]:
     import onnxruntime_genai as genai
 
     model: Any = genai.Model(genai.Config(str(folder)))

@@ -21,7 +21,7 @@ SETTLE_S = 4.0
 STRETCH_BYTES = 2**24  # of logits that are made at a time
 OK, PACKAGE, SYSTEM = 0, 1, 5  # exit codes: what `fresh` makes of them
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE)
-_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory")
+OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory")
 
 
 def peak_bytes() -> int:
@@ -259,7 +259,7 @@ def main(request: Path) -> int:
     except Exception as error:
         sys.stderr.write(" ".join(f"{type(error).__name__}: {error}".split()) + "\n")
         full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _FULL)
-        return SYSTEM if full or any(words in str(error) for words in _OUT_OF_MEMORY) else PACKAGE
+        return SYSTEM if full or any(words in str(error) for words in OUT_OF_MEMORY) else PACKAGE
     return OK
 
 
