@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from records.errors import InputError
+from records.reading import as_record
 from supernet.adapters import ADAPTERS, Adapter
 from supernet.quantizers import QUANTIZERS
 from supernet.refiners import REFINERS
@@ -124,9 +125,8 @@ class Recipe:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        train_bits, prune = data.get("train_bits"), tuple(data.get("prune", ()))
-        bits = {"bits": tuple(data["bits"]), "train_bits": train_bits and tuple(train_bits)}
-        return cls(**{"awq": 0.0, **data, **bits, "prune": prune})  # no folder from before awq has it
+        """InputError naming the field for anything that `to_json` did not write."""
+        return cast(Recipe, as_record(cls, {"awq": 0.0, **data}, "a recipe"))  # no folder from before awq has it
 
 
 def check_sharing(name: str, adapter: type[Adapter], sharing_name: str, sharing: type[Sharing], widths: int) -> None:

@@ -9,12 +9,14 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from planner.quality import SensitivityTable
 from records.atomic import sha256
+from records.errors import InputError
 from supernet.build import extract
 from supernet.checkpoint import CODES, SCALING, SUPERNET, open_supernet
 from supernet.create import create
@@ -253,3 +255,20 @@ def test_a_stranger_s_folder_cannot_allow_its_own_code(finished: Path, tmp_path:
     (copy / SUPERNET).write_text(json.dumps(data))
     with pytest.raises(ValueError, match="runs Python code of its own; allow it with --trust-remote-code"):
         open_supernet(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bits": 3}, "bits of a recipe must be a list"),
+        ({"prune": 1}, "prune of a recipe must be a list"),
+        ({"minutes": "x"}, "minutes of a recipe must be a number"),
+        ({"adapter": ["x"]}, "adapter of a recipe must be text"),
+        ({"pace": 1}, "has no field 'pace'"),
+    ],
+)
+def test_a_recipe_that_is_none_is_one_line(change: dict[str, Any], said: str) -> None:
+    whole = Recipe(bits=(2, 4), prune=(0.5,)).to_json()
+    assert Recipe.from_json(whole) == Recipe(bits=(2, 4), prune=(0.5,))
+    with pytest.raises(InputError, match=said):
+        Recipe.from_json(whole | change)
