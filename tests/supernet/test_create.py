@@ -46,6 +46,7 @@ def test_a_finished_folder_holds_what_planning_reads(finished: Path) -> None:
             CODES,
             SCALING,
             "floats.safetensors",
+            "proof.safetensors",
             "reference.safetensors",
             "sensitivity.json",
             "model",

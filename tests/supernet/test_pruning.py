@@ -14,16 +14,15 @@ from scipy.stats import spearmanr
 
 from planner.quality import SensitivityTable
 from supernet.adapters import ADAPTERS, TrainedScales
-from supernet.awq import rescale
 from supernet.build import build, extract
-from supernet.checkpoint import ORDER, SCALING, SUPERNET
+from supernet.checkpoint import ORDER, SUPERNET
 from supernet.choices import kept_channels, make_space
 from supernet.create import create
 from supernet.evaluate import Reference, evaluate
-from supernet.files import read_tensors
 from supernet.grids.packing import first, pack, unpack
 from supernet.loading import load_model
 from supernet.model import spec_of_model
+from supernet.prepare import as_prepared
 from supernet.pruning import Pruning, channel_order, reorder
 from supernet.quantize import quantize
 from supernet.quantizers import RTN
@@ -318,8 +317,7 @@ def test_a_pruned_supernet_is_made_stopped_and_gone_on_with(stop: str, source: s
     supernet = files.load()
     assert_measured(files)
     full = load_model(source).model
-    reorder(full, files.spec, read_tensors(files.path / ORDER)[0])
-    rescale(full, read_tensors(files.path / SCALING)[0])
+    as_prepared(full, files)
     weight, stored = full.get_submodule(DOWN).weight, supernet.matrices[DOWN].effective(Choice(8, 16))
     assert (weight - stored).abs().max() < 0.02 * weight.abs().max()
     half = files.folded(DOWN, Choice(4, 16, kept=64))

@@ -33,11 +33,11 @@ source, folder, recipe = sys.argv[1], Path(sys.argv[2]), supernet.create.Recipe.
 supernet.fit.compute_dtype = supernet.finish.compute_dtype = lambda device: torch.float32
 train = supernet.create.fit
 
-def spy(files, model, net, recipe, accelerator, progress):
+def spy(files, model, net, recipe, accelerator, *rest):
     before = sum(p.nbytes for p in model.parameters())
     stored = ("_codes", "_scale", "_zero")
     codes = sum(v.nbytes for m in net.matrices.values() for n, v in m.named_buffers() if n.endswith(stored))
-    run = train(files, model, net, recipe, accelerator, progress)
+    run = train(files, model, net, recipe, accelerator, *rest)
     own = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in model.parameters())
     (folder / f"bytes{accelerator.process_index}.json").write_text(json.dumps([before, own, codes]))
     return run

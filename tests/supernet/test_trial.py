@@ -61,12 +61,12 @@ def test_adapters_that_win_stay() -> None:
 def test_a_unit_that_loses_is_dropped_alone() -> None:
     made = repaired((SPOILED,))
     everyone = holders(made, BITS)
-    verdict = try_adapters(made.model, made.supernet, windows(8), own(made), seed=0)[BITS]
+    verdict = try_adapters(made.model, made.supernet, windows(12), own(made), seed=0)[BITS]
     assert verdict.dropped == (SPOILED,)
     assert verdict.kept < verdict.having < verdict.without
     assert holders(made, BITS) == everyone - {SPOILED}
     subnet = made.space.uniform(made.spec, BITS)
-    measured = evaluate(made.supernet, [subnet], Reference.of(made.model, windows(8)[SUSPECTING:]))[0].kl
+    measured = evaluate(made.supernet, [subnet], Reference.of(made.model, windows(12)[SUSPECTING:]))[0].kl
     assert measured == pytest.approx(verdict.kept)
 
 
