@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from planner.runtimes.base import Runtime
 from records.errors import InputError
 
 SECONDS = 60.0  # of reading the proof's windows, the short ones first
+UNREAD = f"none of the proof was read within {SECONDS:.0f} s"
 KL_WINDOWS, KL_TOKENS = 4, 128
 NEAR = 0.2  # nats: of two tokens that are so near, a package whose KL holds may take the other
 NATS = "nats/token"
@@ -29,18 +31,31 @@ def from_proof(runtime: Runtime, package: Package) -> Iterator[Row]:
     ids = np.concatenate([proof.subnet.ids, proof.original.ids], 1)
     found, likeliest = runtime.log_probs(package.path, proof.windows, proof.positions, ids, SECONDS)
     done, k = slice(len(found)), proof.subnet.ids.shape[1]
+    if not len(found):
+        for name in (TO_SUBNET, TO_ORIGINAL):
+            yield unchecked(name, NATS, KL_LIMIT, UNREAD)
+        return
     read = f"at {len(found)} positions" + ("" if len(found) == len(proof.positions) else f" of {len(proof.positions)}")
     kl = float(proof.subnet.at(done).kl(found[:, :k]).mean())
-    yield row(TO_SUBNET, NATS, KL_LIMIT, kl, 0.0, note=f"to its subnet, at least, {read} of the proof")
+    note = f"to its subnet, at least, {read} of the proof"
+    yield _reaching(row(TO_SUBNET, NATS, KL_LIMIT, kl, 0.0, note=note), proof, len(found))
     original = proof.original.at(done)
     kl, planned = float(original.kl(found[:, k:]).mean()), float(original.kl(proof.promised[done]).mean())
     note = f"at least; the subnet's is {planned:.4g}"
-    yield row(TO_ORIGINAL, NATS, planned + KL_LIMIT, kl, 0.0, note=note)
+    yield _reaching(row(TO_ORIGINAL, NATS, planned + KL_LIMIT, kl, 0.0, note=note), proof, len(found))
     share = float((likeliest == original.ids[:, 0]).mean())
     same = float((likeliest == proof.subnet.ids[done, 0]).mean())
     note = f"of positions as the original model; {same:.4f} as the subnet"
     yield Row("likeliest token", "share", None, share, verdict=None, note=note, promises=False)
     yield from _greedy(runtime, package, proof)
+
+
+def _reaching(found: Row, proof: Proof, done: int) -> Row:
+    """What was read too little of, the first `done` positions, may break a promise and cannot keep one."""
+    missed = proof.missed(done)
+    if not missed or found.verdict == BROKEN:
+        return found
+    return replace(found, verdict=None, note=f"{found.note}; read {missed}")
 
 
 def _greedy(runtime: Runtime, package: Package, proof: Proof) -> Iterator[Row]:
@@ -123,7 +138,11 @@ def against_model(runtime: Runtime, package: Package, source: str, trust_remote_
     kl = float(proof.original.kl(theirs).mean())
     yield row(name, NATS, KL_LIMIT, kl, 0.0, note=f"KL at {len(said)} positions of the proof, read anew")
     found, _ = runtime.log_probs(package.path, proof.windows, proof.positions, said.ids, SECONDS)
+    if not len(found):
+        yield unchecked(f"KL to {source}", NATS, KL_LIMIT, UNREAD)
+        return
     done = slice(len(found))
     planned = float(proof.original.at(done).kl(proof.promised[done]).mean())
     note = f"at least; the subnet's is {planned:.4g} by the proof"
-    yield row(f"KL to {source}", NATS, planned + KL_LIMIT, float(said.at(done).kl(found).mean()), 0.0, note=note)
+    kl = float(said.at(done).kl(found).mean())
+    yield _reaching(row(f"KL to {source}", NATS, planned + KL_LIMIT, kl, 0.0, note=note), proof, len(found))

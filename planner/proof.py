@@ -30,7 +30,8 @@ REMAKE = "export it again with `bitfleet export plan.json --out DIR`"
 class Proof:
     """windows: token ids, int32 each; positions int32 `(n,)`, ascending, in the windows one after another; what the
     `subnet` and the `original` model say there; `promised`, log probabilities `(n, k)` that the subnet gives the
-    original's tokens; prompts int32 `(m, tokens)` and how both go on."""
+    original's tokens; prompts int32 `(m, tokens)` and how both go on; `asked_tokens`, how far a window must
+    reach to be past every limit of the model that lies in the package's context, 0 where none does."""
 
     windows: tuple[NDArray[np.int32], ...]
     positions: NDArray[np.int32]
@@ -40,6 +41,7 @@ class Proof:
     prompts: NDArray[np.int32]
     subnet_text: Continuation
     original_text: Continuation
+    asked_tokens: int
 
     def save(self, path: Path) -> None:
         from safetensors.numpy import save_file
@@ -50,6 +52,7 @@ class Proof:
             "positions": self.positions,
             "prompts": self.prompts,
             "promised": self.promised,
+            "asked_tokens": np.array([self.asked_tokens], np.int32),
             **self.subnet.arrays("subnet"),
             **self.original.arrays("original"),
             **self.subnet_text.arrays("subnet_text"),
@@ -71,11 +74,27 @@ class Proof:
                 arrays["prompts"],
                 Continuation.of("subnet_text", arrays),
                 Continuation.of("original_text", arrays),
+                int(arrays["asked_tokens"][0]),
             )
             proof._check()
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise InputError(f"{path} is no proof of this version ({error}); {REMAKE}") from None
         return proof
+
+    def missed(self, done: int) -> str:
+        """Why the first `done` positions, one at least, are too few to hold a package by, or empty where they are not.
+
+        The long window is the last. Some of it must be read, as far as past the model's limits.
+        """
+        starts = np.cumsum([0, *map(len, self.windows)])
+        read = self.positions[:done]
+        windows = np.searchsorted(starts, read, side="right") - 1
+        if done < len(self.positions) and windows[-1] < len(self.windows) - 1:
+            return "none of the long window"
+        reached = int((read - starts[windows]).max()) + 1
+        if reached < self.asked_tokens:
+            return f"{reached} tokens far, a limit of the model asks for {self.asked_tokens}"
+        return ""
 
     def _check(self) -> None:
         tokens, n = sum(len(window) for window in self.windows), len(self.positions)
@@ -145,6 +164,7 @@ def write_proof(
         prompts,
         evidence.continues(model, torch.from_numpy(prompts).long(), new),
         Continuation(text.tokens[:, :new], text.margins[:, :new]),
+        max((limit + 1 for limit in evidence.limits(model, files.spec) if limit < workload.context), default=0),
     ).save(path)
 
 

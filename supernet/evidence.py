@@ -75,11 +75,16 @@ def proof_tokens(model: Any, spec: ModelSpec) -> int:
 
 def long(model: Any, spec: ModelSpec) -> int:
     """Tokens of the long window: what most plans serve, or past the last limit of the model."""
+    past = [limit + PAST for limit in limits(model, spec)]
+    return min(spec.max_context, MOST, max([LONG, *past]))
+
+
+def limits(model: Any, spec: ModelSpec) -> list[int]:
+    """Tokens after which something in the model changes: sliding windows, and lengths that a rope was trained on."""
     ropes = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     kinds = [ropes, *(kind for kind in ropes.values() if isinstance(kind, dict))]
     trained = [kind.get("original_max_position_embeddings") or 0 for kind in kinds]
-    limits = [window for window in spec.windows if window is not None] + [int(length) for length in trained]
-    return min(spec.max_context, MOST, max(LONG, *(limit + PAST for limit in limits or [0])))
+    return [window for window in spec.windows if window is not None] + [int(length) for length in trained if length]
 
 
 def manual(tokenizer: Any, count: int, window_tokens: int, spec: ModelSpec) -> list[Tensor]:

@@ -34,11 +34,11 @@ ROOT = Path(__file__).parents[2]
 WORKLOAD = Workload(128, 1, 32)
 
 
-def save_sharp(folder: Path, family: str = "llama") -> Path:
+def save_sharp(folder: Path, family: str = "llama", **changes: Any) -> Path:
     """A model that is as sure of some tokens as trained models are, and whose attention matters."""
     from transformers import AutoModelForCausalLM
 
-    save_tiny(family, folder)
+    save_tiny(family, folder, **changes)
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -165,6 +165,56 @@ def test_the_proof_catches_what_recomputed_hashes_hide(package: Path, change: An
     open_package(package).check(RUNTIME)
     rows = answers(package)
     assert rows[TO_SUBNET].verdict == BROKEN, rows[TO_SUBNET]
+
+
+class Hurried(OnnxRuntime):
+    """Reads as many positions of a proof as it is given, and no more."""
+
+    def __init__(self, positions: int) -> None:
+        self.left = positions
+
+    def log_probs(self, *asked: Any) -> Any:
+        return tuple(found[: self.left] for found in super().log_probs(*asked))
+
+
+def hurried(package: Path, positions: int) -> dict[str, Row]:
+    return {row.name: row for row in from_proof(Hurried(positions), open_package(package))}
+
+
+def test_a_proof_that_is_read_in_part_must_reach_the_long_window(made: Package, package: Path) -> None:
+    proof = Proof.load(made.path / PROOF)
+    assert proof.asked_tokens == 0
+    short = int((proof.positions < sum(map(len, proof.windows[:-1]))).sum())
+    for done, said in ((0, "none of the proof was read"), (1, "none of the long"), (short, "none of the long")):
+        rows = hurried(made.path, done)
+        assert all(rows[name].open and said in rows[name].note for name in (TO_SUBNET, TO_ORIGINAL)), rows
+    rows = hurried(made.path, short + 1)
+    assert rows[TO_SUBNET].verdict == rows[TO_ORIGINAL].verdict == HOLDS, rows
+    assert f"{short + 1} positions of {len(proof.positions)}" in rows[TO_SUBNET].note
+    weights(zeroed)(package)
+    assert hurried(package, short)[TO_SUBNET].verdict == BROKEN  # what is over needs no more to be read
+
+
+def test_a_proof_must_be_read_past_the_limits_of_the_model(tmp_path: Path) -> None:
+    """A window of 100 tokens: neither what was read of the proof nor the proof itself may end before the 101st."""
+    files = RoundedModel(save_sharp(tmp_path / "model", "mistral", sliding_window=100))
+    path = write_package(RUNTIME, files, tiny_plan(files, WORKLOAD), tmp_path / "package").path
+    proof = Proof.load(path / PROOF)
+    assert proof.asked_tokens == 101
+    assert answers(path)[TO_SUBNET].verdict == HOLDS
+    short = replace(proof, windows=tuple(window[:100] for window in proof.windows))
+    starts, cut = (np.cumsum([0, *map(len, each.windows)]) for each in (proof, short))
+    window = np.searchsorted(starts, proof.positions, side="right") - 1
+    token = proof.positions - starts[window]
+    kept = np.flatnonzero(token < 100)
+    positions = (token + cut[window])[kept].astype(np.int32)
+    replace(
+        short, positions=positions, subnet=proof.subnet.at(kept), original=proof.original.at(kept),
+        promised=proof.promised[kept],
+    ).save(path / PROOF)  # fmt: skip
+    rows = answers(path)
+    assert rows[TO_SUBNET].open and rows[TO_ORIGINAL].open
+    assert "tokens far, a limit of the model asks for 101" in rows[TO_SUBNET].note
 
 
 def test_a_package_without_a_proof_is_incomplete(package: Path, bitfleet: Any) -> None:

@@ -133,7 +133,8 @@ def log_probs(folder: Path, asked: str, out: str, reading_s: float) -> dict[str,
         lengths = lengths[1:]
         if time.perf_counter() > until:
             break
-    np.savez(out, log_probs=np.stack(found), likeliest=np.array(likeliest, np.int32))
+    log_probs = np.array(found, np.float32).reshape(-1, ids.shape[1])  # of no position, too
+    np.savez(out, log_probs=log_probs, likeliest=np.array(likeliest, np.int32))
     return {}
 
 
