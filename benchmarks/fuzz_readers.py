@@ -251,7 +251,8 @@ def use_package(folder: Path) -> None:
 
 
 def use_loaded(folder: Path) -> None:
-    safety.check(folder / "p", {p.name: p.stat().st_size for p in (folder / "p").iterdir() if p.suffix != ".part"})
+    sizes = {p.name: p.stat().st_size for p in (folder / "p").iterdir() if p.suffix != ".part"}
+    safety.check(folder / "p", sizes, context=128)
 
 
 def use_proof(folder: Path) -> None:

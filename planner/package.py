@@ -69,7 +69,8 @@ class Package:
             path = self.path / name
             if path.stat().st_size != entry.bytes or sha256(path) != entry.sha256:
                 raise InputError(f"{path} is damaged: its SHA-256 is not the manifest's; {_REMAKE}")
-        runtime.check_package(self.path, {name: entry.bytes for name, entry in self.files.items()})
+        sizes = {name: entry.bytes for name, entry in self.files.items()}
+        runtime.check_package(self.path, sizes, self.plan.workload)
 
     def _check_names(self) -> None:
         for name in self.files:
@@ -131,7 +132,7 @@ def _write(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progre
         write_probes(runtime, files, folder)
         size = sum(path.stat().st_size for path in folder.iterdir())
         write_proof(files, plan.subnet, plan.workload, size, folder / PROOF, progress)
-        _check_loadable(runtime, files, folder)
+        _check_loadable(runtime, files, plan, folder)
         entries = {path.name: Entry(sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())}
         manifest = {
             "kind": KIND,
@@ -145,10 +146,11 @@ def _write(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progre
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _check_loadable(runtime: Runtime, files: Any, folder: Path) -> None:
+def _check_loadable(runtime: Runtime, files: Any, plan: Plan, folder: Path) -> None:
     """InputError where `run` and `verify` would refuse what was written: a config may say what none is expected to."""
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     try:
-        runtime.check_package(folder, {path.name: path.stat().st_size for path in folder.iterdir()})
+        runtime.check_package(folder, sizes, plan.workload)
     except InputError as error:
         raise InputError(f"{files.path} makes a package that would not be loaded: {error}") from None
 

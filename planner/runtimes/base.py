@@ -109,9 +109,10 @@ class Runtime(ABC):
         """Names of the files whose sizes `disk_bytes` and `fixed_disk_bytes` sum to."""
 
     @abstractmethod
-    def check_package(self, folder: Path, sizes: Mapping[str, int]) -> None:
+    def check_package(self, folder: Path, sizes: Mapping[str, int], workload: Any) -> None:
         """InputError, naming it, for what an exporter does not write: a package may be a stranger's, and what is loaded
-        from it must not run code, leave the folder or never end. `sizes` are the listed files' bytes, by name."""
+        from it must not run code, leave the folder or never end. `sizes` are the listed files' bytes, by name; the plan
+        serves `workload`."""
 
     @abstractmethod
     def measure(self, folder: Path, workload: Any) -> Any:

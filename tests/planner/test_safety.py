@@ -11,15 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
 from planner.package import MANIFEST, open_package
 from planner.plan import Plan
+from planner.runtimes.onnxruntime import fresh
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from profiles.kernels import KernelEntry
-from records.errors import InputError
+from records.errors import InputError, SystemFailure
 from tests.planner.packages import tiny_package
 
 Damage = Callable[[Path], object]
@@ -165,6 +167,11 @@ SESSION = ("model", "decoder", "session_options")
         (settings("search", temperature=float("inf")), "finite"),
         (settings("search", num_beams=4000), "num_beams"),
         (settings(engine={}), "engine"),
+        (settings("search", max_length=127), "room for 127 tokens, the plan is for 128"),
+        (settings("model", "decoder", num_hidden_layers=3), "has 3 layers"),
+        (settings("model", "decoder", num_hidden_layers=2**24), "has 16777216 layers"),
+        (settings("model", "decoder", num_key_value_heads=2**20), "has 1048576 heads"),
+        (settings("model", "decoder", head_size=1), "heads of 1 "),
         (lambda p: (p / "genai_config.json").write_text('{"model": {}, "model": {}}'), "twice"),
         (lambda p: (p / "genai_config.json").write_text("[" * 100_000), "recursion"),
         (lambda p: (p / "genai_config.json").write_bytes(b"\xff"), "utf-8"),
@@ -195,6 +202,10 @@ def place(key: str, value: str) -> Damage:
     return graph(change)
 
 
+def cache_of(model: onnx.ModelProto) -> Any:
+    return next(i for i in model.graph.input if i.name.startswith("past_key_values."))
+
+
 def within_if(model: onnx.ModelProto) -> None:
     """Hidden one graph deeper."""
     inner = helper.make_graph([helper.make_node("Loop", [], ["x"])], "g", [], [])
@@ -209,6 +220,11 @@ def within_if(model: onnx.ModelProto) -> None:
         (graph(lambda m: m.graph.node.append(helper.make_node("Loop", [], []))), "Loop"),
         (graph(within_if), "Loop"),
         (graph(lambda m: m.functions.append(onnx.FunctionProto(name="f"))), "function"),
+        (graph(lambda m: setattr(cache_of(m).type.tensor_type.shape.dim[1], "dim_value", 7)), "reads others in"),
+        (graph(lambda m: setattr(cache_of(m).type.tensor_type.shape.dim[3], "dim_param", "any")), "reads others in"),
+        (graph(lambda m: cache_of(m).type.tensor_type.shape.dim.add()), "reads others in"),
+        (graph(lambda m: setattr(cache_of(m), "name", "past_key_values.9.key")), "keys and values of others"),
+        (graph(lambda m: m.graph.input.remove(cache_of(m))), "keys and values of others"),
         (place("location", "../../secret"), "only point into"),
         (place("location", "/etc/passwd"), "only point into"),
         (place("location", "tokenizer.json"), "only point into"),
@@ -223,6 +239,24 @@ def test_graphs_that_no_exporter_writes_are_refused(package: Path, damage: Damag
     damage(package)
     sign(package)
     refused(package, said)
+
+
+def test_what_hangs_is_one_line_and_a_failure_of_the_system(
+    package: Path, monkeypatch: pytest.MonkeyPatch, bitfleet: Any
+) -> None:
+    monkeypatch.setattr("planner.runtimes.onnxruntime.fresh.PATIENCE_S", 0.01)
+    monkeypatch.setattr("planner.runtimes.onnxruntime.fresh.TOKEN_S", 0.0)
+    done = bitfleet("verify", package)
+    assert done.code == 5
+    assert "must end, it did not within 0 s" in done.error
+    for asked in (
+        lambda: fresh.logits(package, np.zeros((1, 4), np.int64)),
+        lambda: fresh.continued(package, np.zeros((1, 4), np.int32), 2),
+        lambda: fresh.log_probs(package, [np.zeros(4, np.int32)], np.zeros(1, np.int32), np.zeros((1, 1)), 0.0),
+        lambda: fresh.slower([KernelEntry("onnxruntime", 4, 32, 1, 1024, 1024, 1, 0.2, 0.1, 0.3, 5)], 2**20),
+    ):
+        with pytest.raises(SystemFailure, match="must end"):
+            asked()
 
 
 def test_an_operator_cannot_hide_behind_a_later_one(package: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from planner.runtimes.base import Progress
 from planner.runtimes.onnxruntime import costs, settings, storage
-from planner.runtimes.onnxruntime.fit import fit
+from planner.runtimes.onnxruntime.fit import fit, fix_head_size
 from planner.runtimes.onnxruntime.graphs import template_for
 from planner.runtimes.onnxruntime.packing import pack
 from planner.runtimes.onnxruntime.standin import facts_of
@@ -98,6 +98,7 @@ def write_model(
         model.graph.node.extend(nodes)
         model.graph.initializer.extend(kept)
         fit(model, facts_of(config), files.spec.vocab_size, context, lambda n, array: weights.add(n, array, pad=False))
+    fix_head_size(model.graph, files.spec.head_dim)
     used = {name for node in model.graph.node for name in _reads(node)}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]

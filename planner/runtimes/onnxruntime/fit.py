@@ -40,6 +40,13 @@ def fit(model: Any, facts: Facts, vocab_size: int, context: int, add: Callable[[
     graph.output[0].type.tensor_type.shape.dim[-1].dim_value = vocab_size
 
 
+def fix_head_size(graph: Any, head_size: int) -> None:
+    """Write how wide the KV cache is where the builder writes a name: `safety` compares it with the settings."""
+    for value in (*graph.input, *graph.output):
+        if value.name.startswith(("past_key_values.", "present.")):
+            value.type.tensor_type.shape.dim[3].dim_value = head_size
+
+
 def _names(kind: str) -> tuple[str, str]:
     return (f"{COSINES}.{kind}", f"{SINES}.{kind}") if kind else (COSINES, SINES)
 

@@ -22,7 +22,12 @@ from profiles.kernels import KernelEntry
 from records.errors import InputError, SystemFailure
 
 SPEAKING_S = 60.0  # for tokens and templates, loading included
+PATIENCE_S, TOKEN_S = 600.0, 2.0  # for what computes: loading and whatever is quick, and each token that is computed
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime_genai")
+
+
+class Endless(SystemFailure):
+    """What a package computes did not end in its time: the machine is far too slow, or the graph is far too much."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,14 @@ def measure(
 ) -> Measurement:
     """Serve one prompt from `folder` in a fresh process: peak memory, time to first token, median time per token."""
     numbers: dict[str, Any] = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "max_length": context}
+    seconds = patience(2 * repeats * batch * (prompt_tokens + new_tokens))
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        return Measurement(**ask("measure", folder, Path(scratch), **numbers, batch=batch, repeats=repeats))
+        return Measurement(**ask("measure", folder, Path(scratch), seconds, **numbers, batch=batch, repeats=repeats))
+
+
+def patience(tokens: int) -> float:
+    """Seconds after which a process that computes so many tokens is taken to hang: many more than one takes."""
+    return PATIENCE_S + TOKEN_S * tokens
 
 
 def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -49,7 +60,7 @@ def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         source, result = Path(scratch) / "windows.npy", Path(scratch) / "logits.npy"
         np.save(source, windows)
-        ask("logits", folder, Path(scratch), windows=str(source), out=str(result))
+        ask("logits", folder, Path(scratch), patience(windows.size), windows=str(source), out=str(result))
         return np.asarray(np.load(result, allow_pickle=False))
 
 
@@ -61,15 +72,17 @@ def log_probs(
         source, result = Path(scratch) / "asked.npz", Path(scratch) / "said.npz"
         lengths = [len(window) for window in windows]
         np.savez(source, tokens=np.concatenate(windows), lengths=lengths, positions=positions, ids=ids)
-        ask("log_probs", folder, Path(scratch), asked=str(source), out=str(result), reading_s=seconds)
+        arguments: dict[str, Any] = {"asked": str(source), "out": str(result), "reading_s": seconds}
+        ask("log_probs", folder, Path(scratch), patience(0) + seconds, **arguments)
         with np.load(result, allow_pickle=False) as said:
             return said["log_probs"], said["likeliest"]
 
 
 def continued(folder: Path, prompts: NDArray[Any], new_tokens: int) -> list[list[int]]:
     """As `Runtime.continued`."""
+    seconds = patience(len(prompts) * (prompts.shape[1] + new_tokens))
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        found = ask("continued", folder, Path(scratch), prompts=prompts.tolist(), new_tokens=new_tokens)
+        found = ask("continued", folder, Path(scratch), seconds, prompts=prompts.tolist(), new_tokens=new_tokens)
     return [list(map(int, tokens)) for tokens in found]
 
 
@@ -84,7 +97,7 @@ def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
             "cache_bytes": cache_bytes,
             "root": root,
         }
-        return max(1.0, float(ask("slower", Path(scratch), Path(scratch), **arguments)))
+        return max(1.0, float(ask("slower", Path(scratch), Path(scratch), patience(0), **arguments)))
 
 
 def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
@@ -93,17 +106,18 @@ def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any],
     for task, asked in (("encoded", texts), ("rendered", chats)):
         with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
             try:
-                found.append(ask(task, folder, Path(scratch), seconds=SPEAKING_S, asked=asked) if asked else [])
-            except InputError as error:
+                found.append(ask(task, folder, Path(scratch), SPEAKING_S, asked=asked) if asked else [])
+            except (InputError, Endless) as error:
                 found.append([str(error)] * len(asked))
     stops = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"].get("eos_token_id", [])
     return found[0], found[1], [stops] if isinstance(stops, int) else list(stops)
 
 
-def ask(task: str, folder: Path, scratch: Path, seconds: float | None = None, **arguments: Any) -> Any:
+def ask(task: str, folder: Path, scratch: Path, seconds: float, **arguments: Any) -> Any:
     """What the worker's `task` returns for the package in `folder`; files of the request lie in the empty `scratch`.
 
-    InputError where the package does not load, SystemFailure where the system has no room for it. The worker imports
+    InputError where the package does not load, SystemFailure where the system has no room for it,
+    and where it takes more than `seconds` (Endless). The worker imports
     nothing but the standard library and LIBRARIES, from where they are installed: Python's isolated mode ignores the
     current folder and every variable of its own, and the worker starts in `scratch`.
     """
@@ -116,7 +130,7 @@ def ask(task: str, folder: Path, scratch: Path, seconds: float | None = None, **
     try:
         done = subprocess.run(command, env=environment, cwd=scratch, **options)
     except subprocess.TimeoutExpired:
-        raise InputError(f"what {folder} computes must end, it did not within {seconds:.0f} s") from None
+        raise Endless(f"what {folder} computes must end, it did not within {seconds:.0f} s") from None
     if done.returncode != worker.OK:
         raise _failure(folder, done.returncode, (done.stderr.strip().splitlines() or ["no message"])[-1])
     return json.loads(result.read_text(encoding="utf-8"))

@@ -36,6 +36,17 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         at += size
 
 
+def within(data: memoryview, *path: int) -> Iterator[int | memoryview]:
+    """Every value at `path`, the numbers of fields one inside the other."""
+    for number, value in fields(data):
+        if number != path[0]:
+            continue
+        if len(path) == 1:
+            yield value
+        elif isinstance(value, memoryview):
+            yield from within(value, *path[1:])
+
+
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):

@@ -116,10 +116,10 @@ class OnnxRuntime(Runtime):
 
         write_model(files, subnet, workload.context, threads, folder, progress, workload.batch)
 
-    def check_package(self, folder: Path, sizes: Mapping[str, int]) -> None:
+    def check_package(self, folder: Path, sizes: Mapping[str, int], workload: Any) -> None:
         from planner.runtimes.onnxruntime import safety
 
-        safety.check(folder, sizes)
+        safety.check(folder, sizes, workload.context)
 
     def measure(self, folder: Path, workload: Any) -> Any:
         require()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.runtimes.onnxruntime.protobuf import fields
+from planner.runtimes.onnxruntime.protobuf import fields, within
 from records.errors import InputError
 
 GRAPH, WEIGHTS, CONFIG = "model.onnx", "model.onnx.data", "genai_config.json"
@@ -41,10 +41,11 @@ OPERATORS = {
 }
 
 
-def check(folder: Path, sizes: Mapping[str, int]) -> None:
+def check(folder: Path, sizes: Mapping[str, int], context: int) -> None:
     """InputError naming what ONNX Runtime would read in `folder` and an exporter does not write.
 
     `sizes` are the bytes of each file that the manifest lists, by name; the files are known to be those.
+    `context` is how many tokens the plan says that it serves.
     """
     for name in REQUIRED:
         if name not in sizes:
@@ -60,7 +61,13 @@ def check(folder: Path, sizes: Mapping[str, int]) -> None:
         )
         _check_settings(config, SETTINGS, "")
         _check_needed(config)
-        _check_graph(memoryview((folder / GRAPH).read_bytes()), sizes, GRAPHS["model"])
+        if context > config["search"]["max_length"]:
+            raise ValueError(
+                f"{CONFIG} has room for {config['search']['max_length']} tokens, the plan is for {context}"
+            )
+        graph = memoryview((folder / GRAPH).read_bytes())
+        _check_graph(graph, sizes, GRAPHS["model"])
+        _check_cache(graph, config["model"]["decoder"])
     except (ValueError, RecursionError) as error:
         what = str(error) or "nested too deep"
         raise InputError(f"{folder} holds what no exporter writes, so it is not loaded: {what}") from None
@@ -160,7 +167,8 @@ SETTINGS: dict[str, Any] = {
 
 NEEDED = (  # what is asked of the settings without a default
     ("model", "vocab_size"), ("model", "eos_token_id"), ("model", "decoder", "num_key_value_heads"),
-    ("model", "decoder", "head_size"), ("model", "decoder", "session_options"), ("search", "max_length"),
+    ("model", "decoder", "num_hidden_layers"), ("model", "decoder", "head_size"),
+    ("model", "decoder", "session_options"), ("search", "max_length"),
 )  # fmt: skip
 
 
@@ -210,6 +218,7 @@ GRAPHS: dict[str, dict[int, str]] = {
     "tensor": {},
 }
 _DOMAIN, _OPERATOR, _EXTERNAL = 7, 4, 13
+_INPUTS, _INPUT_NAME, _DIMENSIONS = (7, 11), 1, (2, 1, 2, 1)
 
 
 def _check_graph(data: memoryview, sizes: Mapping[str, int], inside: dict[int, str], kind: str = "model") -> None:
@@ -253,3 +262,29 @@ def _check_place(entries: list[Any], sizes: Mapping[str, int]) -> None:
         raise ValueError(
             f"{GRAPH} points beyond the end of {WEIGHTS}: {place['offset']!r:.30}, {place['length']!r:.30}"
         )
+
+
+def _check_cache(data: memoryview, decoder: dict[str, Any]) -> None:
+    """The settings say how large a KV cache is reserved, the graph how large a one it reads."""
+    layers, heads, size = (decoder[key] for key in ("num_hidden_layers", "num_key_value_heads", "head_size"))
+    found = [read for read in map(_input, within(data, *_INPUTS)) if read[0].startswith(b"past_key_values.")]
+    names = [name for name, _ in found]
+    if len(names) != 2 * layers or {*names} != {
+        f"past_key_values.{layer}.{part}".encode() for layer in range(layers) for part in ("key", "value")
+    }:
+        raise ValueError(f"{CONFIG} has {layers} layers, {GRAPH} reads the keys and values of others")
+    for name, dimensions in found:
+        if len(dimensions) != 4 or (dimensions[1], dimensions[3]) != (heads, size):
+            raise ValueError(
+                f"{CONFIG} has {heads} heads of {size} for keys and values, {GRAPH} reads others in {name!r:.60}"
+            )
+
+
+def _input(data: int | memoryview) -> tuple[bytes, list[int | None]]:
+    """The name of an input, and each of its dimensions where that is a number and only one."""
+    if not isinstance(data, memoryview):
+        return b"", []
+    names = [bytes(name) for name in within(data, _INPUT_NAME) if isinstance(name, memoryview)]
+    said = [list(fields(d)) if isinstance(d, memoryview) else [] for d in within(data, *_DIMENSIONS)]
+    numbers = [value[0][1] if len(value) == 1 else None for value in said]
+    return b" ".join(names), [number if isinstance(number, int) else None for number in numbers]
