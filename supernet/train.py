@@ -200,8 +200,9 @@ class Trainer:
                 if len(self.history) % self.options.save_every == 0:
                     self.save()
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) or asked_to_stop():
-                self.save()
+            stopped = isinstance(error, KeyboardInterrupt) or asked_to_stop()
+            if stopped and all(value.isfinite().all() for value in self.parameters.values()):
+                self.save()  # a step that left the numbers may have been stopped as well
             raise
         self.save()
         return self.losses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,12 +17,14 @@ import torch
 
 from records.errors import InputError
 from records.lock import locked
+from records.signals import stoppable
 from supernet.checkpoint import CODES, SCALING, START, STATE, SUPERNET, WINDOWS, open_supernet
 from supernet.clock import Clock
 from supernet.create import create
 from supernet.files import read_tensors, write_tensors
 from supernet.folder import begin
 from supernet.recipe import Recipe
+from supernet.train import Trainer
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -199,6 +202,26 @@ def test_who_waited_takes_what_was_made(source: str, data: str, tmp_path: Path) 
     lock.__enter__()
     assert create("no such model", out, recipe, waiting=waiting).hashes == made.hashes
     assert create("no such model", out, recipe, resume=True, waiting=waiting).hashes == made.hashes  # finished by now
+
+
+def test_a_signal_while_a_step_leaves_the_numbers_keeps_the_last_checkpoint(
+    source: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Trainer._check_finite
+
+    def overflowing(self: Trainer, step: int, values: Any) -> None:
+        values, moved = list(values), next(iter(self.parameters.values()))
+        if any(value is moved for value in values):  # after the optimizer's step, where a signal waits
+            moved.data.fill_(torch.inf)
+            signal.raise_signal(signal.SIGTERM)
+        check(self, step, values)
+
+    monkeypatch.setattr(Trainer, "_check_finite", overflowing)
+    with stoppable(), pytest.raises(InputError, match="step 1 is not finite"):
+        create(source, tmp_path / "net", replace(BASE, data=data, adapter="lora"))
+    tensors, meta = read_tensors(tmp_path / "net" / "training.safetensors")
+    assert all(value.isfinite().all() for value in tensors.values())
+    assert meta["history"] == []
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(source: str, data: str, tmp_path: Path) -> None:
