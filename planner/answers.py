@@ -17,6 +17,7 @@ from records.errors import InputError
 SECONDS = 60.0  # of reading the proof's windows, the short ones first
 UNREAD = f"none of the proof was read within {SECONDS:.0f} s"
 KL_WINDOWS, KL_TOKENS = 4, 128
+STOP = -1  # any token that ends a text
 NEAR = 0.2  # nats: of two tokens that are so near, a package whose KL holds may take the other
 NATS = "nats/token"
 TO_SUBNET, TO_ORIGINAL, TEXT = "KL to the supernet", "KL to the original model", "greedy text"
@@ -59,28 +60,38 @@ def _reaching(found: Row, proof: Proof, done: int) -> Row:
 
 
 def _greedy(runtime: Runtime, package: Package, proof: Proof) -> Iterator[Row]:
-    """How many tokens of greedy text are as the subnet's, up to the first that another likely one may stand for."""
+    """How many tokens of greedy text are as the subnet's, up to the first that another likely one may stand for.
+
+    Where a package stops is one of them, whichever token it stops at: the subnet must stop there, too.
+    """
     new = proof.subnet_text.tokens.shape[1]
     if not new:
         note = "the context has no room for it"
         yield Row(TEXT, "tokens", None, None, verdict=None, note=note, promises=False)
         return
     found = runtime.continued(package.path, proof.prompts, new)
+    stops = {*runtime.spoken(package.path, [], [])[2]}
     wanted, agreed, as_original, broken = 0, 0, 0, False
-    for number, tokens in enumerate(found):
-        ours, margins = proof.subnet_text.tokens[number], proof.subnet_text.margins[number]
+    for number, answer in enumerate(found):
+        tokens = [*answer, STOP] if len(answer) < new else answer
+        ours, theirs = (
+            [STOP if token in stops else token for token in text.tokens[number].tolist()]
+            for text in (proof.subnet_text, proof.original_text)
+        )
         same = _together(tokens, ours)
-        as_original += _together(tokens, proof.original_text.tokens[number])
+        as_original += _together(tokens, theirs)
         agreed += same
         wanted += len(tokens)
-        broken |= same < len(tokens) and bool(margins[same] > NEAR)
+        broken |= same < len(tokens) and bool(proof.subnet_text.margins[number, same] > NEAR)
     note = f"as the subnet; {as_original} as the original model"
+    if agreed == wanted == len(found):
+        note += "; each is a stop at once, of all of them"
     if agreed < wanted:
         note += f"; where it parts, another token was {'not ' if broken else ''}within {NEAR} nats"
     yield Row(TEXT, "tokens", wanted, agreed, verdict=BROKEN if broken else HOLDS, note=note)
 
 
-def _together(tokens: list[int], others: Any) -> int:
+def _together(tokens: list[int], others: list[int]) -> int:
     """How many tokens are the same before the first that is not."""
     differ = [a != b for a, b in zip(tokens, others, strict=False)]
     return differ.index(True) if True in differ else len(differ)

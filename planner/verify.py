@@ -135,10 +135,13 @@ def _times(package: Package, found: Any) -> Iterator[Row]:
 
 
 def _excused(found: Row, slower: float) -> Row:
-    """A time that is over by no more than the machine is slower now than when it was profiled: not checked."""
+    """A promise that is over by no more than the machine is slower now than when it was profiled is not checked. What
+    the user limited is limited however slow the machine is."""
     if found.verdict != BROKEN or found.measured is None or slower < 1 + SLOW:
         return found
     said = f"this machine is {slower - 1:.0%} slower than when it was profiled (another load, or profile it again)"
-    if row(found.name, found.unit, found.promised, found.measured / slower, found.band, found.limit).verdict == HOLDS:
+    if found.limit is not None and found.measured > found.limit:
+        return replace(found, note=f"over the limit; {said}")
+    if row(found.name, found.unit, found.promised, found.measured / slower, found.band).verdict == HOLDS:
         return replace(found, verdict=None, note=said)
     return replace(found, note=said)

@@ -307,6 +307,49 @@ def test_a_slower_machine_is_told_apart(made: Package, monkeypatch: pytest.Monke
         assert time.open == (verdict is None)
 
 
+def test_a_limit_is_broken_however_slow_the_machine_is(
+    files: RoundedModel, made: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bitfleet: Any
+) -> None:
+    monkeypatch.setattr("planner.verify.TRIES", 1)
+    monkeypatch.setattr(OnnxRuntime, "slower", lambda self, device: 1e9)
+    plan = replace(timed(made, 1e-6), budget=Budget(2**33, tpot_ms=1e-5))
+    write_package(RUNTIME, files, plan, tmp_path / "package")
+    done = bitfleet("verify", tmp_path / "package", "--allow-unchecked")
+    assert done.code == 1
+    assert done.out.splitlines()[-1] == "broken: time per token"
+    assert "over the limit; this machine is" in done.out
+
+
+class Answering(OnnxRuntime):
+    """Goes on as it is told; all else is real."""
+
+    def __init__(self, answers: list[list[int]]) -> None:
+        self.answers = answers
+
+    def continued(self, *asked: Any) -> list[list[int]]:
+        return self.answers
+
+
+def test_a_package_stops_where_its_subnet_does(made: Package, package: Path) -> None:
+    proof = Proof.load(made.path / PROOF)
+    ours = proof.subnet_text.tokens.tolist()
+    sure = replace(proof.subnet_text, margins=np.full_like(proof.subnet_text.margins, 1.0))
+
+    def text(found: list[list[int]], stops: list[int]) -> Row:
+        replace(proof, subnet_text=sure).save(package / PROOF)
+        edit(package / "genai_config.json", lambda data: data["model"].update(eos_token_id=stops))
+        return {row.name: row for row in from_proof(Answering(found), open_package(package))}[TEXT]
+
+    assert text(ours, [300]).verdict == HOLDS
+    at_once = text([[] for _ in ours], [300])
+    assert (at_once.verdict, at_once.measured, at_once.promised) == (BROKEN, 0, len(ours))
+    assert text([*ours[:-1], ours[-1][:-1]], [300]).verdict == BROKEN
+    stopped = text([[] for _ in ours], [tokens[0] for tokens in ours])
+    assert (stopped.verdict, stopped.measured) == (HOLDS, len(ours))
+    assert "stop at once" in stopped.note
+    assert text([tokens[:1] for tokens in ours], [tokens[0] for tokens in ours]).verdict == BROKEN  # goes on, and stops
+
+
 def test_kernels_of_the_profile_are_timed_again() -> None:
     from planner.runtimes.onnxruntime.kernels import measure_product
 
