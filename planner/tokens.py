@@ -121,9 +121,14 @@ def tokenizer_stop(folder: Path) -> int | None:
     """The id of the tokenizer's `eos_token`."""
     token = optional_json(folder / SETTINGS).get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
-    for entry in optional_json(folder / TOKENIZER).get("added_tokens", []):
-        if entry.get("content") == token:
-            return int(entry["id"])
+    added = optional_json(folder / TOKENIZER).get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
+        raise InputError(f"{folder / TOKENIZER} must list its added_tokens as objects; copy it again")
+    for entry in added:
+        if token is not None and entry.get("content") == token:
+            if not token_ids(entry.get("id")):
+                raise InputError(f"{folder / TOKENIZER} must give {token!r:.40} an id, it does not; copy it again")
+            return token_ids(entry["id"])[0]
     return None
 
 

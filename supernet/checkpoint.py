@@ -200,13 +200,11 @@ class SupernetFiles:
 
     def evidence(self) -> dict[str, Any]:
         """The arrays of `proof.safetensors` (`supernet.evidence`), by name."""
-        from safetensors.numpy import load_file
-
-        from supernet.evidence import PROOF
+        from supernet.evidence import PROOF, read_evidence
 
         if PROOF not in self.hashes:
             raise InputError(f"{self.path} has no {PROOF}, which a package is held to; train it again")
-        return dict(load_file(self.path / PROOF))
+        return read_evidence(self.path / PROOF)
 
     def subnet_model(self, subnet: Subnet) -> Any:
         """One subnet as a model in float32 that holds its packed codes and dequantizes a matrix at a time."""

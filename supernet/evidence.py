@@ -19,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from records.errors import InputError
 from supernet.build import assemble
+from supernet.files import open_tensors
 from supernet.grids import GRIDS, QuantizedWeight
 from supernet.linear import SuperEmbedding, SuperLinear, TiedHead
 from supernet.model import capped, hidden_states
@@ -29,6 +31,8 @@ from supernet.space import Subnet
 from supernet.spec import ModelSpec
 
 PROOF = "proof.safetensors"
+ARRAYS = ("tokens", "lengths", "prompts", "model.ids", "model.log_probs", "model.rest", "continued.tokens",
+          "continued.margins")  # fmt: skip
 SHORT, EACH = 256, 4  # tokens of a short window; how many there are of each kind of text
 LONG, MOST = 4096, 8448  # tokens of the long window, and at most where a limit lies beyond
 PAST = 128  # tokens that are read beyond a limit
@@ -66,6 +70,16 @@ def write_evidence(
     }
     with replacing(path) as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+
+
+def read_evidence(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of `write_evidence`, by name. InputError where the file is damaged or something else."""
+    with open_tensors(path) as file:
+        found = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
+    missing = [name for name in ARRAYS if name not in found]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}; train the supernet again or copy it again")
+    return found
 
 
 def proof_tokens(model: Any, spec: ModelSpec) -> int:

@@ -37,7 +37,7 @@ class Info(TypedDict):
 
     recipe: dict[str, Any]
     adapter: AdapterInfo
-    source: NotRequired[str]
+    source: str
     texts: NotRequired[dict[str, TextInfo]]
     finished: NotRequired[bool]
 

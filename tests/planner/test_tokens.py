@@ -18,7 +18,7 @@ from planner.rows import BROKEN, HOLDS
 from planner.runtimes.onnxruntime import settings
 from planner.runtimes.onnxruntime.generate import prompt_ids
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
-from planner.tokens import Tokenization, stop_ids
+from planner.tokens import Tokenization, stop_ids, tokenizer_stop
 from records.errors import InputError
 
 RUNTIME = OnnxRuntime()
@@ -144,3 +144,12 @@ def test_every_token_that_ends_a_text_is_kept(tmp_path: Path) -> None:
     assert settings.sampling({"temperature": 0.6, "do_sample": True})["temperature"] == 0.6
     found = settings.sampling({"top_k": 20.0, "temperature": 1})
     assert [(type(found[name]), found[name]) for name in ("top_k", "temperature")] == [(int, 20), (float, 1.0)]
+
+
+@pytest.mark.parametrize("added", [["</s>"], "</s>", [{"content": "</s>"}], [{"content": "</s>", "id": "2"}], {"a": 1}])
+def test_a_tokenizer_whose_added_tokens_are_none_is_one_line(added: Any, tmp_path: Path) -> None:
+    saved("byte level", tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"added_tokens": added}))
+    with pytest.raises(InputError, match=r"tokenizer\.json must (list|give)"):
+        tokenizer_stop(tmp_path)

@@ -188,6 +188,12 @@ def test_another_model_cannot_go_on(source: str, tmp_path: Path) -> None:
         create(other, out, RECIPE, resume=True)
 
 
+def without_source(path: Path) -> None:
+    index = json.loads(path.read_text())
+    del index["info"]["source"]
+    path.write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     ("damage", "error"),
     [
@@ -195,6 +201,7 @@ def test_another_model_cannot_go_on(source: str, tmp_path: Path) -> None:
         (lambda p: (p / SUPERNET).write_text("{"), "supernet.json is not JSON"),
         (lambda p: (p / SUPERNET).write_text("{}"), "supernet.json: it has format None"),
         (lambda p: (p / SUPERNET).write_text(json.dumps({"format": 9})), "has format 9, this version reads 3"),
+        (lambda p: without_source(p / SUPERNET), "source"),
         (lambda p: (p / CODES).write_bytes((p / CODES).read_bytes()[:-9]), "is damaged"),
         (lambda p: (p / CODES).unlink(), "lacks codes.safetensors"),
     ],

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from supernet.evidence import PROMPT, hidden, long, says, write_evidence
+from records.errors import InputError, MissingError
+from supernet.evidence import ARRAYS, PROMPT, hidden, long, read_evidence, says, write_evidence
 from supernet.model import spec_of_model
 from supernet.said import TOP, Said, split
 from tests.tiny import tiny_model, tiny_tokenizer, windows
@@ -88,3 +89,20 @@ def test_the_kl_of_what_is_kept_bounds_the_true_one_and_is_near_it() -> None:
     assert (kept <= true + 5e-5).all()
     assert 0.95 * true.mean() < kept.mean(), (kept.mean(), true.mean())
     assert np.abs(said.kl(said.log_probs)).max() < 1e-5
+
+
+def test_evidence_that_is_damaged_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "proof.safetensors"
+    arrays = {name: np.zeros(3, np.int32) for name in ARRAYS}
+    save_file(arrays, path)
+    assert read_evidence(path).keys() == arrays.keys()
+    for name in ARRAYS:
+        save_file({other: array for other, array in arrays.items() if other != name}, path)
+        with pytest.raises(InputError, match=f"lacks {name};"):
+            read_evidence(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="is damaged"):
+        read_evidence(path)
+    path.unlink()
+    with pytest.raises(MissingError, match="no such file"):
+        read_evidence(path)
