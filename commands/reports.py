@@ -103,7 +103,8 @@ def measured_rows(columns: Sequence[Compared]) -> list[tuple[str, ...]]:
 def _basis(made: Plan, promise: str) -> str:
     """What a promise rests on and its band; an estimate is no promise."""
     basis = str((made.memory if promise == MEMORY else made.latency)["basis"])
-    return basis if basis == ESTIMATE else f"{basis}, within +{made.bands[promise]:.0%}"
+    band = made.bands[promise]
+    return f"{basis}, within +{band:.0%}" if band and basis != ESTIMATE else basis
 
 
 def print_items(made: Plan, spec: ModelSpec) -> None:

@@ -1,6 +1,6 @@
 """How far what is measured may be over what was promised. The planner leaves as much below what the user limited.
 
-Memory's own uncertainty is an item of the estimate, the reserve, so its band is narrow.
+Memory needs none where it was measured: what it may be off by is an item of the estimate, the reserve.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from profiles.device import DeviceProfile
 
 MEMORY, TPOT, TTFT = "memory", "tpot", "ttft"
-BANDS = {MEMORY: 0.01, TPOT: 0.20, TTFT: 0.50}  # a prompt is one pass, and one disturbance of the machine is all of it
-QUICK = {MEMORY: 0.01, TPOT: 0.35, TTFT: 0.70}  # more of it is interpolated, from fewer repeats
+BANDS = {MEMORY: 0.0, TPOT: 0.20, TTFT: 0.50}  # a prompt is one pass, and one disturbance of the machine is all of it
+QUICK = {MEMORY: 0.0, TPOT: 0.35, TTFT: 0.70}  # more of it is interpolated, from fewer repeats
 DATASHEET = {MEMORY: 0.05, TPOT: 0.20, TTFT: 0.50}
 QUICK_ENTRIES = 100  # a quick profile has fewer kernels than this, a full one about 300
 
