@@ -7,6 +7,7 @@ from pathlib import Path
 
 from commands.terminal import note, size
 from records.errors import InputError, SystemFailure
+from supernet.checkpoint import SUPERNET
 from supernet.needs import needs_of
 from supernet.recipe import Recipe
 from supernet.spec import ModelSpec
@@ -14,7 +15,9 @@ from supernet.spec import ModelSpec
 
 def check_needs(spec: ModelSpec, recipe: Recipe, out: Path) -> None:
     """Say how much memory and disk are expected. InputError where the memory cannot do, since the options can mend it;
-    SystemFailure where the disk cannot. On a GPU the memory is said and not refused: the estimate is of a CPU."""
+    SystemFailure where the disk cannot, with what a training that was begun has written there already. On a GPU the
+    memory is said and not refused: the estimate is of a CPU.
+    """
     import torch
 
     from profiles.cpu import profile_cpu
@@ -22,6 +25,8 @@ def check_needs(spec: ModelSpec, recipe: Recipe, out: Path) -> None:
     needs, usable = needs_of(spec, recipe), profile_cpu(measure_bandwidth=False).usable_bytes
     place = next(folder for folder in out.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(place).free
+    begun = (out / SUPERNET).is_file()
+    there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if begun else 0
     note(f"expecting up to {size(needs.memory_bytes)} of memory, and {size(needs.disk_bytes)} on disk")
     if needs.least_bytes > usable and not torch.cuda.is_available():
         options = "a smaller --rank" if recipe.rank else "fewer --bits"
@@ -29,8 +34,9 @@ def check_needs(spec: ModelSpec, recipe: Recipe, out: Path) -> None:
             f"training {spec.name} so takes at least {size(needs.least_bytes)} of memory, {size(usable)} are there; "
             f"use {options} or a smaller model, or close programs"
         )
-    if needs.disk_bytes > free:
+    if needs.disk_bytes > free + there:
+        more = f"{size(needs.disk_bytes - there)} more" if begun else size(needs.disk_bytes)
         raise SystemFailure(
-            f"training {spec.name} takes about {size(needs.disk_bytes)} in {out}, {size(free)} are free there; "
+            f"training {spec.name} takes about {more} in {out}, {size(free)} are free there; "
             "free some space or give another --out"
         )

@@ -123,7 +123,9 @@ def train(
                 check_source(text)
         recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, trust_remote_code=trust, **options)
         if first_process():
-            check_needs(check_exports(model, trust, without_export), begun_with(path, trust) or recipe, path)
+            begun = begun_with(path, trust)  # whether to train what no runtime exports was asked when it was
+            spec = check_exports(model, trust, without_export or begun is not None)
+            check_needs(spec, begun or recipe, path)
         files = create(model, path, recipe, resume, report, typed=typed_options(context))
     PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
     if first_process():

@@ -26,6 +26,7 @@ from supernet.fit import fit
 from supernet.folder import refuse_used, remove_unfinished
 from supernet.grids import QuantizedWeight
 from supernet.loading import describe, load_model
+from supernet.model import refuse_checkpointing
 from supernet.prepare import LATE, as_prepared, check_same, home, prepare, stage_seconds
 from supernet.progress import Progress, silent
 from supernet.recipe import AUTO, Recipe
@@ -107,6 +108,8 @@ def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerato
     dtype = kept_dtype(config, accelerator.device)
     loaded = load_model(source, trust, dtype)
     model, tokenizer = loaded.model, loaded.tokenizer
+    if recipe.checkpointing:
+        refuse_checkpointing(model)
     prepares = not started and accelerator.is_main_process
     if prepares:
         model.to(home(model, accelerator.device))

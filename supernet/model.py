@@ -110,10 +110,18 @@ def _group(parent: str, linears: dict[str, LinearSpec]) -> list[UnitSpec]:
     return units
 
 
+def refuse_checkpointing(model: Any) -> None:
+    """InputError where the blocks of `model` cannot be computed again for the backward pass."""
+    if not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"{type(model).__name__} has no gradient checkpointing; train without --gradient-checkpointing"
+        )
+
+
 def checkpoint_blocks(model: Any) -> None:
     """From here on a pass with gradients keeps the input of each decoder block and computes the rest again.
 
-    By transformers' own means; ValueError where the architecture has none. It checkpoints blocks in training mode only,
+    By transformers' own means, which `refuse_checkpointing` asks for. It checkpoints blocks in training mode only,
     so the blocks say that they train: their parts, dropout among them, stay in eval mode.
     """
     # transformers 5.23 renames it, and warns of the old name

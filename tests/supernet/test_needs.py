@@ -8,13 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from commands.needs import check_needs
+from records.errors import SystemFailure
 from supernet.checkpoint import open_supernet
 from supernet.create import create
+from supernet.loading import describe
 from supernet.needs import Needs, needs_of
 from supernet.recipe import Recipe
 from supernet.spec import ModelSpec
 from tests.conftest import Bitfleet
+from tests.test_cli_train import unexportable
+from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -107,3 +113,55 @@ def test_a_full_disk_is_the_system_s(
     done = bitfleet("train", source, *options)
     assert done.code == 5, done.err
     assert "are free there" in done.error
+
+
+def test_going_on_needs_the_room_of_what_is_still_to_be_written(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    spec, recipe = describe(source)[1], Recipe(bits=(2, 8), group_size=16)
+    there = tmp_path / "net" / "codes.safetensors"
+    there.parent.mkdir()
+    there.write_bytes(bytes(10**6))
+    free = needs_of(spec, recipe).disk_bytes - 10**6
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(SystemFailure, match="are free there"):
+        check_needs(spec, recipe, there.parent)
+    (there.parent / "supernet.json").touch()
+    check_needs(spec, recipe, there.parent)
+    there.write_bytes(bytes(10**6 - 1))
+    with pytest.raises(SystemFailure, match="more in"):
+        check_needs(spec, recipe, there.parent)
+
+
+def test_what_was_begun_without_a_runtime_goes_on_without_asking_again(
+    bitfleet: Bitfleet, data: str, tmp_path: Path
+) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if what.startswith("train"):
+            raise KeyboardInterrupt
+
+    model, out = str(unexportable(tmp_path / "model")), tmp_path / "net"
+    begun = Recipe(bits=(2, 8), group_size=16, quantizer="rtn", steps=2, batch=2, window_tokens=16, data=data)
+    with pytest.raises(KeyboardInterrupt):
+        create(model, out, begun, progress=stop)
+    done = bitfleet("train", model, "--out", out, "--resume")
+    assert done.code in (0, 1), done.err  # 1 where two steps won nothing
+    assert open_supernet(out).finished
+
+
+def test_checkpointing_that_a_model_has_not_is_refused_before_the_work(
+    bitfleet: Bitfleet, data: str, tmp_path: Path
+) -> None:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_multiple_size": 2}
+    ids = {"vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2}
+    described = AutoConfig.for_model("gpt_neox_japanese", hidden_size=64, **sizes, **ids)
+    AutoModelForCausalLM.from_config(described).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    options = ("--without-export", "--group-size", "16", "--data", data, "--steps", "1", "--gradient-checkpointing")
+    done = bitfleet("train", tmp_path / "model", *options, "--out", tmp_path / "net")
+    assert done.code == 2, done.err
+    assert "GPTNeoXJapaneseForCausalLM has no gradient checkpointing" in done.error
+    assert not (tmp_path / "net").exists()
