@@ -206,7 +206,10 @@ class SearchSpace:
 
     def pruned(self, unit: str, choice: Choice, kept: int) -> Choice:
         """What `unit` becomes where it was `choice` and keeps `kept` channels; without any, bits make no difference."""
-        return next(c for c in self[unit] if c.kept == kept and (kept == 0 or c.whole == choice.whole))
+        for option in self[unit]:
+            if option.kept == kept and (kept == 0 or option.whole == choice.whole):
+                return option
+        raise InputError(f"{unit} must have {choice.whole} with {kept} channels as an option, as others have it")
 
     def bits(self, spec: ModelSpec) -> tuple[int, ...]:
         """Bit-widths that every linear unit has."""

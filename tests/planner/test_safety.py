@@ -271,3 +271,15 @@ def test_an_operator_cannot_hide_behind_a_later_one(package: Path) -> None:
     assert onnx.load(package / "model.onnx", load_external_data=False).graph.node[-1].op_type == "Mul"
     sign(package)
     refused(package, "Loop")
+
+
+@pytest.mark.parametrize("field", [(7, 1, 4), (7, 1, 7), (7, 5, 13), (7, 5, 13, 1)], ids=str)
+def test_a_number_where_a_text_must_be_is_refused(package: Path, field: tuple[int, ...]) -> None:
+    """Bytes of a number would be as many zeros: here eight exabytes of them."""
+    message = bytes([field[-1] << 3]) + b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f"
+    for number in reversed(field[:-1]):
+        message = bytes([number << 3 | 2, len(message)]) + message
+    with (package / "model.onnx").open("ab") as graph:  # a message goes on where the next one begins
+        graph.write(message)
+    sign(package)
+    refused(package, "a number where a text or a message must be")

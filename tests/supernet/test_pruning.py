@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from scipy.stats import spearmanr
 
 from planner.quality import SensitivityTable
+from records.errors import InputError
 from supernet.adapters import ADAPTERS, TrainedScales
 from supernet.build import build, extract
 from supernet.checkpoint import ORDER, SUPERNET
@@ -352,3 +353,11 @@ def test_peft_keeps_every_channel() -> None:
     made = make()
     with pytest.raises(ValueError, match="a PEFT model keeps every channel, this subnet is pruned"):
         to_peft(made.supernet, next(s for s in (drawn(made.space, n) for n in range(9)) if s[DOWN].kept is not None))
+
+
+def test_a_space_that_lacks_a_pruned_choice_says_so() -> None:
+    up, down = ((Choice(bits, 16), Choice(bits, 16, kept=64)) for bits in (4, 8))
+    space = SearchSpace.of({"up": up, "down": down}, (("up", "down"),))
+    assert space.pruned("up", up[0], 64) == up[1]
+    with pytest.raises(InputError, match="down must have int4g16 with 64 channels as an option"):
+        space.pruned("down", up[0], 64)

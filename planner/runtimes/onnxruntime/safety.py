@@ -225,7 +225,7 @@ def _check_graph(data: memoryview, sizes: Mapping[str, int], inside: dict[int, s
     """ValueError for an operator or a file that is not allowed, in this message or in one that it holds."""
     found = list(fields(data))
     if kind == "node":
-        _check_operator([bytes(v) for n, v in found if n == _OPERATOR], [bytes(v) for n, v in found if n == _DOMAIN])
+        _check_operator([_bytes(v) for n, v in found if n == _OPERATOR], [_bytes(v) for n, v in found if n == _DOMAIN])
     elif kind == "tensor":
         _check_place([v for n, v in found if n == _EXTERNAL], sizes)
     for number, value in found:
@@ -235,6 +235,13 @@ def _check_graph(data: memoryview, sizes: Mapping[str, int], inside: dict[int, s
         if name not in GRAPHS or not isinstance(value, memoryview):
             raise ValueError(f"{GRAPH} may not hold a {name}")
         _check_graph(value, sizes, GRAPHS[name], name)
+
+
+def _bytes(value: int | memoryview) -> bytes:
+    """What has to be a text or a message; `bytes` of a number would be as many zeros."""
+    if isinstance(value, int):
+        raise ValueError(f"{GRAPH} has a number where a text or a message must be")
+    return bytes(value)
 
 
 def _check_operator(operators: list[bytes], domains: list[bytes]) -> None:
@@ -249,7 +256,7 @@ def _check_place(entries: list[Any], sizes: Mapping[str, int]) -> None:
     """Where a tensor's bytes are, which `entries` of a key and a value say: within the weight file."""
     if not entries:
         return
-    pairs = [{number: bytes(value) for number, value in fields(entry)} for entry in entries]
+    pairs = [{number: _bytes(value) for number, value in fields(memoryview(_bytes(entry)))} for entry in entries]
     place = {pair.get(1, b"").decode(errors="replace"): pair.get(2, b"").decode(errors="replace") for pair in pairs}
     if len(place) != len(pairs) or set(place) != {"location", "offset", "length"}:
         raise ValueError(
