@@ -1,4 +1,4 @@
-# make demo   install into .venv, then the main job on the embedded default model (10 to 14 minutes on 2 cores)
+# make demo   install into .venv, then the main job on the embedded default model (about 10 minutes on 2 cores)
 # make test   install into .venv, then ruff, mypy and pytest
 # make serving  the quick tests that need no torch, in .venv-serving, where `pip install .` alone was done
 # make lint   ruff and mypy alone; make install: the installation alone; make clean: back to a fresh checkout

@@ -9,7 +9,7 @@ from typing import Any, NotRequired, TypedDict, cast
 from records.errors import InputError
 from records.reading import as_record
 from supernet.space import SearchSpace
-from supernet.spec import ModelSpec
+from supernet.spec import EMBEDDING, HEAD, ModelSpec
 
 FORMAT = 3
 
@@ -63,3 +63,6 @@ class Index:
         units = [unit.name for unit in self.model.units]
         if units != [unit for unit, _ in self.space]:
             raise InputError("the space must have the model's units, in their order, it has not")
+        tables = [unit.role for unit in self.model.units if unit.is_table]
+        if tables != ([EMBEDDING] if self.model.tied else [EMBEDDING, HEAD]):
+            raise InputError(f"a model has an embedding, and a head unless that is tied to it, got {tables!r:.80}")

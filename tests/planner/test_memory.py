@@ -126,7 +126,7 @@ def test_several_sequences_are_planned_for_prompts_of_the_whole_context(tmp_path
     package = random_package.write(SMALL, picked, 1024, 1, tmp_path / "package", batch=3)
     measured = fresh.measure(package, 1020, 1024, batch=3, new_tokens=4, repeats=1).peak_bytes
     planned = estimate_memory(RUNTIME, SPEC, picked, workload, device()).total_bytes
-    assert 0.9 * planned <= measured <= 1.03 * planned
+    assert 0.9 * planned <= measured <= planned * (1 + BANDS[MEMORY])
 
 
 def test_a_random_package_has_the_graph_of_an_exported_one(tmp_path: Path) -> None:

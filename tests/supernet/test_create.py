@@ -194,6 +194,12 @@ def without_source(path: Path) -> None:
     path.write_text(json.dumps(index))
 
 
+def without_embedding(path: Path) -> None:
+    index = json.loads(path.read_text())
+    index["model"]["units"][0]["role"] = "o"
+    path.write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     ("damage", "error"),
     [
@@ -202,6 +208,7 @@ def without_source(path: Path) -> None:
         (lambda p: (p / SUPERNET).write_text("{}"), "supernet.json: it has format None"),
         (lambda p: (p / SUPERNET).write_text(json.dumps({"format": 9})), "has format 9, this version reads 3"),
         (lambda p: without_source(p / SUPERNET), "source"),
+        (lambda p: without_embedding(p / SUPERNET), "a model has an embedding"),
         (lambda p: (p / CODES).write_bytes((p / CODES).read_bytes()[:-9]), "is damaged"),
         (lambda p: (p / CODES).unlink(), "lacks codes.safetensors"),
     ],

@@ -26,7 +26,7 @@ FLOAT_BYTES = KV_BYTES = 4
 LOGIT_COPIES = 4  # the graph's, and those that the next token is picked from
 SUM_ROWS = 16  # the sums of blocks are kept for a multiple of this many rows
 TWO_BIT_BLOCKS = 4  # a row of 2-bit codes is packed in a multiple of this many blocks
-RESIDUAL_BYTES = 2_500_000  # the most that these rules left out of any shape that they were checked on (docs/log.md)
+RESIDUAL_BYTES = 2_500_000  # of a sequence: the most that these rules left out of any shape (docs/log.md)
 
 
 def packed_bytes(inputs: int, outputs: int, choice: Choice) -> int:
@@ -100,7 +100,7 @@ def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[
         MemoryItem("activations", activation_bytes(spec, workload, factor), factor_basis),
     ]
     process = round(base + layer * spec.num_layers)
-    reserve = round(base * costs.spread(device, costs.BASE)) + RESIDUAL_BYTES
+    reserve = round(base * costs.spread(device, costs.BASE)) + RESIDUAL_BYTES * workload.batch
     head = next(unit for unit in spec.units if unit.role == (EMBEDDING if spec.tied else HEAD))
     later = sum(item.bytes for item in (*units, *served) if item.unit != head.name)
     return (
