@@ -62,7 +62,7 @@ lint: $(VENV)/stamp-package
 	$(BIN)/mypy
 
 test: install lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What `pip install bitfleet` brings, with any Python: PYTHON=python3.13 make serving
 $(SERVING)/stamp: pyproject.toml constraints.txt
