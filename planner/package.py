@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from planner.bands import BANDS
 from planner.plan import Plan
 from planner.probes import write_probes
 from planner.proof import PROOF, write_proof
@@ -97,10 +96,6 @@ def _check_promises(plan: Plan) -> None:
         check(f"the promised {name}", getattr(chosen, name), int, least=1)
     for name in ("tpot_ms", "ttft_ms"):
         check(f"the promised {name}", getattr(chosen, name), float, least=0)
-    for name in BANDS:
-        check(f"the band of {name}", plan.bands.get(name), float, least=0)
-        if plan.bands[name] > 1:
-            raise InputError(f"the band of {name} must be at most 1, got {plan.bands[name]!r}")
     timed = plan.device.get("kernels", [])
     if len(timed) > MOST_TIMED or any(k.rows * k.in_features * k.out_features > MOST_PRODUCTS for k in timed):
         raise InputError(

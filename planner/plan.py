@@ -178,6 +178,10 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.compared:
             raise InputError("a plan compares at least the subnet it chose, got none")
+        for name in BANDS:
+            check(f"the band of {name}", self.bands.get(name), float, least=0)
+            if self.bands[name] > 1:
+                raise InputError(f"the band of {name} must be at most 1, got {self.bands[name]!r}")
 
     def save(self, path: Path) -> None:
         write_json(path, self.to_json())
