@@ -172,6 +172,11 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f"{_mark(path)}{os.getpid()}-{secrets.token_hex(4)}")
 
 
+def is_temporary(name: str) -> bool:
+    """Whether this is a name under which something is written before it has its own."""
+    return re.fullmatch(r"\..+\.tmp-\d+-[0-9a-f]{8}", name) is not None
+
+
 def _mark(path: Path) -> str:
     return f".{path.name.encode()[:_LONGEST_NAME].decode(errors='ignore')}.tmp-"
 

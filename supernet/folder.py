@@ -6,18 +6,16 @@ So a folder that has it and no index holds nothing but what is made again. All o
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from records.atomic import write_json
+from records.atomic import is_temporary, write_json
 from records.errors import InputError
 from records.reading import read_json
 from supernet.checkpoint import CHANGES, FLOATS, LOAD, MODEL, REFERENCE, STATE, UNFINISHED, SupernetFiles
 
 KIND = "bitfleet start"
-_TEMPORARY = re.compile(r"\..+\.tmp-\d+-[0-9a-f]{8}")
 
 
 def begin(out: Path, info: dict[str, Any]) -> None:
@@ -60,5 +58,5 @@ def remove_unfinished(files: SupernetFiles) -> None:
 
 def remove_temporaries(out: Path) -> None:
     for path in out.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
+        if is_temporary(path.name):
             path.unlink(missing_ok=True)
