@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from commands.terminal import milliseconds, rate, say, size, table
 from planner.bands import MEMORY, TPOT, TTFT
+from planner.overview import bits_by_layer, summed
 from planner.quality import with_interval
 from planner.rows import BROKEN, HOLDS
 from planner.runtimes.base import ESTIMATE
@@ -109,14 +110,8 @@ def _basis(made: Plan, promise: str) -> str:
 
 def print_items(made: Plan, spec: ModelSpec) -> None:
     """Peak memory and time per token by item; the linears, of which there are hundreds, as one."""
-    tables = {unit.name for unit in spec.units if unit.is_table}
-    memory = [(item["name"], item["unit"], item["basis"], item["bytes"]) for item in made.memory["items"]]
-    times = [(item["name"], item["unit"], item["basis"], item["ms"]) for item in made.latency["decode"]]
-    for title, items, shown in (("peak memory", memory, size), ("time per token", times, milliseconds)):
-        sums: dict[tuple[str, str], float] = {}
-        for item_name, unit, basis, amount in items:
-            name = "linears" if unit and unit not in tables else item_name
-            sums[name, basis] = sums.get((name, basis), 0) + amount
+    memory, times = summed(made.memory["items"], "bytes", spec), summed(made.latency["decode"], "ms", spec)
+    for title, sums, shown in (("peak memory", memory, size), ("time per token", times, milliseconds)):
         say()
         table(
             (f"{title}, by item", "", ""),
@@ -137,25 +132,12 @@ def print_verified(found: VerifyReport) -> None:
 
 
 def print_bits(subnet: Subnet, spec: ModelSpec) -> None:
-    """One digit a layer, one line a role; wide models wrap every 100 layers.
-
-    A last line says how many tenths of their channels pruned blocks keep, rounded down, and `.` for whole ones.
-    """
-    roles: dict[str, dict[int, str]] = {}
-    pruned: dict[int, str] = {}
-    for unit in spec.units:
-        choice, layer = subnet[unit.name], -1 if unit.layer is None else unit.layer
-        roles.setdefault(unit.role, {})[layer] = "-" if choice.kept == 0 else str(choice.bits)
-        if unit.channels is not None and choice.kept is not None:
-            pruned[unit.layer or 0] = str(10 * choice.kept // unit.channels.count)
-    if pruned:
-        roles["tenths kept"] = {layer: pruned.get(layer, ".") for layer in range(spec.num_layers)}
+    """One digit a layer, one line a role; wide models wrap every 100 layers."""
+    roles = bits_by_layer(subnet, spec)
     width = max(len(role) for role in roles)
     say()
     say(f"{'bits by layer':<{width}}  0 to {spec.num_layers - 1}", bold=True)
-    for role, layers in roles.items():
-        inside = (layers.get(layer, "-") for layer in range(spec.num_layers))
-        digits = layers[-1] if -1 in layers else "".join(inside)
+    for role, digits in roles.items():
         for start in range(0, len(digits), 100):
             say(f"{role if start == 0 else '':<{width}}  {digits[start : start + 100]}")
     say()

@@ -1,0 +1,39 @@
+"""A plan in few lines: the bits of every layer, and its items with the linears as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from supernet.space import Subnet
+from supernet.spec import ModelSpec
+
+
+def bits_by_layer(subnet: Subnet, spec: ModelSpec) -> dict[str, str]:
+    """A digit a layer for each role, one for what is no layer's; `-` where a layer has none or nothing is left of it.
+
+    A last line says how many tenths of their channels pruned blocks keep, rounded down, and `.` for whole ones.
+    """
+    roles: dict[str, dict[int, str]] = {}
+    pruned: dict[int, str] = {}
+    for unit in spec.units:
+        choice, layer = subnet[unit.name], -1 if unit.layer is None else unit.layer
+        roles.setdefault(unit.role, {})[layer] = "-" if choice.kept == 0 else str(choice.bits)
+        if unit.channels is not None and choice.kept is not None:
+            pruned[unit.layer or 0] = str(10 * choice.kept // unit.channels.count)
+    if pruned:
+        roles["tenths kept"] = {layer: pruned.get(layer, ".") for layer in range(spec.num_layers)}
+    return {
+        role: layers[-1] if -1 in layers else "".join(layers.get(layer, "-") for layer in range(spec.num_layers))
+        for role, layers in roles.items()
+    }
+
+
+def summed(items: Iterable[Mapping[str, Any]], amount: str, spec: ModelSpec) -> dict[tuple[str, str], float]:
+    """The `amount` of a plan's items by (name, basis); the linears, of which there are hundreds, as one."""
+    tables = {unit.name for unit in spec.units if unit.is_table}
+    sums: dict[tuple[str, str], float] = {}
+    for item in items:
+        name = "linears" if item["unit"] and item["unit"] not in tables else item["name"]
+        sums[name, item["basis"]] = sums.get((name, item["basis"]), 0) + item[amount]
+    return sums
