@@ -1,0 +1,130 @@
+"""A fleet in a file: the example works, and what is wrong is said with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from planner.fleet.fleetfile import EXAMPLE, MOST_DEVICES, Fleet, read_fleet
+from planner.request import Budget
+from profiles.catalog import load
+from profiles.device import DeviceProfile
+from records.errors import InputError, MissingError
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "fleet.toml").write_text(text, encoding="utf-8")
+    return folder / "fleet.toml"
+
+
+def read(folder: Path, text: str) -> Fleet:
+    return read_fleet(written(folder, text))
+
+
+def test_the_example_works_as_it_is(tmp_path: Path) -> None:
+    fleet = read(tmp_path, EXAMPLE)
+    assert (fleet.supernet, fleet.max_loss) == (None, 0.05)
+    by_name = {device.name: device for device in fleet.devices}
+    assert list(by_name) == ["raspberry-pi-5-8gb", "kiosk", "desk", "graviton3-128gb", "small-pi", "thin-client"]
+    assert by_name["kiosk"].budget == Budget(320_000_000, disk_bytes=150_000_000)
+    assert by_name["desk"].budget == Budget(600_000_000, ttft_ms=500.0)
+    assert by_name["raspberry-pi-5-8gb"].budget.tpot_ms == 50.0
+    assert [device.context for device in fleet.devices] == [2048, 2048, 4096, 2048, 2048, 2048]
+    graviton = by_name["graviton3-128gb"]
+    assert (graviton.batch, graviton.budget.memory_bytes) == (4, load("graviton3-128gb").memory_bytes)
+    pi = by_name["small-pi"].profile
+    assert (pi.name, pi.memory_bytes, pi.clock_hz) == ("small-pi", 4 * 10**9, load("raspberry-pi-5-8gb").clock_hz)
+    client = by_name["thin-client"].profile
+    assert (client.bandwidth_bytes_per_s, client.clock_hz, client.threads) == (38.4e9, 2e9, 4)
+    assert not client.measured
+
+
+def test_what_the_example_has_in_comments_works_too(tmp_path: Path) -> None:
+    keys = ("# [[", "# device", "# mem", "# batch", "# prompt", "# runtime", "# supernet")
+    lines = [line.removeprefix("# ") if line.startswith(keys) else line for line in EXAMPLE.split("\n")]
+    load("l4-24gb").save(tmp_path / "board.json")
+    path = written(tmp_path, "\n".join(lines))
+    fleet = read_fleet(path, own=lambda runtime: load("steam-deck-16gb"))
+    assert fleet.supernet == str(tmp_path / "supernet")
+    assert [(d.name, d.profile.name) for d in fleet.devices[-2:]] == [
+        ("board", "l4-24gb"),
+        ("this-machine", "steam-deck-16gb"),
+    ]
+    assert fleet.devices[0].prompt_tokens == 128
+
+
+def test_a_profile_file_lies_beside_the_fleet(tmp_path: Path) -> None:
+    load("l4-24gb").save(tmp_path / "p.json")
+    fleet = read(tmp_path, '[[device]]\ndevice = "./p.json"\nname = "a b"\nmem = "1GB"')
+    assert fleet.devices[0].profile == DeviceProfile.load(tmp_path / "p.json")
+    assert fleet.devices[0].device == "./p.json"
+
+
+GOOD = '[[device]]\ndevice = "l4-24gb"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD + "latancy = '1ms'", "3: no key 'latancy' for a device; did you mean 'latency'?"),
+        (GOOD + "prompt_tokens = 3", "3: no key 'prompt_tokens' for a device; did you mean 'prompt-tokens'?"),
+        (GOOD + "zzz = 3", "3: no key 'zzz' for a device; there are name, device, runtime, mem"),
+        ("max_loss = '5%'\n" + GOOD, "1: no key 'max_loss' for a fleet; did you mean 'max-loss'?"),
+        ("[default]\n" + GOOD, "1: no key 'default' for a fleet; did you mean 'defaults'?"),
+        ("[defaults]\n\nname = 'a'\n" + GOOD, "3: no key 'name' for the defaults"),
+        ("[[devices]]", "1: no key 'devices' for a fleet; did you mean 'device'?"),
+        (GOOD + "\nmem = 8", '4: mem: must be text such as "8GB", got 8'),
+        (GOOD + "mem = '8 bananas'", "3: mem: a size is a number and a unit like 8GB"),
+        (GOOD + "latency = '8GB'", "3: latency: a time is a number and a unit like 20ms"),
+        (GOOD + "context = '4096'", "3: context: must be a whole number of at least 1, got '4096'"),
+        (GOOD + "batch = true", "3: batch: must be a whole number"),
+        (GOOD + f"batch = {2**31}", "3: batch: must be a whole number"),
+        (GOOD + "context = 64\nprompt-tokens = 64", "1: prompt-tokens must be below the context of 64, got 64"),
+        (GOOD + "runtime = 'onxruntime'", "3: runtime: must be one of onnxruntime, got 'onxruntime'; did you mean"),
+        (GOOD + 'name = "a\\nb"', "3: name: must be text of 1 to 200 printable characters"),
+        ("max-loss = 0.05\n" + GOOD, '1: max-loss: must be text such as "5%", got 0.05'),
+        ("max-loss = '-5%'\n" + GOOD, '1: max-loss: must be text such as "5%"'),
+        ("[[device]]\ndevice = 'l4-24g'", "2: no device is called 'l4-24g' in the catalogue; did you mean l4-24gb"),
+        ("[[device]]\ndevice = 'a.json'", "2: no device profile at "),
+        ("[[device]]\ndevice = 'this-machine'", "2: this machine is no device here"),
+        ("[[device]]\nname = 'a'", "1: a device needs the key 'device'"),
+        ("[[device]]\ndevice = 4", "2: device: must be text"),
+        ("[[device]]\ndevice = {kind = 'cpu'}", "1: a device of fields needs a `name`"),
+        ("[[device]]\nname='a'\ndevice = {kind = 'cpu'}", "3: a device's fields need memory, or `like` another device"),
+        (
+            "[[device]]\nname='a'\n[device.device]\nlike = 'l4'",
+            "4: like: no device is called 'l4' in the catalogue; did",
+        ),
+        ("[[device]]\nname='a'\n[device.device]\nkind = 'gpu'\nmemory = '1GB'", "3: kind must be one of cpu, cuda"),
+        (
+            "[[device]]\nname='a'\ndevice = {mem = '1GB'}",
+            "3: no key 'mem' for a device's fields; did you mean 'memory'?",
+        ),
+        (GOOD + GOOD, "3: 'l4-24gb' names a device twice, first on line 1"),
+        (GOOD + "name = 'a'\n" + GOOD + "\nname = 'a'", "7: 'a' names a device twice, first on line 1"),
+        ("", "1: a fleet has at least one device"),
+        ("device = []", "1: a fleet has at least one device"),
+        ("[device]\nname = 'a'", "1: a fleet has at least one device"),
+        ("device = [1]", "1: a device must be a table, got 1"),
+        ("defaults = 1\n" + GOOD, "1: the defaults must be a table, got 1"),
+        (GOOD * (MOST_DEVICES + 1), f"a fleet has at most {MOST_DEVICES} devices"),
+        (GOOD + "mem = ", "3: no TOML: Invalid value"),
+    ],
+    ids=range(37),
+)
+def test_what_is_wrong_is_one_line_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, text)
+    with pytest.raises(InputError) as error:
+        read_fleet(Path("fleet.toml"))
+    line = str(error.value)
+    assert line.startswith("fleet.toml:") and "\n" not in line
+    assert said in line, line
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no fleet at .*fleet --example"):
+        read_fleet(tmp_path / "fleet.toml")
