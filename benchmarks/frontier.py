@@ -23,11 +23,11 @@ from claims import Claim, finish, table
 from mixtures import AVERAGES, best, proposals
 from rivals import stored_bytes
 
-from planner.quality import SENSITIVITY_FILE, SensitivityTable
 from supernet.build import Supernet
 from supernet.checkpoint import SupernetFiles, open_supernet
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.loading import load_model
+from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Subnet
 from supernet.text import read_windows
 

@@ -15,10 +15,11 @@ from commands.evaluate import chosen_subnets
 from commands.reports import print_device, print_plan
 from planner import pipeline
 from planner.costs import Costs
+from planner.frame import loadable
 from planner.package import open_package
 from planner.plan import Plan
 from planner.proof import Proof
-from planner.quality import EVALUATIONS_FILE, SENSITIVITY_FILE, MeasuredQuality, SensitivityTable
+from planner.quality import EVALUATIONS_FILE, MeasuredQuality
 from planner.request import Budget, Workload
 from planner.runtimes.onnxruntime import random_package, safety
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
@@ -28,6 +29,7 @@ from profiles.device import DeviceProfile
 from profiles.kernels import KernelEntry, KernelTable
 from records.atomic import sha256
 from supernet.checkpoint import LOAD, SUPERNET, SupernetFiles, open_supernet, save_index
+from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice, SearchSpace, Subnet
 
 SHAPE = Shape("tiny", 2, 64, 128, 4, 2, 16, 320)
@@ -217,7 +219,7 @@ def use_index(folder: Path) -> None:
     files = open_supernet(folder)
     workload = Workload.for_model(files.spec, None, 1, None)
     costs = Costs(RUNTIME, files.spec, workload, catalogued(DEVICE))
-    space, _ = pipeline.loadable(files.space, files.spec, RUNTIME)
+    space, _ = loadable(files.space, files.spec, RUNTIME)
     costs.compared("uniform", "fuzz", space.uniform(files.spec, space.bits(files.spec)[0]), 0.0)
 
 

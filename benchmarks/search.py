@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 from claims import Claim, finish, table
 
-from planner.pipeline import DEPTHS, TRIALS
-from planner.quality import SENSITIVITY_FILE, SensitivityTable
+from planner.frame import DEPTHS
+from planner.propose import TRIALS
 from planner.search import EvolutionSearch, ExactSearch, OptunaSearch, ShrinkSearch
 from planner.search.base import Candidate, Found, Problem, Resource, Search, ranked
 from planner.search.feasible import Feasible
 from supernet.checkpoint import SupernetFiles, open_supernet
+from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Subnet
 
 PLANNED, BASELINES = ("exact", "optuna"), ("shrink", "evolution", "random")

@@ -16,9 +16,9 @@ from pathlib import Path
 from claims import Claim, finish, table
 from scipy.stats import spearmanr
 
-from planner.quality import SENSITIVITY_FILE, SensitivityTable
 from supernet.checkpoint import SupernetFiles, open_supernet
 from supernet.evaluate import Reference, evaluate
+from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice
 
 WIDEST, TARGET = 8, 0.9

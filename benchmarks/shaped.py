@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.quality import SENSITIVITY_FILE, SensitivityTable
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.runtimes.onnxruntime.shapes import Shape
+from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec
 

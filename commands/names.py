@@ -61,7 +61,7 @@ def own_profile_path() -> Path:
 
 def measure_device(device: str, quick: bool, path: Path, runtime: str = RUNTIME) -> DeviceProfile:
     """Profile a device of this machine into `path`, saying which devices were passed over and why."""
-    from planner.pipeline import profile_device
+    from planner.profiling import profile_device
 
     with progress() as report:
         found, skipped = profile_device(device, runtime_named(runtime), quick, report)

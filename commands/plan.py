@@ -50,6 +50,7 @@ def plan(
     in the cache on first use.
     """
     from planner import pipeline
+    from planner.propose import TRIALS
     from planner.request import Budget, Workload, parse_bytes, parse_duration
 
     budget = Budget(
@@ -78,7 +79,7 @@ def plan(
         Workload.for_model(files.spec, context, batch, prompt_tokens),
         budget,
         measure=measure,
-        trials=pipeline.TRIALS if trials is None else trials,
+        trials=TRIALS if trials is None else trials,
         seed=seed,
         command=shlex.join(["bitfleet", *sys.argv[1:]]),
     )

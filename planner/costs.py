@@ -41,23 +41,27 @@ class Costs:
 
         Each amount is with its band, so that what is measured keeps the limit as well as the promise.
         """
-        memory, tpot, ttft, disk = _Parts(space), _Parts(space), _Parts(space), _Parts(space)
-        for number in range(max(len(choices) for _, choices in space)):
-            subnet = Subnet(tuple((unit, choices[min(number, len(choices) - 1)]) for unit, choices in space))
-            latency = self.latency(subnet)
-            memory.add(subnet, [(item.unit, item.bytes) for item in self.memory(subnet).items])
-            tpot.add(subnet, [(item.unit, item.ms) for item in latency.decode])
-            ttft.add(subnet, [(item.unit, item.ms) for item in latency.prefill])
-            disk.add(subnet, self._disk_items(subnet))
-        parts = (
-            (MEMORY, "bytes", limits.memory_bytes, memory),
-            (TPOT, "ms", limits.tpot_ms, tpot),
-            (TTFT, "ms", limits.ttft_ms, ttft),
-            ("disk", "bytes", limits.disk_bytes, disk),
-        )
-        over = bands(self.device)
-        limited = [(name, unit, limit, p.times(1 + over.get(name, 0.0))) for name, unit, limit, p in parts if limit]
-        return tuple(Resource(name, unit, limit, p.constant, p.table) for name, unit, limit, p in limited)
+        limited = [
+            (MEMORY, "bytes", limits.memory_bytes, lambda s: [(i.unit, i.bytes) for i in self.memory(s).items]),
+            (TPOT, "ms", limits.tpot_ms, lambda s: [(i.unit, i.ms) for i in self.latency(s).decode]),
+            (TTFT, "ms", limits.ttft_ms, lambda s: [(i.unit, i.ms) for i in self.latency(s).prefill]),
+            ("disk", "bytes", limits.disk_bytes, self._disk_items),
+        ]
+        over, most = bands(self.device), max(len(choices) for _, choices in space)
+        subnets = [
+            Subnet(tuple((unit, choices[min(number, len(choices) - 1)]) for unit, choices in space))
+            for number in range(most)
+        ]
+        found = []
+        for name, unit, limit, items in limited:
+            if limit is None:
+                continue
+            parts = _Parts(space)
+            for subnet in subnets:
+                parts.add(subnet, items(subnet))
+            parts = parts.times(1 + over.get(name, 0.0))
+            found.append(Resource(name, unit, limit, parts.constant, parts.table))
+        return tuple(found)
 
     def compared(self, kind: str, source: str, subnet: Subnet, predicted_kl: float, **measured: Any) -> Compared:
         latency = self.latency(subnet)

@@ -1,23 +1,20 @@
-"""What a subnet is expected to lose, from sensitivities measured once, and what it was measured to lose."""
+"""What subnets were measured to lose on texts that did not train, kept so that each is measured once."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
-from functools import cached_property
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from records.atomic import write_json
 from records.errors import InputError
 from records.lock import locked
-from records.reading import as_record, read_json, read_record
-from supernet.space import Choice, SearchSpace, Subnet
+from records.reading import as_record, read_json
+from supernet.space import Subnet
 
-SENSITIVITY_FILE = "sensitivity.json"
 EVALUATIONS_FILE = "evaluations.json"
-_REMEDY = "copy the supernet again, or train it again with `bitfleet train`"
 
 
 class TextQuality(TypedDict):
@@ -49,56 +46,6 @@ Quality = Mapping[str, Any]
 Measure = Callable[[Sequence[Subnet]], Sequence[Quality]]
 MeasureTexts = Callable[[Sequence[Subnet], Sequence[str]], Sequence[Mapping[str, Quality]]]
 """Subnets and names of texts -> for each subnet its quality on each text."""
-
-
-@dataclass(frozen=True)
-class SensitivityTable:
-    """What each unit's choice loses by itself: KL per token to the full model in nats, above that of `base`.
-
-    `base` says what every other unit was while one was changed, `text` what it was measured on, and `supernet` is the
-    fingerprint of the weights. Small negative values are noise of the measurement and are kept.
-    """
-
-    base: str
-    units: Mapping[str, Mapping[str, float]]
-    text: Mapping[str, Any] = field(default_factory=dict)
-    supernet: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    date: str = ""
-
-    def __post_init__(self) -> None:
-        for choices in self.units.values():
-            for choice in choices:
-                Choice.parse(choice)
-
-    @cached_property
-    def by_choice(self) -> dict[str, dict[Choice, float]]:
-        return {u: {Choice.parse(c): float(loss) for c, loss in choices.items()} for u, choices in self.units.items()}
-
-    def check(self, space: SearchSpace, fingerprint: str = "") -> None:
-        """InputError unless every option of `space` was measured, on the supernet of that fingerprint."""
-        if fingerprint and self.supernet and self.supernet != fingerprint:
-            raise InputError(f"the sensitivities are of weights that have changed since; {_REMEDY}")
-        wanted = [(unit, choice) for unit, choices in space for choice in choices]
-        missing = [f"{u} at {c}" for u, c in wanted if c not in self.by_choice.get(u, {})]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise InputError(f"every unit's choices need a sensitivity, none for {missing[0]}{more}; {_REMEDY}")
-
-    def predict(self, subnet: Subnet) -> float:
-        """The sum over units: what is lost when losses add."""
-        return sum(self.by_choice[unit][choice] for unit, choice in subnet)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def save(self, path: Path) -> None:
-        write_json(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: Path) -> SensitivityTable:
-        """MissingError or InputError, one line, for a file that is missing, corrupt or something else."""
-        return read_record(path, cls, "sensitivity table", _REMEDY)
 
 
 class MeasuredQuality:
@@ -160,13 +107,6 @@ def measured_on(measured: Quality) -> Iterator[str]:
         parts = [f"{_text(name, quality)}: KL {with_interval(quality)}" for name, quality in measured["texts"].items()]
         ranked = "; subnets are ranked by the mean" if len(parts) > 1 else ""
         yield f"measured with 95 % intervals on {', '.join(parts)}{ranked}"
-
-
-def predicted_from(table: SensitivityTable) -> Iterator[str]:
-    """On what text the sensitivities behind every prediction were measured, in a line."""
-    source, windows, tokens = (table.text.get(name) for name in ("source", "windows", "tokens"))
-    if source:
-        yield f"predicted from sensitivities on {windows} windows, {tokens} tokens, of what was trained on: {source}"
 
 
 def _text(name: str, quality: Quality) -> str:

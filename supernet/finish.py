@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from torch import Tensor
 
-from records.atomic import write_text
 from supernet.build import Supernet
 from supernet.checkpoint import (
     WINDOWS,
@@ -30,6 +28,7 @@ from supernet.prepare import SENSITIVITY, TRIAL
 from supernet.progress import Progress
 from supernet.recipe import Recipe
 from supernet.sensitivity import measure_sensitivities
+from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.text import manual_windows
 from supernet.train import Trainer
 from supernet.trial import try_adapters
@@ -92,12 +91,11 @@ def _trained(files: SupernetFiles, supernet: Supernet, trainer: Trainer, trial: 
 def _write_sensitivities(
     files: SupernetFiles, table: Mapping[str, Mapping[Any, float]], windows: Tensor, fingerprint: str
 ) -> None:
-    sensitivity = {
-        "base": "the full model; scaled so that uniform subnets add up to what they were measured to lose",
-        "units": {unit: {str(choice): kl for choice, kl in choices.items()} for unit, choices in table.items()},
-        "text": {"source": files.info["text"], "windows": len(windows), "tokens": windows.numel()},
-        "supernet": fingerprint,
-        "versions": files.info["versions"],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    write_text(files.path / "sensitivity.json", json.dumps(sensitivity, indent=1) + "\n")
+    SensitivityTable(
+        base="the full model; scaled so that uniform subnets add up to what they were measured to lose",
+        units={unit: {str(choice): kl for choice, kl in choices.items()} for unit, choices in table.items()},
+        text={"source": files.info["text"], "windows": len(windows), "tokens": windows.numel()},
+        supernet=fingerprint,
+        versions=files.info["versions"],
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    ).save(files.path / SENSITIVITY_FILE)

@@ -17,12 +17,14 @@ import pytest
 from planner import pipeline
 from planner.bands import MEMORY, TPOT, TTFT
 from planner.plan import Plan
-from planner.quality import SENSITIVITY_FILE, MeasuredQuality, Quality, SensitivityTable
+from planner.propose import TOP, TRIALS
+from planner.quality import MeasuredQuality, Quality
 from planner.request import Budget, Workload, parse_bytes
 from planner.runtimes import RUNTIMES
 from profiles.catalog import load
 from profiles.device import DeviceProfile
 from records.errors import BudgetError
+from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import LinearSpec, ModelSpec, UnitSpec
 
@@ -159,7 +161,7 @@ def test_without_measuring_the_prediction_decides_and_the_plan_says_so(files: Fi
 def test_the_finalists_differ_enough_to_be_told_apart(files: Files) -> None:
     made = planned(files, BUDGET, trials=400)
     subnets = [c.subnet for c in made.compared if c.kind == "planned"]
-    assert len(subnets) == pipeline.TOP == 2
+    assert len(subnets) == TOP == 2
     assert min(sum(a[u] != c for u, c in b) for a in subnets for b in subnets if a is not b) >= 6
 
 
@@ -273,11 +275,11 @@ def test_a_device_that_the_runtime_does_not_run_on_is_refused(files: Files) -> N
 
 def test_one_more_device_takes_less_than_ten_seconds_with_the_default_trials(files: Files) -> None:
     started = time.process_time()
-    made = planned(files, Budget(226_000_000, tpot_ms=6.2), trials=pipeline.TRIALS)
+    made = planned(files, Budget(226_000_000, tpot_ms=6.2), trials=TRIALS)
     assert time.process_time() - started < 10
     exact, optuna = made.search
     assert exact["seconds"] < 2 and exact["gap"] == 0
-    assert optuna["trials"] == pipeline.TRIALS
+    assert optuna["trials"] == TRIALS
 
 
 def test_planning_on_cached_numbers_never_imports_torch(files: Files) -> None:

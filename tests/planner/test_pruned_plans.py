@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from commands.reports import print_bits
 from planner import pipeline
 from planner.costs import Costs
+from planner.frame import loadable
 from planner.plan import Plan
-from planner.quality import SENSITIVITY_FILE, SensitivityTable
 from planner.request import Budget, Workload
 from planner.runtimes.onnxruntime import storage
 from planner.runtimes.onnxruntime.calibrate import DEEP
@@ -24,6 +24,7 @@ from planner.search import SEARCHES
 from planner.search.base import Problem, Resource, Search
 from planner.search.exact import ExactSearch, shortfalls
 from profiles.device import DeviceProfile
+from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
@@ -190,7 +191,7 @@ def test_a_plan_prunes_what_matters_least(files: Files) -> None:
 
 def test_what_a_runtime_does_not_prune_is_dropped_with_the_reason(files: Files) -> None:
     nemotron = replace(files.spec, architecture="NemotronForCausalLM")
-    space, dropped = pipeline.loadable(files.space, nemotron, RUNTIME)
+    space, dropped = loadable(files.space, nemotron, RUNTIME)
     assert space == space.whole
     assert dropped[f"int4g64k{HALF} of gate_up"] == "feed-forward blocks of NemotronForCausalLM cannot be pruned"
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.quality import MeasuredQuality, SensitivityTable, measured_on, over_texts, predicted_from
+from planner.quality import MeasuredQuality, measured_on, over_texts
 from records.errors import InputError
+from supernet.sensitivity_table import SensitivityTable
 from supernet.space import Choice, SearchSpace, Subnet
 
 SPACE = SearchSpace.of({"a": (Choice(2, 32), Choice(4, 32)), "b": (Choice(4, 32),)})
@@ -127,9 +128,9 @@ def test_what_was_measured_on_is_said_with_its_interval() -> None:
         "Python manual, 1 windows, 255 tokens: KL 0.5; subnets are ranked by the mean"
     )
     assert list(measured_on({"kl": 0.3})) == []
-    (line,) = predicted_from(replace(TABLE, text={"source": "a.txt", "windows": 4, "tokens": 1024}))
+    (line,) = replace(TABLE, text={"source": "a.txt", "windows": 4, "tokens": 1024}).notes()
     assert line == "predicted from sensitivities on 4 windows, 1024 tokens, of what was trained on: a.txt"
-    assert list(predicted_from(TABLE)) == []
+    assert list(TABLE.notes()) == []
 
 
 def test_a_corrupt_cache_says_to_delete_it(tmp_path: Path) -> None:

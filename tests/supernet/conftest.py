@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from planner.quality import SensitivityTable
 from supernet.build import Supernet, build
 from supernet.checkpoint import SupernetFiles
 from supernet.choices import make_space
@@ -15,6 +14,7 @@ from supernet.evaluate import evaluate
 from supernet.model import spec_of_model
 from supernet.quantize import quantize
 from supernet.quantizers import RTN, Quantizer
+from supernet.sensitivity_table import SensitivityTable
 from supernet.space import SearchSpace
 from supernet.spec import ModelSpec
 from tests.tiny import TEXT, save_tiny, tiny_model, windows

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from planner.quality import SensitivityTable
 from records.atomic import sha256
 from records.errors import InputError
 from supernet.build import extract
@@ -22,6 +21,7 @@ from supernet.checkpoint import CODES, SCALING, SUPERNET, open_supernet
 from supernet.create import create
 from supernet.grids import IntegerGrid
 from supernet.recipe import Recipe
+from supernet.sensitivity_table import SensitivityTable
 from supernet.space import Choice
 from tests.supernet.conftest import assert_measured
 from tests.tiny import save_tiny

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from scipy.stats import spearmanr
 
-from planner.quality import SensitivityTable
 from records.errors import InputError
 from supernet.adapters import ADAPTERS, TrainedScales
 from supernet.build import build, extract
@@ -30,6 +29,7 @@ from supernet.quantizers import RTN
 from supernet.recipe import Recipe
 from supernet.samplers import SAMPLERS
 from supernet.sensitivity import fisher_parts, measure_sensitivities
+from supernet.sensitivity_table import SensitivityTable
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec
 from supernet.train import Trainer, TrainOptions

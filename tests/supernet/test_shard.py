@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import supernet.create
-from planner.quality import SensitivityTable
 from supernet.checkpoint import SupernetFiles
 from supernet.create import create
 from supernet.grids import GRIDS
 from supernet.grids.packing import packed_bytes
 from supernet.recipe import Recipe
+from supernet.sensitivity_table import SensitivityTable
 from supernet.shard import Part, fsdp_plugin, scattered
 from tests.launch import ROOT, launch
 from tests.supernet.conftest import Made

@@ -1,0 +1,128 @@
+"""The last stage of planning: the finalist that loses least, as a plan with its evidence."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, cast
+
+from planner.bands import BANDS, QUICK, TPOT, bands, is_quick
+from planner.frame import Framed
+from planner.plan import PLANNED, UNIFORM, Compared, DeviceSummary, Plan
+from planner.propose import Proposed
+from planner.quality import Measured, Quality, measured_on
+from profiles.device import DeviceProfile
+from profiles.kernels import KernelEntry
+from supernet.space import Subnet
+from supernet.spec import ModelSpec
+
+
+def choose(framed: Framed, proposed: Proposed, measured: Mapping[Subnet, Quality], command: str = "") -> Plan:
+    """The plan of a problem with finalists; those that were not `measured` are judged by their prediction."""
+    costs, device = framed.costs, framed.costs.device
+    compared = _compare(framed, proposed, measured)
+    best = compared[0]
+    return Plan(
+        supernet=str(framed.supernet.path),
+        fingerprint=framed.supernet.fingerprint,
+        model=summary(costs.spec),
+        runtime=costs.runtime.name,
+        device=device_summary(device),
+        workload=costs.workload,
+        budget=framed.budget,
+        limits=framed.limits,
+        compared=compared,
+        memory=costs.memory(best.subnet).to_json(),
+        latency=costs.latency(best.subnet).to_json(),
+        search=proposed.traces,
+        dropped=framed.dropped,
+        notes=(
+            *framed.notes,
+            *_verdict(compared),
+            *measured_on(best.measured),
+            *framed.table.notes(),
+            *_basis(device),
+        ),
+        versions={"python": platform.python_version(), **_versions("scipy", "optuna"), **device.kernels.versions},
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        bands=dict(bands(device)),
+    )
+
+
+def _compare(framed: Framed, proposed: Proposed, measured: Mapping[Subnet, Quality]) -> tuple[Compared, ...]:
+    """The finalists with all their numbers, best first: by what they were measured to lose, else by prediction."""
+    compared = [
+        framed.costs.compared(
+            kind, candidate.source, candidate.subnet, candidate.loss,
+            measured=cast(Measured, dict(measured.get(candidate.subnet, {}))),
+        )
+        for kind, candidate in proposed.finalists
+    ]  # fmt: skip
+    return tuple(sorted(compared, key=lambda c: c.measured.get("kl", c.predicted_kl)))
+
+
+def _verdict(compared: Sequence[Compared]) -> Iterator[str]:
+    """Whether searching was worth it here, in a line."""
+    best, uniform = compared[0], next((c for c in compared if c.kind == UNIFORM), None)
+    planned = next((c for c in compared if c.kind == PLANNED), None)
+    if not best.measured:
+        yield "quality is predicted from sensitivities, nothing was measured for this plan"
+        return
+    if uniform is None:
+        yield "no uniform subnet fits this budget"
+    elif planned is None:
+        yield f"the best subnet for this budget is {uniform.source}"
+    elif best.kind == UNIFORM:
+        loss, other = best.measured["kl"], planned.measured["kl"]
+        yield f"{best.source} measured best and was chosen: KL {loss:.4g}, the best mixed subnet {other:.4g}"
+    else:
+        loss, other = best.measured["kl"], uniform.measured["kl"]
+        yield f"KL {loss:.4g} measured, against {other:.4g} of {uniform.source} within the same budget"
+
+
+def _basis(device: DeviceProfile) -> Iterator[str]:
+    if not device.measured:
+        yield f"{device.name} was not measured: memory overheads and latency are estimates from {device.source}"
+    elif is_quick(device):
+        yield (
+            f"{device.name} was profiled quickly ({len(device.kernels.entries)} products): time per token is promised "
+            f"within {QUICK[TPOT]:.0%}, {BANDS[TPOT]:.0%} after `bitfleet profile device`, which is worth its minutes"
+        )
+
+
+def summary(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "architecture": spec.architecture,
+        "layers": spec.num_layers,
+        "units": len(spec.units),
+        "linear_weights": spec.linear_weights,
+        "max_context": spec.max_context,
+        "tied": spec.tied,
+    }
+
+
+def device_summary(device: DeviceProfile) -> DeviceSummary:
+    names = ("name", "kind", "model", "measured", "source", "date", "threads", "memory_bytes", "usable_bytes")
+    again = {"last_level_cache_bytes": device.last_level_cache_bytes, "kernels": _timed_again(device)}
+    return cast(DeviceSummary, {name: getattr(device, name) for name in names} | again)
+
+
+def _timed_again(device: DeviceProfile) -> list[KernelEntry]:
+    """Two kernels of the profile, of one row and more than a cache holds in a model: what `verify` times again, to tell
+    a machine that is slower now from a promise that was wrong."""
+    known = [
+        e for e in device.kernels.entries if e.rows == 1 and e.threads == device.threads and e.out_features < 2**14
+    ]
+    found: list[KernelEntry] = []
+    for bits in (4, 8):
+        of = [entry for entry in known if entry.bits == bits]
+        found += sorted(of, key=lambda entry: entry.in_features * entry.out_features)[-1:]
+    return found
+
+
+def _versions(*names: str) -> dict[str, str]:
+    return {name: metadata.version(name) for name in names}

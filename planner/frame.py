@@ -1,0 +1,125 @@
+"""The first stage of planning: what is asked of one device as a problem that a search can solve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from planner.costs import Costs
+from planner.request import Budget, Workload
+from planner.runtimes.base import Runtime
+from planner.search.base import Problem
+from planner.shortage import readable
+from profiles.device import DeviceProfile
+from records.errors import InputError
+from supernet.sensitivity_table import SensitivityTable
+from supernet.space import SearchSpace
+from supernet.spec import ModelSpec
+
+DEPTHS = 4
+"""Units of one role are priced in this many stretches of depth."""
+
+
+class Supernet(Protocol):
+    """What planning reads of an open supernet."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def deploys(self) -> str: ...
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def space(self) -> SearchSpace: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Framed:
+    """A device, what it shall serve within which budget, and the problem that this is.
+
+    `limits` are what is planned to: the budget, or less where the device has less. `dropped` are choices that the
+    runtime cannot load, and why; `notes` what a reader must know by now.
+    """
+
+    supernet: Supernet
+    table: SensitivityTable
+    costs: Costs
+    budget: Budget
+    limits: Budget
+    problem: Problem
+    dropped: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def frame(
+    files: Supernet,
+    table: SensitivityTable,
+    runtime: Runtime,
+    device: DeviceProfile,
+    workload: Workload,
+    budget: Budget,
+) -> Framed:
+    """InputError for a device, a model, adapters or a context that the runtime cannot serve, and for sensitivities of
+    other weights."""
+    spec, refusal = files.spec, device_refusal(runtime, device)
+    if refusal is not None:
+        raise InputError(f"{refusal}, got {device.name}; plan for another --device")
+    if files.deploys not in runtime.deploys:
+        raise InputError(
+            f"{runtime.name} runs adapters folded into {' or '.join(runtime.deploys)}, those of {files.path} deploy "
+            f"as a {files.deploys} path, which it would run slowly; train with --adapter scales"
+        )
+    workload.check(spec)
+    space, dropped = loadable(files.space, spec, runtime)
+    table.check(space, files.fingerprint)
+    limits, notes = _limits(budget, device)
+    costs = Costs(runtime, spec, workload, device)
+    problem = Problem(space, table.by_choice, costs.resources(space, limits), groups=_groups(spec))
+    return Framed(files, table, costs, budget, limits, problem, dropped, notes)
+
+
+def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:
+    """`space` without what `runtime` cannot load, and the reason for each choice that a unit lost."""
+    refusal = runtime.model_refusal(spec)
+    if refusal is not None:
+        raise InputError(f"{runtime.name} cannot load {spec.name}: {refusal}")
+    refusals = {(u, c): runtime.refusal(spec, spec.unit(u), c) for u, choices in space for c in choices}
+    dropped: dict[str, str] = {}
+    for (unit, choice), reason in refusals.items():
+        if reason is not None:
+            role = spec.unit(unit).role
+            dropped.setdefault(f"{choice} of {role}", reason)
+    for unit, choices in space:
+        if all(refusals[unit, c] for c in choices):
+            raise InputError(
+                f"{runtime.name} loads none of the choices of {unit} ({refusals[unit, choices[0]]}); "
+                "train a supernet with other --bits or --group-size"
+            )
+    return space.restrict(lambda unit, choice: refusals[unit, choice] is None), dropped
+
+
+def device_refusal(runtime: Runtime, device: DeviceProfile) -> str | None:
+    kinds = runtime.device_kinds
+    return None if device.kind in kinds else f"{runtime.name} runs on {' and '.join(kinds)}, not on {device.kind}"
+
+
+def _limits(budget: Budget, device: DeviceProfile) -> tuple[Budget, tuple[str, ...]]:
+    """The budget, or what the device has where that is less, and a note that says so."""
+    usable = device.usable_bytes
+    if budget.memory_bytes <= usable:
+        return budget, ()
+    has = "has" if device.available_bytes is None else "has available"
+    asked, less = readable("bytes", budget.memory_bytes), readable("bytes", usable, math.floor)
+    note = f"the memory budget of {asked} exceeds the {less} that {device.name} {has}: planned for {less}"
+    return replace(budget, memory_bytes=usable), (note,)
+
+
+def _groups(spec: ModelSpec) -> dict[str, str]:
+    """Unit -> units that are alike: one role, one stretch of depth."""
+    depth = {u.name: 0 if u.layer is None else u.layer * DEPTHS // spec.num_layers for u in spec.units}
+    return {u.name: f"{u.role} {depth[u.name]}" for u in spec.units}

@@ -1,0 +1,115 @@
+"""The second stage of planning: subnets within the limits that are worth measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, product
+from typing import Any
+
+from planner.plan import PLANNED, UNIFORM
+from planner.search.base import Candidate, Found, Problem, ranked
+from planner.search.depth import around, split
+from planner.search.exact import ExactSearch
+from planner.search.optuna_search import OptunaSearch
+from supernet.space import Subnet
+from supernet.spec import ModelSpec
+
+TRIALS = 400
+TOP = 2
+APART = 0.05
+"""Finalists differ in at least this share of the units: closer ones cannot be told apart by measuring."""
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """Finalists, each planned or uniform, the one expected to be best in front, and how the searches went. No finalist
+    where nothing keeps the limits."""
+
+    finalists: tuple[tuple[str, Candidate], ...]
+    traces: tuple[Mapping[str, Any], ...]
+
+    @property
+    def subnets(self) -> tuple[Subnet, ...]:
+        return tuple(candidate.subnet for _, candidate in self.finalists)
+
+
+def propose(problem: Problem, spec: ModelSpec, trials: int = TRIALS, seed: int = 0, top: int = TOP) -> Proposed:
+    """The best of all, one near its mean, and the best uniform one; `top` of them mixed. The same for the same seed."""
+    uniforms = _uniforms(problem, spec)
+    found = _search(problem, uniforms, trials, seed)
+    traces = tuple(one.trace for one in found)
+    candidates = found[-1].candidates
+    if not candidates:
+        return Proposed((), traces)
+    near = _near_the_mean(problem, spec, candidates[0].subnet)
+    return Proposed(tuple(_finalists(candidates, near, uniforms, top)), traces)
+
+
+def _uniforms(problem: Problem, spec: ModelSpec) -> tuple[Candidate, ...]:
+    """Every linear at one bit-width, embedding and head at any one choice each: those within the limits, best first."""
+    tables = [unit.name for unit in spec.units if unit.is_table]
+    proposals = []
+    for bits in problem.space.bits(spec):
+        for choices in product(*(problem.space[name] for name in tables)):
+            subnet = problem.space.uniform(spec, bits)
+            for name, choice in zip(tables, choices, strict=True):
+                subnet = subnet.replace(name, choice)
+            proposals.append((subnet, f"uniform {bits} bits"))
+    return ranked(problem, proposals)
+
+
+def _search(problem: Problem, uniforms: Sequence[Candidate], trials: int, seed: int) -> tuple[Found, ...]:
+    """The exact solution of the additive problem, then Optuna from there; the last one's candidates hold all."""
+    exact = ExactSearch().search(problem, uniforms, seed)
+    if not exact.candidates or trials < 1:
+        return (exact,)
+    return exact, OptunaSearch(trials=trials).search(problem, exact.candidates, seed)
+
+
+def _near_the_mean(problem: Problem, spec: ModelSpec, best: Subnet) -> Iterator[Candidate]:
+    """Subnets of the two bit-widths around the mean of `best`: split at a depth, and the exact solution among them.
+
+    Losses add worst where bit-widths far apart meet, and where they change often: on SmolLM2 such subnets measured best
+    at every average although they are never predicted to be (docs/log.md).
+    """
+    near = around(problem.space.bits(spec), best.mean_bits(spec))
+    if near is None:
+        return
+    cut = split(problem, spec, *near, base=best)
+    if cut is not None:
+        yield Candidate(cut, problem.value(cut), f"{near[0]} and {near[1]} bits, split at a depth")
+    tables = {unit.name for unit in spec.units if unit.is_table}
+    if all(unit in tables or choice.bits in near for unit, choice in best):
+        return  # `best` is that solution
+    space = problem.space.restrict(lambda unit, choice: unit in tables or choice.bits in near)
+    for candidate in ExactSearch().search(replace(problem, space=space)).candidates:
+        yield replace(candidate, source=f"{candidate.source}, near the mean")
+
+
+def _finalists(
+    candidates: Sequence[Candidate], near: Iterable[Candidate], uniforms: Sequence[Candidate], top: int
+) -> list[tuple[str, Candidate]]:
+    """The best of all, those `near` its mean and the next best mixed candidates, `top` that differ enough to be told
+    apart; and the best uniform one, whatever its rank.
+
+    Where a uniform subnet is expected to be best of all, no mixed one is worth measuring.
+    """
+    known = {candidate.subnet for candidate in uniforms}
+    best = [(UNIFORM, candidate) for candidate in uniforms[:1]]
+    if candidates[0].subnet in known:
+        return best
+    kept: list[Candidate] = []
+    for candidate in chain(candidates[:1], near, candidates[1:]):
+        if len(kept) == top:
+            break  # before another one near the mean is solved for
+        least = max(1, round(APART * len(candidate.subnet.items)))
+        distinct = all(_distance(candidate.subnet, other.subnet) >= least for other in kept)
+        if distinct and candidate.subnet not in known:
+            kept.append(candidate)
+    return [(PLANNED, candidate) for candidate in kept] + best
+
+
+def _distance(a: Subnet, b: Subnet) -> int:
+    """Units that differ."""
+    return sum(a[unit] != choice for unit, choice in b)
