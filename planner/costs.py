@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class Costs:
 
         Each amount is with its band, so that what is measured keeps the limit as well as the promise.
         """
-        limited = [
+        limited: list[tuple[str, str, float | None, Callable[[Subnet], list[tuple[str | None, float]]]]] = [
             (MEMORY, "bytes", limits.memory_bytes, lambda s: [(i.unit, i.bytes) for i in self.memory(s).items]),
             (TPOT, "ms", limits.tpot_ms, lambda s: [(i.unit, i.ms) for i in self.latency(s).decode]),
             (TTFT, "ms", limits.ttft_ms, lambda s: [(i.unit, i.ms) for i in self.latency(s).prefill]),

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from supernet.expected import Cost
+from supernet.memory import release
 from supernet.progress import Progress, say
 
 LEARNED = 0.4  # share of the minutes that learning and training keep while other stages are shortened
@@ -22,34 +24,36 @@ SLOWEST = 4.0  # times its expectation that the stages still to come are believe
 class Clock:
     """Who may have how much of `minutes`; None where nothing is limited, as with given steps.
 
-    `expected` are the seconds of each stage that takes what it takes, in their order; those named in `late` come after
-    the training.
+    `expected` is the cost of each stage that takes what it takes, in their order; those named in `late` come after the
+    training, which takes `least` seconds at the least.
     """
 
     def __init__(self, minutes: float | None, now: Callable[[], float] = time.monotonic) -> None:
         self.seconds = None if minutes is None else 60 * minutes
         self.now, self.began = now, now()
-        self.expected: dict[str, float] = {}
+        self.expected: dict[str, Cost] = {}
         self.late: tuple[str, ...] = ()
+        self.least = 0.0
         self.done: set[str] = set()
         self.took = self.believed = 0.0
         self.shortened: dict[str, float] = {}
 
-    def expect(self, expected: Mapping[str, float], late: tuple[str, ...]) -> None:
+    def expect(self, expected: Mapping[str, Cost], late: tuple[str, ...], least: float = 0.0) -> None:
         """Share the minutes out and say it in one line."""
-        self.expected, self.late = dict(expected), late
+        self.expected, self.late, self.least = dict(expected), late, least
         if self.seconds is None:
             return
         shares = {stage: self.share(stage) for stage in expected}
-        fixed = sum(share * expected[stage] for stage, share in shares.items())
-        learning = self.seconds - self.elapsed - fixed
-        parts = ", ".join(f"{stage} {_shown(shares[stage] * seconds)}" for stage, seconds in expected.items())
-        say(f"{_shown(self.seconds)} in all, expected: {parts}, learning and training {_shown(max(learning, 0.0))}")
-        least = min(shares.values())
-        if least < 1:
-            say(f"to fit into the minutes, stages are shortened to {least:.0%} of their text and more")
-        if learning < 0:
-            say(f"the least for this model here is about {_shown(self.elapsed + fixed)}, which it will take")
+        parts = {stage: cost.at(shares[stage]) for stage, cost in expected.items()}
+        fixed = self.elapsed + sum(parts.values())
+        learning = max(self.seconds - fixed, least)
+        said = ", ".join(f"{stage} {_shown(seconds)}" for stage, seconds in parts.items())
+        say(f"{_shown(self.seconds)} in all, expected: {said}, learning and training {_shown(learning)}")
+        shortest = min(shares.values())
+        if shortest < 1:
+            say(f"to fit into the minutes, stages are shortened to {shortest:.0%} of their text and more")
+        if fixed + least > self.seconds:
+            say(f"the least for this model here is about {_shown(fixed + least)}, which it will take")
         self.shortened = shares
 
     @property
@@ -65,29 +69,30 @@ class Clock:
         """The share of its windows, from `LEAST` to 1, that `stage` may take now."""
         if self.seconds is None or stage not in self.expected or stage in WHOLE:
             return 1.0
-        open_ = [name for name in self.expected if name not in self.done]
-        kept = 0.0 if stage in self.late else LEARNED * self.seconds
-        needed = self.pace * sum(self.expected[name] for name in open_)
-        left = self.seconds - self.elapsed - kept
-        return min(1.0, max(LEAST, left / needed)) if needed else 1.0
+        open_ = [cost for name, cost in self.expected.items() if name not in self.done]
+        kept = 0.0 if stage in self.late else max(LEARNED * self.seconds, self.least)
+        left = (self.seconds - self.elapsed - kept) / self.pace - sum(cost.fixed for cost in open_)
+        text = sum(cost.text for cost in open_)
+        return min(1.0, max(LEAST, left / text)) if text else 1.0
 
     def seconds_for(self, stage: str) -> float | None:
-        """What a stage that can stop by itself may take; None without a limit."""
+        """What a stage that can stop by itself may take for its text; None without a limit."""
         if self.seconds is None or stage not in self.expected:
             return None
-        return self.share(stage) * self.pace * self.expected[stage]
+        return self.share(stage) * self.pace * self.expected[stage].text
 
     def learning_seconds(self) -> float | None:
         """What is left for learning and training, once the stages still to come have what they need."""
         if self.seconds is None:
             return None
-        stages = [name for name in self.expected if name not in self.done]
-        needed = sum(self.expected[name] * (self.share(name) if name in self.late else 1.0) for name in stages)
+        open_ = {name: cost for name, cost in self.expected.items() if name not in self.done}
+        needed = sum(cost.at(self.share(name) if name in self.late else 1.0) for name, cost in open_.items())
         return max(self.seconds - self.elapsed - self.pace * needed, 0.0)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[float]:
         """The work of a stage; gives its share of windows, and says where that is less than was said before."""
+        release()  # what came before, also where it was no stage of its own
         share, began = self.share(name), self.now()
         if share < 0.9 * self.shortened.get(name, 1.0):
             say(f"stages before took longer than expected: {name} is shortened to {share:.0%} of its text")
@@ -95,7 +100,8 @@ class Clock:
         self.done.add(name)
         if name in self.expected:
             self.took += self.now() - began
-            self.believed += share * self.expected[name]
+            self.believed += self.expected[name].at(share)
+        release()
 
     def showing(self, progress: Progress) -> Progress:
         """The same progress with the time that is left over all stages."""

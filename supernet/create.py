@@ -27,7 +27,7 @@ from supernet.folder import refuse_used, remove_unfinished
 from supernet.grids import QuantizedWeight
 from supernet.loading import describe, load_model
 from supernet.model import refuse_checkpointing
-from supernet.prepare import LATE, as_prepared, check_same, home, prepare, stage_seconds
+from supernet.prepare import as_prepared, check_same, home, prepare, stage_costs
 from supernet.progress import Progress, silent
 from supernet.recipe import AUTO, Recipe
 from supernet.shard import Part, fsdp_plugin, scattered
@@ -121,8 +121,8 @@ def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerato
         as_prepared(model, files)
         check_same(model, files, source)
         if accelerator.is_main_process and clock.seconds is not None:
-            expected = stage_seconds(model, files.spec, recipe, accelerator.device)
-            clock.expect({stage: expected[stage] for stage in LATE}, LATE)
+            costs, late, least = stage_costs(model, files.spec, recipe, accelerator.device)
+            clock.expect({stage: costs[stage] for stage in late}, late, least)
     supernet = files.load(_part(accelerator))
     trainer = fit(files, model, supernet, recipe, accelerator, report, clock)
     if accelerator.is_main_process:

@@ -114,9 +114,14 @@ def _window_sums(
     sums = torch.zeros(len(subnets), count, 4, dtype=torch.float64)
     stretches = [slice(a, min(a + HEAD_TOKENS, length)) for a in range(reference.first, length, HEAD_TOKENS)]
     rows = max(1, BATCH_TOKENS // length)
+    done, total = 0, 2 * count * len(subnets)  # windows through the blocks of each subnet, then through its head
+    progress("evaluate", done, total)
     for start in range(0, count, rows):
-        batch = reference.windows[start : start + rows]
-        hidden = [_hidden(supernet, subnet, batch) for subnet in subnets]
+        batch, hidden = reference.windows[start : start + rows], []
+        for subnet in subnets:
+            hidden.append(_hidden(supernet, subnet, batch))
+            done += len(batch)
+            progress("evaluate", done, total)
         for number, window in enumerate(batch, start):
             full = [reference.log_probs(number, stretch) for stretch in stretches]
             for index, subnet in enumerate(subnets):
@@ -124,7 +129,8 @@ def _window_sums(
                 for stretch, theirs in zip(stretches, full, strict=True):
                     ours = logits_of(supernet.model, hidden[index][number - start, stretch]).float().log_softmax(-1)
                     sums[index, number] += _distances(theirs, ours, window[stretch.start + 1 : stretch.stop + 1])
-            progress("evaluate", (number + 1) * len(subnets), count * len(subnets))
+            done += len(subnets)
+            progress("evaluate", done, total)
     return sums
 
 

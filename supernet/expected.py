@@ -6,7 +6,7 @@ The counts are of the work; the factors were measured on SmolLM2-135M and a 0.5B
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,35 @@ import torch
 
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, placed, sent
 from supernet.model import HEAD_TOKENS, compute_dtype, logits_of
-from supernet.spec import ModelSpec
+from supernet.spec import LinearSpec, ModelSpec
 from supernet.timing import seconds_of
 
 PROBED_WINDOWS = 2
+CONTINUED = 32  # passes that a proof takes one token at a time
 DECODED = 128  # sequences of the decoding step that is timed, as many as write side by side
 GROWTH = 1.3  # of a decoding step until the windows are full
 FLOAT32 = 2.0  # times that a pass in float32 takes of one in bfloat16
-SOLVING_S = 8e-8  # GPTQ, for each weight and bit-width on one core
-FACTOR_S = 1.5e-11  # a Hessian's factor, for each cube of in_features on one core
-SQUARE_S = 1.2e-11  # half a Hessian, for each token and square of in_features on one core
-WEIGHT_S = 6e-9  # dequantizing or rounding, for each weight on one core
+# On one core:
+SOLVING_S = 6.5e-8  # GPTQ, for each weight and bit-width
+SPREAD_S = 2e-11  # the errors of a matrix, for each row, bit-width and square of in_features
+FACTOR_S = 1.5e-11  # a Hessian's factor, for each cube of in_features
+SQUARE_S = 1.2e-11  # half a Hessian, for each token and square of in_features
+MADE_S = 6e-9  # dequantizing, for each weight
+ROUNDED_S = 1.8e-8  # rounding to nearest, for each weight
+WIDENED_S = 2.2e-9  # to float32 for one pass, for each weight
+STEP = 1.3  # times its passes that a step takes: codes are dequantized for each
 FINDING_S = 4.0  # loading libraries, writing files
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a stage: `fixed` whatever it reads, `text` with all of its windows."""
+
+    fixed: float
+    text: float = 0.0
+
+    def at(self, share: float) -> float:
+        return self.fixed + share * self.text
 
 
 @dataclass(frozen=True)
@@ -63,8 +80,8 @@ class Pass:
 
 def expected_seconds(
     spec: ModelSpec, one: Pass, widths: int, adapted: int, tokens: Mapping[str, int], scales: bool, samples: bool
-) -> dict[str, float]:
-    """Seconds of each stage with all of its `tokens`, in their order.
+) -> dict[str, Cost]:
+    """What each stage costs, in their order; `tokens` are those of all its windows.
 
     `widths` bit-widths are solved, `adapted` of them trained. Work that a stage does on one core a matrix is shared by
     the cores.
@@ -72,18 +89,36 @@ def expected_seconds(
     cores = torch.get_num_threads()
     linears = [linear for unit in spec.units if not unit.is_table for linear in unit.linears]
     weights = sum(linear.out_features * linear.in_features for linear in linears)
-    made = WEIGHT_S * weights / cores  # the weights of one subnet
-    judged = FLOAT32 * tokens["held out"] * one.whole + made
+    made, rounded, widened = (seconds * weights / cores for seconds in (MADE_S, ROUNDED_S, WIDENED_S))
+    exact = FLOAT32 * tokens["held out"] * one.whole  # the held-out windows once, in float32
     found = {
-        "sample text": GROWTH * one.decode * tokens["sample text"] if samples else FINDING_S,
-        "plain rounding": (widths + 2) * judged,
-        "scale channels": one.blocks * tokens["scale channels"] + 2 * judged if scales else 0.0,
-        "quantize": 3 * one.blocks * tokens["quantize"] + widths * judged,
-        "try adapters": adapted * (one.whole * (4 * tokens["held out"] + 7 * tokens["try adapters"]) + 8 * made),
-        "proof": FLOAT32 * one.whole * tokens["proof"],
-        "sensitivities": one.whole * (widths + 4) * tokens["sensitivities"] + (widths + 3) * judged,
+        "sample text": Cost(0.0, GROWTH * one.decode * tokens["sample text"]) if samples else Cost(FINDING_S),
+        "plain rounding": Cost(2 * exact + widths * (exact + rounded)),
+        "scale channels": Cost(2 * (exact + 2.5 * rounded), one.blocks * tokens["scale channels"]),
+        "quantize": _solving(linears, widths, tokens["quantize"], cores, 3 * one.blocks, widths * (exact + made)),
+        "try adapters": Cost(
+            adapted * (4 * one.whole * tokens["held out"] + 16 * made), 7 * adapted * one.whole * tokens["try adapters"]
+        ),
+        "proof": Cost(CONTINUED * widened, FLOAT32 * one.whole * tokens["proof"]),
+        "sensitivities": Cost(
+            (widths + 3) * (exact + made) + 8 * widths * made, one.whole * (widths + 4) * tokens["sensitivities"]
+        ),
     }
+    return {stage: cost for stage, cost in found.items() if scales or stage != "scale channels"}
+
+
+def _solving(
+    linears: Sequence[LinearSpec], widths: int, tokens: int, cores: int, token_s: float, judged_s: float
+) -> Cost:
+    """Of the codes: matrices are solved whatever the text, and their Hessians are summed over it."""
+    fixed, text = judged_s, token_s * tokens
     for linear in linears:
-        side, solved = linear.in_features, SOLVING_S * widths * linear.out_features * linear.in_features
-        found["quantize"] += (SQUARE_S * side**2 * tokens["quantize"] + FACTOR_S * side**3 + solved) / cores
-    return {stage: seconds for stage, seconds in found.items() if seconds}
+        side, solved = linear.in_features, widths * linear.out_features
+        fixed += (solved * side * (SOLVING_S + SPREAD_S * side) + FACTOR_S * side**3) / cores
+        text += SQUARE_S * side**2 * tokens / cores
+    return Cost(fixed, text)
+
+
+def step_seconds(one: Pass, tokens: int) -> float:
+    """A training step of one subnet on so many tokens: a pass of the full model, and three of the subnet's."""
+    return 4 * STEP * one.whole * tokens

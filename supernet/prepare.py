@@ -23,7 +23,7 @@ from supernet.choices import make_space
 from supernet.clock import Clock, fewer
 from supernet.evidence import proof_tokens
 from supernet.exact import in_float32
-from supernet.expected import Pass, expected_seconds
+from supernet.expected import Cost, Pass, expected_seconds, step_seconds
 from supernet.folder import begin
 from supernet.gate import Gate
 from supernet.loading import Loaded, model_name
@@ -36,6 +36,7 @@ from supernet.refiners import REFINERS
 from supernet.spec import ModelSpec
 from supernet.start import Start
 from supernet.text import beginning, manual_windows, own_windows, spread_windows
+from supernet.train import LEAST_STEPS, TIMED
 
 MEASURED = 4  # windows of each text that subnets are measured on; none of them trains
 OWN_MEASURED = 8  # windows of a text that was given for that
@@ -64,7 +65,7 @@ def prepare(
     if recipe.window_tokens > spec.max_context:
         raise InputError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
     progress("time stages", 0, 1)
-    clock.expect(stage_seconds(model, spec, recipe, device), LATE)
+    clock.expect(*stage_costs(model, spec, recipe, device))
     with clock.stage("sample text"):
         windows, text = _windows(model, tokenizer, recipe, progress, clock.seconds_for("sample text"))
     held_out = min(MEASURED, len(windows) // 2)
@@ -85,8 +86,10 @@ def prepare(
     return save_start(out, supernet, references, training, loaded, info, changes)
 
 
-def stage_seconds(model: Any, spec: ModelSpec, recipe: Recipe, device: torch.device) -> dict[str, float]:
-    """Seconds that each stage would take with all of its windows."""
+def stage_costs(
+    model: Any, spec: ModelSpec, recipe: Recipe, device: torch.device
+) -> tuple[dict[str, Cost], tuple[str, ...], float]:
+    """What each stage costs, which of them are late, and the seconds that training takes at the least."""
     windows = {
         "sample text": MEASURED + SAMPLED,
         "held out": MEASURED,
@@ -99,7 +102,8 @@ def stage_seconds(model: Any, spec: ModelSpec, recipe: Recipe, device: torch.dev
     tokens["proof"] = proof_tokens(model, spec)
     one = Pass.measure(model, device, recipe.window_tokens)
     widths, samples = len(recipe.bits), recipe.data is None
-    return expected_seconds(spec, one, widths, len(recipe.adapted_bits), tokens, recipe.awq > 0, samples)
+    costs = expected_seconds(spec, one, widths, len(recipe.adapted_bits), tokens, recipe.awq > 0, samples)
+    return costs, LATE, (LEAST_STEPS + TIMED) * step_seconds(one, recipe.batch * recipe.window_tokens)
 
 
 def _changed(start: Start, windows: Tensor, recipe: Recipe, device: torch.device) -> dict[str, dict[str, Tensor]]:

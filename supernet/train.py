@@ -32,6 +32,7 @@ from supernet.timing import seconds_of
 
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 LAST_RATE = 0.05  # share of the learning rate that is left at the end of its cosine
+LEAST_STEPS, TIMED = 8, 2  # steps of any training, and those that are timed before it
 TEACHERS = ("full", "largest")  # what subnets learn from: the full model, or the largest subnet of their step
 
 
@@ -356,10 +357,10 @@ def adapter_parameters(supernet: Supernet) -> dict[str, torch.nn.Parameter]:
     }
 
 
-def steps_for(minutes: float, trainer_step: Callable[[], None], share: float = 1.0, least: int = 8) -> int:
-    """How many steps fit into `minutes`, from the time that two of them take after one to warm up.
+def steps_for(minutes: float, trainer_step: Callable[[], None], share: float = 1.0, least: int = LEAST_STEPS) -> int:
+    """How many steps fit into `minutes`, from the time that one takes after one to warm up; both come off the minutes.
 
     An average step does `share` of their work.
     """
-    seconds = seconds_of(trainer_step, times=2)
-    return max(least, int((minutes * 60 / seconds - 3) / share))
+    seconds = seconds_of(trainer_step, times=TIMED - 1)
+    return max(least, int((minutes * 60 / seconds - TIMED) / share))

@@ -9,9 +9,10 @@ import pytest
 
 from supernet.clock import LEAST, Clock, fewer
 from supernet.create import create
+from supernet.expected import Cost
 from supernet.recipe import Recipe
 
-STAGES = {"text": 60.0, "quantize": 120.0, "trial": 60.0, "sensitivities": 60.0}
+STAGES = {"text": Cost(0, 60), "quantize": Cost(0, 120), "trial": Cost(0, 60), "sensitivities": Cost(0, 60)}
 LATE = ("trial", "sensitivities")
 
 
@@ -33,11 +34,11 @@ def clock(minutes: float | None) -> tuple[Clock, Time]:
 def run(made: Clock, time: Time, slow: float) -> dict[str, float]:
     """Every stage takes `slow` times what is expected of its share; training takes what is left for it."""
     shares = {}
-    for stage, seconds in STAGES.items():
+    for stage, cost in STAGES.items():
         if stage == "trial":
             time.now += made.learning_seconds() or 0.0
         with made.stage(stage) as share:
-            time.now += slow * share * seconds
+            time.now += slow * cost.at(share)
         shares[stage] = share
     return shares
 
