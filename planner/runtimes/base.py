@@ -52,6 +52,15 @@ class LatencyItem:
     spread: float = 0.0
 
 
+@dataclass(frozen=True)
+class Piece:
+    """`bytes` of a file from `offset` on. `name` is the tensor's that they are, empty for whatever else."""
+
+    name: str
+    offset: int
+    bytes: int
+
+
 class Runtime(ABC):
     """One inference runtime. Planning methods import neither torch nor the runtime itself."""
 
@@ -113,6 +122,11 @@ class Runtime(ABC):
         """InputError, naming it, for what an exporter does not write: a package may be a stranger's, and what is loaded
         from it must not run code, leave the folder or never end. `sizes` are the listed files' bytes, by name; the plan
         serves `workload`."""
+
+    def pieces(self, folder: Path, sizes: Mapping[str, int]) -> dict[str, tuple[Piece, ...]]:
+        """Of each file of a checked package what it consists of, in order and without gaps: what two packages have in
+        common is copied piece by piece. `sizes` as above; a file is one piece unless its tensors are known."""
+        return {name: (Piece("", 0, size),) if size else () for name, size in sizes.items()}
 
     @abstractmethod
     def measure(self, folder: Path, workload: Any) -> Any:

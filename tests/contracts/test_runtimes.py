@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,22 @@ def test_written_bytes_are_the_predicted_ones_and_the_package_runs(
     predicted = sum(runtime.disk_bytes(files.spec, unit, subnet[unit.name]) for unit in files.spec.units)
     predicted += runtime.fixed_disk_bytes(files.spec, WORKLOAD)
     assert predicted == sum((tmp_path / name).stat().st_size for name in runtime.weight_files())
+    check_pieces(runtime, tmp_path)
     found = runtime.measure(tmp_path, WORKLOAD)
     assert found.peak_bytes > predicted and found.ttft_ms > 0 and found.tpot_ms > 0
+
+
+def check_pieces(runtime: Runtime, folder: Path) -> None:
+    """They cover every file in order, and each tensor is one of them."""
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    found = runtime.pieces(folder, sizes)
+    assert found.keys() == sizes.keys()
+    for name, pieces in found.items():
+        assert [piece.offset for piece in pieces] == list(accumulate([0, *(p.bytes for p in pieces)]))[: len(pieces)]
+        assert sum(piece.bytes for piece in pieces) == sizes[name]
+        assert all(piece.bytes > 0 for piece in pieces)
+    names = [piece.name for pieces in found.values() for piece in pieces if piece.name]
+    assert len(names) == len(set(names)) > 10
 
 
 def test_planning_imports_neither_torch_nor_the_runtime(runtime: Runtime) -> None:

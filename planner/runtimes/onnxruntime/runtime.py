@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.runtimes.base import LatencyItem, MemoryItem, Progress, Runtime
+from planner.runtimes.base import LatencyItem, MemoryItem, Piece, Progress, Runtime
 from planner.runtimes.onnxruntime import latency, memory, storage
 from records.errors import NotInstalledError
 from supernet.space import Choice, Subnet
@@ -120,6 +120,13 @@ class OnnxRuntime(Runtime):
         from planner.runtimes.onnxruntime import safety
 
         safety.check(folder, sizes, workload.context)
+
+    def pieces(self, folder: Path, sizes: Mapping[str, int]) -> dict[str, tuple[Piece, ...]]:
+        from planner.runtimes.onnxruntime import safety
+        from planner.runtimes.onnxruntime.pieces import pieces
+
+        graph = memoryview((folder / safety.GRAPH).read_bytes())
+        return {**super().pieces(folder, sizes), safety.WEIGHTS: pieces(graph, sizes[safety.WEIGHTS])}
 
     def measure(self, folder: Path, workload: Any) -> Any:
         require()
