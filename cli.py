@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import click
 
+from commands.delta import apply, delta
 from commands.doctor import doctor
 from commands.evaluate import evaluate
 from commands.exits import BAD_INPUT, EPILOG, OK, explain
@@ -38,7 +39,7 @@ def cli(context: click.Context, debug: bool) -> None:
         warnings.filterwarnings("ignore")
 
 
-for command in (profile, train, evaluate, plan, export, verify, run, doctor):
+for command in (profile, train, evaluate, plan, export, delta, apply, verify, run, doctor):
     cli.add_command(command)
 
 

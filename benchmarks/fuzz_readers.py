@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from commands.evaluate import chosen_subnets
 from commands.reports import print_device, print_plan
 from planner import pipeline
 from planner.costs import Costs
+from planner.delta import INDEX, apply_delta, signature, write_delta
 from planner.frame import loadable
 from planner.package import open_package
 from planner.plan import Plan
@@ -135,14 +137,27 @@ def subnet(folder: Path) -> bytes:
 
 def package(folder: Path) -> bytes:
     """A package of random codes with a manifest; the bytes of the manifest."""
-    spec = SHAPE.spec()
-    made = random_package.write(SHAPE, Subnet.of({u.name: Choice(8, 32) for u in spec.units}), 128, 1, folder / "p")
+    made = random_package_of(SHAPE, Subnet.of({u.name: Choice(8, 32) for u in SHAPE.spec().units}), folder / "p")
+    return (made / "manifest.json").read_bytes()
+
+
+def random_package_of(shape: Shape, subnet: Subnet, folder: Path) -> Path:
+    made = random_package.write(shape, subnet, 128, 1, folder)
     (made / "tokenizer.json").write_text("{}")
     files = {p.name: {"sha256": sha256(p), "bytes": p.stat().st_size} for p in sorted(made.iterdir())}
     manifest = {"kind": "bitfleet package", "schema": 1, "launch": "", "date": "2026-11-28", "versions": {},
                 "files": files, "plan": plan_json()}  # fmt: skip
     (made / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    return (made / "manifest.json").read_bytes()
+    return made
+
+
+def delta(folder: Path) -> bytes:
+    """Two packages that differ in a layer, and the delta between them; the bytes of its index."""
+    package(folder)
+    bits = {u.name: Choice(4 if ".1." in u.name else 8, 32) for u in SHAPE.spec().units}
+    random_package_of(SHAPE, Subnet.of(bits), folder / "q")
+    write_delta(RUNTIME, open_package(folder / "p"), open_package(folder / "q"), folder / "d")
+    return (folder / "d" / INDEX).read_bytes()
 
 
 def settings(folder: Path) -> bytes:
@@ -252,6 +267,24 @@ def use_package(folder: Path) -> None:
     open_package(folder / "p").check(RUNTIME)
 
 
+def use_delta(folder: Path) -> None:
+    """Signed anew, as a forger would: else the signature would be all that is tried. What is applied is exact."""
+    index = folder / "d" / INDEX
+    with contextlib.suppress(ValueError, RecursionError):
+        data = json.loads(index.read_bytes())
+        if isinstance(data, dict):
+            index.write_text(json.dumps({**data, "sha256": signature(data)}))
+    try:
+        made = apply_delta(folder / "p", folder / "d", folder / "made")
+        if made.files != open_package(folder / "q").files:
+            raise AssertionError("a delta that was applied made another package")
+    finally:
+        left = [path.name for path in folder.iterdir() if path.name.startswith(".made")]
+        shutil.rmtree(folder / "made", ignore_errors=True)
+    if left:
+        raise AssertionError(f"left behind: {left}")
+
+
 def use_loaded(folder: Path) -> None:
     sizes = {p.name: p.stat().st_size for p in (folder / "p").iterdir() if p.suffix != ".part"}
     safety.check(folder / "p", sizes, context=128)
@@ -284,6 +317,7 @@ READERS = {
         Reader("device profile", "device.json", device, use_device),
         Reader("plan", "plan.json", plan, use_plan),
         Reader("manifest", "p/manifest.json", package, use_package),
+        Reader("delta", f"d/{INDEX}", delta, use_delta),
         Reader("genai settings", f"p/{safety.CONFIG}", settings, use_loaded),
         Reader("graph", f"p/{safety.GRAPH}", graph, use_loaded, json=False),
         Reader("proof", "proof.safetensors", proof, use_proof, json=False),

@@ -27,7 +27,7 @@ _REMAKE = "make it again with `bitfleet export plan.json --out DIR`"
 
 KL_LIMIT = 0.01  # nats per token between the package and the subnet it was made from
 MOST_TIMED, MOST_PRODUCTS = 4, 2**28  # kernels that `verify` times again, and what one multiplies: seconds at most
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", re.ASCII)
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -63,17 +63,21 @@ class Package:
         where the runtime would be told to do more than serve a model (`Runtime.check_package`).
         """
         _check_promises(self.plan)
+        self.check_files()
+        sizes = {name: entry.bytes for name, entry in self.files.items()}
+        runtime.check_package(self.path, sizes, self.plan.workload)
+
+    def check_files(self) -> None:
+        """The part of `check` that needs no runtime: the folder holds what the manifest lists, and that alone."""
         self._check_names()
         for name, entry in self.files.items():
             path = self.path / name
             if path.stat().st_size != entry.bytes or sha256(path) != entry.sha256:
                 raise InputError(f"{path} is damaged: its SHA-256 is not the manifest's; {_REMAKE}")
-        sizes = {name: entry.bytes for name, entry in self.files.items()}
-        runtime.check_package(self.path, sizes, self.plan.workload)
 
     def _check_names(self) -> None:
         for name in self.files:
-            if not _NAME.fullmatch(name) or name == MANIFEST:
+            if not PLAIN_NAME.fullmatch(name) or name == MANIFEST:
                 raise InputError(
                     f"a file of a package has a plain name, the manifest lists {name!r:.80}; do not load it"
                 )
@@ -150,16 +154,16 @@ def _check_loadable(runtime: Runtime, files: Any, plan: Plan, folder: Path) -> N
         raise InputError(f"{files.path} makes a package that would not be loaded: {error}") from None
 
 
-def check_replaceable(out: Path) -> None:
-    """InputError unless `out` is free, an empty folder or an older package."""
-    if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or _is_package(out))):
+def check_replaceable(out: Path, what: str = "package", manifest: str = MANIFEST) -> None:
+    """InputError unless `out` is free, an empty folder or an older one of `what` is written, by its manifest."""
+    if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or _is_a(what, out / manifest))):
         return
-    raise InputError(f"a package is written to a new folder or over an older package, {out} is neither; give another")
+    raise InputError(f"a {what} is written to a new folder or over an older {what}, {out} is neither; give another")
 
 
-def _is_package(folder: Path) -> bool:
+def _is_a(what: str, manifest: Path) -> bool:
     try:
-        return read_json(folder / MANIFEST, "package manifest", _REMAKE).get("kind") == KIND
+        return read_json(manifest, f"{what} manifest", _REMAKE).get("kind") == f"bitfleet {what}"
     except InputError:
         return False
 

@@ -28,6 +28,8 @@ COMMANDS = (
     ["evaluate"],
     ["plan"],
     ["export"],
+    ["delta"],
+    ["apply"],
     ["verify"],
     ["run"],
     ["doctor"],
@@ -88,6 +90,8 @@ def test_version(bitfleet: Any) -> None:
         (["evaluate", "no-such-supernet", "--bits", "4"], "no-such-supernet"),
         (["export", "no-such-plan.json", "--out", "package"], "no-such-plan.json"),
         (["verify", "no-such-package"], "no-such-package"),
+        (["delta", "no-such-package", "package", "--out", "delta"], "no-such-package"),
+        (["apply", "package", "no-such-delta", "--out", "new"], "no-such-delta"),
         (["run", "no-such-package", "Hello"], "no-such-package"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -104,7 +108,7 @@ def test_bad_input_is_one_line_and_exit_2(bitfleet: Any, arguments: list[str], t
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"name": 3}', "\x00\xff"], ids=["empty", "cut", "list", "wrong", "binary"]
 )
-@pytest.mark.parametrize("command", ["show", "plan", "export", "verify"])
+@pytest.mark.parametrize("command", ["show", "plan", "export", "verify", "delta", "apply"])
 def test_corrupt_files_are_one_line_and_exit_2(bitfleet: Any, tmp_path: Path, command: str, text: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(text, "latin-1")
@@ -116,6 +120,8 @@ def test_corrupt_files_are_one_line_and_exit_2(bitfleet: Any, tmp_path: Path, co
         "plan": ["plan", tmp_path / "none", "--mem", "8GB", "--device", path],
         "export": ["export", path, "--out", tmp_path / "out"],
         "verify": ["verify", folder],
+        "delta": ["delta", folder, folder, "--out", tmp_path / "out"],
+        "apply": ["apply", folder, folder, "--out", tmp_path / "out"],
     }[command]
     done = bitfleet(*arguments)
     assert done.code == 2, done.err

@@ -14,13 +14,14 @@ import pytest
 import cli
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from fuzz_readers import supernet
+from fuzz_readers import delta, supernet
 
 DEVICE = "laptop-i5-1240p-8gb"
 NEEDED = {  # what each command needs before its options
     ("profile", "device"): (), ("profile", "list"): (), ("profile", "show"): (DEVICE,), ("train",): ("no-model",),
     ("evaluate",): ("NET",), ("plan",): ("NET", "--mem", "1GB", "--device", DEVICE), ("verify",): ("no-package",),
     ("export",): ("no-plan.json", "--out", "p"), ("run",): ("no-package", "Hello"), ("doctor",): (),
+    ("delta",): ("no-old", "no-new", "--out", "p"), ("apply",): ("no-old", "no-delta", "--out", "p"),
 }  # fmt: skip
 TOO_LONG, TOO_LONG_ERROR = "x" * 300, "File name too long: "
 NUMBERS = {click.INT: ("x", "1.5", "", "1e3", "0x10"), click.FLOAT: ("x", "", "1,5", "--")}
@@ -74,8 +75,9 @@ def wrong_values() -> Iterator[tuple[list[str], str]]:
 
 def wrong_files() -> Iterator[tuple[list[str], str]]:
     for name in ("missing", "FOLDER", "EMPTY", "BINARY", "LIST", "PIPE", "\0"[:0], TOO_LONG):
-        device, subnet, plan, package = (
-            TOO_LONG_ERROR if name == TOO_LONG else kind for kind in ("device profile", "subnet", "plan", "package")
+        device, subnet, plan, package, delta = (
+            TOO_LONG_ERROR if name == TOO_LONG else kind
+            for kind in ("device profile", "subnet", "plan", "package", "delta")
         )
         yield ["profile", "show", f"{name}.json" if name == "missing" else f"./{name}"], device
         yield ["plan", name, "--mem", "1GB", "--device", DEVICE], "supernet"
@@ -85,9 +87,21 @@ def wrong_files() -> Iterator[tuple[list[str], str]]:
         yield ["export", name, "--out", "p"], plan
         yield ["verify", name], package
         yield ["run", name, "Hello"], package
+        yield ["delta", name, "PACKAGE", "--out", "p"], package
+        yield ["delta", "PACKAGE", name, "--out", "p"], package
+        yield ["apply", name, "DELTA", "--out", "p"], package
+        yield ["apply", "PACKAGE", name, "--out", "p"], delta
     for name in (".", "/dev/null", "no/folder/x", TOO_LONG, "PIPE", "FOLDER", "/proc/x", "EMPTY/x"):
         yield ["plan", "NET", "--mem", "1GB", "--device", DEVICE, "--out", name], "--out"
         yield ["profile", "device", "--out", name], "--out"
+    for name in (".", "/dev/null", TOO_LONG, "PIPE", "NET", "/proc/x", "EMPTY/x", "PACKAGE/x", "DELTA/x"):
+        if name != "DELTA/x":
+            yield ["delta", "PACKAGE", "PACKAGE", "--out", name], "give another"
+        yield ["apply", "PACKAGE", "DELTA", "--out", name], "give another"
+    yield ["delta", "PACKAGE", "PACKAGE", "--out", "PACKAGE"], "over an older delta"
+    yield ["apply", "PACKAGE", "DELTA", "--out", "DELTA"], "over an older package"
+    yield ["apply", "OTHER", "DELTA", "--out", "p"], "give the package that it was made from"
+    yield ["apply", "DELTA", "PACKAGE", "--out", "p"], "delta"
 
 
 CASES = [*wrong_types(), *wrong_values(), *wrong_files()]
@@ -98,6 +112,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("places")
     (folder / "NET").mkdir()
     supernet(folder / "NET")
+    delta(folder)
+    for made, name in (("p", "PACKAGE"), ("q", "OTHER"), ("d", "DELTA")):
+        (folder / made).rename(folder / name)
     (folder / "FOLDER").mkdir()
     (folder / "EMPTY").touch()
     (folder / "BINARY").write_bytes(b"\x00\xff" * 100)

@@ -12,6 +12,7 @@ from planner.plan import Plan
 from planner.request import Budget, Workload
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from profiles.device import DeviceProfile
+from supernet.space import Subnet
 from tests.planner.runtime_fixtures import RoundedModel, mixed, save_tiny
 
 RUNTIME = OnnxRuntime()
@@ -21,8 +22,10 @@ DEVICE = DeviceProfile(
 )  # fmt: skip
 
 
-def tiny_plan(files: RoundedModel, workload: Workload | None = None, **changes: Any) -> Plan:
-    workload, subnet = workload or Workload(128, 1, 32), mixed(files.spec)
+def tiny_plan(
+    files: RoundedModel, workload: Workload | None = None, subnet: Subnet | None = None, **changes: Any
+) -> Plan:
+    workload, subnet = workload or Workload(128, 1, 32), subnet or mixed(files.spec)
     costs = Costs(RUNTIME, files.spec, workload, DEVICE)
     made = Plan(
         supernet=str(files.path), fingerprint=files.fingerprint, model={"name": "tiny"}, runtime=RUNTIME.name,
