@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from commands.names import runtime_named
-from commands.terminal import JSON, emit, say, size, table
+from commands.terminal import JSON, emit, say, table
 from commands.waiting import progress
+from planner.amounts import size
 from records.atomic import check_output
 
 FOLDER = click.Path(path_type=Path)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from commands.terminal import note, size
+from commands.terminal import note
+from planner.amounts import size
 from records.errors import InputError, SystemFailure
 from supernet.checkpoint import SUPERNET
 from supernet.needs import needs_of

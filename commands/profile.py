@@ -8,7 +8,8 @@ import click
 
 from commands.names import device_named, make_cache, measure_device, own_profile_path
 from commands.reports import print_device
-from commands.terminal import JSON, emit, note, rate, size, table
+from commands.terminal import JSON, emit, note, table
+from planner.amounts import rate, size
 from records.atomic import check_output
 
 

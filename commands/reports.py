@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from commands.terminal import milliseconds, rate, say, size, table
+from commands.terminal import say, table
+from planner.amounts import amount, milliseconds, rate, size
 from planner.bands import MEMORY, TPOT, TTFT
 from planner.overview import bits_by_layer, summed
 from planner.quality import with_interval
@@ -120,11 +121,9 @@ def print_items(made: Plan, spec: ModelSpec) -> None:
 
 
 def print_verified(found: VerifyReport) -> None:
-    shown: dict[str, Callable[[float], str]] = {"bytes": size, "ms": milliseconds}
     rows = []
     for row in found.rows:
-        values = (row.limit, row.promised, row.measured)
-        cells = ["-" if v is None else shown.get(row.unit, "{:.4g}".format)(v) for v in values]
+        cells = [amount(value, row.unit) for value in (row.limit, row.promised, row.measured)]
         verdict = {HOLDS: "holds", BROKEN: "BROKEN"}.get(row.verdict or "", "not checked" if row.open else "")
         allowed = f"+{row.band:.0%}" if row.band else ""
         rows.append((row.name, *cells, allowed, verdict, row.note))

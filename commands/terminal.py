@@ -75,20 +75,3 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for number, line in enumerate(lines):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         say(text, bold=bool(header) and number == 0)
-
-
-def size(count: int | float | None) -> str:
-    """Bytes as people read them: 1 MB is 10^6 bytes, as in the memory strings that `--mem` takes."""
-    if count is None:
-        return "-"
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def milliseconds(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value / 1e3:.2f} s" if value >= 1e3 else f"{value:.1f} ms"
-
-
-def rate(bytes_per_s: float | None) -> str:
-    return "-" if bytes_per_s is None else f"{bytes_per_s / 1e9:.0f} GB/s"

@@ -1,0 +1,28 @@
+"""Amounts as people read them, on the terminal and on pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def size(count: int | float | None) -> str:
+    """Bytes as people read them: 1 MB is 10^6 bytes, as in the memory strings that `--mem` takes."""
+    if count is None:
+        return "-"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def milliseconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value / 1e3:.2f} s" if value >= 1e3 else f"{value:.1f} ms"
+
+
+def rate(bytes_per_s: float | None) -> str:
+    return "-" if bytes_per_s is None else f"{bytes_per_s / 1e9:.0f} GB/s"
+
+
+def amount(value: float | None, unit: str) -> str:
+    """A value in the unit of a check's row; - for None."""
+    shown: dict[str, Callable[[float], str]] = {"bytes": size, "ms": milliseconds}
+    return "-" if value is None else shown.get(unit, "{:.4g}".format)(value)
