@@ -191,6 +191,11 @@ class Slot:
         return self.package, self.device, self.check
 
     @property
+    def holds_something(self) -> bool:
+        """Whether there is anything to keep: an estimate that nobody limited is shown and not required."""
+        return self.limit is not None or self.promised is not None
+
+    @property
     def filled(self) -> bool:
         """Whether something that answers it was measured."""
         return self.receipt is not None and self.receipt.counts
@@ -199,6 +204,25 @@ class Slot:
     def broken(self) -> bool:
         return self.receipt is not None and self.receipt.counts and self.receipt.broken
 
+    @property
+    def state(self) -> str:
+        """In a word: open, elsewhere, holds or BROKEN; "" where nothing is to be kept."""
+        if self.receipt is None:
+            return "open" if self.holds_something else ""
+        if not self.receipt.counts:
+            return "elsewhere"
+        return "BROKEN" if self.broken else "holds" if self.holds_something else ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What became of a device since the baseline, in a line; `worse` where it is more than what was allowed."""
+
+    device: str
+    what: str
+    line: str
+    worse: bool
+
 
 @dataclass(frozen=True)
 class Index:
@@ -206,7 +230,7 @@ class Index:
 
     `max_loss` is the share by which a device may lose more than with its own best plan. `proven` says that no fewer
     packages do; where it is not, `gap` is by which share fewer might. `date` is when it was written, or what
-    `SOURCE_DATE_EPOCH` says. `model` is as a plan's.
+    `SOURCE_DATE_EPOCH` says. `model` is as a plan's. `differences` are those from a baseline, where there was one.
     """
 
     date: str
@@ -219,6 +243,7 @@ class Index:
     packages: tuple[Listed, ...]
     devices: tuple[Served, ...]
     slots: tuple[Slot, ...] = ()
+    differences: tuple[Difference, ...] = ()
 
     def __post_init__(self) -> None:
         for what, known in (("packages", self.packages), ("devices", self.devices)):
