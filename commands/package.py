@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,11 +13,17 @@ from commands.exits import BROKEN, OK
 from commands.names import runtime_named
 from commands.reports import print_verified
 from commands.streams import reader_left
-from commands.terminal import JSON, TRUST, emit, note, say, size, stream
+from commands.terminal import JSON, TRUST, emit, note, say, stream
 from commands.waiting import progress
+from planner.amounts import size
 from records.atomic import check_output
-from records.errors import MissingError
+from records.errors import InputError, MissingError, SystemFailure
 from records.installed import require_training
+
+if TYPE_CHECKING:
+    from planner.package import Package
+    from planner.rows import Row
+    from planner.runtimes.base import Runtime
 
 
 @click.command()
@@ -55,25 +63,46 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
 @click.option("--supernet", metavar="DIR", help="Compare with the subnet in this supernet too, in full; needs torch.")
 @click.option("--against", metavar="MODEL", help="Compare with this original model too, read anew; needs torch.")
 @click.option("--allow-unchecked", is_flag=True, help="Exit 0 also where something promised could not be checked.")
+@click.option(
+    "--receipt",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write what was found on this machine, for `bitfleet fleet accept`; also where something is broken.",
+)
+@click.option("--device", metavar="NAME", help="With --receipt: the device of the fleet that this machine is.")
 @TRUST
 @JSON
 @click.pass_context
 def verify(
     context: click.Context, package: Path, supernet: str | None, against: str | None, allow_unchecked: bool,
-    trust: bool, as_json: bool,
+    receipt: Path | None, device: str | None, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Load a package in fresh processes and print what was limited and promised beside what was measured.
 
     Its answers are held to the proof that it carries; neither the supernet nor torch is needed for that.
     """
+    from planner.fleet.receipts import not_loaded
     from planner.package import open_package
     from planner.verify import PROVES, verify
 
-    runtime = runtime_named(open_package(package).plan.runtime)
+    opened = open_package(package)
+    runtime = runtime_named(opened.plan.runtime)
+    if receipt is not None:
+        check_output(receipt, next_step="give another --receipt")
+    elif device is not None:
+        raise InputError("--device says whose receipt it is; give --receipt FILE too, or leave it out")
     if supernet is not None or against is not None:
         require_training()
-    with progress() as report:
-        found = verify(runtime, package, report, supernet, against, trust)
+    try:
+        with progress() as report:
+            found = verify(runtime, package, report, supernet, against, trust)
+    except (InputError, SystemFailure) as error:
+        if receipt is not None:
+            opened.check(runtime)  # of what is not whole, or may not be loaded, there is nothing to say
+            _write_receipt(receipt, opened, runtime, not_loaded(f"{error}"), device)
+        raise
+    if receipt is not None:
+        _write_receipt(receipt, opened, runtime, found.rows, device)
     if as_json:
         emit(found.to_json())
     else:
@@ -81,6 +110,16 @@ def verify(
         say(PROVES)
         say(found.verdict)
     context.exit(OK if found.holds and (allow_unchecked or not found.unchecked) else BROKEN)
+
+
+def _write_receipt(path: Path, package: Package, runtime: Runtime, rows: Sequence[Row], device: str | None) -> None:
+    from planner.fleet.index import Device
+    from planner.fleet.receipts import receipt_of
+    from profiles.cpu import profile_cpu
+
+    machine = Device.of(profile_cpu(measure_bandwidth=False))
+    receipt_of(package, machine, runtime.versions(), rows, device or "").save(path)
+    note(f"wrote {path}")
 
 
 @click.command()

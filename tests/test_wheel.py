@@ -35,7 +35,7 @@ def test_every_source_and_data_file_is_inside(unpacked: Path) -> None:
         path.relative_to(ROOT)
         for package in packages
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".json", ".txt")
+        if path.suffix in (".py", ".json", ".txt", ".html")
     }
     missing = {path for path in wanted if not (unpacked / path).is_file()}
     assert not missing
