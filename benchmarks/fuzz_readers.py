@@ -17,12 +17,18 @@ from commands.reports import print_device, print_plan
 from planner import pipeline
 from planner.costs import Costs
 from planner.delta import INDEX, apply_delta, signature, write_delta
+from planner.fleet.compare import compared
+from planner.fleet.fleetfile import EXAMPLE, read_fleet
+from planner.fleet.index import Amount, Device, Index, Listed, Loss, Served, slots_of
+from planner.fleet.page import page
+from planner.fleet.receipts import Receipt, accept, open_slots
 from planner.frame import loadable
-from planner.package import open_package
+from planner.package import KL_LIMIT, Entry, open_package
 from planner.plan import Plan
 from planner.proof import Proof
 from planner.quality import EVALUATIONS_FILE, MeasuredQuality
 from planner.request import Budget, Workload
+from planner.rows import Row
 from planner.runtimes.onnxruntime import random_package, safety
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.runtimes.onnxruntime.shapes import Shape
@@ -213,6 +219,43 @@ def proof(folder: Path) -> bytes:
     return (folder / "proof.safetensors").read_bytes()
 
 
+def fleet_file(folder: Path) -> bytes:
+    return EXAMPLE.encode()
+
+
+def exported() -> Index:
+    """One package for one device, and a device that none serves."""
+    device, budget = Device.of(catalogued(DEVICE)), Budget(10**9, 20.0)
+    loss = Loss(0.1, True, 0.01, {"prose": {"kl": 0.1, "kl_interval": 0.01, "windows": 2, "tokens": 128}})
+    files = {"model.onnx": Entry("1" * 64, 10)}
+    package = Listed(
+        "tiny-4.0bits-128-00000000", "onnxruntime", WORKLOAD, "0" * 64, 10, files, 4.0, 10, "qkv 44\nhead 8",
+        (Amount("linears", 10),), loss, ("a",),
+    )  # fmt: skip
+    served = Served(
+        "a", device, "onnxruntime", budget, WORKLOAD, package.name, "", 10, "estimate", 1.0, 9.0, "estimate", 10,
+        {"memory": 0.05, "tpot": 0.2}, loss, loss,
+    )  # fmt: skip
+    refused = Served("b", device, "onnxruntime", budget, WORKLOAD, None, "too little")
+    slots = slots_of(package, served, KL_LIMIT, estimated=False)
+    return Index("2026-12-01T00:00:00+00:00", "f" * 64, {"name": "tiny"}, 0.05, True, 0.0, {"onnxruntime": "1"},
+                 (package,), (served, refused), slots)  # fmt: skip
+
+
+def received() -> Receipt:
+    rows = (Row("loads", "", 1.0, 1.0), Row("peak memory", "bytes", 10, 9), Row("time per token", "ms", 1.0, 1.1))
+    return Receipt("tiny", "0" * 64, {"model.onnx": "1" * 64}, "a", Device.of(catalogued(DEVICE)), {"onnxruntime": "1"},
+                   "2026-12-02T00:00:00+00:00", rows)  # fmt: skip
+
+
+def fleet_index(folder: Path) -> bytes:
+    return json.dumps(accept(exported(), [received()]).to_json()).encode()
+
+
+def receipt(folder: Path) -> bytes:
+    return received().text.encode()
+
+
 # --- what commands do with them -----------------------------------------------------------------------------------
 
 
@@ -311,6 +354,24 @@ def use_gguf(folder: Path) -> None:
         tensor.floats()
 
 
+def use_fleet_file(folder: Path) -> None:
+    read_fleet(folder / "fleet.toml")
+
+
+def use_fleet_index(folder: Path) -> None:
+    read = Index.load(folder / "index.json")
+    compared(read, exported(), 0.02)
+    page(read)
+    if Index.from_json(json.loads(json.dumps(read.to_json()))) != read:
+        raise AssertionError("an index that was read does not round-trip")
+
+
+def use_receipt(folder: Path) -> None:
+    filled = accept(exported(), [Receipt.load(folder / "receipt.json")])
+    list(open_slots(filled))
+    page(filled)
+
+
 READERS = {
     reader.name: reader
     for reader in (
@@ -325,6 +386,9 @@ READERS = {
         Reader("sensitivities", SENSITIVITY_FILE, sensitivities, use_sensitivities),
         Reader("evaluations", EVALUATIONS_FILE, evaluations, use_evaluations),
         Reader("subnet", "subnet.json", subnet, use_subnet),
+        Reader("fleet file", "fleet.toml", fleet_file, use_fleet_file, json=False),
+        Reader("fleet index", "index.json", fleet_index, use_fleet_index),
+        Reader("receipt", "receipt.json", receipt, use_receipt),
         Reader("text", "t.txt", text, use_text, json=False),
         Reader("JSON lines", "t.jsonl", records, use_text, json=False),
         Reader("GGUF", "m.gguf", gguf, use_gguf, json=False),

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,13 +153,14 @@ class Filled:
     date: str
     machine: Device
     versions: Mapping[str, str] = field(hash=False)
-    sha256: str = ""
+    sha256: str
     counts: bool = True
     broken: bool = False
     note: str = ""
 
     def __post_init__(self) -> None:
         _check_sha256("sha256", self.sha256)
+        check_date(self.date)
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,7 @@ class Index:
         for slot in self.slots:
             if slot.package not in names or slot.device not in devices:
                 raise InputError(f"a slot is of a package and a device of the index, {slot.package!r:.80} is not")
+        check("the name of the model", self.model.get("name"), str)
         for name in ("max_loss", "gap"):
             check(name, getattr(self, name), float, least=0)
 
@@ -284,6 +287,16 @@ class Index:
     def load(cls, path: Path) -> Index:
         """Of a file, or of the folder that it lies in. MissingError or InputError, one line with the next step."""
         return read_record(path / INDEX if path.is_dir() else path, cls, "index", _REMAKE)
+
+
+def check_date(date: str) -> None:
+    """InputError unless it is a moment that others can be compared with."""
+    try:
+        when = datetime.fromisoformat(date)
+    except ValueError:
+        when = datetime.min
+    if when.tzinfo is None:
+        raise InputError(f"a date is like 2026-12-01T12:00:00+00:00, got {date!r:.80}")
 
 
 def _check_sha256(name: str, value: str) -> None:

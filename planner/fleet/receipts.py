@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from planner.answers import TO_SUBNET
-from planner.fleet.index import KL, LOADS, MEMORY, TIME, Device, Filled, Index, Served, Slot
+from planner.fleet.index import KL, LOADS, MEMORY, TIME, Device, Filled, Index, Served, Slot, check_date
 from planner.package import MANIFEST, Package
 from planner.rows import BROKEN, HOLDS, Row
 from records.atomic import sha256, write_text
@@ -46,12 +46,7 @@ class Receipt:
     device: str = ""
 
     def __post_init__(self) -> None:
-        try:
-            when = datetime.fromisoformat(self.date)
-        except ValueError:
-            when = datetime.min
-        if when.tzinfo is None:
-            raise InputError(f"a receipt's date is like 2026-12-01T12:00:00+00:00, got {self.date!r:.80}")
+        check_date(self.date)
 
     def row(self, check: str) -> Row | None:
         return next((row for row in self.rows if row.name == _ROWS[check]), None)

@@ -55,8 +55,9 @@ def test_every_device_with_a_package_has_every_slot() -> None:
         (lambda data: data["packages"][0].update(manifest_sha256="x"), "64 hexadecimal digits"),
         (lambda data: data["packages"][0]["files"].update({"a\nb": {"sha256": "0" * 64, "bytes": 1}}), "plain name"),
         (lambda data: data["devices"][-1].update(refused=""), "or the reason why not"),
+        (lambda data: data["model"].clear(), "the name of the model must be text"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_what_is_no_index_is_refused(tmp_path: Path, change: Callable[[Any], Any], said: str) -> None:
     data = json.loads(json.dumps(index().to_json()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from cli import outcome
 from commands.fleet_accept import accept as accept_command
 from planner.answers import TO_SUBNET
 from planner.fleet.index import CHECKS, KL, LOADS, MEMORY, TIME, Device, Index, Slot
 from planner.fleet.receipts import Receipt, accept, not_loaded, open_slots
 from planner.rows import BROKEN, Row
 from profiles.catalog import load
-from records.errors import InputError
+from records.atomic import sha256
+from records.errors import InputError, SystemFailure
 from tests.planner.fleet.example import index
+from tests.planner.packages import tiny_package
 
 PI, LAPTOP = Device.of(load("raspberry-pi-5-8gb")), Device.of(load("laptop-i5-1240p-8gb"))
 ROWS = (
@@ -42,8 +47,6 @@ def of(made: Index, device: str) -> dict[str, Slot]:
 
 
 def test_a_receipt_round_trips_and_its_digest_is_that_of_its_file(tmp_path: Path) -> None:
-    import hashlib
-
     made = receipt(index())
     made.save(tmp_path / "r.json")
     assert Receipt.load(tmp_path / "r.json") == made
@@ -164,3 +167,34 @@ def test_accept_requires_that_all_is_measured_and_kept(tmp_path: Path) -> None:
     assert code == 0 and "every promise is measured and kept" in said
     assert (tmp_path / "index.html").is_file()
     assert run("--require")[0] == 0
+
+
+def test_verify_writes_a_receipt_whatever_it_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package, out = tiny_package(tmp_path), tmp_path / "r.json"
+    command = ["verify", str(package.path), "--receipt", str(out)]
+    code = outcome([*command, "--device", "desk", "--allow-unchecked"])
+    made = Receipt.load(out)
+    assert code == (1 if any(row.verdict == BROKEN for row in made.rows) else 0)
+    assert made.manifest_sha256 == sha256(package.path / "manifest.json")
+    assert made.files == {name: sha256(package.path / name) for name in package.files}
+    assert (made.package, made.planned_for, made.device) == ("package", "test", "desk")
+    assert {LOADS, MEMORY, TIME, TO_SUBNET} <= {row.name for row in made.rows}
+    assert made.machine.kind == "cpu" and made.versions["onnxruntime"]
+    assert platform.node() not in out.read_text() and str(tmp_path) not in out.read_text()
+
+    def fails(*_: object) -> None:
+        raise SystemFailure("the package needs more memory than there is")
+
+    monkeypatch.setattr("planner.verify.verify", fails)
+    assert outcome(command) == 5
+    loads = Receipt.load(out).row(LOADS)
+    assert loads is not None and (loads.verdict, loads.note) == (BROKEN, "the package needs more memory than there is")
+    out.unlink()
+    (package.path / "tokenizer.json").write_text("{}")
+    assert outcome(command) == 2  # damaged: of these hashes there is nothing to say
+    assert not out.exists()
+    capsys.readouterr()
+    assert outcome(["verify", str(package.path), "--device", "desk"]) == 2
+    assert "give --receipt FILE too" in capsys.readouterr().err
