@@ -27,7 +27,7 @@ def digest(text: str) -> str:
 
 def bits(mean: float, wide: int = 8) -> dict[str, str]:
     """Roles to digits, as plans come out: the first and last layers and what reads channels keep more."""
-    low, high = {3: (2, 4), 4: (3, 4), 5: (4, 8), 8: (8, 8)}[round(mean)]
+    low, high = {3: (2, 4), 4: (2, 4), 5: (4, 8), 8: (8, 8)}[round(mean)]
     digits = {}
     for number, role in enumerate(("qkv", "o", "gate_up", "down")):
         share = (mean - low) / max(high - low, 1)
