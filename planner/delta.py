@@ -337,6 +337,8 @@ def _apply(old: Path, delta: Delta, folder: Path, progress: Progress) -> None:
                     file.write(chunk)
                 done += part.bytes
                 progress("writing", done / delta.package_bytes)
+            file.flush()
+            os.fsync(file.fileno())  # the old package may go as soon as this one has its name, and the power after that
         if digest.hexdigest() != delta.new[name].sha256:
             raise InputError(f"{delta.path} does not make the {name} that it promises; {_REMAKE}")
 
