@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from planner.propose import Proposed
 from planner.quality import Measured, Quality, measured_on
 from profiles.device import DeviceProfile
 from profiles.kernels import KernelEntry
+from records.dates import made_now
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
 
@@ -46,7 +46,7 @@ def choose(framed: Framed, proposed: Proposed, measured: Mapping[Subnet, Quality
             *_basis(device),
         ),
         versions={"python": platform.python_version(), **_versions("scipy", "optuna"), **device.kernels.versions},
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        date=made_now(),
         command=command,
         bands=dict(bands(device)),
     )

@@ -7,7 +7,6 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from planner.probes import write_probes
 from planner.proof import PROOF, write_proof
 from planner.runtimes.base import Progress, Runtime
 from records.atomic import new_folder, sha256
+from records.dates import made_now
 from records.errors import InputError, MissingError
 from records.lock import locked
 from records.reading import as_record, check, read_json
@@ -112,6 +112,9 @@ def _check_promises(plan: Plan) -> None:
 def write_package(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progress | None = None) -> Package:
     """Export the plan's subnet into the folder `out`, whole or not at all.
 
+    The same supernet, plan and versions give the same bytes in every file, whoever exports where, when, with how many
+    threads and on which CPU; the manifest's date differs, unless SOURCE_DATE_EPOCH says it.
+
     An older package at `out` is replaced. InputError where `out` is anything else, where the plan was made for other
     weights, where the weights are not those that training wrote, and where another export is at work there.
     """
@@ -136,11 +139,11 @@ def _write(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progre
         manifest = {
             "kind": KIND,
             "schema": SCHEMA,
-            "launch": runtime.launch(out),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "launch": runtime.launch(Path(".")),  # wherever the package is put
+            "date": made_now(),
             "versions": runtime.versions(),
             "files": {name: asdict(entry) for name, entry in entries.items()},
-            "plan": plan.to_json(),
+            "plan": plan.portable().to_json(),
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

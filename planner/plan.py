@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -148,6 +148,11 @@ class Plan:
         """InputError unless what was chosen is a subnet of `space`: a plan is a file that anybody may edit."""
         if self.subnet not in space:
             raise InputError(f"a plan gives every unit one of its supernet's choices, this one does not; {_REMAKE}")
+
+    def portable(self) -> Plan:
+        """What a package keeps: without what differs between equal plans that were made elsewhere, or another day."""
+        search = tuple({name: said for name, said in trace.items() if name != "seconds"} for trace in self.search)
+        return replace(self, supernet="", command="", date="", search=search)
 
     def to_json(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in fields(self)}

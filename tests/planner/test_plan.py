@@ -101,3 +101,11 @@ def test_anything_else_is_refused_in_one_line(tmp_path: Path, content: str) -> N
     with pytest.raises(ValueError, match=r"plan\.json.*make it again with `bitfleet plan") as raised:
         Plan.load(path)
     assert "\n" not in str(raised.value)
+
+
+def test_what_a_package_keeps_of_a_plan_is_the_same_elsewhere() -> None:
+    search = ({**PLAN.search[0], "seconds": 9.0},)
+    elsewhere = replace(PLAN, supernet="/other", command="plan /other", date="2027-01-01", search=search)
+    assert elsewhere.portable() == PLAN.portable() == PLAN.portable().portable()
+    assert Plan.from_json(PLAN.portable().to_json()) == PLAN.portable()
+    assert PLAN.portable().subnet == PLAN.subnet
