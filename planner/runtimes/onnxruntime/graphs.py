@@ -19,7 +19,7 @@ from records.atomic import new_folder
 from records.cache import cache_dir
 from supernet.spec import ModelSpec
 
-FORMAT = 1
+FORMAT = 2
 GRAPH, INDEX = "graph.onnx", "template.json"
 GREATEST_BYTES = 2**28  # of a graph without tensors
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def build(spec: ModelSpec, config: Any, scratch: Path) -> Template:
     for name in (*weights, *vectors):
         labels[name].CopyFrom(onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT))
     del model.graph.value_info[:]  # shapes between the products are the stand-in's
+    # The builder adds the commit of whatever repository it happens to be installed in.
+    model.producer_version = version("onnxruntime-genai")
     return Template(model, standin.kind_of(scratch / "built"), weights, vectors, shapes)
 
 
