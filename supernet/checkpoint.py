@@ -8,6 +8,7 @@
     adapters.safetensors    trained adapters that do not fold into the codes
     reference.safetensors   the windows that subnets are measured on, and what the full model says of them
     proof.safetensors       long windows, and the likeliest tokens of the full model at each position
+    rotary.safetensors      inverse frequencies of the rotary embeddings, as this machine computed them
     sensitivity.json        what each choice of each unit costs
     order.safetensors       with pruning: the model's channel that each channel of a feed-forward block was
     scaling.safetensors     with awq: what each channel's weights were multiplied by before they were quantized
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from supernet.grids import QuantizedWeight, Stored
     from supernet.loading import Loaded
     from supernet.reference import Reference
+    from supernet.rotary import Rotary
 
 SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
 ADAPTERS_FILE, REFERENCE = "adapters.safetensors", "reference.safetensors"
@@ -205,6 +207,16 @@ class SupernetFiles:
         if PROOF not in self.hashes:
             raise InputError(f"{self.path} has no {PROOF}, which a package is held to; train it again")
         return read_evidence(self.path / PROOF)
+
+    def rotaries(self) -> dict[str, Rotary]:
+        """The model's rotary embeddings, by the type of layer, as they were computed when training ended."""
+        from supernet.rotary import ROTARY, read_rotaries, rotaries_of
+
+        if ROTARY in self.hashes:
+            return read_rotaries(self.path / ROTARY)
+        from transformers import AutoConfig  # a supernet of before: what this machine computes may differ in a last bit
+
+        return rotaries_of(AutoConfig.from_pretrained(self.model_dir, trust_remote_code=self.trusted), self.trusted)
 
     def subnet_model(self, subnet: Subnet) -> Any:
         """One subnet as a model in float32 that holds its packed codes and dequantizes a matrix at a time."""

@@ -21,12 +21,14 @@ from supernet.checkpoint import (
 from supernet.clock import Clock, fewer
 from supernet.evidence import PROOF, SECONDS, write_evidence
 from supernet.exact import in_float32
+from supernet.files import write_tensors
 from supernet.folder import remove_unfinished
 from supernet.gate import Gate, lost_widths
 from supernet.model import compute_dtype
 from supernet.prepare import SENSITIVITY, TRIAL
 from supernet.progress import Progress
 from supernet.recipe import Recipe
+from supernet.rotary import ROTARY, rotaries_of, tensors_of
 from supernet.sensitivity import measure_sensitivities
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.text import manual_windows
@@ -52,7 +54,8 @@ def finish(
         seconds = min(SECONDS, clock.seconds_for("proof") or SECONDS)
         with in_float32(model):
             write_evidence(files.path / PROOF, model, tokenizer, reference.windows, files.spec, seconds, progress)
-    written = (*write_trained(files.path, supernet), *files.changes, *model_files(files.path), PROOF)
+    write_tensors(files.path / ROTARY, tensors_of(rotaries_of(model.config, files.trusted)))
+    written = (*write_trained(files.path, supernet), *files.changes, *model_files(files.path), PROOF, ROTARY)
     hashes = hashes_of(files.path, written)
     with clock.stage("sensitivities") as share:
         windows = files.read(WINDOWS)["windows"][: fewer(SENSITIVITY, share, 1)]

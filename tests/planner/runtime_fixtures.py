@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from supernet.model import spec_of_model
+from supernet.rotary import Rotary, rotaries_of
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec
 
@@ -146,6 +147,9 @@ class RoundedModel:
             held_out = torch.randint(3, 259, (4, 64), generator=torch.Generator().manual_seed(0))
             write_evidence(self.path / PROOF, self.model, AutoTokenizer.from_pretrained(self.path), held_out, self.spec)
         return dict(load_file(self.path / PROOF))
+
+    def rotaries(self) -> dict[str, Rotary]:
+        return rotaries_of(self.model.config)
 
     def subnet_model(self, subnet: Subnet) -> Any:
         return self.dequantized(subnet)

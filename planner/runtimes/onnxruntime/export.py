@@ -97,7 +97,8 @@ def write_model(
         del model.graph.node[:], model.graph.initializer[:]
         model.graph.node.extend(nodes)
         model.graph.initializer.extend(kept)
-        fit(model, facts_of(config), files.spec.vocab_size, context, lambda n, array: weights.add(n, array, pad=False))
+        known = facts_of(config, files.rotaries())
+        fit(model, known, files.spec.vocab_size, context, lambda n, array: weights.add(n, array, pad=False))
     fix_head_size(model.graph, files.spec.head_dim)
     used = {name for node in model.graph.node for name in _reads(node)}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.runtimes.onnxruntime.standin import Facts, rotary_table
+from planner.runtimes.onnxruntime.standin import Facts
 from records.errors import InputError
 
 CACHE = re.compile(r"past_key_values\.(\d+)\.key")
@@ -29,10 +29,10 @@ def fit(model: Any, facts: Facts, vocab_size: int, context: int, add: Callable[[
         elif facts.centred_norms and "SimplifiedLayer" in node.op_type:
             node.op_type = node.op_type.replace("Simplified", "")
         elif node.op_type == "RotaryEmbedding":
-            node.input[2], node.input[3] = _names(next(iter(facts.frequencies)))
+            node.input[2], node.input[3] = _names(next(iter(facts.rotaries)))
     kept = [initializer for initializer in graph.initializer if initializer.name not in plain]
-    for kind, frequencies in facts.frequencies.items():
-        kept += [add(*table) for table in zip(_names(kind), rotary_table(frequencies, context), strict=True)]
+    for kind, rotary in facts.rotaries.items():
+        kept += [add(*table) for table in zip(_names(kind), rotary.table(context), strict=True)]
     del graph.initializer[:]
     graph.initializer.extend(kept)
     if facts.embedding_scale is not None:

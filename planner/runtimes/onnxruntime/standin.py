@@ -6,13 +6,13 @@ Same layers, same heads, same names; few tokens, narrow feed-forward blocks, pla
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from supernet import facts
+from supernet.rotary import Rotary
 from supernet.spec import ModelSpec
 
 # Of the stand-in. Tokens are an odd number: the builder takes any linear with as many outputs for the head.
@@ -34,13 +34,13 @@ class Standin:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the graph is given from the model's own code: by layer, the window and the rotary table, and each table's
-    inverse frequencies with the factor that attention is scaled by; the factor of the embedding, None where the builder
-    has it right; whether norms take the mean away where the builder's do not (OLMo)."""
+    """What the graph is given from the model's own code: by layer, the window and the rotary table, and what each table
+    is made of; the factor of the embedding, None where the builder has it right; whether norms take the mean away where
+    the builder's do not (OLMo)."""
 
     windows: tuple[int | None, ...]
     tables: tuple[str | None, ...]
-    frequencies: dict[str, tuple[tuple[float, ...], float]]
+    rotaries: Mapping[str, Rotary]
     embedding_scale: float | None
     centred_norms: bool = False
 
@@ -122,33 +122,19 @@ def kind_of(built: Path) -> str:
     return "llama" if kind == "phi3" else kind
 
 
-def facts_of(config: Any) -> Facts:
+def facts_of(config: Any, rotaries: Mapping[str, Rotary]) -> Facts:
     """The model's windows, rotary embeddings and embedding factor, from its own modules in transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    rotary = type(model.base_model.rotary_emb)(config)  # its frequencies are computed where it is made
     used, layers = facts.ropes(config), config.num_hidden_layers
-    frequencies = {}
-    for kind in used:
-        prefix = f"{kind}_" if kind else ""
-        values = getattr(rotary, f"{prefix}inv_freq").double().tolist()
-        frequencies[kind] = (tuple(values), float(getattr(rotary, f"{prefix}attention_scaling")))
     kinds = config.layer_types if facts.ONLY_ROPE not in used and used else [facts.ONLY_ROPE] * layers
     tables = tuple(kind if turns else None for kind, turns in zip(kinds, facts.rotates(config), strict=True))
     windows = facts.windows(config) or (None,) * layers
     scale = getattr(model.get_input_embeddings(), "scalar_embed_scale", None)
-    return Facts(windows, tables, frequencies, None if scale is None else float(scale), config.model_type == "olmo")
-
-
-def rotary_table(frequencies: tuple[tuple[float, ...], float], context: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines [context, rotary_dim / 2] in float32; angles are float32 products, as in transformers."""
-    inverse, factor = frequencies
-    angles = np.arange(context, dtype=np.float32)[:, None] * np.array(inverse, np.float32)
-    wide = angles.astype(np.float64)
-    return (np.cos(wide) * factor).astype(np.float32), (np.sin(wide) * factor).astype(np.float32)
+    return Facts(windows, tables, rotaries, None if scale is None else float(scale), config.model_type == "olmo")
 
 
 def _write_tokenizer(folder: Path) -> None:
