@@ -335,7 +335,7 @@ def use_loaded(folder: Path) -> None:
 
 def use_proof(folder: Path) -> None:
     proof = Proof.load(folder / "proof.safetensors")
-    proof.original.kl(proof.promised)
+    proof.planned(slice(None))
 
 
 def use_text(folder: Path) -> None:

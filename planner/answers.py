@@ -41,7 +41,7 @@ def from_proof(runtime: Runtime, package: Package) -> Iterator[Row]:
     note = f"to its subnet, at least, {read} of the proof"
     yield _reaching(row(TO_SUBNET, NATS, KL_LIMIT, kl, 0.0, note=note), proof, len(found))
     original = proof.original.at(done)
-    kl, planned = float(original.kl(found[:, k:]).mean()), float(original.kl(proof.promised[done]).mean())
+    kl, planned = float(original.kl(found[:, k:]).mean()), float(proof.planned(done).mean())
     note = f"at least; the subnet's is {planned:.4g}"
     yield _reaching(row(TO_ORIGINAL, NATS, planned + KL_LIMIT, kl, 0.0, note=note), proof, len(found))
     share = float((likeliest == original.ids[:, 0]).mean())
@@ -144,16 +144,16 @@ def against_model(runtime: Runtime, package: Package, source: str, trust_remote_
         return
     proof = Proof.load(package.path / PROOF)
     model = load_model(source, trust_remote_code).model
-    read = hidden(model, [torch.from_numpy(window).long() for window in proof.windows], seconds=1e9)
+    read = hidden(model, [torch.from_numpy(window).long() for window in proof.windows])
     said, theirs = says(model, torch.cat(read)[torch.from_numpy(proof.positions).long()], proof.original.ids)
-    kl = float(proof.original.kl(theirs).mean())
+    kl = float(proof.original.kl(theirs.log_probs, theirs.rest).mean())
     yield row(name, NATS, KL_LIMIT, kl, 0.0, note=f"KL at {len(said)} positions of the proof, read anew")
     found, _ = runtime.log_probs(package.path, proof.windows, proof.positions, said.ids, SECONDS)
     if not len(found):
         yield unchecked(f"KL to {source}", NATS, KL_LIMIT, UNREAD)
         return
     done = slice(len(found))
-    planned = float(proof.original.at(done).kl(proof.promised[done]).mean())
+    planned = float(proof.planned(done).mean())
     note = f"at least; the subnet's is {planned:.4g} by the proof"
     kl = float(said.at(done).kl(found).mean())
     yield _reaching(row(f"KL to {source}", NATS, planned + KL_LIMIT, kl, 0.0, note=note), proof, len(found))

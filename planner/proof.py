@@ -22,22 +22,23 @@ from supernet.space import Subnet
 
 PROOF = "proof.safetensors"
 MOST_BYTES, MOST_SHARE, LEAST_POSITIONS = 8_000_000, 0.02, 256
-POSITION_BYTES = 3 * 8 * TOP + 12  # two models' tokens and log probabilities, and what the subnet gives the original's
+FAR = 2048  # tokens of a window that are read where no limit of the model lies beyond
+POSITION_BYTES = 3 * 8 * TOP + 16  # two models' tokens and log probabilities, and what the subnet gives the original's
 REMAKE = "export it again with `bitfleet export plan.json --out DIR`"
 
 
 @dataclass(frozen=True)
 class Proof:
     """windows: token ids, int32 each; positions int32 `(n,)`, ascending, in the windows one after another; what the
-    `subnet` and the `original` model say there; `promised`, log probabilities `(n, k)` that the subnet gives the
-    original's tokens; prompts int32 `(m, tokens)` and how both go on; `asked_tokens`, how far a window must
-    reach to be past every limit of the model that lies in the package's context, 0 where none does."""
+    `subnet` and the `original` model say there; `promised`, what the subnet says of the original's tokens; prompts
+    int32 `(m, tokens)` and how both go on; `asked_tokens`, how far a window must reach to be past every limit of the
+    model that lies in the package's context, 0 where none does."""
 
     windows: tuple[NDArray[np.int32], ...]
     positions: NDArray[np.int32]
     subnet: Said
     original: Said
-    promised: NDArray[np.float32]
+    promised: Said
     prompts: NDArray[np.int32]
     subnet_text: Continuation
     original_text: Continuation
@@ -51,7 +52,8 @@ class Proof:
             "lengths": np.array([len(window) for window in self.windows], np.int32),
             "positions": self.positions,
             "prompts": self.prompts,
-            "promised": self.promised,
+            "promised": self.promised.log_probs,
+            "promised_rest": self.promised.rest,
             "asked_tokens": np.array([self.asked_tokens], np.int32),
             **self.subnet.arrays("subnet"),
             **self.original.arrays("original"),
@@ -70,7 +72,7 @@ class Proof:
                 arrays["positions"],
                 Said.of("subnet", arrays),
                 Said.of("original", arrays),
-                arrays["promised"],
+                Said(arrays["original.ids"], arrays["promised"], arrays["promised_rest"]),
                 arrays["prompts"],
                 Continuation.of("subnet_text", arrays),
                 Continuation.of("original_text", arrays),
@@ -80,6 +82,10 @@ class Proof:
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise InputError(f"{path} is no proof of this version ({error}); {REMAKE}") from None
         return proof
+
+    def planned(self, at: Any) -> NDArray[np.float64]:
+        """KL in nats from the original model to the subnet at these of the positions."""
+        return self.original.at(at).kl(self.promised.log_probs[at], self.promised.rest[at])
 
     def missed(self, done: int) -> str:
         """Why the first `done` positions, one at least, are too few to hold a package by, or empty where they are not.
@@ -106,16 +112,15 @@ class Proof:
             raise ValueError("positions ascend within the windows")
         if self.positions[-1] >= tokens or min(map(len, self.windows)) < 1:
             raise ValueError("positions ascend within the windows")
-        for said in (self.subnet, self.original):
+        for said in (self.subnet, self.original, self.promised):
             shape = (n, min(TOP, said.ids.shape[1]))
             if said.ids.shape != shape or said.log_probs.shape != shape or said.rest.shape != (n,):
                 raise ValueError(f"{shape} tokens are named")
-            if not (np.isfinite(said.log_probs).all() and (said.log_probs <= 1e-4).all() and (said.rest >= 0).all()):
+            if not (np.isfinite(said.log_probs).all() and (said.log_probs <= 1e-4).all()):
                 raise ValueError("log probabilities are finite and at most 0")
-        if (
-            self.promised.shape != self.original.ids.shape
-            or self.subnet_text.tokens.shape[:1] != self.prompts.shape[:1]
-        ):
+            if not ((said.rest >= 0) & (said.rest <= 1.0001)).all():
+                raise ValueError("probabilities are from 0 to 1")
+        if self.subnet_text.tokens.shape[:1] != self.prompts.shape[:1]:
             raise ValueError("one continuation a prompt")
 
 
@@ -136,35 +141,45 @@ def write_proof(
 ) -> None:
     """Write the proof of a package of `package_bytes`: what `files`' full model said, what the subnet says of it now.
 
+    In float64, rounded to steps (`supernet.said`): the subnet says the same whatever computes it.
+
     At most MOST_BYTES and MOST_SHARE of the package, but LEAST_POSITIONS positions. Torch is imported here.
     """
     import torch
 
     from supernet import evidence
+    from supernet.exact import in_float64
 
     report = progress or (lambda what, share: None)
     known = files.evidence()
     model = files.subnet_model(subnet)
-    windows = [torch.from_numpy(w[: workload.context]).long() for w in split(known["tokens"], known["lengths"])]
-    read = evidence.hidden(model, windows, progress=lambda what, done, total: report(what, 0.9 * done / total))
-    lengths = [len(part) for part in read]
+    asked = max((limit + 1 for limit in evidence.limits(model, files.spec) if limit < workload.context), default=0)
+    far = min(workload.context, max(FAR, asked + evidence.PAST))
+    windows = [torch.from_numpy(window[:far]).long() for window in split(known["tokens"], known["lengths"])]
+    lengths = [len(window) for window in windows]
+    prompts, text = known["prompts"], Continuation.of("continued", known)
+    new = max(0, min(text.tokens.shape[1], workload.context - prompts.shape[1]))
     most = int(min(MOST_BYTES, MOST_SHARE * package_bytes) / POSITION_BYTES)
     chosen = spread(sum(lengths), max(LEAST_POSITIONS, most))
     original = Said.of("model", known).at(_in_whole(chosen, lengths, known["lengths"]))
-    said, promised = evidence.says(model, torch.cat(read)[torch.from_numpy(chosen).long()], original.ids)
-    prompts = known["prompts"]
-    new = max(0, min(known["continued.tokens"].shape[1], workload.context - prompts.shape[1]))
-    text = Continuation.of("continued", known)
+    following = torch.from_numpy(prompts).long()
+    draft = evidence.continues(
+        model, following, new
+    )  # in float32: a pass for each token takes twice as long in float64
+    with in_float64(model, files.rotaries(), max(*lengths, prompts.shape[1] + new)):
+        read = evidence.hidden(model, windows, progress=lambda what, done, total: report(what, 0.9 * done / total))
+        said, promised = evidence.says(model, torch.cat(read)[torch.from_numpy(chosen).long()], original.ids)
+        continued = evidence.corrected(model, following, draft)
     Proof(
-        tuple(window[:length].numpy().astype(np.int32) for window, length in zip(windows, lengths, strict=True)),
+        tuple(window.numpy().astype(np.int32) for window in windows),
         chosen,
         said,
         original,
         promised,
         prompts,
-        evidence.continues(model, torch.from_numpy(prompts).long(), new),
+        continued,
         Continuation(text.tokens[:, :new], text.margins[:, :new]),
-        max((limit + 1 for limit in evidence.limits(model, files.spec) if limit < workload.context), default=0),
+        asked,
     ).save(path)
 
 

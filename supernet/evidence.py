@@ -9,8 +9,10 @@ The last window is long: past every sliding window and past the length that the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from supernet.grids import GRIDS, QuantizedWeight
 from supernet.linear import SuperEmbedding, SuperLinear, TiedHead
 from supernet.model import capped, hidden_states
 from supernet.progress import Progress, say, silent
-from supernet.said import TOP, Continuation, Said
+from supernet.said import REST_STEPS, STEPS, TOP, Continuation, Said
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
 
@@ -38,7 +40,7 @@ LONG, MOST = 4096, 8448  # tokens of the long window, and at most where a limit 
 PAST = 128  # tokens that are read beyond a limit
 PROMPT, NEW = 16, 32
 SECONDS = 90.0  # the long window is cut where reading it would take longer
-ROWS, POSITIONS = 8192, 1024  # of the head, and of a text, that are computed together
+ROWS, POSITIONS = 8192, 256  # of the head, and of a text, that are computed together
 
 
 def write_evidence(
@@ -114,19 +116,20 @@ def manual(tokenizer: Any, count: int, window_tokens: int, spec: ModelSpec) -> l
 
 @torch.no_grad()
 def hidden(
-    model: Any, windows: Sequence[Tensor], seconds: float = SECONDS, progress: Progress = silent
+    model: Any, windows: Sequence[Tensor], seconds: float = math.inf, progress: Progress = silent
 ) -> list[Tensor]:
     """What the head reads at each position of each window, `(tokens, hidden_size)`. A window that would take longer
     than the `seconds` left is cut to its beginning, by the pace of those before it, which is said; one token at least
-    is read."""
-    started, done, read = time.perf_counter(), 0, []
-    for number, window in enumerate(windows):
-        passed = time.perf_counter() - started
-        room = len(window) if not done else max(1, int(done / passed * (seconds - passed)))
-        part = window[: min(len(window), room)]
-        read.append(hidden_states(model, part[None].to(model.device))[0].float())
-        done += len(part)
-        progress("proof", number + 1, len(windows))
+    is read. Where the time is not limited, windows of one length after another are read together."""
+    started, done, read = time.perf_counter(), 0, list[Tensor]()
+    groups = [list(group) for _, group in groupby(windows, len)] if math.isinf(seconds) else [[one] for one in windows]
+    for group in groups:
+        passed, length = time.perf_counter() - started, len(group[0])
+        room = length if not done else max(1, done / passed * (seconds - passed))
+        part = torch.stack(group)[:, : int(min(length, room))]
+        read += hidden_states(model, part.to(model.device)).float()
+        done += part.numel()
+        progress("proof", len(read), len(windows))
     whole = sum(map(len, windows))
     if done < whole:
         say(f"the proof holds a package at {done} of {whole} tokens: {seconds:.0f} s are not enough to read the others")
@@ -136,39 +139,52 @@ def hidden(
 @torch.no_grad()
 def says(
     model: Any, read: Tensor, wanted: NDArray[np.int32] | None = None, progress: Progress = silent
-) -> tuple[Said, NDArray[np.float32]]:
-    """What the head makes of `read` `(n, hidden_size)`, and the log probabilities `(n, k)` of the `wanted` ids.
+) -> tuple[Said, Said]:
+    """What the head makes of `read` `(n, hidden_size)`: of the likeliest tokens, and of the `wanted` ids `(n, k)`.
 
-    A stretch of the vocabulary at a time: neither all logits nor a dequantized head are ever in memory.
+    A stretch of the vocabulary at a time: neither all logits nor a dequantized head are ever in memory. Logits count in
+    steps (`supernet.said`), and of tokens of the same step the one of the smaller id comes first: what is kept of a
+    vocabulary, and in which order, does not depend on the last bits of a sum.
     """
     rows, vocabulary, bias = _head(model)
     asked = torch.zeros(len(read), 0, dtype=torch.long) if wanted is None else torch.from_numpy(wanted).long()
     asked = asked.to(read.device)
-    top = read.new_zeros(len(read), 0)
-    ids = asked.new_zeros(len(read), 0)
     total = read.new_full((len(read),), -torch.inf, dtype=torch.float64)
-    found = torch.zeros(asked.shape, dtype=torch.float32, device=read.device)
+    found = total.new_zeros(asked.shape)
+    top, keys = total.new_zeros(len(read), 0), asked.new_zeros(len(read), 0)
     for start in range(0, vocabulary, ROWS):
         stop = min(start + ROWS, vocabulary)
         weight, part = rows(start, stop), None if bias is None else bias[start:stop]
+        after = torch.arange(vocabulary - 1 - start, vocabulary - 1 - stop, -1, device=read.device)
         best = []
         for at in range(0, len(read), POSITIONS):
             here = slice(at, at + POSITIONS)
-            logits = capped(model, nn.functional.linear(read[here], weight, part))
-            total[here] = torch.logaddexp(total[here], logits.logsumexp(-1).double())
+            logits = capped(model, nn.functional.linear(read[here], weight, part)).double()
+            total[here] = torch.logaddexp(total[here], logits.logsumexp(-1))
             inside = (asked[here] >= start) & (asked[here] < stop)
             values = logits.gather(1, (asked[here] - start).clamp(0, stop - start - 1))
             found[here] = torch.where(inside, values, found[here])
-            best.append(logits.topk(min(TOP, stop - start)))
-        together = torch.cat([top, torch.cat([b.values for b in best])], 1)
-        names = torch.cat([ids, torch.cat([b.indices for b in best]) + start], 1)
+            ordered = _steps(logits).long() * vocabulary + after  # by steps, then by how many ids come after
+            kept = ordered.topk(min(TOP, stop - start))
+            best.append((kept.values, logits.gather(1, kept.indices)))
+        together = torch.cat([keys, torch.cat([ordered for ordered, _ in best])], 1)
         kept = together.topk(min(TOP, together.shape[1]))
-        top, ids = kept.values, names.gather(1, kept.indices)
+        keys = kept.values
+        top = torch.cat([top, torch.cat([values for _, values in best])], 1).gather(1, kept.indices)
         progress("proof, likeliest tokens", stop, vocabulary)
-    log_probs = top.double() - total[:, None]
-    rest = (1 - log_probs.exp().sum(-1)).clamp(min=0)
-    said = Said(ids.int().cpu().numpy(), log_probs.float().cpu().numpy(), rest.float().cpu().numpy())
-    return said, (found.double() - total[:, None]).float().cpu().numpy()
+    return _said(vocabulary - 1 - keys % vocabulary, top, total), _said(asked, found, total)
+
+
+def _steps(nats: Tensor) -> Tensor:
+    return (nats * STEPS).round()
+
+
+def _said(ids: Tensor, logits: Tensor, total: Tensor) -> Said:
+    """Of the `logits` `(n, k)` of these `ids`; `total` `(n,)` is the logarithm of the sum of all their exponentials."""
+    log_probs = ((_steps(logits) - _steps(total)[:, None]) / STEPS).clamp(max=0)
+    rest = ((1 - (logits - total[:, None]).exp().sum(-1)) * REST_STEPS).round().clamp(min=0) / REST_STEPS
+    named, known, others = (part.cpu().numpy() for part in (ids, log_probs, rest))
+    return Said(named.astype(np.int32), known.astype(np.float32), others.astype(np.float32))
 
 
 @torch.no_grad()
@@ -181,15 +197,36 @@ def continues(model: Any, prompts: Tensor, new: int) -> Continuation:
         cache = out.past_key_values
         said, _ = says(model, out.last_hidden_state[:, -1].float())
         tokens.append(said.ids[:, 0])
-        margins.append(said.log_probs[:, 0] - said.log_probs[:, 1])
+        margins.append(_margins(said))
         ids = torch.from_numpy(said.ids[:, :1]).long().to(model.device)
     if not tokens:
         return Continuation(np.zeros((len(prompts), 0), np.int32), np.zeros((len(prompts), 0), np.float32))
     return Continuation(np.stack(tokens, 1), np.stack(margins, 1))
 
 
+@torch.no_grad()
+def corrected(model: Any, prompts: Tensor, draft: Continuation) -> Continuation:
+    """`continues` for as many tokens as the `draft` has, which is nearly that: a pass over all tokens, not one for
+    each. Where the draft was wrong, the tokens before are right then and that one is known: another pass reads it."""
+    guess = draft.tokens
+    if not guess.size:
+        return draft
+    while True:
+        ids = torch.cat([prompts, torch.from_numpy(guess[:, :-1]).long()], 1).to(model.device)
+        read = hidden_states(model, ids)[:, prompts.shape[1] - 1 :].float()
+        said, _ = says(model, read.flatten(0, 1))
+        found = said.ids[:, 0].reshape(guess.shape)
+        if np.array_equal(found, guess):
+            return Continuation(found, _margins(said).reshape(guess.shape))
+        guess = found
+
+
+def _margins(said: Said) -> NDArray[np.float32]:
+    return np.asarray(said.log_probs[:, 0] - said.log_probs[:, 1])
+
+
 def _head(model: Any) -> tuple[Callable[[int, int], Tensor], int, Tensor | None]:
-    """Rows `start` to `stop` of the head's matrix in float32, how many there are, and its bias."""
+    """Rows `start` to `stop` of the head's matrix in the dtype of its scales, how many there are, and its bias."""
     head = model.get_output_embeddings()
     if isinstance(head, TiedHead):
         weight = head.embedding.stored(head.embedding.choice)
@@ -205,7 +242,7 @@ def _dequantized(weight: QuantizedWeight, rows: Any) -> Tensor:
     part = QuantizedWeight(
         weight.packed()[rows], weight.scale[rows], weight.zero[rows], weight.choice, weight.in_features
     )
-    return GRIDS[weight.choice.grid].dequantize(part, torch.float32)
+    return GRIDS[weight.choice.grid].dequantize(part, weight.scale.dtype)
 
 
 class RowLookup(nn.Module):

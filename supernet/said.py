@@ -10,14 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOP = 64  # likeliest tokens that are kept of a position
+# Log probabilities are whole multiples of 1 / STEPS nats, and rests of 1 / REST_STEPS: finer than any comparison here
+# asks for, and so much coarser than what sums in float64 differ by from machine to machine that they round alike.
+STEPS, REST_STEPS = 2**12, 2**18
 
 
 @dataclass(frozen=True)
 class Said:
     """At each of n positions: the likeliest tokens with their log probabilities, and what all others have together.
 
-    ids: int32 `(n, k)`, likeliest first, no token twice; log_probs: float32 `(n, k)`, nats; rest: float32 `(n,)`, a
-    probability. k is TOP, or the vocabulary where that is smaller.
+    ids: int32 `(n, k)`, likeliest first, of equals the smaller id, no token twice; log_probs: float32 `(n, k)`, nats;
+    rest: float32 `(n,)`, a probability. k is TOP, or the vocabulary where that is smaller. Of ids that were asked for,
+    k and the order are theirs.
     """
 
     ids: NDArray[np.int32]
@@ -30,18 +34,22 @@ class Said:
     def at(self, positions: Any) -> Said:
         return Said(self.ids[positions], self.log_probs[positions], self.rest[positions])
 
-    def kl(self, log_probs: NDArray[Any]) -> NDArray[np.float64]:
-        """KL divergence `(n,)` in nats to what another model gives the same `ids`, log probabilities `(n, k)`.
+    def kl(self, log_probs: NDArray[Any], rest: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        """KL divergence `(n,)` in nats to what another model gives the same `ids`, log probabilities `(n, k)`, and all
+        others, `rest` `(n,)`: given where the log probabilities are in steps, else what is missing to 1.
 
         Of the distributions over these tokens and the rest as one event: by the data-processing inequality at most that
         of the whole distributions, and near it where the rest is small.
         """
-        ours, theirs = self.log_probs.astype(np.float64), log_probs.astype(np.float64)
-        known = np.exp(ours)
-        rest = self.rest.astype(np.float64)
-        other = np.maximum(1 - np.exp(theirs).sum(-1), 1e-12)
-        left = np.where(rest > 0, rest * np.log(np.maximum(rest, 1e-300) / other), 0.0)
-        return np.asarray((known * (ours - theirs)).sum(-1) + left)
+        ours, left = _whole(self.log_probs, self.rest), self.rest.astype(np.float64)
+        theirs = log_probs.astype(np.float64)
+        if rest is None:
+            rest = 1 - np.exp(theirs).sum(-1)
+        else:
+            theirs = _whole(theirs, rest)
+        other = np.maximum(rest, 1e-12)
+        others = np.where(left > 0, left * np.log(np.maximum(left, 1e-300) / other), 0.0)
+        return np.asarray((np.exp(ours) * (ours - theirs)).sum(-1) + others)
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         return {f"{name}.{field.name}": getattr(self, field.name) for field in fields(self)}
@@ -49,6 +57,15 @@ class Said:
     @classmethod
     def of(cls, name: str, arrays: Mapping[str, NDArray[Any]]) -> Said:
         return cls(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(cls)})
+
+
+def _whole(log_probs: NDArray[Any], rest: NDArray[Any]) -> NDArray[np.float64]:
+    """The log probabilities `(n, k)` as they are together 1 with the `rest` `(n,)`, from which rounding to steps, each
+    by itself, has moved them: by a step at most."""
+    found = log_probs.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        off = np.log1p(-np.minimum(rest.astype(np.float64), 1)) - np.log(np.exp(found).sum(-1))
+    return np.asarray(found + np.clip(off, -1 / STEPS, 1 / STEPS)[:, None])
 
 
 @dataclass(frozen=True)

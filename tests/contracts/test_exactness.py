@@ -6,6 +6,7 @@ rounding. Attention is made to matter, so that a window, a rotation or a bias th
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from planner.runtimes.onnxruntime.graphs import template_for
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.runtimes.onnxruntime.settings import CONFIG
 from planner.runtimes.onnxruntime.standin import facts_of
+from supernet.exact import in_float64
+from supernet.rotary import rotaries_of
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec
 from tests.planner.runtime_fixtures import VARIANTS, RoundedModel, mixed, save_tiny
@@ -99,8 +102,20 @@ def test_the_graph_is_the_model(case: Case) -> None:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     add = lambda name, array: onnx.numpy_helper.from_array(array, name)  # noqa: E731
-    fit(template.model, facts_of(config), case.spec.vocab_size, case.spec.max_context, add)
+    fit(template.model, facts_of(config, rotaries_of(config)), case.spec.vocab_size, case.spec.max_context, add)
     assert divergences(case.expected, logits(template.model, case.spec, case.ids)).max() < 1e-7
+
+
+def test_a_proof_is_made_by_the_model_in_float64(case: Case) -> None:
+    """The same function, each number of it in float64: that of float32 is within float32's precision of it."""
+    model = copy.deepcopy(case.files.model)
+    dtypes: set[torch.dtype] = set()
+    for module in model.modules():
+        module.register_forward_hook(lambda _, __, out: dtypes.add(getattr(out, "dtype", torch.float64)))
+    with in_float64(model, rotaries_of(model.config), case.ids.shape[1]), torch.no_grad():
+        said = model(torch.from_numpy(case.ids)).logits.numpy()
+    assert dtypes == {torch.float64}
+    assert divergences(case.expected, said).max() < 1e-7
 
 
 def test_a_package_of_8_bits_answers_as_the_original_model_does(case: Case) -> None:

@@ -210,7 +210,7 @@ def test_a_proof_must_be_read_past_the_limits_of_the_model(tmp_path: Path) -> No
     positions = (token + cut[window])[kept].astype(np.int32)
     replace(
         short, positions=positions, subnet=proof.subnet.at(kept), original=proof.original.at(kept),
-        promised=proof.promised[kept],
+        promised=proof.promised.at(kept),
     ).save(path / PROOF)  # fmt: skip
     rows = answers(path)
     assert rows[TO_SUBNET].open and rows[TO_ORIGINAL].open
