@@ -12,6 +12,7 @@ from planner.plan import Plan
 from planner.request import Budget, Workload
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from profiles.device import DeviceProfile
+from supernet.checkpoint import SupernetFiles
 from supernet.space import Subnet
 from tests.planner.runtime_fixtures import RoundedModel, mixed, save_tiny
 
@@ -23,7 +24,7 @@ DEVICE = DeviceProfile(
 
 
 def tiny_plan(
-    files: RoundedModel, workload: Workload | None = None, subnet: Subnet | None = None, **changes: Any
+    files: RoundedModel | SupernetFiles, workload: Workload | None = None, subnet: Subnet | None = None, **changes: Any
 ) -> Plan:
     workload, subnet = workload or Workload(128, 1, 32), subnet or mixed(files.spec)
     costs = Costs(RUNTIME, files.spec, workload, DEVICE)

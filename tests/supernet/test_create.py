@@ -48,6 +48,7 @@ def test_a_finished_folder_holds_what_planning_reads(finished: Path) -> None:
             "floats.safetensors",
             "proof.safetensors",
             "reference.safetensors",
+            "rotary.safetensors",
             "sensitivity.json",
             "model",
             "load.json",
