@@ -19,10 +19,21 @@ from supernet.space import Subnet
 from supernet.spec import ModelSpec
 
 
-def choose(framed: Framed, proposed: Proposed, measured: Mapping[Subnet, Quality], command: str = "") -> Plan:
-    """The plan of a problem with finalists; those that were not `measured` are judged by their prediction."""
+def choose(
+    framed: Framed,
+    proposed: Proposed,
+    measured: Mapping[Subnet, Quality],
+    command: str = "",
+    taken: Subnet | None = None,
+) -> Plan:
+    """The plan of a problem with finalists; those that were not `measured` are judged by their prediction.
+
+    `taken` is the finalist to choose, where others decide; without it the one that loses least is.
+    """
     costs, device = framed.costs, framed.costs.device
     compared = _compare(framed, proposed, measured)
+    if taken is not None:
+        compared = tuple(sorted(compared, key=lambda one: one.subnet != taken))
     best = compared[0]
     return Plan(
         supernet=str(framed.supernet.path),

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from planner.request import Budget
 from planner.search.base import Problem
 from planner.search.exact import Shortfall, shortfalls
 from records.errors import BudgetError
 
-FLAGS = {"memory": "--mem", "tpot": "--latency", "ttft": "--ttft", "disk": "--disk"}
+FLAGS = {"memory": "--mem {}", "tpot": "--latency {}", "ttft": "--ttft {}", "disk": "--disk {}"}
+KEYS = {"memory": 'mem = "{}"', "tpot": 'latency = "{}"', "ttft": 'ttft = "{}"', "disk": 'disk = "{}"'}
+"""How a limit is given: on the command line, and in a fleet's file."""
 WORDS = {"memory": "memory", "tpot": "time per token", "ttft": "time to first token", "disk": "disk"}
 
 
-def budget_error(problem: Problem, budget: Budget, device: str) -> BudgetError:
+def budget_error(problem: Problem, budget: Budget, device: str, given: Mapping[str, str] = FLAGS) -> BudgetError:
     """The error for a problem without a solution, planned for `budget` on `device`, which may have less memory."""
     short = shortfalls(problem)
     names = " and ".join(f"{WORDS[s.resource.name]} of {readable(s.resource.unit, s.resource.limit)}" for s in short)
     together = " together" if len(short) > 1 and not short[0].alone else ""
     needs = (" or " if together else " and ").join(_need(s) for s in short)
-    flags = (" or " if together else " ").join(map(_flag, short))
+    flags = (" or " if together else " ").join(_raised(s, given) for s in short)
     memory = next((s for s in short if s.resource.name == "memory"), None)
     if memory is not None and memory.smallest <= budget.memory_bytes:
         step = f"{device} has no more: free some, use a shorter --context, or plan for another --device"
@@ -41,6 +43,6 @@ def _need(shortfall: Shortfall) -> str:
     return f"{readable(shortfall.resource.unit, shortfall.smallest, math.ceil)} of {WORDS[shortfall.resource.name]}"
 
 
-def _flag(shortfall: Shortfall) -> str:
+def _raised(shortfall: Shortfall, given: Mapping[str, str]) -> str:
     value = readable(shortfall.resource.unit, shortfall.smallest, math.ceil)
-    return f"{FLAGS[shortfall.resource.name]} {value.replace(' ', '')}"
+    return given[shortfall.resource.name].format(value.replace(" ", ""))

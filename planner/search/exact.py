@@ -98,7 +98,7 @@ def _milp(
     for subnet in refused:
         same = np.array([subnet[unit] == choice for _, unit, choice in columns], float)
         constraints.append(LinearConstraint(same[None, :], -np.inf, len(subnet.items) - 1))
-    with _quiet():
+    with quiet():
         done = milp(
             np.array([loss[unit][choice] for _, unit, choice in columns]),
             constraints=constraints,
@@ -143,7 +143,7 @@ def _number(value: Any) -> float | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """HiGHS prints a line of its own from C now and then, which would spoil what a command prints as JSON."""
     libc = ctypes.CDLL(None if os.name == "posix" else "ucrtbase")
     sys.stdout.flush()

@@ -1,0 +1,265 @@
+"""Planning for many devices: every distinct problem is searched once, every distinct subnet measured once, and the
+fewest packages are chosen that serve each device nearly as well as its own best.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import psutil
+
+from planner.choose import choose
+from planner.fleet.cover import fewest
+from planner.fleet.fleetfile import Fleet, Wanted
+from planner.fleet.index import package_name
+from planner.frame import Framed, Supernet, frame
+from planner.pipeline import measured
+from planner.plan import PLANNED, Plan
+from planner.propose import TRIALS, Proposed, propose
+from planner.quality import Measure, Quality
+from planner.request import Workload
+from planner.runtimes.base import Progress, Runtime
+from planner.search.base import Candidate, Problem
+from planner.shortage import KEYS, budget_error
+from records.errors import BudgetError, InputError
+from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
+from supernet.space import Subnet
+from supernet.spec import ModelSpec
+
+ALONE = 3
+"""Problems that are searched in this process: starting others takes as long."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What devices must have in common to take the same package."""
+
+    runtime: str
+    context: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """A device and its plan, whose chosen subnet is that of its package; `best` is the subnet that it would have by
+    itself and `best_kl` what that loses. Without a plan, `refused` says why in a line, and with which budget it would
+    be served."""
+
+    wanted: Wanted
+    kind: Kind | None = None
+    plan: Plan | None = None
+    best: Subnet | None = None
+    best_kl: float = 0.0
+    refused: str = ""
+
+    @property
+    def kl(self) -> float:
+        """What its package loses: measured where something was measured, else predicted."""
+        assert self.plan is not None
+        return loss_of(self.plan)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A package to write, and the plan of each device that takes it, in the fleet's order."""
+
+    name: str
+    kind: Kind
+    members: tuple[Member, ...]
+
+    @property
+    def plans(self) -> dict[str, Plan]:
+        return {member.wanted.name: member.plan for member in self.members if member.plan is not None}
+
+    @property
+    def subnet(self) -> Subnet:
+        return next(iter(self.plans.values())).subnet
+
+
+@dataclass(frozen=True)
+class FleetPlan:
+    """`gap` is the share by which fewer packages might do, 0 where their number is proven the least."""
+
+    members: tuple[Member, ...]
+    packages: tuple[Shared, ...]
+    max_loss: float
+    gap: float
+    problems: int
+
+    @property
+    def refused(self) -> tuple[Member, ...]:
+        return tuple(member for member in self.members if member.plan is None)
+
+
+def loss_of(plan: Plan) -> float:
+    return plan.chosen.measured.get("kl", plan.chosen.predicted_kl)
+
+
+def plan_fleet(
+    files: Supernet,
+    fleet: Fleet,
+    runtime_of: Callable[[str], Runtime],
+    measure: Measure | None = None,
+    trials: int = TRIALS,
+    seed: int = 0,
+    command: str = "",
+    progress: Progress | None = None,
+) -> FleetPlan:
+    """A plan for each device of `fleet`, and the packages that they share.
+
+    A device that cannot be served is refused with its reason, and the others go on. InputError or MissingError where
+    nothing can be planned for anybody.
+    """
+    report = progress or (lambda what, share: None)
+    table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
+    runtimes = {name: runtime_of(name) for name in dict.fromkeys(wanted.runtime for wanted in fleet.devices)}
+    framed = [_framed(files, table, runtimes[wanted.runtime], wanted) for wanted in fleet.devices]
+    report("searching", 0.0)
+    problems = list(_distinct([one.problem for one in framed if isinstance(one, Framed)]))
+    found = _proposed(problems, files.spec, trials, seed, partial(report, "searching"))
+    members = [_proposals(one, wanted, problems, found) for one, wanted in zip(framed, fleet.devices, strict=True)]
+    qualities = measured([one.proposed for one in members if one.proposed], measure)
+    report("choosing packages", 1.0)
+    return _covered(members, qualities, fleet.max_loss, len(problems), command)
+
+
+def _framed(files: Supernet, table: SensitivityTable, runtime: Runtime, wanted: Wanted) -> Framed | str:
+    """The device's problem, or why it has none."""
+    try:
+        workload = Workload.for_model(files.spec, wanted.context, wanted.batch or 1, wanted.prompt_tokens)
+        device = replace(wanted.profile, name=wanted.name)
+        return frame(files, table, runtime, device, workload, wanted.budget)
+    except InputError as error:
+        return str(error)
+
+
+def _distinct(problems: Sequence[Problem]) -> Iterator[Problem]:
+    """Each problem once: devices that differ in what no limit sees are alike."""
+    seen: list[Problem] = []
+    for problem in problems:
+        if problem not in seen:
+            seen.append(problem)
+            yield problem
+
+
+def _proposed(
+    problems: Sequence[Problem], spec: ModelSpec, trials: int, seed: int, report: Callable[[float], None]
+) -> list[Proposed]:
+    search = partial(propose, spec=spec, trials=trials, seed=seed)
+    found: list[Proposed] = []
+
+    def kept(results: Iterator[Proposed]) -> list[Proposed]:
+        for one in results:
+            found.append(one)
+            report(len(found) / len(problems))
+        return found
+
+    if len(problems) <= ALONE:
+        return kept(map(search, problems))
+    workers = min(len(problems), psutil.cpu_count() or 1)  # not forked: the solvers have threads
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        return kept(pool.map(search, problems))
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A device on its way: a problem with proposals, or a refusal."""
+
+    wanted: Wanted
+    framed: Framed | None = None
+    proposed: Proposed | None = None
+    refused: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        assert self.framed is not None
+        workload = self.framed.costs.workload
+        return Kind(self.wanted.runtime, workload.context, workload.batch)
+
+
+def _proposals(framed: Framed | str, wanted: Wanted, problems: Sequence[Problem], found: Sequence[Proposed]) -> _Served:
+    if isinstance(framed, str):
+        return _Served(wanted, refused=framed)
+    proposed = found[problems.index(framed.problem)]
+    if proposed.finalists:
+        return _Served(wanted, framed, proposed)
+    try:
+        raise budget_error(framed.problem, wanted.budget, wanted.name, KEYS)
+    except BudgetError as error:
+        return _Served(wanted, refused=str(error))
+
+
+def _covered(
+    served: Sequence[_Served], qualities: Mapping[Subnet, Quality], max_loss: float, problems: int, command: str
+) -> FleetPlan:
+    members: dict[str, Member] = {
+        one.wanted.name: Member(one.wanted, refused=one.refused) for one in served if one.proposed is None
+    }
+    packages: list[Shared] = []
+    least, most = 0.0, 0
+    for kind in dict.fromkeys(one.kind for one in served if one.proposed):
+        same = [one for one in served if one.proposed and one.kind == kind]
+        candidates = _candidates(same)
+        losses = [[_loss(one, subnet, qualities) for subnet in candidates] for one in same]
+        cover = fewest(losses, max_loss)
+        for one, row, number in zip(same, losses, cover.takes, strict=True):
+            best = min((loss, place) for place, loss in enumerate(row) if loss is not None)
+            subnets = list(candidates)
+            members[one.wanted.name] = _member(
+                one, subnets[number], subnets[best[1]], best[0], candidates, qualities, command
+            )
+        for number in dict.fromkeys(cover.takes):
+            taking = [members[one.wanted.name] for one, n in zip(same, cover.takes, strict=True) if n == number]
+            packages.append(_shared(kind, taking))
+        count = len(set(cover.takes))
+        least, most = least + count * (1 - cover.gap), most + count
+    ordered = tuple(members[one.wanted.name] for one in served)
+    return FleetPlan(ordered, tuple(packages), max_loss, 1 - least / most if most else 0.0, problems)
+
+
+def _candidates(served: Sequence[_Served]) -> dict[Subnet, Candidate]:
+    """Every finalist of these devices, once, under the first name that it was proposed by."""
+    found: dict[Subnet, Candidate] = {}
+    for one in served:
+        assert one.proposed is not None
+        for _, candidate in one.proposed.finalists:
+            found.setdefault(candidate.subnet, candidate)
+    return found
+
+
+def _loss(one: _Served, subnet: Subnet, qualities: Mapping[Subnet, Quality]) -> float | None:
+    """What `subnet` loses where it keeps the device's limits."""
+    assert one.framed is not None
+    problem = one.framed.problem
+    if subnet not in problem.space or not problem.feasible(subnet):
+        return None
+    found = qualities.get(subnet)
+    return max(0.0, problem.value(subnet) if found is None else float(found["kl"]))
+
+
+def _member(
+    one: _Served, subnet: Subnet, best: Subnet, best_kl: float, candidates: Mapping[Subnet, Candidate],
+    qualities: Mapping[Subnet, Quality], command: str,
+) -> Member:  # fmt: skip
+    """The device's own plan, but with its package's subnet as the one chosen."""
+    assert one.framed is not None and one.proposed is not None
+    finalists = list(one.proposed.finalists)
+    for extra in (best, subnet):
+        if all(candidate.subnet != extra for _, candidate in finalists):
+            found = candidates[extra]
+            loss = one.framed.problem.value(extra)
+            finalists.append((PLANNED, replace(found, loss=loss, source=f"{found.source}, for another device")))
+    plan = choose(one.framed, replace(one.proposed, finalists=tuple(finalists)), qualities, command, subnet)
+    return Member(one.wanted, one.kind, plan, best, best_kl)
+
+
+def _shared(kind: Kind, members: Sequence[Member]) -> Shared:
+    plan = members[0].plan
+    assert plan is not None
+    workload = replace(plan.workload, prompt_tokens=1)  # a package is for any prompt
+    name = package_name(str(plan.model["name"]), plan.chosen.mean_bits, plan.subnet, kind.runtime, workload)
+    return Shared(name, kind, tuple(members))
