@@ -16,6 +16,7 @@ from commands.delta import apply, delta
 from commands.doctor import doctor
 from commands.evaluate import evaluate
 from commands.exits import BAD_INPUT, EPILOG, OK, explain
+from commands.fleet import fleet
 from commands.package import export, run, verify
 from commands.plan import plan
 from commands.profile import profile
@@ -39,7 +40,7 @@ def cli(context: click.Context, debug: bool) -> None:
         warnings.filterwarnings("ignore")
 
 
-for command in (profile, train, evaluate, plan, export, delta, apply, verify, run, doctor):
+for command in (profile, train, evaluate, plan, fleet, export, delta, apply, verify, run, doctor):
     cli.add_command(command)
 
 

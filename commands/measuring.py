@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,8 @@ def measured_quality(files: SupernetFiles, text: str | None = None, trust: bool 
     if own is not None and own.digest not in digests.values():
         digests[own.name] = own.digest
 
+    supernet, references = cache(files.load), cache(files.references)  # once, however many lots there are
+
     def measure(subnets: Sequence[Subnet], texts: Sequence[str]) -> list[Mapping[str, Quality]]:
         require_training()
         import torch
@@ -113,13 +115,13 @@ def measured_quality(files: SupernetFiles, text: str | None = None, trust: bool 
         from supernet.model import compute_dtype
 
         note(f"measuring what {len(subnets)} finalists lose on {', '.join(texts)}")
-        known = files.references()
-        references = {name: known[name] if name in known or own is None else own.reference(trust) for name in texts}
+        known = references()
+        wanted = {name: known[name] if name in known or own is None else own.reference(trust) for name in texts}
         with progress() as report:
             dtype = compute_dtype(torch.device("cpu"))
-            found = evaluate_texts(files.load(), subnets, references, report, dtype)
+            found = evaluate_texts(supernet(), subnets, wanted, report, dtype)
         return [
-            {name: quality.to_json() | {"text": references[name].text} for name, quality in by_text.items()}
+            {name: quality.to_json() | {"text": wanted[name].text} for name, quality in by_text.items()}
             for by_text in found
         ]
 

@@ -69,7 +69,7 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
     type=click.Path(path_type=Path),
     help="Write what was found on this machine, for `bitfleet fleet accept`; also where something is broken.",
 )
-@click.option("--device", metavar="NAME", help="With --receipt: the device of the fleet that this machine is.")
+@click.option("--device", metavar="NAME", help="Which of the package's devices this machine is: hold its promises.")
 @TRUST
 @JSON
 @click.pass_context
@@ -86,16 +86,18 @@ def verify(
     from planner.verify import PROVES, verify
 
     opened = open_package(package)
+    if device is not None:
+        opened = opened.promised_to(device)
+    elif len(opened.devices) > 1:
+        note(f"note: made for {', '.join(opened.devices)}; held to what {opened.devices[0]} was promised (--device)")
     runtime = runtime_named(opened.plan.runtime)
     if receipt is not None:
         check_output(receipt, next_step="give another --receipt")
-    elif device is not None:
-        raise InputError("--device says whose receipt it is; give --receipt FILE too, or leave it out")
     if supernet is not None or against is not None:
         require_training()
     try:
         with progress() as report:
-            found = verify(runtime, package, report, supernet, against, trust)
+            found = verify(runtime, package, report, supernet, against, trust, device)
     except (InputError, SystemFailure) as error:
         if receipt is not None:
             opened.check(runtime)  # of what is not whole, or may not be loaded, there is nothing to say

@@ -15,22 +15,28 @@ from commands.terminal import note, printable
 EVERY_S = 30.0  # seconds between lines where nobody watches: a log stays short and never looks dead
 
 Report = Callable[..., None]  # (what, done, total=1.0)
+_open: list[Report] = []  # what this process shows now
 
 
 @contextmanager
 def progress() -> Iterator[Report]:
     """Gives `report(what, done, total=1.0)`. What follows a comma in `what` may change within a stage: "train, KL 0.4".
 
-    What the work says in a line meanwhile (`supernet.progress.say`) is shown as well.
+    What the work says in a line meanwhile (`supernet.progress.say`) is shown as well. Within another, it is that one.
     """
+    if _open:
+        yield _open[-1]
+        return
     shown = _bars() if sys.stderr.isatty() else _lines()
     log, handler = logging.getLogger("bitfleet"), _Notes()
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         with shown as report:
+            _open.append(report)
             yield report
     finally:
+        _open.clear()
         log.removeHandler(handler)
 
 

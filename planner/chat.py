@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from planner import render, tokens
+from records.child import run_child
 from records.errors import InputError
 
 TIME_S = 10.0
@@ -50,10 +51,8 @@ class ChatTemplate:
         command = [sys.executable, "-I", str(Path(render.__file__).resolve())]
         with tempfile.TemporaryDirectory(prefix="bitfleet-chat-") as scratch:
             try:
-                done = subprocess.run(
-                    command, input=json.dumps(request).encode(), capture_output=True, timeout=TIME_S * 2,
-                    cwd=scratch, env=environment,
-                )  # fmt: skip
+                asked = json.dumps(request).encode()
+                done = run_child(command, asked, TIME_S * 2, cwd=scratch, env=environment)
             except subprocess.TimeoutExpired:
                 raise InputError(f"the chat template must end within {TIME_S:.0f} s, it did not") from None
         if done.returncode != 0:

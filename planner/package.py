@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 import stat
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from planner.plan import Plan
 from planner.probes import write_probes
+from planner.promise import Promise
 from planner.proof import PROOF, write_proof
 from planner.runtimes.base import Progress, Runtime
-from records.atomic import new_folder, sha256
+from records.atomic import new_folder, sha256, write_json
 from records.dates import made_now
 from records.errors import InputError, MissingError
 from records.lock import locked
@@ -54,6 +54,20 @@ class Package:
     files: Mapping[str, Entry]
     versions: Mapping[str, str]
     date: str
+    promises: Mapping[str, Promise] = field(default_factory=dict)  # of other devices than the plan's, by name
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of those that the package is for, the plan's first."""
+        return (self.plan.device["name"], *self.promises)
+
+    def promised_to(self, device: str) -> Package:
+        """The same package with the plan of one of its `devices`."""
+        if device == self.plan.device["name"]:
+            return self
+        if device not in self.promises:
+            raise InputError(f"{self.path} is made for {', '.join(self.devices)}, got {device!r:.80}; give one of them")
+        return replace(self, plan=self.promises[device].in_place_of(self.plan))
 
     def check(self, runtime: Runtime) -> None:
         """Whether this is a whole package and `runtime` may load it; before anything of it is loaded.
@@ -62,7 +76,8 @@ class Package:
         that the manifest lists, where one of them is not what was written, where a promise is no finite number, and
         where the runtime would be told to do more than serve a model (`Runtime.check_package`).
         """
-        _check_promises(self.plan)
+        for device in self.devices:
+            _check_promises(self.promised_to(device).plan)
         self.check_files()
         sizes = {name: entry.bytes for name, entry in self.files.items()}
         runtime.check_package(self.path, sizes, self.plan.workload)
@@ -109,11 +124,16 @@ def _check_promises(plan: Plan) -> None:
         check(f"the limit {name}", limit, float, optional=True, least=0)
 
 
-def write_package(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progress | None = None) -> Package:
+def write_package(
+    runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progress | None = None,
+    others: Mapping[str, Plan] | None = None,
+) -> Package:  # fmt: skip
     """Export the plan's subnet into the folder `out`, whole or not at all.
 
     The same supernet, plan and versions give the same bytes in every file, whoever exports where, when, with how many
     threads and on which CPU; the manifest's date differs, unless SOURCE_DATE_EPOCH says it.
+
+    `others` are the plans of further devices that take the same package, by name: the same subnet, context and batch.
 
     An older package at `out` is replaced. InputError where `out` is anything else, where the plan was made for other
     weights, where the weights are not those that training wrote, and where another export is at work there.
@@ -123,29 +143,49 @@ def write_package(runtime: Runtime, files: Any, plan: Plan, out: Path, progress:
     files.check_hashes()
     out.parent.mkdir(parents=True, exist_ok=True)  # the lock lies there, too
     with locked(out, "another export"):
-        _write(runtime, files, plan, out, progress)
+        _write(runtime, files, plan, others or {}, out, progress)
     return open_package(out)
 
 
-def _write(runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progress | None) -> None:
+def _write(
+    runtime: Runtime, files: Any, plan: Plan, others: Mapping[str, Plan], out: Path, progress: Progress | None
+) -> None:
     check_replaceable(out)
     with new_folder(out) as folder:
-        runtime.write(files, plan.subnet, plan.workload, plan.device.get("threads"), folder, progress)
+        runtime.write(files, plan.subnet, plan.workload, threads_of([plan, *others.values()]), folder, progress)
         write_probes(runtime, files, folder)
         size = sum(path.stat().st_size for path in folder.iterdir())
         write_proof(files, plan.subnet, plan.workload, size, folder / PROOF, progress)
         _check_loadable(runtime, files, plan, folder)
         entries = {path.name: Entry(sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())}
-        manifest = {
-            "kind": KIND,
-            "schema": SCHEMA,
-            "launch": runtime.launch(Path(".")),  # wherever the package is put
-            "date": made_now(),
-            "versions": runtime.versions(),
-            "files": {name: asdict(entry) for name, entry in entries.items()},
-            "plan": plan.portable().to_json(),
-        }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_manifest(folder, runtime, plan, promises_of(others), entries)
+
+
+def promises_of(plans: Mapping[str, Plan]) -> dict[str, Promise]:
+    return {name: Promise.of(plan) for name, plan in plans.items()}
+
+
+def write_manifest(
+    folder: Path, runtime: Runtime, plan: Plan, promises: Mapping[str, Promise], files: Mapping[str, Entry]
+) -> None:
+    """What the `files` in `folder` are and what is promised of them; nothing of where or by whom they were made."""
+    manifest = {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "launch": runtime.launch(Path(".")),  # wherever the package is put
+        "date": made_now(),
+        "versions": runtime.versions(),
+        "files": {name: asdict(entry) for name, entry in files.items()},
+        "plan": plan.portable().to_json(),
+        **({"promises": {name: promise.to_json() for name, promise in promises.items()}} if promises else {}),
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def threads_of(plans: Sequence[Plan]) -> int | None:
+    """The threads to run with: the runtime's own choice where the devices differ."""
+    threads = {plan.device.get("threads") for plan in plans}
+    return threads.pop() if len(threads) == 1 else None
 
 
 def _check_loadable(runtime: Runtime, files: Any, plan: Plan, folder: Path) -> None:
@@ -185,8 +225,8 @@ def open_package(path: Path) -> Package:
         entries = as_record(dict[str, Entry], data.get("files"), "files")
         versions = as_record(dict[str, str], data.get("versions"), "versions")
         date = as_record(str, data.get("date"), "date")
-        return Package(
-            path.resolve(), Plan.from_json(as_record(dict[str, Any], data.get("plan"), "plan")), entries, versions, date
-        )
+        promises = as_record(dict[str, Promise], data.get("promises", {}), "promises")
+        plan = Plan.from_json(as_record(dict[str, Any], data.get("plan"), "plan"))
+        return Package(path.resolve(), plan, entries, versions, date, promises)
     except InputError as error:
         raise InputError(f"{path / MANIFEST} is damaged ({error}); {_REMAKE}") from None

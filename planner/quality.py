@@ -15,6 +15,8 @@ from records.reading import as_record, read_json
 from supernet.space import Subnet
 
 EVALUATIONS_FILE = "evaluations.json"
+LOT = 16
+"""Subnets that are measured together: what they have in common is computed once, and each lot is kept."""
 
 
 class TextQuality(TypedDict):
@@ -68,12 +70,13 @@ class MeasuredQuality:
         unknown = {name: [s for s in subnets if s.digest not in known[name]] for name in self.keys}
         texts = [name for name, lacking in unknown.items() if lacking]
         new = list(dict.fromkeys(subnet for lacking in unknown.values() for subnet in lacking))
-        if new:
+        for start in range(0, len(new), LOT):
+            lot = new[start : start + LOT]
             found: dict[str, dict[str, Quality]] = {name: {} for name in texts}
-            for subnet, qualities in zip(new, self.measure(new, texts), strict=True):
+            for subnet, qualities in zip(lot, self.measure(lot, texts), strict=True):
                 for name in texts:
                     found[name][subnet.digest] = as_quality(qualities[name])
-            self.measured += len(new)
+            self.measured += len(lot)
             for name in texts:
                 known[name] |= found[name]
             self._keep({self.keys[name]: found[name] for name in texts})

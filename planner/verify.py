@@ -63,22 +63,26 @@ class VerifyReport:
 
 def verify(
     runtime: Runtime, path: Path, progress: Progress | None = None, supernet: str | None = None,
-    against: str | None = None, trust_remote_code: bool = False,
+    against: str | None = None, trust_remote_code: bool = False, device: str | None = None, elsewhere: bool = False,
 ) -> VerifyReport:  # fmt: skip
     """Check a package's files, load it in fresh processes, measure it, and hold its answers against its proof.
 
     With `supernet` its logits are compared with those of the subnet in that folder too, in full; with `against` those
     of the original model, a folder, file or name, which a supernet made from another model would not pass. Both need
-    torch. InputError where there is no whole package to measure, or none that may be loaded.
+    torch. `device` names one of the package's devices, whose promises are held; `elsewhere` says that this machine is
+    none of them, and its times hold nothing. InputError where there is no whole package to measure, or none that may be
+    loaded.
     """
     report = progress or (lambda what, share: None)
     package = open_package(path)
+    if device is not None:
+        package = package.promised_to(device)
     report("checking files", 0.0)
     package.check(runtime)
     rows = [Row("files", "count", len(package.files), len(package.files), note="SHA-256 of each as written")]
     rows.append(_disk(runtime, package))
     report("serving the workload in a fresh process", 0.1)
-    rows += served(runtime, package)
+    rows += served(runtime, package, elsewhere)
     report("comparing answers with the proof", 0.4)
     rows += from_proof(runtime, package)
     report("comparing tokens with the model's own", 0.5)
@@ -99,11 +103,11 @@ def _disk(runtime: Runtime, package: Package) -> Row:
     return found if measured == promised else replace(found, verdict=BROKEN, note="not the planned size")
 
 
-def served(runtime: Runtime, package: Package) -> Iterator[Row]:
+def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Iterator[Row]:
     """Memory and times of the workload, measured in fresh processes."""
     plan = package.plan
     found, tries = runtime.measure(package.path, plan.workload), 1
-    while tries < TRIES and any(row.verdict == BROKEN for row in _times(package, found)):
+    while not elsewhere and tries < TRIES and any(row.verdict == BROKEN for row in _times(package, found)):
         time.sleep(PAUSE_S)  # whatever else the machine does only ever adds: what is busy now may not be then
         again = runtime.measure(package.path, plan.workload)
         fastest = {name: min(getattr(found, name), getattr(again, name)) for name in ("ttft_ms", "tpot_ms")}
@@ -114,6 +118,9 @@ def served(runtime: Runtime, package: Package) -> Iterator[Row]:
     band, limit = plan.bands["memory"], plan.budget.memory_bytes
     yield row("peak memory", "bytes", plan.chosen.memory_bytes, max(peak, longest), band, limit, note)
     times = list(_times(package, found))
+    if elsewhere:
+        yield from (replace(one, verdict=None, promises=False, note="of another machine") for one in times)
+        return
     slower = runtime.slower(plan.device) if any(row.verdict == BROKEN for row in times) else 1.0
     for one in times:
         yield _excused(replace(one, note=one.note or (f"the fastest of {tries} tries" if tries > 1 else "")), slower)

@@ -15,17 +15,17 @@ import psutil
 from planner.choose import choose
 from planner.fleet.cover import fewest
 from planner.fleet.fleetfile import Fleet, Wanted
-from planner.fleet.index import package_name
+from planner.fleet.index import loss_of, package_name
 from planner.frame import Framed, Supernet, frame
 from planner.pipeline import measured
 from planner.plan import PLANNED, Plan
 from planner.propose import TRIALS, Proposed, propose
 from planner.quality import Measure, Quality
-from planner.request import Workload
+from planner.request import DEFAULT_CONTEXT, DEFAULT_PROMPT_TOKENS, Workload
 from planner.runtimes.base import Progress, Runtime
 from planner.search.base import Candidate, Problem
 from planner.shortage import KEYS, budget_error
-from records.errors import BudgetError, InputError
+from records.errors import InputError
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
@@ -50,7 +50,7 @@ class Member:
     be served."""
 
     wanted: Wanted
-    kind: Kind | None = None
+    workload: Workload
     plan: Plan | None = None
     best: Subnet | None = None
     best_kl: float = 0.0
@@ -60,7 +60,7 @@ class Member:
     def kl(self) -> float:
         """What its package loses: measured where something was measured, else predicted."""
         assert self.plan is not None
-        return loss_of(self.plan)
+        return loss_of(self.plan.chosen).kl
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,6 @@ class FleetPlan:
         return tuple(member for member in self.members if member.plan is None)
 
 
-def loss_of(plan: Plan) -> float:
-    return plan.chosen.measured.get("kl", plan.chosen.predicted_kl)
-
-
 def plan_fleet(
     files: Supernet,
     fleet: Fleet,
@@ -121,7 +117,10 @@ def plan_fleet(
     report("searching", 0.0)
     problems = list(_distinct([one.problem for one in framed if isinstance(one, Framed)]))
     found = _proposed(problems, files.spec, trials, seed, partial(report, "searching"))
-    members = [_proposals(one, wanted, problems, found) for one, wanted in zip(framed, fleet.devices, strict=True)]
+    members = [
+        _proposals(one, wanted, _asked(wanted, files.spec), problems, found)
+        for one, wanted in zip(framed, fleet.devices, strict=True)
+    ]
     qualities = measured([one.proposed for one in members if one.proposed], measure)
     report("choosing packages", 1.0)
     return _covered(members, qualities, fleet.max_loss, len(problems), command)
@@ -170,34 +169,40 @@ class _Served:
     """A device on its way: a problem with proposals, or a refusal."""
 
     wanted: Wanted
+    workload: Workload
     framed: Framed | None = None
     proposed: Proposed | None = None
     refused: str = ""
 
     @property
     def kind(self) -> Kind:
-        assert self.framed is not None
-        workload = self.framed.costs.workload
-        return Kind(self.wanted.runtime, workload.context, workload.batch)
+        return Kind(self.wanted.runtime, self.workload.context, self.workload.batch)
 
 
-def _proposals(framed: Framed | str, wanted: Wanted, problems: Sequence[Problem], found: Sequence[Proposed]) -> _Served:
+def _asked(wanted: Wanted, spec: ModelSpec) -> Workload:
+    """Also where it is refused."""
+    context = max(2, wanted.context or min(DEFAULT_CONTEXT, spec.max_context))
+    prompt = min(wanted.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(1, context // 2))
+    return Workload(context, wanted.batch or 1, prompt)
+
+
+def _proposals(
+    framed: Framed | str, wanted: Wanted, asked: Workload, problems: Sequence[Problem], found: Sequence[Proposed]
+) -> _Served:
     if isinstance(framed, str):
-        return _Served(wanted, refused=framed)
+        return _Served(wanted, asked, refused=framed)
     proposed = found[problems.index(framed.problem)]
     if proposed.finalists:
-        return _Served(wanted, framed, proposed)
-    try:
-        raise budget_error(framed.problem, wanted.budget, wanted.name, KEYS)
-    except BudgetError as error:
-        return _Served(wanted, refused=str(error))
+        return _Served(wanted, framed.costs.workload, framed, proposed)
+    refusal = budget_error(framed.problem, wanted.budget, wanted.name, KEYS)
+    return _Served(wanted, asked, refused=str(refusal))
 
 
 def _covered(
     served: Sequence[_Served], qualities: Mapping[Subnet, Quality], max_loss: float, problems: int, command: str
 ) -> FleetPlan:
     members: dict[str, Member] = {
-        one.wanted.name: Member(one.wanted, refused=one.refused) for one in served if one.proposed is None
+        one.wanted.name: Member(one.wanted, one.workload, refused=one.refused) for one in served if one.proposed is None
     }
     packages: list[Shared] = []
     least, most = 0.0, 0
@@ -254,7 +259,7 @@ def _member(
             loss = one.framed.problem.value(extra)
             finalists.append((PLANNED, replace(found, loss=loss, source=f"{found.source}, for another device")))
     plan = choose(one.framed, replace(one.proposed, finalists=tuple(finalists)), qualities, command, subnet)
-    return Member(one.wanted, one.kind, plan, best, best_kl)
+    return Member(one.wanted, one.workload, plan, best, best_kl)
 
 
 def _shared(kind: Kind, members: Sequence[Member]) -> Shared:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from planner.runtimes.onnxruntime import worker
 from profiles.kernels import KernelEntry
+from records.child import run_child
 from records.errors import InputError, SystemFailure
 
 SPEAKING_S = 60.0  # for tokens and templates, loading included
@@ -126,9 +127,8 @@ def ask(task: str, folder: Path, scratch: Path, seconds: float, **arguments: Any
     request.write_text(json.dumps({**wanted, "libraries": _installed()}), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     command = [sys.executable, "-I", str(Path(worker.__file__).resolve()), str(request)]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": seconds}
     try:
-        done = subprocess.run(command, env=environment, cwd=scratch, **options)
+        done = run_child(command, timeout=seconds, env=environment, cwd=scratch, text=True, errors="replace")
     except subprocess.TimeoutExpired:
         raise Endless(f"what {folder} computes must end, it did not within {seconds:.0f} s") from None
     if done.returncode != worker.OK:

@@ -13,7 +13,6 @@ stand-in has plain rotary embeddings and no windows, `facts` has the model's, an
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 
 from planner.runtimes.onnxruntime import standin
 from planner.runtimes.onnxruntime.standin import Standin
+from records.child import run_child
 from records.errors import InputError
 from supernet.spec import ModelSpec
 
@@ -100,7 +100,7 @@ def run_builder(source: Path, out: Path, scratch: Path) -> None:
     command += ["-c", str(scratch / "cache"), "--extra_options", "prune_lm_head=true"]
     libraries = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(libraries)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=scratch)
+    done = run_child(command, text=True, env=environment, cwd=scratch)
     if done.returncode != 0 or not (out / "model.onnx").exists():
         with tempfile.NamedTemporaryFile("w", prefix="bitfleet-builder-", suffix=".log", delete=False) as log:
             log.write(done.stdout + done.stderr)

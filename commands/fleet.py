@@ -1,0 +1,256 @@
+"""bitfleet fleet: many devices in one file, the fewest packages that serve them, and their export."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from commands.exits import BROKEN, OK, OVER_BUDGET
+from commands.fleet_accept import accept
+from commands.measuring import measured_quality
+from commands.names import default_supernet, own_device, runtime_named, trained_supernet
+from commands.terminal import JSON, TRUST, emit, note, say, table
+from commands.waiting import progress
+from planner.amounts import milliseconds, size
+from records.atomic import check_output
+from records.errors import InputError
+from records.installed import require_training
+
+if TYPE_CHECKING:
+    from planner.fleet.index import Index
+    from planner.fleet.plan import FleetPlan, Member
+    from supernet.checkpoint import SupernetFiles
+
+
+class _Fleet(click.Group):
+    """`fleet FILE` and `fleet accept`: what is no command's name belongs to the planning of a file."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args[:1] == ["accept"] else ["", *args])
+
+
+class _Plain(click.Command):
+    """A command without a name of its own."""
+
+    def get_usage(self, ctx: click.Context) -> str:
+        return " ".join(super().get_usage(ctx).split())
+
+
+@click.group(cls=_Fleet)
+def fleet() -> None:
+    """Plan many devices at once, and export the packages that they share."""
+
+
+fleet.add_command(accept)
+
+
+def _share(context: click.Context, option: click.Parameter, value: str) -> float:
+    try:
+        share = float(value.strip().removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 10:
+        raise InputError(f"--allow must be a share such as 2%, got {value!r:.80}")
+    return share
+
+
+@fleet.command("", cls=_Plain)
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--example", is_flag=True, help="Print a commented file that works as it is.")
+@click.option("--export", "dist", metavar="DIR", type=click.Path(path_type=Path), help="Write packages and an index.")
+@click.option("--verify", is_flag=True, help="With --export: verify the packages that this machine can run.")
+@click.option("--baseline", metavar="INDEX", type=click.Path(path_type=Path),
+              help="With --export: exit 1 where a device got worse, bigger or slower than in this index.")  # fmt: skip
+@click.option("--allow", default="2%", show_default=True, callback=_share, help="By so much it may, with --baseline.")
+@click.option("--html", "page", metavar="FILE", type=click.Path(path_type=Path), help="Write the export's page here.")
+@click.option("--predict", is_flag=True, help="Choose by predicted losses, and measure nothing.")
+@click.option("--trials", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Subnets that the search tries beyond the exact solution.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@TRUST
+@JSON
+@click.pass_context
+def plan(
+    context: click.Context, file: Path | None, example: bool, dist: Path | None, verify: bool, baseline: Path | None,
+    allow: float, page: Path | None, predict: bool, trials: int, seed: int, trust: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Plan every device in FILE, and the fewest packages that serve each nearly as well as its own best.
+
+    A device that cannot be served is said with its smallest budget, and the others go on; the exit code is 3 then.
+    `bitfleet fleet accept` fills in what was measured where the packages landed.
+    """
+    from planner.fleet.fleetfile import EXAMPLE, read_fleet
+    from planner.fleet.index import Index
+    from planner.fleet.plan import plan_fleet
+
+    if example:
+        say(EXAMPLE.rstrip())
+        return
+    if file is None:
+        raise InputError("FILE is missing; `bitfleet fleet --example > fleet.toml` makes one")
+    if dist is None and (verify or baseline or page):
+        raise InputError("--verify, --baseline and --html are of an export; give --export DIR")
+    before = None if baseline is None else Index.load(baseline)
+    if page is not None:
+        check_output(page, next_step="give another --html")
+    if dist is not None:
+        check_output(dist / "any", folder=True, next_step="give another --export")
+    asked = read_fleet(file, own_device)
+    if dist is not None:
+        require_training()
+    files = default_supernet() if asked.supernet is None else trained_supernet(asked.supernet, trust)
+    measure = None if predict else measured_quality(files, None, trust)
+    command = shlex.join(["bitfleet", *sys.argv[1:]])
+    with progress() as report:
+        made = plan_fleet(files, asked, runtime_named, measure, trials, seed, command, report)
+    index = None if dist is None else _exported(made, files, dist, before, allow, verify, page)
+    if as_json:
+        emit(_to_json(made) | ({} if index is None else {"index": index.to_json()}))
+    else:
+        print_fleet(made)
+        if index is not None:
+            _print_export(index, dist or Path())
+    worse = index is not None and (any(d.worse for d in index.differences) or any(s.broken for s in index.slots))
+    context.exit(BROKEN if worse else OVER_BUDGET if made.refused else OK)
+
+
+def _exported(
+    made: FleetPlan,
+    files: SupernetFiles,
+    dist: Path,
+    before: Index | None,
+    allow: float,
+    verify: bool,
+    page: Path | None,
+) -> Index:
+    """Packages, index, checksums and page."""
+    from dataclasses import replace
+
+    from planner.fleet.compare import compared
+    from planner.fleet.export import check_names, index_of, left_over, write_packages, write_sums
+    from planner.fleet.page import page as html
+    from planner.fleet.page import write_page
+    from planner.fleet.receipts import accept as accepted
+    from records.atomic import write_text
+    from records.lock import locked
+
+    check_names(made, dist)
+    dist.mkdir(parents=True, exist_ok=True)
+    with locked(dist / "index.json", "another export"):
+        with progress() as report:
+            written = write_packages(made, files, runtime_named, dist, report)
+        note(f"wrote {len(written)} packages, {len(made.packages) - len(written)} were there")
+        index = index_of(made, files, runtime_named, dist)
+        if verify:
+            index = accepted(index, _verified(index, dist))
+        if before is not None:
+            index = replace(index, differences=compared(index, before, allow))
+        index.save(dist)
+        write_sums(index, dist)
+        write_page(index, dist)
+        if page is not None:
+            write_text(page, html(index))
+    for name in left_over(index, dist):
+        note(f"note: {dist / name} is no package of this fleet; remove it where nobody needs it")
+    return index
+
+
+def _verified(index: Index, dist: Path) -> list[Any]:
+    """A receipt of this machine for each package."""
+    from planner.fleet.index import Device
+    from planner.fleet.receipts import receipt_of
+    from planner.package import open_package
+    from planner.verify import verify
+    from profiles.cpu import profile_cpu
+
+    machine, found = Device.of(profile_cpu(measure_bandwidth=False)), []
+    for package in index.packages:
+        opened = open_package(dist / package.name)
+        runtime = runtime_named(package.runtime)
+        own = [device.name for device in index.devices if device.package == package.name
+               and device.device.model == machine.model]  # fmt: skip
+        note(f"verifying {package.name}")
+        with progress() as report:
+            checked = verify(runtime, opened.path, report, device=own[0] if own else None, elsewhere=not own)
+        for row in checked.broken:
+            note(f"{package.name}: {row.name} is broken{f': {row.note}' if row.note else ''}")
+        found.append(receipt_of(opened, machine, runtime.versions(), checked.rows, own[0] if own else ""))
+    return found
+
+
+def print_fleet(made: FleetPlan) -> None:
+    """A row a device, then a row a package, then those that cannot be served."""
+    takes = {member.wanted.name: package.name for package in made.packages for member in package.members}
+    rows = [_device_row(member, takes[member.wanted.name]) for member in made.members if member.plan is not None]
+    if rows:
+        table(("DEVICE", "PACKAGE", "MEMORY", "LIMIT", "TIME PER TOKEN", "KL", "OWN BEST"), rows)
+        say()
+        packages = []
+        for package in made.packages:
+            first = next(iter(package.plans.values()))
+            shown = size(first.chosen.disk_bytes), f"{first.chosen.mean_bits:.2f}", ", ".join(package.plans)
+            packages.append((package.name, *shown))
+        table(("PACKAGE", "WEIGHTS", "MEAN BITS", "FOR"), packages)
+        proven = "proven the least" if made.gap == 0 else f"fewer may do, by up to {made.gap:.0%}"
+        served = len(made.members) - len(made.refused)
+        say()
+        within = f"each within {100 * made.max_loss:.3g} % of its best"
+        say(f"{len(made.packages)} packages for {served} devices, {within}: {proven}")
+    for member in made.refused:
+        say(f"not served: {member.wanted.name}: {member.refused}")
+
+
+def _device_row(member: Member, package: str) -> tuple[str, ...]:
+    assert member.plan is not None
+    chosen = member.plan.chosen
+    over = member.kl / member.best_kl - 1 if member.best_kl > 0 else 0.0
+    best = f"{member.best_kl:.4g}" + (f" ({over:+.1%})" if over > 0 else "")
+    return (
+        member.wanted.name, package, size(chosen.memory_bytes), size(member.plan.limits.memory_bytes),
+        milliseconds(chosen.tpot_ms), f"{member.kl:.4g}", best,
+    )  # fmt: skip
+
+
+def _print_export(index: Index, dist: Path) -> None:
+    from planner.fleet.receipts import open_slots
+
+    say()
+    for difference in index.differences:
+        say(difference.line)
+    for slot, line in open_slots(index):
+        if slot.broken:
+            say(line)
+    total = sum(package.bytes for package in index.packages)
+    left = sum(1 for _ in open_slots(index))
+    say(f"{dist}: {len(index.packages)} packages, {size(total)}; index.json, SHA256SUMS, index.html")
+    if left:
+        next_step = "bitfleet verify PACKAGE --receipt FILE, where it landed"
+        say(f"{left} of {len(index.slots)} checks are still promises: {next_step}")
+
+
+def _to_json(made: FleetPlan) -> dict[str, Any]:
+    takes = {member.wanted.name: package.name for package in made.packages for member in package.members}
+    return {
+        "max_loss": made.max_loss,
+        "proven": made.gap == 0,
+        "gap": made.gap,
+        "problems": made.problems,
+        "devices": [
+            {
+                "name": member.wanted.name,
+                "package": takes.get(member.wanted.name),
+                "refused": member.refused,
+                **(
+                    {}
+                    if member.plan is None
+                    else {"kl": member.kl, "best_kl": member.best_kl, "plan": member.plan.to_json()}
+                ),
+            }
+            for member in made.members
+        ],
+        "packages": [{"name": package.name, "devices": list(package.plans)} for package in made.packages],
+    }

@@ -1,0 +1,260 @@
+"""A fleet's packages in one folder, with an index of who takes which.
+
+Every package appears whole, several are written at once where the memory allows it, and what is there already by its
+content is not written again, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from planner.bands import bands
+from planner.fleet.index import (
+    SUMS,
+    Device,
+    Index,
+    Listed,
+    Served,
+    bits_text,
+    loss_of,
+    memory_of,
+    sha256sums,
+    slots_of,
+)
+from planner.fleet.plan import FleetPlan, Member, Shared
+from planner.package import (
+    KL_LIMIT,
+    MANIFEST,
+    Package,
+    open_package,
+    promises_of,
+    threads_of,
+    write_manifest,
+    write_package,
+)
+from planner.plan import Plan
+from planner.runtimes.base import ESTIMATE, Progress, Runtime
+from records.atomic import check_output, sha256, write_text
+from records.dates import made_now
+from records.errors import InputError
+
+LIBRARIES_BYTES, WEIGHTS = 700_000_000, 1.5  # what an export takes, and times the model's weights in bfloat16
+"""Measured: benchmarks/half_billion.py."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A package to write in a process of its own."""
+
+    supernet: str
+    trust: bool
+    runtime: Runtime
+    plans: Mapping[str, Plan]
+    out: Path
+    threads: int
+
+
+def check_names(planned: FleetPlan, dist: Path) -> None:
+    """InputError before the work where a package could not appear in `dist`."""
+    check_output(dist / "any", folder=True, next_step="give another --export")
+    for package in planned.packages:
+        check_output(dist / package.name, folder=True, next_step="give another --export")
+
+
+def write_packages(
+    planned: FleetPlan, files: Any, runtime_of: Callable[[str], Runtime], dist: Path, progress: Progress | None = None
+) -> tuple[str, ...]:
+    """Write what is not in `dist` yet, in the fleet's order. Returns the names of what was written now.
+
+    Errors are those of `planner.package.write_package`; what was finished stays.
+    """
+    report = progress or (lambda what, share: None)
+    dist.mkdir(parents=True, exist_ok=True)
+    todo = [p for p in planned.packages if not _there(p, files.fingerprint, runtime_of(p.kind.runtime), dist / p.name)]
+    done = len(planned.packages) - len(todo)
+    report(f"exporting, {done} of {len(planned.packages)} packages", done / max(1, len(planned.packages)))
+    if not todo:
+        return ()
+    workers = at_once(len(todo), weights_bytes(files.spec))
+    threads = max(1, (psutil.cpu_count() or 1) // workers)
+    jobs = [
+        Job(str(files.path), files.trusted, runtime_of(p.kind.runtime), p.plans, dist / p.name, threads) for p in todo
+    ]
+    with _workers(workers) as pool:
+        open_: set[Future[None]] = {pool.submit(_export, job) for job in jobs}
+        while open_:
+            finished, open_ = wait(open_, return_when=FIRST_COMPLETED)
+            for one in finished:
+                one.result()
+                done += 1
+            report(f"exporting, {done} of {len(planned.packages)} packages", done / len(planned.packages))
+    return tuple(p.name for p in todo)
+
+
+def weights_bytes(spec: Any) -> int:
+    """Of the model in bfloat16."""
+    return 2 * (sum(unit.weights for unit in spec.units) + int(spec.float_parameters))
+
+
+def at_once(packages: int, weights: int) -> int:
+    """How many exports the memory has room for, at most one a core."""
+    room = psutil.virtual_memory().available // int(LIBRARIES_BYTES + WEIGHTS * weights)
+    return max(1, min(packages, psutil.cpu_count() or 1, room))
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one, however it ends: a package is whole or not there."""
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _export(job: Job) -> None:
+    import torch
+
+    from supernet.checkpoint import open_supernet
+
+    torch.set_num_threads(job.threads)
+    files = open_supernet(job.supernet, trust_remote_code=job.trust)
+    (name, plan), *others = job.plans.items()
+    write_package(job.runtime, files, plan, job.out, others=dict(others))
+
+
+def _there(package: Shared, fingerprint: str, runtime: Runtime, path: Path) -> bool:
+    """Whether this package is there already, by what its files follow from and by their hashes. What it promises is
+    brought up to date in its manifest."""
+    plan, *others = package.plans.values()
+    try:
+        known = open_package(path)
+        known.check(runtime)
+    except InputError:
+        return False
+    same = (
+        known.plan.fingerprint == fingerprint
+        and known.plan.subnet == package.subnet
+        and (known.plan.workload.context, known.plan.workload.batch) == (package.kind.context, package.kind.batch)
+        and threads_of([known.promised_to(name).plan for name in known.devices]) == threads_of([plan, *others])
+        and dict(known.versions) == runtime.versions()
+    )
+    if not same:
+        return False
+    promises = promises_of(dict(list(package.plans.items())[1:]))
+    if known.plan != plan.portable() or known.promises != promises:
+        write_manifest(path, runtime, plan, promises, known.files)
+    return True
+
+
+def index_of(planned: FleetPlan, files: Any, runtime_of: Callable[[str], Runtime], dist: Path) -> Index:
+    """The index of what was written into `dist`, all slots open."""
+    opened = {package.name: open_package(dist / package.name) for package in planned.packages}
+    listed = {p.name: _listed(p, opened[p.name], files.spec) for p in planned.packages}
+    takes = {member.wanted.name: p.name for p in planned.packages for member in p.members}
+    served = {m.wanted.name: _served(m, takes.get(m.wanted.name)) for m in planned.members}
+    slots = [
+        slot
+        for package in planned.packages
+        for member in package.members
+        for slot in slots_of(
+            listed[package.name], served[member.wanted.name], KL_LIMIT,
+            estimated=served[member.wanted.name].latency_basis == ESTIMATE,
+        )
+    ]  # fmt: skip
+    first = next((member.plan for member in planned.members if member.plan is not None), None)
+    versions: dict[str, str] = {}
+    for name in sorted({package.kind.runtime for package in planned.packages}):
+        versions |= runtime_of(name).versions()
+    return Index(
+        date=made_now(),
+        supernet=files.fingerprint,
+        model=first.model if first is not None else {"name": files.spec.name},
+        max_loss=planned.max_loss,
+        proven=planned.gap == 0,
+        gap=planned.gap,
+        versions=versions,
+        packages=tuple(listed.values()),
+        devices=tuple(served.values()),
+        slots=tuple(slots),
+    )
+
+
+def write_sums(index: Index, dist: Path) -> None:
+    write_text(dist / SUMS, sha256sums(dist, index))
+
+
+def left_over(index: Index, dist: Path) -> tuple[str, ...]:
+    """Packages in `dist` that the index does not list."""
+    known = {package.name for package in index.packages}
+    return tuple(sorted(path.parent.name for path in dist.glob(f"*/{MANIFEST}") if path.parent.name not in known))
+
+
+def _listed(package: Shared, opened: Package, spec: Any) -> Listed:
+    plan = next(iter(package.plans.values()))
+    return Listed(
+        name=package.name,
+        runtime=package.kind.runtime,
+        workload=plan.workload,
+        manifest_sha256=sha256(opened.path / MANIFEST),
+        bytes=sum(entry.bytes for entry in opened.files.values()) + (opened.path / MANIFEST).stat().st_size,
+        files=opened.files,
+        mean_bits=plan.chosen.mean_bits,
+        disk_bytes=plan.chosen.disk_bytes,
+        bits=bits_text(plan.subnet, spec),
+        memory=memory_of(plan, spec),
+        loss=loss_of(plan.chosen),
+        devices=tuple(package.plans),
+    )
+
+
+def _served(member: Member, package: str | None) -> Served:
+    wanted, plan = member.wanted, member.plan
+    device = Device.of(replace(wanted.profile, name=wanted.name))
+    if plan is None:
+        return Served(wanted.name, device, wanted.runtime, wanted.budget, member.workload, None, member.refused)
+    chosen = plan.chosen
+    best = next(one for one in plan.compared if one.subnet == member.best)
+    return Served(
+        name=wanted.name,
+        device=device,
+        runtime=wanted.runtime,
+        budget=wanted.budget,
+        workload=member.workload,
+        package=package,
+        memory_bytes=chosen.memory_bytes,
+        memory_basis=plan.memory["basis"],
+        tpot_ms=chosen.tpot_ms,
+        ttft_ms=chosen.ttft_ms,
+        latency_basis=plan.latency["basis"],
+        disk_bytes=chosen.disk_bytes,
+        bands=dict(bands(wanted.profile)),
+        loss=loss_of(chosen),
+        best_loss=loss_of(best),
+    )

@@ -1,0 +1,127 @@
+"""Many devices through the four stages: each as it would be planned alone, and the fewest packages among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner import pipeline
+from planner.bands import MEMORY
+from planner.fleet import plan as fleet_plan
+from planner.fleet.fleetfile import Fleet, Wanted
+from planner.fleet.plan import FleetPlan, plan_fleet
+from planner.quality import Quality
+from planner.request import Budget, Workload
+from planner.runtimes import RUNTIMES
+from profiles.catalog import load
+from supernet.space import Subnet
+from tests.planner.test_pipeline import DEVICE, Files, additive, files
+
+__all__ = ["files"]  # a fixture
+
+
+def runtime_of(name: str) -> Any:
+    return RUNTIMES[name]()
+
+
+def wanted(name: str, memory: int, context: int = 512, **more: Any) -> Wanted:
+    budget = Budget(memory, more.pop("tpot_ms", None))
+    return Wanted(name, name, replace(DEVICE, name=name), budget, context=context, **more)
+
+
+def planned(files: Files, *devices: Wanted, max_loss: float = 0.05, **options: Any) -> FleetPlan:
+    options = {"measure": additive(files), **options}
+    return plan_fleet(files, Fleet(None, max_loss, devices), runtime_of, **options)
+
+
+def test_a_fleet_of_one_is_planned_as_one_device_is(files: Files) -> None:
+    alone = pipeline.plan(files, runtime_of("onnxruntime"), DEVICE, Workload(512), Budget(226_000_000), additive(files))
+    (member,) = planned(files, wanted("box", 226_000_000), trials=pipeline.TRIALS).members
+    assert member.plan is not None
+    assert member.plan.compared == alone.compared and member.plan.memory == alone.memory
+    assert member.best == alone.subnet and member.kl == member.best_kl
+
+
+def test_every_device_keeps_its_budget_and_is_near_its_own_best(files: Files) -> None:
+    budgets = [215, 218, 221, 224, 227, 230, 240, 260, 300]
+    made = planned(files, *(wanted(f"d{mb}", mb * 10**6) for mb in budgets), max_loss=0.5)
+    assert made.problems == len(budgets) and made.gap == 0 and len(made.packages) < len(budgets)
+    for member in made.members:
+        assert member.plan is not None
+        assert member.plan.chosen.memory_bytes * (1 + member.plan.bands[MEMORY]) <= member.wanted.budget.memory_bytes
+        assert member.kl <= 1.5 * member.best_kl * (1 + 1e-9)
+    names = [name for package in made.packages for name in package.plans]
+    assert sorted(names) == sorted(f"d{mb}" for mb in budgets)
+    for package in made.packages:
+        assert {plan.subnet for plan in package.plans.values()} == {package.subnet}
+
+
+def test_more_may_be_lost_by_fewer_packages(files: Files) -> None:
+    devices = [wanted(f"d{mb}", mb * 10**6) for mb in (216, 228, 240)]
+    counts = [len(planned(files, *devices, max_loss=share).packages) for share in (0.0, 1.0, 1000.0)]
+    assert counts[0] == 3 and counts[-1] == 1 and counts == sorted(counts, reverse=True)
+
+
+def test_devices_alike_are_one_problem_and_each_subnet_is_measured_once(files: Files) -> None:
+    seen: list[Subnet] = []
+
+    def measure(subnets: Sequence[Subnet]) -> list[Quality]:
+        seen.extend(subnets)
+        found: list[Quality] = additive(files)(subnets)
+        return found
+
+    made = planned(files, *(wanted(f"d{n}", 226_000_000 + 8 * 10**6 * (n % 2)) for n in range(6)), measure=measure)
+    assert made.problems == 2
+    assert len(seen) == len(set(seen)) > 2
+
+
+def test_problems_searched_side_by_side_are_as_one_after_the_other(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = [wanted(f"d{mb}", mb * 10**6) for mb in (216, 222, 228, 234)]
+    side_by_side = planned(files, *devices)
+    monkeypatch.setattr(fleet_plan, "ALONE", 10)
+    assert [m.plan and m.plan.compared for m in planned(files, *devices).members] == [
+        m.plan and m.plan.compared for m in side_by_side.members
+    ]
+
+
+def test_contexts_do_not_share(files: Files) -> None:
+    made = planned(files, wanted("short", 300_000_000), wanted("long", 300_000_000, context=2048))
+    assert [package.kind.context for package in made.packages] == [512, 2048]
+    assert len({package.name for package in made.packages}) == 2
+
+
+def test_a_device_that_cannot_be_served_stops_nobody(files: Files) -> None:
+    made = planned(
+        files,
+        wanted("small", 90_000_000),
+        wanted("box", 226_000_000),
+        Wanted("gpu", "l4-24gb", load("l4-24gb"), Budget(10**9)),
+        wanted("far", 300_000_000, context=10_000),
+        wanted("fast", 300_000_000, tpot_ms=0.5),
+    )
+    assert [member.wanted.name for member in made.refused] == ["small", "gpu", "far", "fast"]
+    small, gpu, far, fast = (member.refused for member in made.refused)
+    assert small.startswith("memory of 90 MB cannot be met, the smallest plan needs ") and 'use mem = "' in small
+    assert "runs on cpu, not on cuda, got gpu" in gpu and "at most the 8192 tokens" in far
+    assert 'use latency = "' in fast
+    enough = float(small.rsplit('"', 2)[1].removesuffix("MB")) * 10**6
+    assert not planned(files, wanted("small", round(enough))).refused
+
+
+def test_the_predictions_decide_where_nothing_is_measured(files: Files) -> None:
+    made = planned(files, wanted("a", 226_000_000), wanted("b", 240_000_000), measure=None)
+    for member in made.members:
+        assert member.plan is not None and member.plan.chosen.measured == {}
+        assert member.kl == member.plan.chosen.predicted_kl
+
+
+def test_the_names_of_packages_follow_from_their_content_alone(files: Files, tmp_path: Path) -> None:
+    one = planned(files, wanted("a", 226_000_000, prompt_tokens=10))
+    other = planned(files, wanted("b", 226_000_000, prompt_tokens=100), wanted("c", 300_000_000, context=1024))
+    assert one.packages[0].name == other.packages[0].name
