@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ class ShapedSupernet:
     space: SearchSpace
     fingerprint: str
     deploys: str = "scales"
+    activations: Mapping[str, float] = field(default_factory=dict)
 
 
 def shaped(shape: Shape, group_size: int, bits: tuple[int, ...], seed: int, folder: Path) -> ShapedSupernet:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from planner.package import KL_LIMIT, Package
+from planner.bands import KL_LIMIT
+from planner.package import Package
 from planner.proof import PROOF, Proof
 from planner.rows import BROKEN, HOLDS, Row, row, unchecked
 from planner.runtimes.base import Runtime

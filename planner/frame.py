@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from planner.bands import KL_LIMIT
 from planner.costs import Costs
 from planner.request import Budget, Workload
 from planner.runtimes.base import Runtime
@@ -30,6 +31,8 @@ class Supernet(Protocol):
     def path(self) -> Path: ...
     @property
     def deploys(self) -> str: ...
+    @property
+    def activations(self) -> Mapping[str, float]: ...
     @property
     def spec(self) -> ModelSpec: ...
     @property
@@ -73,6 +76,13 @@ def frame(
         raise InputError(
             f"{runtime.name} runs adapters folded into {' or '.join(runtime.deploys)}, those of {files.path} deploy "
             f"as a {files.deploys} path, which it would run slowly; train with --adapter scales"
+        )
+    lost = files.activations.get(runtime.activations, 0.0)
+    if lost > KL_LIMIT:
+        raise InputError(
+            f"{runtime.name} multiplies activations as {runtime.activations}, which by itself costs {spec.name} "
+            f"{lost:.3g} nats a token, and a package may be off by {KL_LIMIT:.3g}: a few channels are far larger than "
+            "the rest; train with a larger --awq, which evens them out, or plan for another --runtime"
         )
     workload.check(spec)
     space, dropped = loadable(files.space, spec, runtime)

@@ -25,7 +25,6 @@ KIND = "bitfleet package"
 SCHEMA = 1
 _REMAKE = "make it again with `bitfleet export plan.json --out DIR`"
 
-KL_LIMIT = 0.01  # nats per token between the package and the subnet it was made from
 MOST_TIMED, MOST_PRODUCTS = 4, 2**28  # kernels that `verify` times again, and what one multiplies: seconds at most
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)

@@ -94,6 +94,11 @@ class SupernetFiles:
         return str(self.info["adapter"]["deploys"])
 
     @property
+    def activations(self) -> Mapping[str, float]:
+        """What rounding activations adds to KL per token, by how a runtime does it (`supernet.activations`)."""
+        return dict(self.info.get("activations", {}))
+
+    @property
     def finished(self) -> bool:
         return bool(self.info.get("finished"))
 

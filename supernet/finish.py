@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from supernet.activations import activation_losses
 from supernet.build import Supernet
 from supernet.checkpoint import (
     WINDOWS,
@@ -60,6 +61,8 @@ def finish(
     with clock.stage("sensitivities") as share:
         windows = files.read(WINDOWS)["windows"][: fewer(SENSITIVITY, share, 1)]
         table, measured = measure_sensitivities(model, supernet, windows, reference, recipe.seed, progress)
+        largest = files.space.uniform(files.spec, max(files.space.bits(files.spec)))
+        info["activations"] = activation_losses(supernet, largest, reference, progress)
     now = {bits: measured[files.space.uniform(files.spec, bits)].kl for bits in files.space.bits(files.spec)}
     info |= {"gate": gate.to_json(), **_ended(files, now)}
     _write_sensitivities(files, table, windows, fingerprint_of(hashes))

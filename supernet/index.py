@@ -40,6 +40,7 @@ class Info(TypedDict):
     source: str
     texts: NotRequired[dict[str, TextInfo]]
     finished: NotRequired[bool]
+    activations: NotRequired[dict[str, float]]  # what rounding them adds to KL per token, by how it is done
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from planner.bands import bands
+from planner.bands import KL_LIMIT, bands
 from planner.fleet.index import (
     SUMS,
     Device,
@@ -33,7 +33,6 @@ from planner.fleet.index import (
 )
 from planner.fleet.plan import FleetPlan, Member, Shared
 from planner.package import (
-    KL_LIMIT,
     MANIFEST,
     Package,
     open_package,

@@ -66,6 +66,7 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     device_kinds: ClassVar[tuple[str, ...]]  # the kinds of device profile it runs on
+    activations: ClassVar[str]  # what its products read: int8 or float
     deploys: ClassVar[tuple[str, ...]]  # how an adapter may reach it: folded into the `scales`, as a `side` path
 
     @abstractmethod

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Files:
     space: SearchSpace
     fingerprint: str = "f1"
     deploys: str = "scales"
+    activations: Mapping[str, float] = field(default_factory=dict)
 
 
 DEVICE = DeviceProfile(
@@ -300,3 +301,9 @@ def test_planning_on_cached_numbers_never_imports_torch(files: Files) -> None:
 def test_adapters_that_would_run_slowly_are_refused(files: Files) -> None:
     with pytest.raises(ValueError, match=r"deploy as a side path, .* slowly; train with --adapter scales"):
         pipeline.plan(replace(files, deploys="side"), RUNTIMES["onnxruntime"](), DEVICE, WORKLOAD, BUDGET)
+
+
+def test_a_model_that_loses_too_much_by_rounded_activations_is_refused(files: Files) -> None:
+    planned(replace(files, activations={"int8": 0.009, "int4": 1.0}), BUDGET, trials=10)
+    with pytest.raises(ValueError, match=r"activations as int8, which by itself costs smol 0\.012 nats.* --awq"):
+        planned(replace(files, activations={"int8": 0.012}), BUDGET)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -157,6 +158,7 @@ class Files:
     space: SearchSpace
     fingerprint: str = "f1"
     deploys: str = "scales"
+    activations: Mapping[str, float] = field(default_factory=dict)
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ class OnnxRuntime(Runtime):
 
     name = "onnxruntime"
     device_kinds = ("cpu",)
+    activations = "int8"  # accuracy level 4 of MatMulNBits
     deploys = ("scales", "codes")
 
     def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:

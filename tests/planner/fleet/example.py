@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+from planner.bands import KL_LIMIT
 from planner.fleet.index import Amount, Device, Index, Listed, Loss, Served, package_name, slots_of
-from planner.package import KL_LIMIT, Entry
+from planner.package import Entry
 from planner.quality import TextQuality
 from planner.request import Budget, Workload
 from profiles.catalog import load
