@@ -215,7 +215,7 @@ def proof(folder: Path) -> bytes:
     text = Continuation(np.ones((1, 4), np.int32), np.ones((1, 4), np.float32))
     windows, positions = (np.ones(8, np.int32), np.ones(8, np.int32)), np.arange(4, dtype=np.int32)
     prompts = np.ones((1, 3), np.int32)
-    Proof(windows, positions, said, said, said.log_probs, prompts, text, text, 8).save(folder / "proof.safetensors")
+    Proof(windows, positions, said, said, said, prompts, text, text, 8).save(folder / "proof.safetensors")
     return (folder / "proof.safetensors").read_bytes()
 
 
