@@ -6,12 +6,12 @@ are texts of many kinds; a package keeps what transformers makes of them (`plann
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from records.errors import InputError
+from records.reading import read_foreign
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -84,7 +84,7 @@ class Tokenization:
 
 def special_tokens(folder: Path) -> dict[str, str]:
     """The special tokens that a chat template may name, as transformers hands them to it."""
-    settings = optional_json(folder / SETTINGS)
+    settings = read_foreign(folder / SETTINGS)
     named = {name: settings.get(name) for name in SPECIAL}
     extra = settings.get("extra_special_tokens")
     named |= extra if isinstance(extra, dict) else {}
@@ -100,7 +100,7 @@ def chat_template(folder: Path) -> str | None:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path} must be UTF-8, it is not ({error.reason}); copy it again") from None
-    found = optional_json(folder / SETTINGS).get("chat_template")
+    found = read_foreign(folder / SETTINGS).get("chat_template")
     if isinstance(found, list):
         found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
     return found if isinstance(found, str) else None
@@ -109,7 +109,7 @@ def chat_template(folder: Path) -> str | None:
 def stop_ids(model_dir: Path, tokenizer_dir: Path, vocab_size: int) -> list[int]:
     """Every token that ends a text: generation_config's, as `generate` in transformers has it, or else the config's;
     and the tokenizer's end of text. A model that names none gets its last token."""
-    generation, config = (optional_json(model_dir / name) for name in ("generation_config.json", "config.json"))
+    generation, config = (read_foreign(model_dir / name) for name in ("generation_config.json", "config.json"))
     named = generation.get("eos_token_id")
     found = token_ids(config.get("eos_token_id") if named is None else named)
     end = tokenizer_stop(tokenizer_dir)
@@ -119,9 +119,9 @@ def stop_ids(model_dir: Path, tokenizer_dir: Path, vocab_size: int) -> list[int]
 
 def tokenizer_stop(folder: Path) -> int | None:
     """The id of the tokenizer's `eos_token`."""
-    token = optional_json(folder / SETTINGS).get("eos_token")
+    token = read_foreign(folder / SETTINGS).get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
-    added = optional_json(folder / TOKENIZER).get("added_tokens") or []
+    added = read_foreign(folder / TOKENIZER).get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
         raise InputError(f"{folder / TOKENIZER} must list its added_tokens as objects; copy it again")
     for entry in added:
@@ -130,19 +130,6 @@ def tokenizer_stop(folder: Path) -> int | None:
                 raise InputError(f"{folder / TOKENIZER} must give {token!r:.40} an id, it does not; copy it again")
             return token_ids(entry["id"])[0]
     return None
-
-
-def optional_json(path: Path) -> dict[str, Any]:
-    """The object in `path`, empty where there is none. Any number will do: tokenizers write huge ones."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} must hold a JSON object; use the model folder as it was saved")
-    return found
 
 
 def token_ids(value: Any) -> list[int]:

@@ -7,6 +7,7 @@ What fields must be to each other, and their ranges, a dataclass checks in its `
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -82,6 +83,20 @@ def _check_values(data: Any) -> None:
             return
         level = inner
     raise InputError(f"nested deeper than {MAX_DEPTH}")
+
+
+def read_foreign(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model's, {} where there is none. A byte order mark, and numbers of any size, are
+    theirs to write. InputError where it holds anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is damaged: it is not JSON; copy it again") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is damaged: it must hold a JSON object, not a {type(data).__name__}; copy it again")
+    return data
 
 
 def as_record(cls: Any, data: Any, what: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from records.errors import InputError, MissingError
-from records.reading import read_json
+from records.reading import read_foreign, read_json
 from supernet.account import LEFT, READ, TIED, Account, names, refuse_other_tensors
 from supernet.refusals import refuse_settings
 from supernet.sources.base import Source
@@ -69,7 +68,7 @@ class FolderSource(Source):
     def tokenizer(self, trust_remote_code: bool) -> Any:
         from transformers import AutoTokenizer
 
-        own = _json(self.path / "tokenizer_config.json").get("auto_map")
+        own = read_foreign(self.path / "tokenizer_config.json").get("auto_map")
         complete = (self.path / "tokenizer.json").is_file() or (
             (self.path / "vocab.json").is_file() and (self.path / "merges.txt").is_file()
         )
@@ -150,21 +149,9 @@ class FolderSource(Source):
         return any(stored.shape == freq.shape and torch.allclose(stored, freq, rtol=NEAR, atol=1e-6) for freq in own)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is damaged: it is not JSON; copy it again") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is damaged: it must hold a JSON object, not a {type(data).__name__}; copy it again")
-    return data
-
-
 def _generation(path: Path) -> dict[str, Any]:
     """The settings as they are in the file, byte order mark or not; what must be numbers is looked at."""
-    settings = _json(path)
+    settings = read_foreign(path)
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
         value = settings.get(name)
         if value is not None and (

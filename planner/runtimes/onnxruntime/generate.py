@@ -9,8 +9,9 @@ from typing import Any
 from planner.chat import NOON, ChatTemplate
 from planner.runtimes.onnxruntime.settings import CONFIG
 from planner.runtimes.onnxruntime.worker import OUT_OF_MEMORY
-from planner.tokens import Tokenization, optional_json, token_ids
+from planner.tokens import Tokenization, token_ids
 from records.errors import InputError
+from records.reading import read_foreign
 
 
 def generate(folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
@@ -20,7 +21,7 @@ def generate(folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
     """
     tokenization = Tokenization(folder)
     ids = prompt_ids(folder, tokenization, prompt)
-    limit = int(optional_json(folder / CONFIG)["search"]["max_length"])
+    limit = int(read_foreign(folder / CONFIG)["search"]["max_length"])
     if not ids:
         raise InputError("the prompt must have at least one token, this one is empty and the model begins with none")
     if len(ids) >= limit:
@@ -53,7 +54,7 @@ def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any],
         rendered = template.render(chats, NOON) if template and chats else ["the package has no template"] * len(chats)
     except InputError as error:
         rendered = [str(error)] * len(chats)
-    return ids, rendered, token_ids(optional_json(folder / CONFIG)["model"].get("eos_token_id"))
+    return ids, rendered, token_ids(read_foreign(folder / CONFIG)["model"].get("eos_token_id"))
 
 
 def answer(folder: Path, ids: list[int], length: int) -> Iterator[int]:

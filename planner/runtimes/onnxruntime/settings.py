@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from planner.tokens import optional_json, stop_ids, token_ids
+from planner.tokens import stop_ids, token_ids
+from records.reading import read_foreign
 from supernet.spec import ModelSpec
 
 CONFIG = "genai_config.json"
@@ -27,8 +28,8 @@ def write(
     session: dict[str, Any] = {"log_id": "onnxruntime-genai", "provider_options": []}
     if threads:
         session["intra_op_num_threads"] = threads
-    config = optional_json(model_dir / "config.json")
-    generation = optional_json(model_dir / "generation_config.json")
+    config = read_foreign(model_dir / "config.json")
+    generation = read_foreign(model_dir / "generation_config.json")
     stops = stop_ids(model_dir, folder, spec.vocab_size)
     start, pad = (_token(name, generation, config) for name in ("bos_token_id", "pad_token_id"))
     value = {
