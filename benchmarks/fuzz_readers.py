@@ -15,6 +15,7 @@ from typing import Any
 from commands.evaluate import chosen_subnets
 from commands.reports import print_device, print_plan
 from planner import pipeline
+from planner.bands import KL_LIMIT
 from planner.costs import Costs
 from planner.delta import INDEX, apply_delta, signature, write_delta
 from planner.fleet.compare import compared
@@ -23,7 +24,7 @@ from planner.fleet.index import Amount, Device, Index, Listed, Loss, Served, slo
 from planner.fleet.page import page
 from planner.fleet.receipts import Receipt, accept, open_slots
 from planner.frame import loadable
-from planner.package import KL_LIMIT, Entry, open_package
+from planner.package import Entry, open_package
 from planner.plan import Plan
 from planner.proof import Proof
 from planner.quality import EVALUATIONS_FILE, MeasuredQuality

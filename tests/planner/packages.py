@@ -37,6 +37,11 @@ def tiny_plan(
     return replace(made, **changes)
 
 
-def tiny_package(folder: Path, family: str = "llama", workload: Workload | None = None) -> Package:
+def tiny_package(
+    folder: Path, family: str = "llama", workload: Workload | None = None, others: tuple[str, ...] = ()
+) -> Package:
+    """`others` are the names of further devices that it is for."""
     files = RoundedModel(save_tiny(family, folder / "model"))
-    return write_package(RUNTIME, files, tiny_plan(files, workload), folder / "package")
+    plan = tiny_plan(files, workload)
+    plans = {name: replace(plan, device={"name": name, "threads": 1}) for name in others}
+    return write_package(RUNTIME, files, plan, folder / "package", others=plans)

@@ -172,14 +172,14 @@ def test_accept_requires_that_all_is_measured_and_kept(tmp_path: Path) -> None:
 def test_verify_writes_a_receipt_whatever_it_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    package, out = tiny_package(tmp_path), tmp_path / "r.json"
+    package, out = tiny_package(tmp_path, others=("desk",)), tmp_path / "r.json"
     command = ["verify", str(package.path), "--receipt", str(out)]
     code = outcome([*command, "--device", "desk", "--allow-unchecked"])
     made = Receipt.load(out)
     assert code == (1 if any(row.verdict == BROKEN for row in made.rows) else 0)
     assert made.manifest_sha256 == sha256(package.path / "manifest.json")
     assert made.files == {name: sha256(package.path / name) for name in package.files}
-    assert (made.package, made.planned_for, made.device) == ("package", "test", "desk")
+    assert (made.package, made.planned_for, made.device) == ("package", "desk", "desk")
     assert {LOADS, MEMORY, TIME, TO_SUBNET} <= {row.name for row in made.rows}
     assert made.machine.kind == "cpu" and made.versions["onnxruntime"]
     assert platform.node() not in out.read_text() and str(tmp_path) not in out.read_text()
@@ -196,5 +196,5 @@ def test_verify_writes_a_receipt_whatever_it_finds(
     assert outcome(command) == 2  # damaged: of these hashes there is nothing to say
     assert not out.exists()
     capsys.readouterr()
-    assert outcome(["verify", str(package.path), "--device", "desk"]) == 2
-    assert "give --receipt FILE too" in capsys.readouterr().err
+    assert outcome(["verify", str(package.path), "--device", "shelf"]) == 2
+    assert "is made for test, desk, got 'shelf'; give one of them" in capsys.readouterr().err
