@@ -68,6 +68,8 @@ def test_products_of_the_wide_model_give_their_factor() -> None:
     )
     assert found.value == pytest.approx(TRUE[costs.PRODUCTS])
     assert found.spread == pytest.approx(0.125)
+    (less,) = calibrate.product_factor(known("table alone", **{costs.PRODUCTS: 1.0}), 0.001)
+    assert less.value == 1.0 and less.spread == 0.0  # its products were timed while the machine was slower
     assert calibrate.product_factor(replace(device(), kernels=KernelTable()), 1.0) == ()
 
 

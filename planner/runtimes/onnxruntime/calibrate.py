@@ -164,7 +164,8 @@ def exact_bytes(spec: ModelSpec, chosen: Subnet) -> int:
 def product_factor(device: Any, tpot_ms: float) -> tuple[Calibration, ...]:
     """The wide model's time per token against what is planned for it; none where its products were not measured.
 
-    Half of what the factor changes is its spread: a shape between is nearer to the table than this one.
+    No model is faster than its products by themselves: less than 1 says that the machine was slower when those were
+    timed. Half of what the factor changes is its spread: a shape between is nearer to the table than this one.
     """
     if not device.kernels:
         return ()
@@ -173,5 +174,5 @@ def product_factor(device: Any, tpot_ms: float) -> tuple[Calibration, ...]:
     products = sum(item.ms for item in found if item.unit)
     if any(item.basis == ESTIMATE for item in found if item.unit):
         return ()
-    factor = max(0.0, (tpot_ms - sum(item.ms for item in found) + products) / products)
+    factor = max(1.0, (tpot_ms - sum(item.ms for item in found) + products) / products)
     return (Calibration(costs.RUNTIME, costs.PRODUCTS, factor, costs.UNITS[costs.PRODUCTS], abs(factor - 1) / 2),)
