@@ -32,6 +32,7 @@ def choose(
     """
     costs, device = framed.costs, framed.costs.device
     compared = _compare(framed, proposed, measured)
+    least = compared[0]
     if taken is not None:
         compared = tuple(sorted(compared, key=lambda one: one.subnet != taken))
     best = compared[0]
@@ -51,7 +52,7 @@ def choose(
         dropped=framed.dropped,
         notes=(
             *framed.notes,
-            *_verdict(compared),
+            *_verdict(compared, least),
             *measured_on(best.measured),
             *framed.table.notes(),
             *_basis(device),
@@ -72,17 +73,24 @@ def _compare(framed: Framed, proposed: Proposed, measured: Mapping[Subnet, Quali
         )
         for kind, candidate in proposed.finalists
     ]  # fmt: skip
-    return tuple(sorted(compared, key=lambda c: c.measured.get("kl", c.predicted_kl)))
+    return tuple(sorted(compared, key=_kl))
 
 
-def _verdict(compared: Sequence[Compared]) -> Iterator[str]:
-    """Whether searching was worth it here, in a line."""
+def _kl(one: Compared) -> float:
+    return one.measured.get("kl", one.predicted_kl)
+
+
+def _verdict(compared: Sequence[Compared], least: Compared) -> Iterator[str]:
+    """Whether searching was worth it here, in a line; what sharing costs where another than the `least` was taken."""
     best, uniform = compared[0], next((c for c in compared if c.kind == UNIFORM), None)
     planned = next((c for c in compared if c.kind == PLANNED), None)
     if not best.measured:
         yield "quality is predicted from sensitivities, nothing was measured for this plan"
+    if _kl(best) > _kl(least):
+        yield f"shared with other devices: KL {_kl(best):.4g}, {_kl(least):.4g} with this device's own best plan"
+    elif not best.measured:
         return
-    if uniform is None:
+    elif uniform is None:
         yield "no uniform subnet fits this budget"
     elif planned is None:
         yield f"the best subnet for this budget is {uniform.source}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from planner.bands import MEMORY
 from planner.fleet import plan as fleet_plan
 from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.plan import FleetPlan, plan_fleet
+from planner.plan import Plan
+from planner.promise import Promise
 from planner.quality import Quality
 from planner.request import Budget, Workload
 from planner.runtimes import RUNTIMES
@@ -64,6 +67,28 @@ def test_more_may_be_lost_by_fewer_packages(files: Files) -> None:
     devices = [wanted(f"d{mb}", mb * 10**6) for mb in (216, 228, 240)]
     counts = [len(planned(files, *devices, max_loss=share).packages) for share in (0.0, 1.0, 1000.0)]
     assert counts[0] == 3 and counts[-1] == 1 and counts == sorted(counts, reverse=True)
+
+
+def test_a_plan_that_shares_says_what_that_costs_and_reads_back_as_it_was_written(files: Files) -> None:
+    """What is there already is known by its plan: where that did not read back equal, it would be written anew."""
+
+    def measure(subnets: Sequence[Subnet]) -> list[Quality]:
+        return [
+            {"kl": quality["kl"], "texts": {"prose": {**quality, "windows": 8}}} for quality in additive(files)(subnets)
+        ]
+
+    devices = [wanted(f"d{mb}", mb * 10**6) for mb in (216, 228)]
+    made = planned(files, *devices, max_loss=1000.0, measure=measure)
+    assert len(made.packages) == 1
+    notes = [" ".join(member.plan.notes if member.plan else ()) for member in made.members]
+    assert "shared with other devices" not in notes[0] and "KL " in notes[0]
+    best = made.members[1].best_kl
+    assert f"shared with other devices: KL {made.members[1].kl:.4g}, {best:.4g} with this device's" in notes[1]
+    for member in made.members:
+        assert member.plan is not None
+        plan, promise = member.plan.portable(), Promise.of(member.plan)
+        assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+        assert Promise.from_json(json.loads(json.dumps(promise.to_json()))) == promise
 
 
 def test_devices_alike_are_one_problem_and_each_subnet_is_measured_once(files: Files) -> None:
