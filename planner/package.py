@@ -161,7 +161,8 @@ def _write(
 
 
 def promises_of(plans: Mapping[str, Plan]) -> dict[str, Promise]:
-    return {name: Promise.of(plan) for name, plan in plans.items()}
+    """By name, so that a manifest does not depend on the order in which a fleet names its devices."""
+    return {name: Promise.of(plans[name]) for name in sorted(plans)}
 
 
 def write_manifest(
