@@ -230,9 +230,10 @@ class Difference:
 class Index:
     """An export for a fleet.
 
-    `max_loss` is the share by which a device may lose more than with its own best plan. `proven` says that no fewer
-    packages do; where it is not, `gap` is by which share fewer might. `date` is when it was written, or what
-    `SOURCE_DATE_EPOCH` says. `model` is as a plan's. `differences` are those from a baseline, where there was one.
+    `max_loss` is the share by which a device may lose more than with its own best plan. `proven` says that no fewer of
+    the subnets that were proposed for these devices do; where it is not, `gap` is by which share fewer might. `date` is
+    when it was written, or what `SOURCE_DATE_EPOCH` says. `model` is as a plan's. `differences` are those from a
+    baseline, where there was one.
     """
 
     date: str
@@ -252,16 +253,21 @@ class Index:
             twice = [name for name, count in Counter(one.name for one in known).items() if count > 1]
             if twice:
                 raise InputError(f"{what} of an index have names of their own, {twice[0]!r:.80} is there twice")
-        names = {package.name for package in self.packages}
-        devices = {device.name for device in self.devices}
-        for device in self.devices:
-            if device.package is not None and device.package not in names:
-                raise InputError(f"{device.name!r:.80} takes a package of the index, {device.package!r:.80} is none")
+        manifests = {package.name: package.manifest_sha256 for package in self.packages}
+        takes = {device.name: device.package for device in self.devices}
+        for name, package in takes.items():
+            if package is not None and package not in manifests:
+                raise InputError(f"{name!r:.80} takes a package of the index, {package!r:.80} is none")
         if len({slot.key for slot in self.slots}) < len(self.slots):
             raise InputError("each package, device and check of an index has one slot, one of them has two")
         for slot in self.slots:
-            if slot.package not in names or slot.device not in devices:
-                raise InputError(f"a slot is of a package and a device of the index, {slot.package!r:.80} is not")
+            if takes.get(slot.device) != slot.package:
+                raise InputError(
+                    f"a slot is of a device of the index and its package, {slot.device!r:.80} does not take "
+                    f"{slot.package!r:.80}"
+                )
+            if slot.manifest_sha256 != manifests[slot.package]:
+                raise InputError(f"a slot is of its package's manifest, one of {slot.package} is of another")
         check("the name of the model", self.model.get("name"), str)
         for name in ("max_loss", "gap"):
             check(name, getattr(self, name), float, least=0)
@@ -305,7 +311,7 @@ def _check_sha256(name: str, value: str) -> None:
 
 
 def package_name(model: str, mean_bits: float, subnet: Subnet, runtime: str, workload: Workload) -> str:
-    """`smollm2-135m-3.9bits-4096-1f3a9c2b`: model, mean bits, context, and a hash of all that the files follow from."""
+    """`smollm2-135m-3.9bits-4096-1f3a9c2b`: model, mean bits, context, and a hash of subnet, runtime and workload."""
     plain = re.sub(r"[^a-z0-9.]+", "-", model.rpartition("/")[2].lower()).strip("-.")[:60] or "model"
     text = json.dumps([subnet.digest, runtime, workload.to_json()])
     return f"{plain}-{mean_bits:.1f}bits-{workload.context}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

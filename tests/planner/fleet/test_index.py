@@ -49,7 +49,9 @@ def test_every_device_with_a_package_has_every_slot() -> None:
         (lambda data: data["packages"].append(data["packages"][0]), "there twice"),
         (lambda data: data["packages"].pop(0), "takes a package of the index"),
         (lambda data: data["slots"].append(data["slots"][0]), "has one slot"),
-        (lambda data: data["slots"][0].update(device="other"), "a slot is of a package and a device"),
+        (lambda data: data["slots"][0].update(device="other"), "'other' does not take 'smollm2"),
+        (lambda data: data["slots"][0].update(device="desk"), "'desk' does not take 'smollm2"),
+        (lambda data: data["slots"][0].update(manifest_sha256="0" * 64), "one of smollm2.* is of another"),
         (lambda data: data["slots"][0].update(check="speed"), "a slot checks one of"),
         (lambda data: data["packages"][0].update(name="../x"), "plain name"),
         (lambda data: data["packages"][0].update(manifest_sha256="x"), "64 hexadecimal digits"),
@@ -57,7 +59,7 @@ def test_every_device_with_a_package_has_every_slot() -> None:
         (lambda data: data["devices"][-1].update(refused=""), "or the reason why not"),
         (lambda data: data["model"].clear(), "the name of the model must be text"),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_what_is_no_index_is_refused(tmp_path: Path, change: Callable[[Any], Any], said: str) -> None:
     data = json.loads(json.dumps(index().to_json()))
