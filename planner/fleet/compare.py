@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from planner.amounts import amount
-from planner.fleet.index import Difference, Index, Served
+from planner.fleet.index import Difference, Index, Loss, Served
 
 _FIGURES: tuple[tuple[str, str, str, Callable[[Served], float | None]], ...] = (
     ("loss", "worse", "nats/token", lambda device: device.loss.kl if device.loss else None),
@@ -20,7 +20,8 @@ _FIGURES: tuple[tuple[str, str, str, Callable[[Served], float | None]], ...] = (
 def compared(new: Index, old: Index, allow: float) -> tuple[Difference, ...]:
     """A line for each figure of each device that is off by more than the share `allow`, the worse ones first.
 
-    Less is noted and no failure, and so are new devices. A loss that was measured is not compared with a predicted one.
+    Less is noted and no failure, and so are new devices. A loss that was measured is not compared with a predicted one,
+    nor with one that was measured on other texts.
     """
     before = {device.name: device for device in old.devices}
     now = {device.name: device for device in new.devices}
@@ -49,11 +50,8 @@ def _of_device(old: Served, new: Served, allow: float) -> Iterator[Difference]:
         before, now = value(old), value(new)
         if before is None or now is None:
             continue
-        if what == "loss" and old.loss and new.loss and old.loss.measured != new.loss.measured:
-            kinds = ["measured" if one.measured else "predicted" for one in (old.loss, new.loss)]
-            yield Difference(
-                new.name, what, f"{new.name}: loss was {kinds[0]} and is {kinds[1]} now: not compared", False
-            )
+        if old.loss and new.loss and what == "loss" and (was := _of(old.loss)) != (is_ := _of(new.loss)):
+            yield Difference(new.name, what, f"{new.name}: loss was {was} and is {is_} now: not compared", False)
             continue
         slack = allow * abs(before)
         share = f", {now / before - 1:+.1%}" if before > 0 else ""
@@ -64,6 +62,11 @@ def _of_device(old: Served, new: Served, allow: float) -> Iterator[Difference]:
             )
         elif now < before - slack:
             yield Difference(new.name, what, f"{new.name}: better, {figures}{since}", False)
+
+
+def _of(loss: Loss) -> str:
+    """What its number is of: numbers of other kinds, or of other texts, say nothing about each other."""
+    return f"measured on {', '.join(sorted(loss.texts)) or 'one text'}" if loss.measured else "predicted"
 
 
 def _asked(old: Served, new: Served) -> Iterator[str]:

@@ -10,7 +10,9 @@ import pytest
 from planner.fleet.compare import compared
 from planner.fleet.index import Index, Loss
 from planner.request import Budget, Workload
-from tests.planner.fleet.example import index
+from tests.planner.fleet.example import index, loss
+
+LOSS = loss(0.121)
 
 
 def changed(made: Index, name: str, **changes: Any) -> Index:
@@ -29,7 +31,7 @@ def test_the_same_index_has_no_differences() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"loss": Loss(0.1265, True)}, "kiosk: worse, loss 0.121 -> 0.1265, +4.5%, allowed +2%"),
+        ({"loss": replace(LOSS, kl=0.1265)}, "kiosk: worse, loss 0.121 -> 0.1265, +4.5%, allowed +2%"),
         ({"memory_bytes": 300_000_000}, "kiosk: bigger, memory "),
         ({"disk_bytes": 300_000_000}, "kiosk: bigger, disk "),
         ({"tpot_ms": 6.5}, "kiosk: slower, time per token 6.2 ms -> 6.5 ms, +4.8%, allowed +2%"),
@@ -47,7 +49,7 @@ def test_what_is_worse_is_one_line(changes: dict[str, Any], line: str) -> None:
 
 
 def test_what_is_within_what_is_allowed_is_nothing() -> None:
-    new = changed(index(), "kiosk", loss=Loss(0.1265, True), tpot_ms=6.5)
+    new = changed(index(), "kiosk", loss=replace(LOSS, kl=0.1265), tpot_ms=6.5)
     assert lines(new, index(), 0.05) == []
 
 
@@ -67,4 +69,12 @@ def test_devices_come_and_go() -> None:
 
 def test_a_predicted_loss_is_not_compared_with_a_measured_one() -> None:
     found = lines(changed(index(), "kiosk", loss=Loss(9.0, False)), index())
-    assert found == [(False, "kiosk: loss was measured and is predicted now: not compared")]
+    assert found == [(False, "kiosk: loss was measured on held-out, python manual and is predicted now: not compared")]
+
+
+def test_losses_on_other_texts_are_not_compared() -> None:
+    fewer = replace(LOSS, kl=9.0, texts={"held-out": LOSS.texts["held-out"]})
+    (line,) = lines(changed(index(), "kiosk", loss=fewer), index())
+    assert line == (
+        False, "kiosk: loss was measured on held-out, python manual and is measured on held-out now: not compared"
+    )  # fmt: skip
