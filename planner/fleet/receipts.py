@@ -28,12 +28,13 @@ SCHEMA = 1
 _REMAKE = "make it again with `bitfleet verify PACKAGE --receipt FILE`"
 _ROWS = {LOADS: LOADS, KL: TO_SUBNET, MEMORY: "peak memory", TIME: "time per token"}
 """Which row of a check fills a slot."""
+FIRST = "time to first token"
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What `verify` found on one machine. `files` are SHA-256 by name, `planned_for` is the device of the package's
-    plan, and `device` the one of the fleet that this machine is, where whoever ran it said so."""
+    """What `verify` found on one machine. `files` are SHA-256 by name, `planned_for` is the device whose promises the
+    rows hold, and `device` the one of the fleet that this machine is, where whoever ran it said so."""
 
     package: str
     manifest_sha256: str
@@ -136,7 +137,8 @@ def _filled(slot: Slot, device: Served, receipt: Receipt) -> Slot:
     row = receipt.row(slot.check) if slot.manifest_sha256 == receipt.manifest_sha256 else None
     if row is None or row.measured is None:
         return slot
-    here, broken = answers(slot.check, receipt, device), _breaks(slot, row)
+    here, fault = answers(slot.check, receipt, device), _fault(receipt) if slot.check == LOADS else ""
+    broken = _breaks(slot, row) or bool(fault)
     found = Filled(
         date=receipt.date,
         machine=receipt.machine,
@@ -144,7 +146,7 @@ def _filled(slot: Slot, device: Served, receipt: Receipt) -> Slot:
         sha256=receipt.sha256,
         counts=here and not row.open,
         broken=broken,
-        note=row.note if row.open or broken else "" if here else "measured on another machine",
+        note=fault or (row.note if row.open or broken else "" if here else "measured on another machine"),
     )
     known = slot.receipt
     if known is not None and _rank(known) > _rank(found):
@@ -165,6 +167,13 @@ def _breaks(slot: Slot, row: Row) -> bool:
         return True
     over = slot.promised is not None and row.measured > slot.promised * (1 + (slot.band or 0.0))
     return over or (slot.limit is not None and row.measured > slot.limit)
+
+
+def _fault(receipt: Receipt) -> str:
+    """What is broken that no slot is for: nothing counts of a package whose text or size is not what was promised. A
+    time to the first token is a machine's own."""
+    names = [row.name for row in receipt.rows if row.verdict == BROKEN and row.name not in (*_ROWS.values(), FIRST)]
+    return f"{', '.join(names)}: broken" if names else ""
 
 
 def answers(check: str, receipt: Receipt, device: Served) -> bool:

@@ -100,6 +100,18 @@ def test_what_is_broken_is_by_the_numbers_of_the_slot() -> None:
                      f"{slots[TIME].package} on raspberry-pi-5-8gb: time per token is broken"]  # fmt: skip
 
 
+def test_what_no_slot_is_for_breaks_a_package_as_well() -> None:
+    text = Row("greedy text", "tokens", 64, 3, verdict=BROKEN, note="as the subnet")
+    first = Row("time to first token", "ms", 1.0, 9.0, verdict=BROKEN)
+    made = accept(index(), [receipt(index(), rows=(*ROWS, text, first))])
+    slots = of(made, "small-pi")
+    assert slots[LOADS].broken and not slots[KL].broken
+    lines = [line for slot, line in open_slots(made) if slot.key == slots[LOADS].key]
+    assert lines == [f"{slots[LOADS].package} on small-pi: loads is broken: greedy text: broken"]
+    made = accept(index(), [receipt(index(), rows=(*ROWS, first))])  # of that machine alone
+    assert of(made, "small-pi")[LOADS].state == "holds"
+
+
 def test_what_could_not_be_checked_fills_nothing() -> None:
     rows = (*ROWS[:2], Row(TIME, "ms", 31.4, 60.0, verdict=None, note="this machine is slower"))
     slot = of(accept(index(), [receipt(index(), rows=rows)]), "raspberry-pi-5-8gb")[TIME]
