@@ -220,8 +220,6 @@ class _Reading:
         if "bandwidth_bytes_per_s" in data:
             data |= {"bandwidth_basis": "datasheet", "bandwidth_spread": None}
         unsaid = {"vendor": "unknown", "model": name, "date": "unknown"} if like is None else load(like).to_json()
-        if like is not None and "memory" not in fields:
-            data["memory_bytes"] = unsaid["memory_bytes"]
         try:
             return DeviceProfile.from_json({**unsaid, **data, "name": name, "measured": False, "source": "fleet file"})
         except InputError as error:
