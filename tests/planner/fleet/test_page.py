@@ -91,7 +91,7 @@ def test_the_page_is_whole_and_loads_nothing(made: Index) -> None:
 def test_the_page_says_all_that_a_reader_takes_a_package_by() -> None:
     text = Tags(page(filled())).text
     for said in (
-        "4 packages for 7 devices, every one within 5 % of its own best loss. No fewer packages would do",
+        "4 packages for 7 devices, every one within 5 % of its own best loss. No fewer of the subnets that were",
         "own best 0.1162, +4.1 %", "its own best", "31.4 ms of 50.0 ms, estimate",
         "watch a watch memory of 100 MB cannot be met, the smallest plan needs 168.3 MB of memory; use --mem 168.3MB",
         "kiosk: worse, loss 0.1154 -> 0.121, +4.9%, allowed +2%", "KL per token 0.412 nats, measured",
