@@ -181,15 +181,24 @@ def _mark(path: Path) -> str:
     return f".{path.name.encode()[:_LONGEST_NAME].decode(errors='ignore')}.tmp-"
 
 
+def remove_left_over(folder: Path) -> None:
+    """What processes that are gone had half written in `folder`, whatever its name was to be."""
+    _remove_marked(folder, r"\..+\.tmp-")
+
+
 def _remove_left_over(path: Path) -> None:
     """Temporary files and folders for `path` of processes that are gone."""
+    _remove_marked(path.parent, re.escape(_mark(path)))
+
+
+def _remove_marked(folder: Path, mark: str) -> None:
     try:
-        names = os.listdir(path.parent)
+        names = os.listdir(folder)
     except OSError:
         return
     for name in names:
-        found = re.fullmatch(re.escape(_mark(path)) + r"(\d+)-[0-9a-f]{8}", name)
-        left = path.with_name(name)
+        found = re.fullmatch(mark + r"(\d+)-[0-9a-f]{8}", name)
+        left = folder / name
         if found and left not in _ours and not _runs_elsewhere(int(found[1])):
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)

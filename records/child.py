@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import subprocess
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from records.signals import unbroken
+
+TIDY_S = 10.0
+"""A child that is asked to end has so long to remove what it had half written."""
 
 
 def run_child(command: Sequence[str], input: Any = None, timeout: float | None = None, **options: Any) -> Any:
@@ -23,3 +35,60 @@ def run_child(command: Sequence[str], input: Any = None, timeout: float | None =
             process.kill()
             process.communicate()
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+@contextmanager
+def workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of `count` processes, started anew: those of a fork would share the threads of solvers.
+
+    Where the block is left by an error or a signal, and where this process is killed, they are sent SIGTERM; what they
+    do then within `stoppable` is undone as it is here. Ctrl-C reaches this process alone.
+    """
+    pool = _Pool(count, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        _end(multiprocessing.active_children())
+        raise
+    finally:
+        pool.shutdown()
+
+
+class _Pool(ProcessPoolExecutor):
+    def submit(self, call: Callable[..., Any], /, *given: Any, **options: Any) -> Future[Any]:
+        """Processes start here. A signal that comes meanwhile waits until they are known, and SIGINT, which a terminal
+        sends to all of a group, they never see."""
+        with unbroken():
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                return super().submit(call, *given, **options)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(children: Sequence[BaseProcess]) -> None:
+    for child in children:
+        child.terminate()
+    running, deadline = {child.sentinel: child for child in children}, time.monotonic() + TIDY_S
+    while running and time.monotonic() < deadline:
+        for ended in wait(list(running), max(0.0, deadline - time.monotonic())):
+            del running[ended]  # type: ignore[arg-type]
+    for child in running.values():
+        child.kill()
+
+
+def _follow_parent() -> None:
+    """End with the parent, also where it was killed: a pool's processes would wait for more forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        deadline = time.monotonic() + TIDY_S
+        while time.monotonic() < deadline:  # `stoppable` heeds the first, and once it is left one ends the process
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ from records.child import run_child
 from records.errors import Terminated
 from records.signals import stoppable
 
+ROOT = Path(__file__).resolve().parents[2]
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
@@ -58,3 +60,75 @@ def test_a_signal_while_the_child_works_leaves_none() -> None:
     with pytest.raises(KeyboardInterrupt), stoppable():
         run_child(SLEEPS)
     assert len(children()) == before and time.monotonic() - began < 30
+
+
+def pools(body: str, tmp_path: Path) -> subprocess.Popen[str]:
+    """A process of a session of its own that has a pool of two, and sleeps in both."""
+    script = tmp_path / "pools.py"
+    script.write_text(
+        "import pathlib, signal, sys, time\n"
+        "from records.child import workers\n"
+        "from records.signals import stoppable\n"
+        "def work(name):\n"
+        "    with stoppable():\n"
+        "        pathlib.Path(name).write_text('half')\n"
+        "        try:\n"
+        "            time.sleep(60)\n"
+        "        finally:\n"
+        "            pathlib.Path(name).unlink()\n"
+        "def main():\n"
+        "    with workers(2) as pool:\n"
+        "        jobs = [pool.submit(work, f'half{n}') for n in range(2)]\n"
+        "        while len(list(pathlib.Path().glob('half*'))) < 2:\n"
+        "            time.sleep(0.01)\n"
+        "        print('ready', flush=True)\n"
+        f"        {body}\n"
+        "        jobs[0].result()\n"
+        "if __name__ == '__main__':\n"
+        "    with stoppable():\n"
+        "        main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, script.name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def gone(session: int, within_s: float = 20) -> bool:
+    """Whether nothing of a session runs any more, soon."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        there = [p for p in psutil.process_iter(["status"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
+        if not any(_session(process.pid) == session for process in there):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda n: str(n.name))
+def test_a_pool_ends_with_its_process_and_undoes_what_was_half_done(tmp_path: Path, number: signal.Signals) -> None:
+    process = pools("pass", tmp_path)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    assert gone(process.pid)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode != 0 and not list(tmp_path.glob("half*"))
+    assert said.count("Traceback") <= (number != signal.SIGKILL), said  # its own alone
+
+
+def test_an_error_in_the_block_ends_what_a_pool_does(tmp_path: Path) -> None:
+    process = pools("raise ValueError('enough')", tmp_path)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1 and said.rstrip().endswith("ValueError: enough")
+    assert gone(process.pid) and not list(tmp_path.glob("half*"))
