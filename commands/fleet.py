@@ -13,16 +13,20 @@ from commands.exits import BROKEN, OK, OVER_BUDGET
 from commands.fleet_accept import accept
 from commands.measuring import measured_quality
 from commands.names import default_supernet, own_device, runtime_named, trained_supernet
-from commands.terminal import JSON, TRUST, emit, note, say, table
+from commands.terminal import JSON, TRUST, emit, note, say, stream, table
 from commands.waiting import progress
 from planner.amounts import milliseconds, size
+from planner.rows import BROKEN as ROW_BROKEN
 from records.atomic import check_output
-from records.errors import InputError
+from records.errors import InputError, SystemFailure
 from records.installed import require_training
 
 if TYPE_CHECKING:
-    from planner.fleet.index import Index
+    from planner.fleet.index import Index, Listed
     from planner.fleet.plan import FleetPlan, Member
+    from planner.fleet.receipts import Receipt
+    from planner.runtimes.base import Runtime
+    from profiles.device import DeviceProfile
     from supernet.checkpoint import SupernetFiles
 
 
@@ -60,6 +64,7 @@ def _share(context: click.Context, option: click.Parameter, value: str) -> float
 
 @fleet.command("", cls=_Plain)
 @click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--supernet", metavar="DIR", help="Where the supernet is; the default is what FILE says.")
 @click.option("--example", is_flag=True, help="Print a commented file that works as it is.")
 @click.option("--export", "dist", metavar="DIR", type=click.Path(path_type=Path), help="Write packages and an index.")
 @click.option("--verify", is_flag=True, help="With --export: verify the packages that this machine can run.")
@@ -75,20 +80,23 @@ def _share(context: click.Context, option: click.Parameter, value: str) -> float
 @JSON
 @click.pass_context
 def plan(
-    context: click.Context, file: Path | None, example: bool, dist: Path | None, verify: bool, baseline: Path | None,
-    allow: float, page: Path | None, predict: bool, trials: int, seed: int, trust: bool, as_json: bool,
+    context: click.Context, file: Path | None, supernet: str | None, example: bool, dist: Path | None, verify: bool,
+    baseline: Path | None, allow: float, page: Path | None, predict: bool, trials: int, seed: int, trust: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Plan every device in FILE, and the fewest packages that serve each nearly as well as its own best.
 
-    A device that cannot be served is said with its smallest budget, and the others go on; the exit code is 3 then.
+    A device that cannot be served is said with its smallest budget, and the others go on; the exit code is 3 then. It
+    is 1 where a promise is broken, or worse than --baseline allows.
     `bitfleet fleet accept` fills in what was measured where the packages landed.
     """
+    from planner.fleet.export import check_folder
     from planner.fleet.fleetfile import EXAMPLE, read_fleet
     from planner.fleet.index import Index
     from planner.fleet.plan import plan_fleet
 
     if example:
-        say(EXAMPLE.rstrip())
+        stream(EXAMPLE)
         return
     if file is None:
         raise InputError("FILE is missing; `bitfleet fleet --example > fleet.toml` makes one")
@@ -98,24 +106,26 @@ def plan(
     if page is not None:
         check_output(page, next_step="give another --html")
     if dist is not None:
-        check_output(dist / "any", folder=True, next_step="give another --export")
-    asked = read_fleet(file, own_device)
-    if dist is not None:
+        check_folder(dist)
         require_training()
-    files = default_supernet() if asked.supernet is None else trained_supernet(asked.supernet, trust)
+    asked = read_fleet(file, own_device)
+    where = supernet or asked.supernet
+    files = default_supernet() if where is None else trained_supernet(where, trust)
     measure = None if predict else measured_quality(files, None, trust)
     command = shlex.join(["bitfleet", *sys.argv[1:]])
     with progress() as report:
         made = plan_fleet(files, asked, runtime_named, measure, trials, seed, command, report)
-    index = None if dist is None else _exported(made, files, dist, before, allow, verify, page)
+    index, broken = None, False
+    if dist is not None:
+        index, broken = _exported(made, files, dist, before, allow, verify, page)
     if as_json:
         emit(_to_json(made) | ({} if index is None else {"index": index.to_json()}))
     else:
         print_fleet(made)
         if index is not None:
-            _print_export(index, dist or Path())
+            _print_export(index, dist or Path(), before is not None)
     worse = index is not None and (any(d.worse for d in index.differences) or any(s.broken for s in index.slots))
-    context.exit(BROKEN if worse else OVER_BUDGET if made.refused else OK)
+    context.exit(BROKEN if worse or broken else OVER_BUDGET if made.refused else OK)
 
 
 def _exported(
@@ -126,60 +136,99 @@ def _exported(
     allow: float,
     verify: bool,
     page: Path | None,
-) -> Index:
-    """Packages, index, checksums and page."""
+) -> tuple[Index, bool]:
+    """Packages, index, checksums and page; and whether something was found broken that no slot is for."""
     from dataclasses import replace
 
     from planner.fleet.compare import compared
     from planner.fleet.export import check_names, index_of, left_over, write_packages, write_sums
+    from planner.fleet.index import INDEX
     from planner.fleet.page import page as html
     from planner.fleet.page import write_page
     from planner.fleet.receipts import accept as accepted
+    from planner.fleet.receipts import kept
     from records.atomic import write_text
     from records.lock import locked
 
-    check_names(made, dist)
-    dist.mkdir(parents=True, exist_ok=True)
-    with locked(dist / "index.json", "another export"):
-        with progress() as report:
-            written = write_packages(made, files, runtime_named, dist, report)
-        note(f"wrote {len(written)} packages, {len(made.packages) - len(written)} were there")
-        index = index_of(made, files, runtime_named, dist)
-        if verify:
-            index = accepted(index, _verified(index, dist))
-        if before is not None:
-            index = replace(index, differences=compared(index, before, allow))
+    def save(index: Index) -> None:
         index.save(dist)
-        write_sums(index, dist)
         write_page(index, dist)
         if page is not None:
             write_text(page, html(index))
+
+    check_names(made, dist)
+    dist.mkdir(parents=True, exist_ok=True)
+    broken = False
+    with locked(dist / INDEX, "another export"):
+        with progress() as report:
+            written = write_packages(made, files, runtime_named, dist, report, note)
+        note(f"wrote {_count(len(written), 'package')}, {len(made.packages) - len(written)} were there")
+        index = index_of(made, files, runtime_named, dist)
+        index = kept(index, _measured_before(dist))
+        if before is not None:
+            index = replace(index, differences=compared(index, before, allow))
+        save(index)  # before the rest, which may be stopped: the packages are there
+        write_sums(index, dist)
+        if verify:
+            receipts, broken = _verified(index, dist)
+            index = accepted(index, receipts)
+            save(index)
     for name in left_over(index, dist):
         note(f"note: {dist / name} is no package of this fleet; remove it where nobody needs it")
-    return index
+    return index, broken
 
 
-def _verified(index: Index, dist: Path) -> list[Any]:
-    """A receipt of this machine for each package."""
+def _measured_before(dist: Path) -> Index | None:
+    """The index of the last export into `dist`, whose receipts are still good where nothing changed."""
+    from planner.fleet.index import INDEX, Index
+
+    try:
+        return Index.load(dist) if (dist / INDEX).exists() else None
+    except InputError as error:
+        note(f"note: what was measured is not kept: {error}")
+        return None
+
+
+def _verified(index: Index, dist: Path) -> tuple[list[Receipt], bool]:
+    """A receipt of this machine for each package that it can run, and whether the one promise is broken that no slot is
+    for."""
     from planner.fleet.index import Device
-    from planner.fleet.receipts import receipt_of
+    from planner.fleet.receipts import FIRST, not_loaded, receipt_of
     from planner.package import open_package
     from planner.verify import verify
     from profiles.cpu import profile_cpu
 
-    machine, found = Device.of(profile_cpu(measure_bandwidth=False)), []
+    here = profile_cpu(measure_bandwidth=False)
+    machine, found, broken = Device.of(here), [], False
     for package in index.packages:
-        opened = open_package(dist / package.name)
         runtime = runtime_named(package.runtime)
+        if why := _cannot_run(runtime, package, here):
+            note(f"not verified here: {package.name}: {why}")
+            continue
+        opened = open_package(dist / package.name)
         own = [device.name for device in index.devices if device.package == package.name
                and device.device.model == machine.model]  # fmt: skip
         note(f"verifying {package.name}")
-        with progress() as report:
-            checked = verify(runtime, opened.path, report, device=own[0] if own else None, elsewhere=not own)
-        for row in checked.broken:
-            note(f"{package.name}: {row.name} is broken{f': {row.note}' if row.note else ''}")
-        found.append(receipt_of(opened, machine, runtime.versions(), checked.rows, own[0] if own else ""))
-    return found
+        try:
+            with progress() as report:
+                rows = verify(runtime, opened.path, report, device=own[0] if own else None, elsewhere=not own).rows
+        except (InputError, SystemFailure) as error:
+            rows = not_loaded(f"{error}")
+        for row in rows:
+            if row.verdict == ROW_BROKEN and row.name == FIRST:
+                note(f"{package.name}: {row.name} is broken{f': {row.note}' if row.note else ''}")
+                broken = True
+        found.append(receipt_of(opened, machine, runtime.versions(), rows, own[0] if own else ""))
+    return found, broken
+
+
+def _cannot_run(runtime: Runtime, package: Listed, machine: DeviceProfile) -> str:
+    if machine.kind not in runtime.device_kinds:
+        return f"it runs on {' and '.join(runtime.device_kinds)}"
+    needs = sum(item.bytes for item in package.memory)
+    if needs > machine.usable_bytes:
+        return f"it takes {size(needs)} of memory, this machine has {size(machine.usable_bytes)}"
+    return ""
 
 
 def print_fleet(made: FleetPlan) -> None:
@@ -199,9 +248,13 @@ def print_fleet(made: FleetPlan) -> None:
         served = len(made.members) - len(made.refused)
         say()
         within = f"each within {100 * made.max_loss:.3g} % of its best"
-        say(f"{len(made.packages)} packages for {served} devices, {within}: {proven}")
+        say(f"{_count(len(made.packages), 'package')} for {_count(served, 'device')}, {within}: {proven}")
     for member in made.refused:
         say(f"not served: {member.wanted.name}: {member.refused}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _device_row(member: Member, package: str) -> tuple[str, ...]:
@@ -215,18 +268,20 @@ def _device_row(member: Member, package: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _print_export(index: Index, dist: Path) -> None:
+def _print_export(index: Index, dist: Path, compared: bool) -> None:
     from planner.fleet.receipts import open_slots
 
     say()
     for difference in index.differences:
         say(difference.line)
+    if compared and not index.differences:
+        say("no difference from the baseline beyond what is allowed")
     for slot, line in open_slots(index):
         if slot.broken:
             say(line)
     total = sum(package.bytes for package in index.packages)
     left = sum(1 for _ in open_slots(index))
-    say(f"{dist}: {len(index.packages)} packages, {size(total)}; index.json, SHA256SUMS, index.html")
+    say(f"{dist}: {_count(len(index.packages), 'package')}, {size(total)}; index.json, SHA256SUMS, index.html")
     if left:
         next_step = "bitfleet verify PACKAGE --receipt FILE, where it landed"
         say(f"{left} of {len(index.slots)} checks are still promises: {next_step}")

@@ -17,7 +17,7 @@ from planner.shortage import readable
 from profiles.device import DeviceProfile
 from records.errors import InputError
 from supernet.sensitivity_table import SensitivityTable
-from supernet.space import SearchSpace
+from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
 DEPTHS = 4
@@ -72,6 +72,18 @@ def frame(
     spec, refusal = files.spec, device_refusal(runtime, device)
     if refusal is not None:
         raise InputError(f"{refusal}, got {device.name}; plan for another --device")
+    space, dropped = check_servable(files, table, runtime)
+    workload.check(spec)
+    limits, notes = _limits(budget, device)
+    costs = Costs(runtime, spec, workload, device)
+    costs.latency(Subnet(tuple((unit, choices[0]) for unit, choices in space)))  # refuses a device of unknown speed
+    problem = Problem(space, table.by_choice, costs.resources(space, limits), groups=_groups(spec))
+    return Framed(files, table, costs, budget, limits, problem, dropped, notes)
+
+
+def check_servable(files: Supernet, table: SensitivityTable, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:
+    """What `runtime` can load of a supernet, and what it cannot with the reason: `loadable`. InputError where no device
+    could be served."""
     if files.deploys not in runtime.deploys:
         raise InputError(
             f"{runtime.name} runs adapters folded into {' or '.join(runtime.deploys)}, those of {files.path} deploy "
@@ -80,17 +92,13 @@ def frame(
     lost = files.activations.get(runtime.activations, 0.0)
     if lost > KL_LIMIT:
         raise InputError(
-            f"{runtime.name} multiplies activations as {runtime.activations}, which by itself costs {spec.name} "
+            f"{runtime.name} multiplies activations as {runtime.activations}, which by itself costs {files.spec.name} "
             f"{lost:.3g} nats a token, and a package may be off by {KL_LIMIT:.3g}: a few channels are far larger than "
             "the rest; train with a larger --awq, which evens them out, or plan for another --runtime"
         )
-    workload.check(spec)
-    space, dropped = loadable(files.space, spec, runtime)
+    space, dropped = loadable(files.space, files.spec, runtime)
     table.check(space, files.fingerprint)
-    limits, notes = _limits(budget, device)
-    costs = Costs(runtime, spec, workload, device)
-    problem = Problem(space, table.by_choice, costs.resources(space, limits), groups=_groups(spec))
-    return Framed(files, table, costs, budget, limits, problem, dropped, notes)
+    return space, dropped
 
 
 def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:

@@ -48,7 +48,7 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     try:
         data = parse_json(raw)
     except InputError as error:
-        raise InputError(f"{path} is not JSON that is read here ({error}), so not a {what}; {remedy}") from None
+        raise InputError(f"{path} is not JSON that is read here ({error}), so no {what}; {remedy}") from None
     if not isinstance(data, dict):
         raise InputError(f"a {what} is a JSON object, {path} holds a {type(data).__name__}; {remedy}")
     return data

@@ -42,13 +42,13 @@ def fewest(losses: Sequence[Sequence[float | None]], max_loss: float) -> Cover:
     if not np.isfinite(best).all():
         raise ValueError("every device needs a candidate that can serve it")
     allowed = np.isfinite(table) & (table <= best * (1 + max_loss) * (1 + 1e-12))
-    count, gap = _least_count(allowed)
+    opened, gap = _least(allowed)
     excess = np.where(allowed, table / np.maximum(best, 1e-30) - 1, np.inf)
-    return Cover(_assigned(excess, count), gap)
+    return Cover(_assigned(excess, opened), gap)
 
 
-def _least_count(allowed: NDArray[np.bool_]) -> tuple[int, float]:
-    """How many candidates cover all devices, and the share by which fewer might."""
+def _least(allowed: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float]:
+    """Candidates that cover all devices, and the share by which fewer might."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
@@ -57,20 +57,22 @@ def _least_count(allowed: NDArray[np.bool_]) -> tuple[int, float]:
     with quiet():
         done = milp(np.ones(rows.shape[1]), constraints=constraint, bounds=Bounds(0, 1),
                     integrality=np.ones(rows.shape[1]), options={"time_limit": TIME_LIMIT_S})  # fmt: skip
-    if done.x is None:  # no time for even one: everybody has its own best
-        return len(rows), 1.0
-    count = round(done.fun)
+    if done.x is None:  # no time for even one: all are open, and everybody has its own best
+        return np.ones(rows.shape[1], bool), 1.0
+    opened = done.x > 0.5
+    count = int(opened.sum())
     bound = np.ceil(done.mip_dual_bound - 1e-6)  # packages are whole
-    return count, max(0.0, (count - bound) / count)
+    return opened, max(0.0, (count - bound) / count)
 
 
-def _assigned(excess: NDArray[np.float64], count: int) -> tuple[int, ...]:
-    """For each device one of at most `count` candidates, so that the sum of `excess` is least."""
+def _assigned(excess: NDArray[np.float64], cover: NDArray[np.bool_]) -> tuple[int, ...]:
+    """For each device one of at most as many candidates as `cover` has, so that the sum of `excess` is least; those of
+    `cover` where there is no time to find better ones."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array
 
     devices, candidates = np.nonzero(np.isfinite(excess))
-    pairs, opened = len(devices), excess.shape[1]
+    pairs, opened, count = len(devices), excess.shape[1], int(cover.sum())
     number = np.arange(pairs)
     ones = np.ones(pairs)
     each = coo_array((ones, (devices, number)), shape=(len(excess), pairs + opened))
@@ -89,5 +91,5 @@ def _assigned(excess: NDArray[np.float64], count: int) -> tuple[int, ...]:
     with quiet():
         done = milp(cost, constraints=constraints, bounds=Bounds(0, 1), integrality=integral,
                     options={"time_limit": TIME_LIMIT_S})  # fmt: skip
-    open_ = done.x[pairs:] > 0.5 if done.x is not None else np.ones(opened, bool)
+    open_ = cover if done.x is None else done.x[pairs:] > 0.5
     return tuple(int(choice) for choice in np.where(open_, excess, np.inf).argmin(axis=1))

@@ -6,20 +6,17 @@ content is not written again, so a run that was stopped goes on.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from planner.bands import KL_LIMIT, bands
 from planner.fleet.index import (
+    INDEX,
+    KIND,
     SUMS,
     Device,
     Index,
@@ -31,10 +28,12 @@ from planner.fleet.index import (
     sha256sums,
     slots_of,
 )
+from planner.fleet.page import PAGE
 from planner.fleet.plan import FleetPlan, Member, Shared
 from planner.package import (
     MANIFEST,
     Package,
+    check_replaceable,
     open_package,
     promises_of,
     threads_of,
@@ -43,12 +42,19 @@ from planner.package import (
 )
 from planner.plan import Plan
 from planner.runtimes.base import ESTIMATE, Progress, Runtime
-from records.atomic import check_output, sha256, write_text
+from profiles.cpu import profile_cpu
+from profiles.device import DeviceProfile
+from records.atomic import check_output, remove_left_over, sha256, write_text
+from records.child import workers
 from records.dates import made_now
-from records.errors import InputError
+from records.errors import InputError, SystemFailure
+from records.lock import locked
+from records.reading import read_json
+from records.signals import stoppable
 
 LIBRARIES_BYTES, WEIGHTS = 700_000_000, 1.5  # what an export takes, and times the model's weights in bfloat16
 """Measured: benchmarks/half_billion.py."""
+_NEXT = "give another --export"
 
 
 @dataclass(frozen=True)
@@ -63,41 +69,85 @@ class Job:
     threads: int
 
 
+def check_folder(dist: Path) -> None:
+    """InputError before the work unless an export can be written into `dist`: a free name, an older export, or a folder
+    without files of an export's names."""
+    if not dist.exists():
+        check_output(dist, folder=True, next_step=_NEXT)
+        return
+    if not dist.is_dir():
+        raise InputError(f"{dist} must be a folder or a free name, it is neither; {_NEXT}")
+    for name in (INDEX, SUMS, PAGE):
+        check_output(dist / name, next_step=_NEXT)
+    odd = next((name for name in (INDEX, SUMS, PAGE) if (dist / name).exists()), None)
+    if odd is not None and not _is_index(dist / INDEX):
+        raise InputError(f"{dist / odd} is of no export and would be replaced; {_NEXT}")
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        return read_json(path, "index", _NEXT).get("kind") == KIND
+    except InputError:
+        return False
+
+
 def check_names(planned: FleetPlan, dist: Path) -> None:
     """InputError before the work where a package could not appear in `dist`."""
-    check_output(dist / "any", folder=True, next_step="give another --export")
     for package in planned.packages:
-        check_output(dist / package.name, folder=True, next_step="give another --export")
+        check_output(dist / package.name, folder=True, next_step=_NEXT)
+        check_replaceable(dist / package.name)
 
 
 def write_packages(
-    planned: FleetPlan, files: Any, runtime_of: Callable[[str], Runtime], dist: Path, progress: Progress | None = None
-) -> tuple[str, ...]:
+    planned: FleetPlan, files: Any, runtime_of: Callable[[str], Runtime], dist: Path, progress: Progress | None = None,
+    waiting: Callable[[str], None] | None = None,
+) -> tuple[str, ...]:  # fmt: skip
     """Write what is not in `dist` yet, in the fleet's order. Returns the names of what was written now.
 
-    Errors are those of `planner.package.write_package`; what was finished stays.
+    Errors are those of `planner.package.write_package`; what was finished stays. A package that another process is
+    writing is waited for, which `waiting` is told; without it, that is an InputError.
     """
     report = progress or (lambda what, share: None)
     dist.mkdir(parents=True, exist_ok=True)
-    todo = [p for p in planned.packages if not _there(p, files.fingerprint, runtime_of(p.kind.runtime), dist / p.name)]
+    todo = []
+    for package in planned.packages:
+        with locked(dist / package.name, "another export", waiting):
+            if not _there(package, files.fingerprint, runtime_of(package.kind.runtime), dist / package.name):
+                todo.append(package)
+    remove_left_over(dist)
     done = len(planned.packages) - len(todo)
     report(f"exporting, {done} of {len(planned.packages)} packages", done / max(1, len(planned.packages)))
     if not todo:
         return ()
-    workers = at_once(len(todo), weights_bytes(files.spec))
-    threads = max(1, (psutil.cpu_count() or 1) // workers)
+    machine = profile_cpu(measure_bandwidth=False)
+    count = at_once(len(todo), weights_bytes(files.spec), machine)
+    threads = max(1, (machine.threads or 1) // count)
     jobs = [
         Job(str(files.path), files.trusted, runtime_of(p.kind.runtime), p.plans, dist / p.name, threads) for p in todo
     ]
-    with _workers(workers) as pool:
-        open_: set[Future[None]] = {pool.submit(_export, job) for job in jobs}
-        while open_:
-            finished, open_ = wait(open_, return_when=FIRST_COMPLETED)
-            for one in finished:
-                one.result()
-                done += 1
-            report(f"exporting, {done} of {len(planned.packages)} packages", done / len(planned.packages))
+
+    def wrote(packages: int) -> None:
+        report(f"exporting, {done + packages} of {len(planned.packages)} packages",
+               (done + packages) / len(planned.packages))  # fmt: skip
+
+    _run(jobs, count, wrote)
     return tuple(p.name for p in todo)
+
+
+def _run(jobs: Sequence[Job], at_once: int, wrote: Callable[[int], None]) -> None:
+    with workers(at_once) as pool:
+        running: set[Future[None]] = {pool.submit(_export, job) for job in jobs}
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for one in finished:
+                try:
+                    one.result()
+                except BrokenProcessPool:
+                    raise SystemFailure(
+                        "a process that wrote a package was killed, which a system does where memory runs out; close "
+                        "programs and run this again: it goes on"
+                    ) from None
+            wrote(len(jobs) - len(running))
 
 
 def weights_bytes(spec: Any) -> int:
@@ -105,47 +155,22 @@ def weights_bytes(spec: Any) -> int:
     return 2 * (sum(unit.weights for unit in spec.units) + int(spec.float_parameters))
 
 
-def at_once(packages: int, weights: int) -> int:
-    """How many exports the memory has room for, at most one a core."""
-    room = psutil.virtual_memory().available // int(LIBRARIES_BYTES + WEIGHTS * weights)
-    return max(1, min(packages, psutil.cpu_count() or 1, room))
-
-
-@contextmanager
-def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one, however it ends: a package is whole or not there."""
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_follow_parent)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown()
-
-
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+def at_once(packages: int, weights: int, machine: DeviceProfile) -> int:
+    """How many exports `machine` has the memory for, at most one a core."""
+    room = machine.usable_bytes // int(LIBRARIES_BYTES + WEIGHTS * weights)
+    return max(1, min(packages, machine.threads or 1, room))
 
 
 def _export(job: Job) -> None:
-    import torch
+    with stoppable():  # what is half written goes
+        import torch
 
-    from supernet.checkpoint import open_supernet
+        from supernet.checkpoint import open_supernet
 
-    torch.set_num_threads(job.threads)
-    files = open_supernet(job.supernet, trust_remote_code=job.trust)
-    (name, plan), *others = job.plans.items()
-    write_package(job.runtime, files, plan, job.out, others=dict(others))
+        torch.set_num_threads(job.threads)
+        files = open_supernet(job.supernet, trust_remote_code=job.trust)
+        (_, plan), *others = job.plans.items()
+        write_package(job.runtime, files, plan, job.out, others=dict(others))
 
 
 def _there(package: Shared, fingerprint: str, runtime: Runtime, path: Path) -> bool:

@@ -4,19 +4,15 @@ fewest packages are chosen that serve each device nearly as well as its own best
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-
-import psutil
 
 from planner.choose import choose
 from planner.fleet.cover import fewest
 from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.index import loss_of, package_name
-from planner.frame import Framed, Supernet, frame
+from planner.frame import Framed, Supernet, check_servable, frame
 from planner.pipeline import measured
 from planner.plan import PLANNED, Plan
 from planner.propose import TRIALS, Proposed, propose
@@ -25,6 +21,8 @@ from planner.request import DEFAULT_CONTEXT, DEFAULT_PROMPT_TOKENS, Workload
 from planner.runtimes.base import Progress, Runtime
 from planner.search.base import Candidate, Problem
 from planner.shortage import KEYS, budget_error
+from profiles.cpu import profile_cpu
+from records.child import workers
 from records.errors import InputError
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Subnet
@@ -108,11 +106,12 @@ def plan_fleet(
     """A plan for each device of `fleet`, and the packages that they share.
 
     A device that cannot be served is refused with its reason, and the others go on. InputError or MissingError where
-    nothing can be planned for anybody.
+    nothing can be planned for anybody, because of the supernet.
     """
     report = progress or (lambda what, share: None)
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
     runtimes = {name: runtime_of(name) for name in dict.fromkeys(wanted.runtime for wanted in fleet.devices)}
+    _check_any(files, table, list(runtimes.values()))
     framed = [_framed(files, table, runtimes[wanted.runtime], wanted) for wanted in fleet.devices]
     report("searching", 0.0)
     problems = list(_distinct([one.problem for one in framed if isinstance(one, Framed)]))
@@ -124,6 +123,18 @@ def plan_fleet(
     qualities = measured([one.proposed for one in members if one.proposed], measure)
     report("choosing packages", 1.0)
     return _covered(members, qualities, fleet.max_loss, len(problems), command)
+
+
+def _check_any(files: Supernet, table: SensitivityTable, runtimes: Sequence[Runtime]) -> None:
+    """InputError where the supernet is for none of these: that is no device's fault, and no budget mends it."""
+    errors = []
+    for runtime in runtimes:
+        try:
+            check_servable(files, table, runtime)
+        except InputError as error:
+            errors.append(error)
+    if len(errors) == len(runtimes) > 0:
+        raise errors[0]
 
 
 def _framed(files: Supernet, table: SensitivityTable, runtime: Runtime, wanted: Wanted) -> Framed | str:
@@ -159,8 +170,7 @@ def _proposed(
 
     if len(problems) <= ALONE:
         return kept(map(search, problems))
-    workers = min(len(problems), psutil.cpu_count() or 1)  # not forked: the solvers have threads
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with workers(min(len(problems), profile_cpu(measure_bandwidth=False).threads or 1)) as pool:
         return kept(pool.map(search, problems))
 
 

@@ -29,6 +29,7 @@ _REMAKE = "make it again with `bitfleet verify PACKAGE --receipt FILE`"
 _ROWS = {LOADS: LOADS, KL: TO_SUBNET, MEMORY: "peak memory", TIME: "time per token"}
 """Which row of a check fills a slot."""
 FIRST = "time to first token"
+"""A row that is promised and that no slot is for."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,22 @@ def accept(index: Index, receipts: Sequence[Receipt]) -> Index:
         _check(index, receipt)
         slots = tuple(_filled(slot, devices[slot.device], receipt) for slot in slots)
     return replace(index, slots=slots)
+
+
+def kept(index: Index, before: Index | None) -> Index:
+    """The index with what was measured for the one `before` it, where that still answers: of the same files, with the
+    same limits and promises, for a device that is what it was."""
+    if before is None:
+        return index
+    known = {slot.key: slot for slot in before.slots if slot.receipt is not None}
+    was, now = ({one.name: one.device for one in made.devices} for made in (before, index))
+
+    def of(slot: Slot) -> Slot:
+        old = known.get(slot.key)
+        same = old is not None and replace(old, measured=None, receipt=None) == slot
+        return old if old is not None and same and was[slot.device] == now[slot.device] else slot
+
+    return replace(index, slots=tuple(map(of, index.slots)))
 
 
 def _check(index: Index, receipt: Receipt) -> None:
