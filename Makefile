@@ -1,4 +1,6 @@
 # make demo   install into .venv, then the main job on the embedded default model (about 10 minutes on 2 cores)
+# make fleet  after make demo: plan for six devices of the catalogue and this machine (examples/fleet.toml), export the
+#             packages that they share into demo/dist, with an index and a page, and verify them here (at most 4 minutes)
 # make test   install into .venv, then ruff, mypy and pytest
 # make serving  the quick tests that need no torch, in .venv-serving, where `pip install .` alone was done
 # make lint   ruff and mypy alone; make install: the installation alone; make clean: back to a fresh checkout
@@ -25,10 +27,10 @@ SERVING := .venv-serving
 SERVING_TESTS := tests/records tests/profiles tests/test_cli.py tests/test_outputs.py tests/test_docs.py \
 	tests/test_architecture.py $(patsubst %,tests/planner/test_%.py,delta plan quality request search_exact search_feasible search_depth)
 
-.PHONY: help install demo test serving lint clean
+.PHONY: help install demo fleet test serving lint clean
 
 help:
-	@sed -n 's/^# make/make/p' Makefile
+	@sed -n '/^# make/,/^#$$/s/^# //p' Makefile
 
 install: $(VENV)/stamp-package $(VENV)/stamp-model
 
@@ -87,6 +89,13 @@ demo: install
 	$(BIN)/bitfleet verify demo/small
 	$(BIN)/bitfleet verify demo/large
 	@echo "next: $(BIN)/bitfleet run demo/large 'What is the capital of France?'"
+
+fleet: install
+	@[ -f demo/supernet/supernet.json ] && [ -f demo/device.json ] || \
+		{ echo "error: make fleet exports what make demo trained, and demo/ is not there; next: make demo" >&2; exit 2; }
+	$(BIN)/bitfleet fleet examples/fleet.toml --export demo/dist --verify
+	cd demo/dist && sha256sum -c --quiet SHA256SUMS
+	@echo "next: a browser on demo/dist/index.html"
 
 clean:
 	rm -rf $(VENV) $(SERVING) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
