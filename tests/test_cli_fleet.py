@@ -211,11 +211,8 @@ def test_what_was_measured_is_kept_while_it_is_of_the_same_files(
 @pytest.mark.parametrize(
     ("found", "code", "told"),
     [
-        (
-            Row("tokenizer", "count", 58, 57, verdict=BROKEN, note="other tokens"),
-            1,
-            "tokenizer is broken: other tokens",
-        ),
+        (Row("tokenizer", "count", 58, 57, verdict=BROKEN), 1, "loads is broken: tokenizer: broken"),
+        (Row(FIRST, "ms", 58, 99, verdict=BROKEN, note="twice"), 1, "time to first token is broken: twice"),
         (InputError("it has no room"), 1, "loads is broken: it has no room"),
         (Row("tokenizer", "count", 58, 58), 0, ""),
     ],
