@@ -15,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 TORCH_ARGS ?=
-MINUTES ?= 5
+MINUTES ?= 6
 VENV := .venv
 BIN := $(VENV)/bin
 # One line for each file that pip fetches; what it fetched before and where it looked is noise.
