@@ -18,6 +18,7 @@ from commands.waiting import progress
 from planner.amounts import milliseconds, size
 from planner.rows import BROKEN as ROW_BROKEN
 from records.atomic import check_output
+from records.dates import made_now
 from records.errors import InputError, SystemFailure
 from records.installed import require_training
 
@@ -102,6 +103,7 @@ def plan(
         raise InputError("FILE is missing; `bitfleet fleet --example > fleet.toml` makes one")
     if dist is None and (verify or baseline or page):
         raise InputError("--verify, --baseline and --html are of an export; give --export DIR")
+    made_now()  # a wrong SOURCE_DATE_EPOCH is said now, and not after the work
     before = None if baseline is None else Index.load(baseline)
     if page is not None:
         check_output(page, next_step="give another --html")
@@ -115,6 +117,7 @@ def plan(
     command = shlex.join(["bitfleet", *sys.argv[1:]])
     with progress() as report:
         made = plan_fleet(files, asked, runtime_named, measure, trials, seed, command, report)
+    del measure  # and the supernet that it holds: exports side by side need the room
     index, broken = None, False
     if dist is not None:
         index, broken = _exported(made, files, dist, before, allow, verify, page)
@@ -244,7 +247,7 @@ def print_fleet(made: FleetPlan) -> None:
             shown = size(first.chosen.disk_bytes), f"{first.chosen.mean_bits:.2f}", ", ".join(package.plans)
             packages.append((package.name, *shown))
         table(("PACKAGE", "WEIGHTS", "MEAN BITS", "FOR"), packages)
-        proven = "proven the least" if made.gap == 0 else f"fewer may do, by up to {made.gap:.0%}"
+        proven = "proven the fewest of those proposed" if made.gap == 0 else f"fewer may do, by up to {made.gap:.0%}"
         served = len(made.members) - len(made.refused)
         say()
         within = f"each within {100 * made.max_loss:.3g} % of its best"

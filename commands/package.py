@@ -17,6 +17,7 @@ from commands.terminal import JSON, TRUST, emit, note, say, stream
 from commands.waiting import progress
 from planner.amounts import size
 from records.atomic import check_output
+from records.dates import made_now
 from records.errors import InputError, MissingError, SystemFailure
 from records.installed import require_training
 
@@ -38,6 +39,7 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
     from planner.probes import Probes
     from supernet.checkpoint import SUPERNET, open_supernet
 
+    made_now()  # a wrong SOURCE_DATE_EPOCH is said now, and not after the work
     made = Plan.load(plan)
     check_output(out, folder=True)
     check_replaceable(out)

@@ -11,7 +11,7 @@ from typing import Protocol
 from planner.bands import KL_LIMIT
 from planner.costs import Costs
 from planner.request import Budget, Workload
-from planner.runtimes.base import Runtime
+from planner.runtimes.base import FLOAT, Runtime
 from planner.search.base import Problem
 from planner.shortage import readable
 from profiles.device import DeviceProfile
@@ -78,7 +78,14 @@ def frame(
     costs = Costs(runtime, spec, workload, device)
     costs.latency(Subnet(tuple((unit, choices[0]) for unit, choices in space)))  # refuses a device of unknown speed
     problem = Problem(space, table.by_choice, costs.resources(space, limits), groups=_groups(spec))
-    return Framed(files, table, costs, budget, limits, problem, dropped, notes)
+    return Framed(files, table, costs, budget, limits, problem, dropped, (*notes, *_unpriced(files, runtime)))
+
+
+def _unpriced(files: Supernet, runtime: Runtime) -> tuple[str, ...]:
+    """Supernets of before do not know what rounded activations cost."""
+    if runtime.activations == FLOAT or runtime.activations in files.activations:
+        return ()
+    return (f"what {runtime.activations} activations cost this model was not measured: `verify` tells, or train again",)
 
 
 def check_servable(files: Supernet, table: SensitivityTable, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:

@@ -12,7 +12,7 @@ import pytest
 
 from planner.fleet import export
 from planner.fleet.index import INDEX, MEMORY, Index
-from planner.fleet.receipts import FIRST, Receipt
+from planner.fleet.receipts import Receipt
 from planner.rows import BROKEN, Row
 from records.errors import InputError
 from records.lock import locked
@@ -48,7 +48,7 @@ def test_rows_of_devices_and_of_packages(bitfleet: Bitfleet, fleet: Path) -> Non
     lines = done.out.splitlines()
     assert lines[0].split() == ["DEVICE", "PACKAGE", "MEMORY", "LIMIT", "TIME", "PER", "TOKEN", "KL", "OWN", "BEST"]
     assert [line.split()[0] for line in lines[1:4]] == ["kiosk", "desk", "office"]
-    assert lines[-1] == "2 packages for 3 devices, each within 5 % of its best: proven the least"
+    assert lines[-1] == "2 packages for 3 devices, each within 5 % of its best: proven the fewest of those proposed"
     data = json.loads(bitfleet("fleet", fleet, "--predict", "--json").out)
     assert [device["package"] for device in data["devices"]] == [line.split()[1] for line in lines[1:4]]
     assert data["proven"] and data["problems"] == 2 and "index" not in data

@@ -58,11 +58,11 @@ def _least(allowed: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float]:
         done = milp(np.ones(rows.shape[1]), constraints=constraint, bounds=Bounds(0, 1),
                     integrality=np.ones(rows.shape[1]), options={"time_limit": TIME_LIMIT_S})  # fmt: skip
     if done.x is None:  # no time for even one: all are open, and everybody has its own best
-        return np.ones(rows.shape[1], bool), 1.0
+        return np.ones(rows.shape[1], bool), 1 - 1 / len(rows)
     opened = done.x > 0.5
     count = int(opened.sum())
-    bound = np.ceil(done.mip_dual_bound - 1e-6)  # packages are whole
-    return opened, max(0.0, (count - bound) / count)
+    bound = max(1.0, np.ceil(done.mip_dual_bound - 1e-6))  # packages are whole, and there is one at least
+    return opened, max(0.0, float(count - bound) / count)
 
 
 def _assigned(excess: NDArray[np.float64], cover: NDArray[np.bool_]) -> tuple[int, ...]:

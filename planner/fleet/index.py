@@ -310,10 +310,13 @@ def _check_sha256(name: str, value: str) -> None:
         raise InputError(f"{name} must be 64 hexadecimal digits, got {value!r:.80}")
 
 
-def package_name(model: str, mean_bits: float, subnet: Subnet, runtime: str, workload: Workload) -> str:
-    """`smollm2-135m-3.9bits-4096-1f3a9c2b`: model, mean bits, context, and a hash of subnet, runtime and workload."""
+def package_name(
+    model: str, mean_bits: float, subnet: Subnet, runtime: str, workload: Workload, threads: int | None = None
+) -> str:
+    """`smollm2-135m-3.9bits-4096-1f3a9c2b`: model, mean bits, context, and a hash of that, of the subnet, the runtime,
+    the batch and the threads. A package is for any prompt."""
     plain = re.sub(r"[^a-z0-9.]+", "-", model.rpartition("/")[2].lower()).strip("-.")[:60] or "model"
-    text = json.dumps([subnet.digest, runtime, workload.to_json()])
+    text = json.dumps([subnet.digest, runtime, workload.context, workload.batch, threads])
     return f"{plain}-{mean_bits:.1f}bits-{workload.context}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -34,11 +34,13 @@ ALONE = 3
 
 @dataclass(frozen=True)
 class Kind:
-    """What devices must have in common to take the same package."""
+    """What devices must have in common to take the same package. `threads` are those that a measured device's times
+    are promised with; None where nothing was measured, and the runtime takes what there is."""
 
     runtime: str
     context: int
     batch: int
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,9 @@ class _Served:
 
     @property
     def kind(self) -> Kind:
-        return Kind(self.wanted.runtime, self.workload.context, self.workload.batch)
+        profile = self.wanted.profile
+        threads = profile.threads if profile.measured else None
+        return Kind(self.wanted.runtime, self.workload.context, self.workload.batch, threads)
 
 
 def _asked(wanted: Wanted, spec: ModelSpec) -> Workload:
@@ -218,7 +222,7 @@ def _covered(
     least, most = 0.0, 0
     for kind in dict.fromkeys(one.kind for one in served if one.proposed):
         same = [one for one in served if one.proposed and one.kind == kind]
-        candidates = _candidates(same)
+        candidates = _candidates([one for one in served if one.proposed and one.wanted.runtime == kind.runtime])
         losses = [[_loss(one, subnet, qualities) for subnet in candidates] for one in same]
         cover = fewest(losses, max_loss)
         for one, row, number in zip(same, losses, cover.takes, strict=True):
@@ -275,6 +279,7 @@ def _member(
 def _shared(kind: Kind, members: Sequence[Member]) -> Shared:
     plan = members[0].plan
     assert plan is not None
-    workload = replace(plan.workload, prompt_tokens=1)  # a package is for any prompt
-    name = package_name(str(plan.model["name"]), plan.chosen.mean_bits, plan.subnet, kind.runtime, workload)
+    name = package_name(
+        str(plan.model["name"]), plan.chosen.mean_bits, plan.subnet, kind.runtime, plan.workload, kind.threads
+    )
     return Shared(name, kind, tuple(members))

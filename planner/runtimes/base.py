@@ -24,6 +24,7 @@ def weakest(bases: Iterable[str]) -> str:
     return max(bases, key=BASES.index, default=EXACT)
 
 
+FLOAT = "float"  # activations that are not rounded
 PREFILL = "prefill"
 DECODE = "decode"
 
@@ -66,7 +67,7 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     device_kinds: ClassVar[tuple[str, ...]]  # the kinds of device profile it runs on
-    activations: ClassVar[str]  # what its products read: int8 or float
+    activations: ClassVar[str]  # what its products read: int8, or FLOAT
     deploys: ClassVar[tuple[str, ...]]  # how an adapter may reach it: folded into the `scales`, as a `side` path
 
     @abstractmethod

@@ -22,6 +22,8 @@ def fit(model: Any, facts: Facts, vocab_size: int, context: int, add: Callable[[
     graph = model.graph
     turned = {node.input[2]: node.input[3] for node in graph.node if node.op_type == "RotaryEmbedding"}
     turned |= {n.input[7]: n.input[8] for n in graph.node if n.op_type == "GroupQueryAttention" and len(n.input) > 8}
+    if turned and not facts.rotaries:
+        raise InputError("the model's rotary embedding has no frequencies that could be read; it cannot be exported")
     plain = {name for pair in turned.items() for name in pair}
     for node in graph.node:
         if node.op_type == "GroupQueryAttention":

@@ -150,3 +150,27 @@ def test_the_names_of_packages_follow_from_their_content_alone(files: Files, tmp
     one = planned(files, wanted("a", 226_000_000, prompt_tokens=10))
     other = planned(files, wanted("b", 226_000_000, prompt_tokens=100), wanted("c", 300_000_000, context=1024))
     assert one.packages[0].name == other.packages[0].name
+
+
+def test_measured_devices_of_other_threads_do_not_share(files: Files) -> None:
+    """What is promised of them was measured with their own."""
+    two, four = (replace(wanted("d", 300_000_000), name=f"t{n}", profile=replace(DEVICE, threads=n)) for n in (2, 4))
+    made = planned(files, two, four)
+    assert [package.kind.threads for package in made.packages] == [2, 4]
+    assert len({package.name for package in made.packages}) == 2
+    unmeasured = [replace(w, profile=replace(w.profile, measured=False)) for w in (two, four)]
+    assert len(planned(files, *unmeasured).packages) == 1
+
+
+def test_a_subnet_proposed_for_another_context_may_serve(files: Files) -> None:
+    """Losses do not depend on the context: what is best anywhere within the limits is a device's own best."""
+    seen = planned(files, wanted("short", 226_000_000), wanted("long", 226_000_000 + 40 * 10**6, context=1024))
+    alone = [planned(files, m.wanted).members[0] for m in seen.members]
+    assert all(m.best_kl <= a.best_kl * (1 + 1e-9) for m, a in zip(seen.members, alone, strict=True))
+
+
+def test_a_supernet_that_was_never_priced_says_so(files: Files) -> None:
+    (member,) = planned(files, wanted("box", 226_000_000)).members
+    assert member.plan is not None and any("int8 activations cost" in note for note in member.plan.notes)
+    (member,) = planned(replace(files, activations={"int8": 1e-4}), wanted("box", 226_000_000)).members
+    assert member.plan is not None and not any("int8 activations cost" in note for note in member.plan.notes)
