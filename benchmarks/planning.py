@@ -53,7 +53,7 @@ def main() -> None:
     rows.append(("bitfleet --help", f"{statistics.median(helped):.2f}", ""))
     table(("", "seconds", "of which the exact solution"), rows)
     claims = [
-        Claim("seconds to plan for one more device, worst", max(planned), 10),
+        Claim("seconds to plan for one more device, worst", max(planned), 8),
         Claim("of which the exact solution, worst", max(exact), 2),
         Claim("seconds of bitfleet --help, median", statistics.median(helped), 0.3),
     ]
