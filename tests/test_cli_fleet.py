@@ -12,7 +12,7 @@ import pytest
 
 from planner.fleet import export
 from planner.fleet.index import INDEX, MEMORY, Index
-from planner.fleet.receipts import Receipt
+from planner.fleet.receipts import FIRST, Receipt
 from planner.rows import BROKEN, Row
 from records.errors import InputError
 from records.lock import locked
