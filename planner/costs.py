@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from planner.bands import MEMORY, TPOT, TTFT, bands
 from planner.latency import LatencyEstimate, estimate_latency
@@ -20,18 +20,26 @@ from supernet.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Costs:
-    """The runtime's arithmetic with everything fixed but the subnet."""
+    """The runtime's arithmetic with everything fixed but the subnet. `known` are estimates that were made, which alike
+    devices of other names may share."""
 
     runtime: Runtime
     spec: ModelSpec
     workload: Workload
     device: DeviceProfile
+    known: dict[tuple[Any, Subnet], Any] = field(default_factory=dict, compare=False, repr=False)
 
     def memory(self, subnet: Subnet) -> MemoryEstimate:
-        return estimate_memory(self.runtime, self.spec, subnet, self.workload, self.device)
+        return cast(MemoryEstimate, self._once(estimate_memory, subnet))
 
     def latency(self, subnet: Subnet) -> LatencyEstimate:
-        return estimate_latency(self.runtime, self.spec, subnet, self.workload, self.device)
+        return cast(LatencyEstimate, self._once(estimate_latency, subnet))
+
+    def _once(self, estimate: Callable[..., Any], subnet: Subnet) -> Any:
+        if (estimate, subnet) not in self.known:
+            made = estimate(self.runtime, self.spec, subnet, self.workload, self.device)
+            self.known[estimate, subnet] = made
+        return self.known[estimate, subnet]
 
     def disk_bytes(self, subnet: Subnet) -> int:
         return int(sum(amount for _, amount in self._disk_items(subnet)))

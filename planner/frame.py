@@ -88,6 +88,17 @@ def _unpriced(files: Supernet, runtime: Runtime) -> tuple[str, ...]:
     return (f"what {runtime.activations} activations cost this model was not measured: `verify` tells, or train again",)
 
 
+def renamed(framed: Framed, device: DeviceProfile) -> Framed:
+    """The same for a `device` that differs in its name alone."""
+    before, now = (_limits(framed.budget, one)[1] for one in (framed.costs.device, device))
+    notes = dict(zip(before, now, strict=True))
+    return replace(
+        framed,
+        costs=replace(framed.costs, device=device),
+        notes=tuple(notes.get(line, line) for line in framed.notes),
+    )
+
+
 def check_servable(files: Supernet, table: SensitivityTable, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:
     """What `runtime` can load of a supernet, and what it cannot with the reason: `loadable`. InputError where no device
     could be served."""

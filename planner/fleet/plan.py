@@ -12,7 +12,7 @@ from planner.choose import choose
 from planner.fleet.cover import fewest
 from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.index import loss_of, package_name
-from planner.frame import Framed, Supernet, check_servable, frame
+from planner.frame import Framed, Supernet, check_servable, frame, renamed
 from planner.pipeline import measured
 from planner.plan import PLANNED, Plan
 from planner.propose import TRIALS, Proposed, propose
@@ -114,7 +114,7 @@ def plan_fleet(
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
     runtimes = {name: runtime_of(name) for name in dict.fromkeys(wanted.runtime for wanted in fleet.devices)}
     _check_any(files, table, list(runtimes.values()))
-    framed = [_framed(files, table, runtimes[wanted.runtime], wanted) for wanted in fleet.devices]
+    framed = list(_all_framed(files, table, runtimes, fleet.devices))
     report("searching", 0.0)
     problems = list(_distinct([one.problem for one in framed if isinstance(one, Framed)]))
     found = _proposed(problems, files.spec, trials, seed, partial(report, "searching"))
@@ -137,6 +137,22 @@ def _check_any(files: Supernet, table: SensitivityTable, runtimes: Sequence[Runt
             errors.append(error)
     if len(errors) == len(runtimes) > 0:
         raise errors[0]
+
+
+def _all_framed(
+    files: Supernet, table: SensitivityTable, runtimes: Mapping[str, Runtime], devices: Sequence[Wanted]
+) -> Iterator[Framed | str]:
+    """The problem of each device, or why it has none; devices that differ in their names alone are framed once."""
+    known: dict[Wanted, Framed] = {}
+    for wanted in devices:
+        nameless = replace(wanted, name="any", device="any", profile=replace(wanted.profile, name="any"))
+        if nameless not in known:
+            found = _framed(files, table, runtimes[wanted.runtime], wanted)
+            if isinstance(found, Framed):
+                known[nameless] = found
+            yield found
+            continue
+        yield renamed(known[nameless], replace(wanted.profile, name=wanted.name))
 
 
 def _framed(files: Supernet, table: SensitivityTable, runtime: Runtime, wanted: Wanted) -> Framed | str:
@@ -223,7 +239,11 @@ def _covered(
     for kind in dict.fromkeys(one.kind for one in served if one.proposed):
         same = [one for one in served if one.proposed and one.kind == kind]
         candidates = _candidates([one for one in served if one.proposed and one.wanted.runtime == kind.runtime])
-        losses = [[_loss(one, subnet, qualities) for subnet in candidates] for one in same]
+        rows: dict[int, list[float | None]] = {}  # by problem: alike devices share one
+        for one in same:
+            if id(_problem(one)) not in rows:
+                rows[id(_problem(one))] = [_loss(_problem(one), subnet, qualities) for subnet in candidates]
+        losses = [rows[id(_problem(one))] for one in same]
         cover = fewest(losses, max_loss)
         for one, row, number in zip(same, losses, cover.takes, strict=True):
             best = min((loss, place) for place, loss in enumerate(row) if loss is not None)
@@ -250,10 +270,13 @@ def _candidates(served: Sequence[_Served]) -> dict[Subnet, Candidate]:
     return found
 
 
-def _loss(one: _Served, subnet: Subnet, qualities: Mapping[Subnet, Quality]) -> float | None:
-    """What `subnet` loses where it keeps the device's limits."""
+def _problem(one: _Served) -> Problem:
     assert one.framed is not None
-    problem = one.framed.problem
+    return one.framed.problem
+
+
+def _loss(problem: Problem, subnet: Subnet, qualities: Mapping[Subnet, Quality]) -> float | None:
+    """What `subnet` loses where it keeps the limits."""
     if subnet not in problem.space or not problem.feasible(subnet):
         return None
     found = qualities.get(subnet)

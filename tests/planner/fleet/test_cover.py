@@ -62,3 +62,20 @@ def test_devices_that_lose_nothing_more_share_one_package() -> None:
 def test_a_device_that_nothing_can_serve_is_no_instance() -> None:
     with pytest.raises(ValueError, match="every device needs a candidate"):
         fewest([[0.1], [None]], 0.05)
+
+
+def test_the_number_stands_where_there_is_no_time_to_find_the_least_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from scipy import optimize
+
+    solve, calls = optimize.milp, []
+
+    def late(*given: object, **options: object) -> object:
+        calls.append(given)
+        return solve(*given, **options) if len(calls) == 1 else SimpleNamespace(x=None)
+
+    monkeypatch.setattr(optimize, "milp", late)
+    losses: Losses = [[0.1, 0.104, None], [None, 0.104, 0.1], [0.1, 0.1, None]]
+    cover = fewest(losses, 0.05)
+    assert len(calls) == 2 and cover.proven and cover.takes == (1, 1, 1)

@@ -21,6 +21,7 @@ from planner.quality import Quality
 from planner.request import Budget, Workload
 from planner.runtimes import RUNTIMES
 from profiles.catalog import load
+from records.errors import InputError
 from supernet.space import Subnet
 from tests.planner.test_pipeline import DEVICE, Files, additive, files
 
@@ -174,3 +175,39 @@ def test_a_supernet_that_was_never_priced_says_so(files: Files) -> None:
     assert member.plan is not None and any("int8 activations cost" in note for note in member.plan.notes)
     (member,) = planned(replace(files, activations={"int8": 1e-4}), wanted("box", 226_000_000)).members
     assert member.plan is not None and not any("int8 activations cost" in note for note in member.plan.notes)
+
+
+def test_devices_that_differ_in_their_names_alone_are_framed_once_and_planned_as_each_alone(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    framed: list[str] = []
+    frame = fleet_plan.frame
+
+    def counted(files: Any, table: Any, runtime: Any, device: Any, *more: Any) -> Any:
+        framed.append(device.name)
+        return frame(files, table, runtime, device, *more)
+
+    monkeypatch.setattr(fleet_plan, "frame", counted)
+    much = 2 * DEVICE.usable_bytes  # so that a note names the device
+    made = planned(files, *(wanted(name, much) for name in "abc"), wanted("d", 226_000_000))
+    assert framed == ["a", "d"]
+    for member in made.members:
+        (alone,) = planned(files, member.wanted).members
+        assert member.plan is not None and alone.plan is not None
+        assert replace(member.plan, date="", search=()) == replace(alone.plan, date="", search=())
+        assert member.plan.device["name"] == member.wanted.name
+
+
+def test_a_supernet_that_no_device_can_mend_is_an_error(files: Files) -> None:
+    with pytest.raises(InputError, match="weights that have changed since"):
+        planned(replace(files, fingerprint="f2"), wanted("a", 226_000_000))
+    with pytest.raises(InputError, match="deploy as a side path"):
+        planned(replace(files, deploys="side"), wanted("a", 226_000_000))
+
+
+def test_a_device_of_unknown_speed_is_refused_and_stops_nobody(files: Files) -> None:
+    profile = replace(DEVICE, name="bare", bandwidth_bytes_per_s=None, bandwidth_basis=None, int8_ops_per_s=None)
+    bare = Wanted("bare", "bare", profile, Budget(300_000_000), context=512)
+    made = planned(files, bare, wanted("box", 300_000_000))
+    assert [member.wanted.name for member in made.refused] == ["bare"]
+    assert "needs a measured or published speed" in made.refused[0].refused
