@@ -218,8 +218,13 @@ def _another_user(place: Path) -> tuple[tuple[str, ...], str]:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         return (), "no, that needs root and setpriv"
     prefix = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-    done = subprocess.run([*prefix, *COMMAND, "--version"], capture_output=True, text=True, cwd="/")
-    if done.returncode != 0:
+    starts = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, *sys.argv[1:]]).returncode)"
+    child = [*prefix, sys.executable, "-c", starts, str(ROOT / "cli.py"), "--version"]  # a search starts processes, too
+    try:
+        done = subprocess.run(child, capture_output=True, text=True, cwd="/")
+    except OSError:
+        done = None
+    if done is None or done.returncode != 0:
         return (), "no, another user may not read this interpreter or checkout"
     for path in (place, *place.rglob("*")):
         os.chown(path, NOBODY, NOBODY)
