@@ -3,7 +3,7 @@
     python benchmarks/proof.py --supernet DIR PACKAGE...
 
 At each position of the proof, the package's logits are compared with the subnet's in float32 over the whole vocabulary,
-and over the likeliest 64 tokens and the rest as one event, as `bitfleet verify` does where there is no supernet.
+and over the tokens that the proof keeps, as `bitfleet verify` does where there is no supernet.
 """
 
 from __future__ import annotations

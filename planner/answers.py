@@ -25,7 +25,7 @@ TO_SUBNET, TO_ORIGINAL, TEXT = "KL to the supernet", "KL to the original model",
 
 
 def from_proof(runtime: Runtime, package: Package) -> Iterator[Row]:
-    """KL per token to the subnet, at least, and to the original model, the likeliest tokens, and greedy text."""
+    """KL per token to the subnet and to the original model, the likeliest tokens, and greedy text."""
     if PROOF not in package.files:
         yield unchecked(TO_SUBNET, NATS, KL_LIMIT, f"the package has no {PROOF}; export it again")
         return
@@ -39,11 +39,11 @@ def from_proof(runtime: Runtime, package: Package) -> Iterator[Row]:
         return
     read = f"at {len(found)} positions" + ("" if len(found) == len(proof.positions) else f" of {len(proof.positions)}")
     kl = float(proof.subnet.at(done).kl(found[:, :k]).mean())
-    note = f"to its subnet, at least, {read} of the proof"
+    note = f"to its subnet, {read} of the proof"
     yield _reaching(row(TO_SUBNET, NATS, KL_LIMIT, kl, 0.0, note=note), proof, len(found))
     original = proof.original.at(done)
     kl, planned = float(original.kl(found[:, k:]).mean()), float(proof.planned(done).mean())
-    note = f"at least; the subnet's is {planned:.4g}"
+    note = f"the subnet's is {planned:.4g}"
     yield _reaching(row(TO_ORIGINAL, NATS, planned + KL_LIMIT, kl, 0.0, note=note), proof, len(found))
     share = float((likeliest == original.ids[:, 0]).mean())
     same = float((likeliest == proof.subnet.ids[done, 0]).mean())
@@ -155,6 +155,6 @@ def against_model(runtime: Runtime, package: Package, source: str, trust_remote_
         return
     done = slice(len(found))
     planned = float(proof.planned(done).mean())
-    note = f"at least; the subnet's is {planned:.4g} by the proof"
+    note = f"the subnet's is {planned:.4g} by the proof"
     kl = float(said.at(done).kl(found).mean())
     yield _reaching(row(f"KL to {source}", NATS, planned + KL_LIMIT, kl, 0.0, note=note), proof, len(found))

@@ -1,8 +1,8 @@
 """The proof in a package: what its subnet and the original model say of a text, to be held to where neither is.
 
 Of windows that pass every limit of the model, within the plan's context, each of the chosen positions has the likeliest
-tokens of both with their log probabilities. Where the package says something else there, something in it is not what
-was exported. No torch but in `write_proof`.
+tokens of both, and some of the others, with their log probabilities. Where the package says something else there,
+something in it is not what was exported. No torch but in `write_proof`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from planner.request import Workload
 from planner.runtimes.base import Progress
 from records.errors import InputError, MissingError
-from supernet.said import TOP, Continuation, Said, split
+from supernet.said import DRAWN, TOP, Continuation, Said, split
 from supernet.space import Subnet
 
 PROOF = "proof.safetensors"
 MOST_BYTES, MOST_SHARE, LEAST_POSITIONS = 8_000_000, 0.02, 256
 FAR = 2048  # tokens of a window that are read where no limit of the model lies beyond
-POSITION_BYTES = 3 * 8 * TOP + 16  # two models' tokens and log probabilities, and what the subnet gives the original's
+POSITION_BYTES = (
+    3 * 8 * (TOP + DRAWN) + 16
+)  # tokens and log probabilities of both, what the subnet gives the original's
 REMAKE = "export it again with `bitfleet export plan.json --out DIR`"
 
 
@@ -113,7 +115,7 @@ class Proof:
         if self.positions[-1] >= tokens or min(map(len, self.windows)) < 1:
             raise ValueError("positions ascend within the windows")
         for said in (self.subnet, self.original, self.promised):
-            shape = (n, min(TOP, said.ids.shape[1]))
+            shape = (n, min(TOP, said.ids.shape[1]) if said.ids.shape[1] <= TOP else TOP + DRAWN)
             if said.ids.shape != shape or said.log_probs.shape != shape or said.rest.shape != (n,):
                 raise ValueError(f"{shape} tokens are named")
             if not (np.isfinite(said.log_probs).all() and (said.log_probs <= 1e-4).all()):
@@ -168,7 +170,7 @@ def write_proof(
     )  # in float32: a pass for each token takes twice as long in float64
     with in_float64(model, files.rotaries(), max(*lengths, prompts.shape[1] + new)):
         read = evidence.hidden(model, windows, progress=lambda what, done, total: report(what, 0.9 * done / total))
-        said, promised = evidence.says(model, torch.cat(read)[torch.from_numpy(chosen).long()], original.ids)
+        said, promised = evidence.says(model, torch.cat(read)[torch.from_numpy(chosen).long()], original.ids, draw=True)
         continued = evidence.corrected(model, following, draft)
     Proof(
         tuple(window.numpy().astype(np.int32) for window in windows),

@@ -28,7 +28,7 @@ from supernet.grids import GRIDS, QuantizedWeight
 from supernet.linear import SuperEmbedding, SuperLinear, TiedHead
 from supernet.model import capped, hidden_states
 from supernet.progress import Progress, say, silent
-from supernet.said import REST_STEPS, STEPS, TOP, Continuation, Said
+from supernet.said import DRAWN, REST_STEPS, STEPS, TOP, Continuation, Said
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
 
@@ -60,7 +60,7 @@ def write_evidence(
     read = hidden(model, windows, seconds, progress)
     lengths = [len(part) for part in read]
     tokens = torch.cat([window[:length] for window, length in zip(windows, lengths, strict=True)])
-    said, _ = says(model, torch.cat(read), progress=progress)
+    said, _ = says(model, torch.cat(read), draw=True, progress=progress)
     prompts = torch.stack([window[:PROMPT] for window in windows[: 2 * EACH] if len(window) >= PROMPT][::2][:EACH])
     continued = continues(model, prompts, min(NEW, spec.max_context - prompts.shape[1]))
     arrays = {
@@ -138,9 +138,10 @@ def hidden(
 
 @torch.no_grad()
 def says(
-    model: Any, read: Tensor, wanted: NDArray[np.int32] | None = None, progress: Progress = silent
+    model: Any, read: Tensor, wanted: NDArray[np.int32] | None = None, draw: bool = False, progress: Progress = silent
 ) -> tuple[Said, Said]:
-    """What the head makes of `read` `(n, hidden_size)`: of the likeliest tokens, and of the `wanted` ids `(n, k)`.
+    """What the head makes of `read` `(n, hidden_size)`: of the likeliest tokens, with some of the others to `draw` or
+    without, and of the `wanted` ids `(n, k)`.
 
     A stretch of the vocabulary at a time: neither all logits nor a dequantized head are ever in memory. Logits count in
     steps (`supernet.said`), and of tokens of the same step the one of the smaller id comes first: what is kept of a
@@ -172,7 +173,43 @@ def says(
         keys = kept.values
         top = torch.cat([top, torch.cat([values for _, values in best])], 1).gather(1, kept.indices)
         progress("proof, likeliest tokens", stop, vocabulary)
-    return _said(vocabulary - 1 - keys % vocabulary, top, total), _said(asked, found, total)
+    ids = vocabulary - 1 - keys % vocabulary
+    if draw and vocabulary > TOP:
+        others, logits = _drawn(model, read, ids, top, total, progress)
+        ids, top = torch.cat([ids, others], 1), torch.cat([top, logits], 1)
+    return _said(ids, top, total), _said(asked, found, total)
+
+
+def _drawn(
+    model: Any, read: Tensor, likeliest: Tensor, top: Tensor, total: Tensor, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """DRAWN tokens `(n, drawn)` of all but the `likeliest` `(n, k)`, whose logits are `top`, and their logits: one of
+    each DRAWN-th part of their probability, by a seed of its own. `total` is as in `_said`."""
+    rows, vocabulary, bias = _head(model)
+    rest = 1 - (top - total[:, None]).exp().sum(-1)
+    parts = torch.rand(len(read), DRAWN, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = (parts + torch.arange(DRAWN)).to(read.device) / DRAWN * rest[:, None]
+    ids, found = likeliest[:, -1:].repeat(1, DRAWN), top[:, -1:].repeat(1, DRAWN)  # where nothing is left to draw from
+    passed = total.new_zeros(len(read), 1)
+    for start in range(0, vocabulary, ROWS):
+        stop = min(start + ROWS, vocabulary)
+        weight, part = rows(start, stop), None if bias is None else bias[start:stop]
+        for at in range(0, len(read), POSITIONS):
+            here = slice(at, at + POSITIONS)
+            logits = capped(model, nn.functional.linear(read[here], weight, part)).double()
+            known = likeliest[here] - start
+            probs = (logits - total[here, None]).exp()
+            outside = (known < 0) | (known >= stop - start)
+            kept = probs.gather(1, known.clamp(0, stop - start - 1)).where(outside, 0)
+            sums = probs.scatter(1, known.clamp(0, stop - start - 1), kept).cumsum(1) + passed[here]
+            place = torch.searchsorted(sums, wanted[here], right=True)
+            inside = (place < stop - start) & (wanted[here] >= passed[here])
+            place = place.clamp(max=stop - start - 1)
+            ids[here] = torch.where(inside, place + start, ids[here])
+            found[here] = torch.where(inside, logits.gather(1, place), found[here])
+            passed[here] = sums[:, -1:]
+        progress("proof, further tokens", stop, vocabulary)
+    return ids, found
 
 
 def _steps(nats: Tensor) -> Tensor:
@@ -182,7 +219,7 @@ def _steps(nats: Tensor) -> Tensor:
 def _said(ids: Tensor, logits: Tensor, total: Tensor) -> Said:
     """Of the `logits` `(n, k)` of these `ids`; `total` `(n,)` is the logarithm of the sum of all their exponentials."""
     log_probs = ((_steps(logits) - _steps(total)[:, None]) / STEPS).clamp(max=0)
-    rest = ((1 - (logits - total[:, None]).exp().sum(-1)) * REST_STEPS).round().clamp(min=0) / REST_STEPS
+    rest = ((1 - (logits[:, :TOP] - total[:, None]).exp().sum(-1)) * REST_STEPS).round().clamp(min=0) / REST_STEPS
     named, known, others = (part.cpu().numpy() for part in (ids, log_probs, rest))
     return Said(named.astype(np.int32), known.astype(np.float32), others.astype(np.float32))
 
