@@ -1,0 +1,1 @@
+"""llama.cpp: one GGUF file, read by it, by Ollama and by LM Studio."""
