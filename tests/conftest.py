@@ -27,8 +27,8 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first: at the end one process would wait for it alone."""
-    items.sort(key=lambda item: "real_model" not in item.keywords)
+    """The longest first: at the end one process would wait for them alone."""
+    items.sort(key=lambda item: ("real_model" not in item.keywords, "long" not in item.keywords))
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,8 @@ import pytest
 from cli import cli
 from tests.planner.runtime_fixtures import save_tiny
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parent.parent
 CI = ROOT / "examples" / "ci"
 WORKFLOW = CI / ".github" / "workflows" / "export.yml"

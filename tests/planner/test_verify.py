@@ -30,6 +30,8 @@ from tests.planner.packages import RUNTIME, tiny_plan
 from tests.planner.runtime_fixtures import RoundedModel, save_tiny
 from tests.planner.test_safety import sign
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 WORKLOAD = Workload(128, 1, 32)
 

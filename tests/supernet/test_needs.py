@@ -22,6 +22,8 @@ from tests.conftest import Bitfleet
 from tests.test_cli_train import unexportable
 from tests.tiny import tiny_tokenizer
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import ctypes, gc, json, sys

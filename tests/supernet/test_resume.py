@@ -27,6 +27,8 @@ from supernet.recipe import Recipe
 from supernet.train import Trainer
 from tests.tiny import save_tiny
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 BASE = Recipe(bits=(2, 3, 8), group_size=16, quantizer="rtn", steps=6, batch=2, window_tokens=16)
 PREPARED: dict[str, dict[str, Any]] = {  # every option that changes what training starts from

@@ -21,6 +21,8 @@ from tests.launch import ROOT, launch
 from tests.supernet.conftest import Made
 from tests.tiny import TEXT, save_tiny
 
+pytestmark = pytest.mark.long
+
 RECIPE = Recipe(bits=(2, 3, 8), group_size=16, quantizer="rtn", steps=6, batch=4, window_tokens=16)
 SCRIPT = """
 import json, sys
