@@ -15,9 +15,8 @@ from typing import Any
 from commands.evaluate import chosen_subnets
 from commands.reports import print_device, print_plan
 from planner import pipeline
-from planner.bands import KL_LIMIT
 from planner.costs import Costs
-from planner.delta import INDEX, apply_delta, signature, write_delta
+from planner.delta import DELTA, apply_delta, signature, write_delta
 from planner.fleet.compare import compared
 from planner.fleet.fleetfile import EXAMPLE, read_fleet
 from planner.fleet.index import Amount, Device, Index, Listed, Loss, Served, slots_of
@@ -164,7 +163,7 @@ def delta(folder: Path) -> bytes:
     bits = {u.name: Choice(4 if ".1." in u.name else 8, 32) for u in SHAPE.spec().units}
     random_package_of(SHAPE, Subnet.of(bits), folder / "q")
     write_delta(RUNTIME, open_package(folder / "p"), open_package(folder / "q"), folder / "d")
-    return (folder / "d" / INDEX).read_bytes()
+    return (folder / "d" / DELTA).read_bytes()
 
 
 def settings(folder: Path) -> bytes:
@@ -234,11 +233,11 @@ def exported() -> Index:
         (Amount("linears", 10),), loss, ("a",),
     )  # fmt: skip
     served = Served(
-        "a", device, "onnxruntime", budget, WORKLOAD, package.name, "", 10, "estimate", 1.0, 9.0, "estimate", 10,
+        "a", device, "onnxruntime", budget, WORKLOAD, package.name, "", 10, "estimate", 1.0, 9.0, "modelled", 10,
         {"memory": 0.05, "tpot": 0.2}, loss, loss,
     )  # fmt: skip
     refused = Served("b", device, "onnxruntime", budget, WORKLOAD, None, "too little")
-    slots = slots_of(package, served, KL_LIMIT, estimated=False)
+    slots = slots_of(package, served)
     return Index("2026-12-01T00:00:00+00:00", "f" * 64, {"name": "tiny"}, 0.05, True, 0.0, {"onnxruntime": "1"},
                  (package,), (served, refused), slots)  # fmt: skip
 
@@ -313,7 +312,7 @@ def use_package(folder: Path) -> None:
 
 def use_delta(folder: Path) -> None:
     """Signed anew, as a forger would: else the signature would be all that is tried. What is applied is exact."""
-    index = folder / "d" / INDEX
+    index = folder / "d" / DELTA
     with contextlib.suppress(ValueError, RecursionError):
         data = json.loads(index.read_bytes())
         if isinstance(data, dict):
@@ -379,7 +378,7 @@ READERS = {
         Reader("device profile", "device.json", device, use_device),
         Reader("plan", "plan.json", plan, use_plan),
         Reader("manifest", "p/manifest.json", package, use_package),
-        Reader("delta", f"d/{INDEX}", delta, use_delta),
+        Reader("delta", f"d/{DELTA}", delta, use_delta),
         Reader("genai settings", f"p/{safety.CONFIG}", settings, use_loaded),
         Reader("graph", f"p/{safety.GRAPH}", graph, use_loaded, json=False),
         Reader("proof", "proof.safetensors", proof, use_proof, json=False),

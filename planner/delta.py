@@ -28,7 +28,7 @@ from records.errors import InputError, MissingError, SystemFailure
 from records.lock import locked
 from records.reading import as_record, check, read_json
 
-INDEX, DATA = "delta.json", "delta.data"
+DELTA, DATA = "delta.json", "delta.data"
 KIND = "bitfleet delta"
 SCHEMA = 1
 CHUNK_BYTES = 2**20  # what is in memory of a file at once
@@ -103,7 +103,7 @@ class Delta:
     @property
     def bytes(self) -> int:
         """What the delta takes, its index included."""
-        return self.data.bytes + (self.path / INDEX).stat().st_size
+        return self.data.bytes + (self.path / DELTA).stat().st_size
 
     def check(self, old: Package) -> None:
         """InputError unless `old`, whole, is the package that this was made from, and delta.data is what was written.
@@ -122,7 +122,7 @@ class Delta:
                 raise InputError(f"{self.path} and {old.path / MANIFEST} disagree about {name}; {_REMAKE}")
         old.check_files()
         if _entry(self.path / DATA) != self.data:
-            raise InputError(f"{self.path / DATA} is damaged: its SHA-256 is not the one in {INDEX}; {_REMAKE}")
+            raise InputError(f"{self.path / DATA} is damaged: its SHA-256 is not the one in {DELTA}; {_REMAKE}")
 
 
 def _entry(path: Path) -> Entry:
@@ -146,15 +146,15 @@ def open_delta(path: Path) -> Delta:
     if not path.is_dir():
         raise MissingError(f"no delta at {path}; {_REMAKE}")
     there = {file.name: file.lstat().st_mode for file in path.iterdir()}
-    if INDEX not in there:
-        raise MissingError(f"no {INDEX} in {path}, so it is no delta; {_REMAKE}")
-    if there.keys() != {INDEX, DATA} or not all(map(stat.S_ISREG, there.values())):
-        raise InputError(f"a delta holds the regular files {INDEX} and {DATA} alone, {path} does not; {_REMAKE}")
-    data = read_json(path / INDEX, "delta manifest", _REMAKE)
+    if DELTA not in there:
+        raise MissingError(f"no {DELTA} in {path}, so it is no delta; {_REMAKE}")
+    if there.keys() != {DELTA, DATA} or not all(map(stat.S_ISREG, there.values())):
+        raise InputError(f"a delta holds the regular files {DELTA} and {DATA} alone, {path} does not; {_REMAKE}")
+    data = read_json(path / DELTA, "delta manifest", _REMAKE)
     if data.get("kind") != KIND or data.get("schema") != SCHEMA:
-        raise InputError(f"{path / INDEX} is not a delta of this version; {_REMAKE}")
+        raise InputError(f"{path / DELTA} is not a delta of this version; {_REMAKE}")
     if data.get("sha256") != signature(data):
-        raise InputError(f"{path / INDEX} is damaged: its SHA-256 is not the one in it; {_REMAKE}")
+        raise InputError(f"{path / DELTA} is damaged: its SHA-256 is not the one in it; {_REMAKE}")
     try:
         return Delta(
             path.resolve(),
@@ -165,7 +165,7 @@ def open_delta(path: Path) -> Delta:
             as_record(int, data.get("tensors"), "tensors"),
         )
     except InputError as error:
-        raise InputError(f"{path / INDEX} is damaged ({error}); {_REMAKE}") from None
+        raise InputError(f"{path / DELTA} is damaged ({error}); {_REMAKE}") from None
 
 
 def _write_index(folder: Path, old: Any, new: Any, parts: Mapping[str, list[Part]], tensors: int) -> None:
@@ -180,7 +180,7 @@ def _write_index(folder: Path, old: Any, new: Any, parts: Mapping[str, list[Part
                   for name, found in parts.items()},
     }  # fmt: skip
     text = json.dumps({**index, "sha256": signature(index)}, indent=1)
-    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+    (folder / DELTA).write_text(text + "\n", encoding="utf-8")
 
 
 # --- making one ---------------------------------------------------------------------------------------------------
@@ -197,13 +197,13 @@ def write_delta(runtime: Runtime, old: Package, new: Package, out: Path, progres
             f"a delta is between packages of one runtime, {old.path} is for {old.plan.runtime} and {new.path} for "
             f"{new.plan.runtime}; export one of them again"
         )
-    check_replaceable(out, "delta", INDEX)
+    check_replaceable(out, "delta", DELTA)
     _check_apart(out, old.path, new.path)
     for package in (old, new):
         package.check(runtime)
     out.parent.mkdir(parents=True, exist_ok=True)  # the lock lies there, too
     with locked(out, "another delta"):
-        check_replaceable(out, "delta", INDEX)
+        check_replaceable(out, "delta", DELTA)
         with new_folder(out) as folder:
             _write(runtime, old, new, folder, progress or (lambda what, share: None))
             open_delta(folder)  # what cannot be read again is not written

@@ -58,6 +58,11 @@ class Workload:
         if self.prompt_tokens >= self.context:  # an answer needs room, too
             raise InputError(f"prompt_tokens must be below the context of {self.context}, got {self.prompt_tokens}")
 
+    @property
+    def has_second_token(self) -> bool:
+        """Whether there is room for a second token after the prompt: without one nothing has a time per token."""
+        return self.context > self.prompt_tokens + 1
+
     @classmethod
     def for_model(
         cls, spec: ModelSpec, context: int | None = None, batch: int = 1, prompt_tokens: int | None = None

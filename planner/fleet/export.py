@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from planner.bands import KL_LIMIT, bands
+from planner.bands import bands
 from planner.fleet.index import (
     INDEX,
     KIND,
@@ -41,7 +41,7 @@ from planner.package import (
     write_package,
 )
 from planner.plan import Plan
-from planner.runtimes.base import ESTIMATE, Progress, Runtime
+from planner.runtimes.base import Progress, Runtime
 from profiles.cpu import profile_cpu
 from profiles.device import DeviceProfile
 from records.atomic import check_output, remove_left_over, sha256, write_text
@@ -207,11 +207,8 @@ def index_of(planned: FleetPlan, files: Any, runtime_of: Callable[[str], Runtime
         slot
         for package in planned.packages
         for member in package.members
-        for slot in slots_of(
-            listed[package.name], served[member.wanted.name], KL_LIMIT,
-            estimated=served[member.wanted.name].latency_basis == ESTIMATE,
-        )
-    ]  # fmt: skip
+        for slot in slots_of(listed[package.name], served[member.wanted.name])
+    ]
     first = next((member.plan for member in planned.members if member.plan is not None), None)
     versions: dict[str, str] = {}
     for name in sorted({package.kind.runtime for package in planned.packages}):

@@ -15,11 +15,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
+from planner.bands import KL_LIMIT
 from planner.overview import bits_by_layer, summed
 from planner.package import MANIFEST, Entry
 from planner.plan import Compared, Plan
 from planner.quality import TextQuality
 from planner.request import Budget, Workload
+from planner.runtimes.base import ESTIMATE
 from profiles.device import DeviceProfile
 from records.atomic import sha256, write_json
 from records.errors import InputError
@@ -342,20 +344,19 @@ def loss_of(compared: Compared) -> Loss:
     return Loss(compared.measured["kl"], True, interval, texts)
 
 
-def slots_of(package: Listed, device: Served, kl_limit: float, *, estimated: bool) -> tuple[Slot, ...]:
-    """The open slots of one device; a time that was `estimated` is no promise, and what the user limited is limited."""
+def slots_of(package: Listed, device: Served) -> tuple[Slot, ...]:
+    """The open slots of one device. A time that was estimated is no promise, and what the user limited is limited; a
+    context without room for a second token has no time per token."""
     band = device.bands
-    made = (
+    made = [
         (LOADS, None, 1.0, 0.0),
-        (KL, None, kl_limit, 0.0),
+        (KL, None, KL_LIMIT, 0.0),
         (MEMORY, device.budget.memory_bytes, device.memory_bytes, band.get("memory", 0.0)),
-        (
-            TIME,
-            device.budget.tpot_ms,
-            None if estimated else device.tpot_ms,
-            None if estimated else band.get("tpot", 0.0),
-        ),
-    )
+    ]
+    if device.workload.has_second_token:
+        sure = device.latency_basis != ESTIMATE
+        promised = (device.tpot_ms, band.get("tpot", 0.0)) if sure else (None, None)
+        made.append((TIME, device.budget.tpot_ms, *promised))
     return tuple(
         Slot(package.name, package.manifest_sha256, device.name, check, CHECKS[check], limit, promised, within)
         for check, limit, promised, within in made

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from planner import delta as subject
-from planner.delta import DATA, INDEX, Part, apply_delta, open_delta, signature, write_delta
+from planner.delta import DATA, DELTA, Part, apply_delta, open_delta, signature, write_delta
 from planner.package import MANIFEST, open_package
 from planner.runtimes.base import Runtime
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
@@ -128,7 +128,7 @@ def refused(place: Path, said: str, old: str = "old", kind: type[Exception] = In
 FILES = ("genai_config.json", MANIFEST, "model.onnx", "model.onnx.data", "tokenizer.json")
 
 
-@pytest.mark.parametrize("name", [*(f"old/{name}" for name in FILES), f"delta/{INDEX}", f"delta/{DATA}"])
+@pytest.mark.parametrize("name", [*(f"old/{name}" for name in FILES), f"delta/{DELTA}", f"delta/{DATA}"])
 def test_a_flipped_bit_is_refused_wherever_it_is(place: Path, name: str) -> None:
     data = (place / name).read_bytes()
     for at in {0, len(data) // 3, len(data) // 2, len(data) - 2}:
@@ -143,7 +143,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(place: Path, name: str) -> None
 
 
 def test_every_flipped_bit_of_the_index_is_refused(place: Path) -> None:
-    index = place / "delta" / INDEX
+    index = place / "delta" / DELTA
     data = index.read_bytes()
     for at in range(0, len(data), 7):
         flipped = bytearray(data)
@@ -171,7 +171,7 @@ def test_another_package_is_refused(place: Path) -> None:
         (lambda p: (p / "delta" / "more").write_text(""), "regular files delta.json and delta.data alone"),
         (lambda p: (p / "delta" / DATA).rename(p / "x") and (p / "delta" / DATA).symlink_to(p / "x"), "regular files"),
         (
-            lambda p: (p / "delta" / INDEX).rename(p / "x") and (p / "delta" / INDEX).symlink_to(p / "x"),
+            lambda p: (p / "delta" / DELTA).rename(p / "x") and (p / "delta" / DELTA).symlink_to(p / "x"),
             "regular files",
         ),
         (lambda p: os.mkfifo(p / "old" / "pipe"), "regular files alone"),
@@ -188,7 +188,7 @@ def test_folders_hold_regular_files_of_their_own_alone(
 
 def forge(place: Path, change: Callable[[dict[str, Any]], object], data: bytes | None = None) -> None:
     """An index as a forger writes it, with the hashes of what is there."""
-    path = place / "delta" / INDEX
+    path = place / "delta" / DELTA
     index = json.loads(path.read_bytes())
     change(index)
     if data is not None:

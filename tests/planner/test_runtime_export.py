@@ -88,7 +88,7 @@ def test_graphs_of_the_cache_are_read_only_as_they_were_written(llama: RoundedMo
     graph = tmp_path / graphs.GRAPH
     graph.write_bytes(graph.read_bytes() + b"\0")
     assert graphs.read(tmp_path) is None
-    (tmp_path / graphs.INDEX).write_text("[]")
+    (tmp_path / graphs.TEMPLATE).write_text("[]")
     assert graphs.read(tmp_path) is None
 
 

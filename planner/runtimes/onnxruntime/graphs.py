@@ -20,7 +20,7 @@ from records.cache import cache_dir
 from supernet.spec import ModelSpec
 
 FORMAT = 2
-GRAPH, INDEX = "graph.onnx", "template.json"
+GRAPH, TEMPLATE = "graph.onnx", "template.json"
 GREATEST_BYTES = 2**28  # of a graph without tensors
 
 
@@ -59,7 +59,7 @@ def write(template: Template, folder: Path) -> None:
         "vectors": {name: asdict(vector) for name, vector in template.vectors.items()},
         "shapes": template.shapes,
     }
-    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    (folder / TEMPLATE).write_text(json.dumps(index), encoding="utf-8")
 
 
 def read(folder: Path) -> Template | None:
@@ -67,7 +67,7 @@ def read(folder: Path) -> Template | None:
     import onnx
 
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = json.loads((folder / TEMPLATE).read_text(encoding="utf-8"))
         if (folder / GRAPH).stat().st_size > GREATEST_BYTES:
             return None
         graph = (folder / GRAPH).read_bytes()

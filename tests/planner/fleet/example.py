@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from planner.bands import KL_LIMIT
 from planner.fleet.index import Amount, Device, Index, Listed, Loss, Served, package_name, slots_of
 from planner.package import Entry
 from planner.quality import TextQuality
@@ -104,10 +103,7 @@ def index() -> Index:
     packages = (small, middle, long, large)
     by_name = {package.name: package for package in packages}
     slots = tuple(
-        slot
-        for device in devices
-        if device.package is not None
-        for slot in slots_of(by_name[device.package], device, KL_LIMIT, estimated=True)
+        slot for device in devices if device.package is not None for slot in slots_of(by_name[device.package], device)
     )
     return Index(
         "2026-12-01T09:30:00+00:00", digest("supernet"), SUMMARY, 0.05, True, 0.0, VERSIONS, packages, devices, slots

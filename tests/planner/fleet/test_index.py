@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from planner.fleet.index import CHECKS, KL, TIME, Index, loss_of, memory_of, package_name, sha256sums
+from planner.fleet.index import CHECKS, KL, TIME, Index, loss_of, memory_of, package_name, sha256sums, slots_of
 from planner.package import Entry
 from planner.request import Workload
 from records.atomic import sha256
@@ -68,6 +68,14 @@ def test_what_is_no_index_is_refused(tmp_path: Path, change: Callable[[Any], Any
     with pytest.raises(InputError, match=said) as error:
         Index.load(tmp_path)
     assert str(error.value).endswith("make it again with `bitfleet fleet FILE --export DIR`")
+
+
+def test_a_context_without_room_for_a_second_token_has_no_slot_for_its_time() -> None:
+    made = index()
+    device = next(one for one in made.devices if one.package is not None)
+    full = replace(device, workload=Workload(130, prompt_tokens=129))
+    checks = [slot.check for slot in slots_of(made.package(str(device.package)), full)]
+    assert checks == [check for check in CHECKS if check != TIME]
 
 
 def test_a_missing_index_is_named(tmp_path: Path) -> None:
