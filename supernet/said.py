@@ -43,7 +43,8 @@ class Said:
 
         Exact over the likeliest. Over the others it is p - q of all of them and the mean, over those drawn from p, of
         q / p - 1 - log(q / p), times p of all (Schulman, Approximating KL divergence, 2020): right on average, never
-        negative, and of little spread where the two are near each other.
+        negative, and of little spread where the two are near each other. Where none were drawn the others are one
+        event, and it is at least so much.
         """
         ours, left = _whole(self.log_probs[:, :TOP], self.rest), self.rest.astype(np.float64)
         theirs = log_probs[:, :TOP].astype(np.float64)
@@ -55,6 +56,8 @@ class Said:
         if self.ids.shape[1] > TOP:
             further = log_probs[:, TOP:].astype(np.float64) - self.log_probs[:, TOP:]
             found += left - rest + left * (np.expm1(further) - further).mean(-1)
+        else:
+            found += np.where(left > 0, left * np.log(np.maximum(left, 1e-300) / np.maximum(rest, 1e-12)), 0.0)
         return np.asarray(found)
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:

@@ -92,6 +92,8 @@ def test_the_kl_of_what_is_kept_is_near_the_true_one(vocabulary: int, sure: floa
     kept = said.kl(theirs.log_probs, theirs.rest)
     assert kept.mean() == pytest.approx(true.mean(), rel=0.05, abs=2e-5)
     assert (kept > -STEP).all() and np.abs(said.kl(said.log_probs, said.rest)).max() < 1e-5
+    undrawn = Said(said.ids[:, :TOP], said.log_probs[:, :TOP], said.rest)  # as proofs of before have it
+    assert undrawn.kl(theirs.log_probs[:, :TOP], theirs.rest).mean() <= true.mean() + 2e-5
 
 
 def test_what_is_drawn_is_drawn_as_likely_as_it_is() -> None:
