@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,9 @@ SECONDS = 60.0  # of reading the proof's windows, the short ones first
 UNREAD = f"none of the proof was read within {SECONDS:.0f} s"
 KL_WINDOWS, KL_TOKENS = 4, 128
 STOP = -1  # any token that ends a text
-NEAR = 0.2  # nats: of two tokens that are so near, a package whose KL holds may take the other
+# Nats: of two tokens that are so near, a package whose KL holds may take the other. A KL of k is a spread of
+# sqrt(2 k) in each log probability, to second order; of two it is sqrt(2) times that, and three times that is rare.
+NEAR = round(6 * math.sqrt(KL_LIMIT), 2)
 NATS = "nats/token"
 TO_SUBNET, TO_ORIGINAL, TEXT = "KL to the supernet", "KL to the original model", "greedy text"
 
