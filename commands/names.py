@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 
-RUNTIME = "onnxruntime"
+AUTO = "auto"  # `planner.runtimes.AUTO`, which need not be imported to print a help
 DEFAULT_MINUTES = 5.0  # of training, for the default supernet on first use
 
 
@@ -59,19 +59,34 @@ def own_profile_path() -> Path:
     return cache_dir() / PROFILE_FILE
 
 
-def measure_device(device: str, quick: bool, path: Path, runtime: str = RUNTIME) -> DeviceProfile:
-    """Profile a device of this machine into `path`, saying which devices were passed over and why."""
-    from planner.profiling import profile_device
+def measure_device(device: str, quick: bool, path: Path, runtime: str = AUTO) -> DeviceProfile:
+    """Profile a device of this machine into `path`, saying which devices were passed over and why; with every runtime
+    that is installed, or with the one that is named."""
+    from planner.profiling import profile_device, with_others
+    from planner.runtimes import installed
 
+    timed = installed()[0] if runtime == AUTO else (runtime_named(runtime),)
     with progress() as report:
-        found, skipped = profile_device(device, runtime_named(runtime), quick, report)
+        found, skipped = profile_device(device, timed, quick, report)
     for one in skipped:
         note(f"note: {one.device} is passed over: {one.reason}")
+    if runtime != AUTO:
+        found = with_others(found, _known(path))
     found.save(path)
     return found
 
 
-def own_device(runtime: str) -> DeviceProfile:
+def _known(path: Path) -> DeviceProfile | None:
+    """The profile in a file; None where there is none, or none of today."""
+    from profiles.device import DeviceProfile
+
+    try:
+        return DeviceProfile.load(path)
+    except InputError:
+        return None
+
+
+def own_device(runtime: str = AUTO) -> DeviceProfile:
     """This machine's profile from the cache, with the memory available now; profiled quickly where there is none."""
     from profiles.cpu import profile_cpu
     from profiles.device import DeviceProfile
@@ -152,6 +167,26 @@ def runtime_named(name: str) -> Runtime:
     from planner.runtimes import RUNTIMES
 
     return one_of("--runtime", RUNTIMES, name)()
+
+
+def check_runtime(name: str) -> None:
+    """InputError where `name` is neither a runtime's nor AUTO."""
+    from planner.runtimes import RUNTIMES
+
+    one_of("--runtime", {AUTO: None, **RUNTIMES}, name)
+
+
+def runtimes_for(name: str, device: DeviceProfile) -> tuple[tuple[Runtime, ...], dict[str, str]]:
+    """The runtime of that name; for AUTO all that run on the device and are installed, and why not for the others."""
+    from planner.runtimes import able
+
+    if name != AUTO:
+        return (runtime_named(name),), {}
+    found, refused = able(device.kind)
+    if not found:
+        lines = "; ".join(f"{other}: {why}" for other, why in refused.items())
+        raise InputError(f"no runtime serves {device.name}, a device of the kind {device.kind}: {lines}")
+    return found, refused
 
 
 def one_of(option: str, family: Mapping[str, Any], name: str) -> Any:

@@ -10,11 +10,12 @@ import click
 
 from commands.measuring import check_text, measured_quality
 from commands.names import (
-    RUNTIME,
+    AUTO,
+    check_runtime,
     default_supernet,
     device_named,
     own_device,
-    runtime_named,
+    runtimes_for,
     trained_supernet,
 )
 from commands.reports import print_plan
@@ -32,7 +33,7 @@ from records.atomic import check_output
 @click.option("--batch", type=int, default=1, show_default=True, help="Sequences at once.")
 @click.option("--prompt-tokens", type=int, metavar="N", help="Tokens of the prompt behind --ttft.  [default: 128]")
 @click.option("--device", metavar="NAME|FILE", help="What to plan for; the default is this machine.")
-@click.option("--runtime", default=RUNTIME, show_default=True, help="What will load the package.")
+@click.option("--runtime", default=AUTO, show_default=True, help="What will load the package: the best one, or a name.")
 @click.option("--text", metavar="FILE", help="Measure on this text too: what the package is for. Needs the full model.")
 @click.option("--trials", type=click.IntRange(min=0), metavar="N", help="Subnets that the search tries.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
@@ -60,7 +61,7 @@ def plan(
         None if disk is None else parse_bytes(disk),
     )
     check_output(out)
-    loader = runtime_named(runtime)
+    check_runtime(runtime)
     # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
     named = None if device is None else device_named(device)
     files = None if supernet is None else trained_supernet(supernet, trust)
@@ -72,9 +73,10 @@ def plan(
     target = named or own_device(runtime)
     files = files or default_supernet()
     measure = measure or measured_quality(files, text, trust)
-    made = pipeline.plan(
+    loaders, absent = runtimes_for(runtime, target)
+    made = pipeline.plan_any(
         files,
-        loader,
+        loaders,
         target,
         Workload.for_model(files.spec, context, batch, prompt_tokens),
         budget,
@@ -82,6 +84,7 @@ def plan(
         trials=TRIALS if trials is None else trials,
         seed=seed,
         command=shlex.join(["bitfleet", *sys.argv[1:]]),
+        absent=absent,
     )
     made.save(out)
     if as_json:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from commands.names import device_named, make_cache, measure_device, own_profile_path
+from commands.names import AUTO, check_runtime, device_named, make_cache, measure_device, own_profile_path
 from commands.reports import print_device
 from commands.terminal import JSON, emit, note, table
 from planner.amounts import rate, size
@@ -20,16 +20,18 @@ def profile() -> None:
 
 @profile.command("device")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:N", help="What to profile.")
+@click.option("--runtime", default=AUTO, show_default=True, help="What to time: all that is installed, or a name.")
 @click.option("--quick", is_flag=True, help="Fewer shapes and repeats: under a minute, wider error bands.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write the profile; the default is the cache.")
 @JSON
-def profile_device(device: str, quick: bool, out: Path | None, as_json: bool) -> None:
+def profile_device(device: str, runtime: str, quick: bool, out: Path | None, as_json: bool) -> None:
     """Measure this machine and write its profile."""
+    check_runtime(runtime)
     if out is None:
         make_cache()
     path = out or own_profile_path()
     check_output(path)
-    found = measure_device(device, quick, path)
+    found = measure_device(device, quick, path, runtime)
     if as_json:
         emit(found.to_json())
     else:

@@ -82,6 +82,7 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
     rows += measured_rows(columns)
     header = ("", "PLANNED", *([f"BEST UNIFORM ({uniform.mean_bits:.0f} bits)"] if uniform else []), "LIMIT", "BASIS")
     table(header, rows)
+    print_others(made)
     print_items(made, spec)
     print_bits(made.subnet, spec)
     for line in made.notes:
@@ -107,6 +108,22 @@ def _basis(made: Plan, promise: str) -> str:
     basis = str((made.memory if promise == MEMORY else made.latency)["basis"])
     band = made.bands[promise]
     return f"{basis}, within +{band:.0%}" if band and basis != ESTIMATE else basis
+
+
+def print_others(made: Plan) -> None:
+    """What the runtimes that were not chosen would do, or why they cannot."""
+    if not made.others:
+        return
+    rows = []
+    for other in made.others:
+        if other.refused:
+            rows.append((other.runtime, "-", "-", "-", "", other.refused))
+        else:
+            kl = "-" if other.kl is None else f"{other.kl:.4g}"
+            cells = size(other.memory_bytes), milliseconds(other.tpot_ms), kl
+            rows.append((other.runtime, *cells, f"{other.latency_basis}", ""))
+    say()
+    table(("OTHER RUNTIMES", "PEAK MEMORY", "PER TOKEN", "KL", "BASIS OF TIME", ""), rows)
 
 
 def print_items(made: Plan, spec: ModelSpec) -> None:

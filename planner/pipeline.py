@@ -5,17 +5,19 @@ One device is a fleet of one: `planner.fleet` joins the same stages for many.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from planner.choose import choose
-from planner.frame import Supernet, frame
-from planner.plan import Plan
+from planner.frame import Framed, Supernet, frame
+from planner.plan import Other, Plan
 from planner.propose import TOP, TRIALS, Proposed, propose
 from planner.quality import Measure, Quality, as_quality
 from planner.request import Budget, Workload
 from planner.runtimes.base import Runtime
 from planner.shortage import budget_error
 from profiles.device import DeviceProfile
+from records.errors import BudgetError, InputError
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Subnet
 
@@ -32,7 +34,28 @@ def plan(
     top: int = TOP,
     command: str = "",
 ) -> Plan:
-    """The subnet that loses least on `device` within `budget`, with its evidence.
+    """The subnet that loses least on `device` within `budget`, with its evidence: `plan_any` with one runtime."""
+    return plan_any(files, (runtime,), device, workload, budget, measure, trials, seed, top, command)
+
+
+def plan_any(
+    files: Supernet,
+    runtimes: Sequence[Runtime],
+    device: DeviceProfile,
+    workload: Workload,
+    budget: Budget,
+    measure: Measure | None = None,
+    trials: int = TRIALS,
+    seed: int = 0,
+    top: int = TOP,
+    command: str = "",
+    absent: Mapping[str, str] | None = None,
+) -> Plan:
+    """The runtime and the subnet that lose least on `device` within `budget`, with their evidence; of equals the
+    faster.
+
+    What a runtime's rounding of activations costs counts where it is known. `absent` are runtimes that may not be
+    taken, with the reason; they are listed with the others.
 
     `measure` is given the finalists and the best uniform subnet, and returns what each loses on text that did not
     train; without it the predictions decide. Raises BudgetError when nothing meets the budget, InputError for a model
@@ -40,11 +63,62 @@ def plan(
     """
     workload.check(files.spec)
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
-    framed = frame(files, table, runtime, device, workload, budget)
-    proposed = propose(framed.problem, files.spec, trials, seed, top)
-    if not proposed.finalists:
-        raise budget_error(framed.problem, budget, device.name)
-    return choose(framed, proposed, measured([proposed], measure), command)
+    refused: dict[str, InputError | BudgetError] = {}
+    found: dict[str, tuple[Framed, Proposed]] = {}
+    for runtime in runtimes:
+        try:
+            framed = frame(files, table, runtime, device, workload, budget)
+            proposed = propose(framed.problem, files.spec, trials, seed, top)
+            if not proposed.finalists:
+                raise budget_error(framed.problem, budget, device.name)
+        except (InputError, BudgetError) as error:
+            refused[runtime.name] = error
+        else:
+            found[runtime.name] = framed, proposed
+    if not found:
+        raise _refusal(refused)
+    qualities = measured([proposed for _, proposed in found.values()], measure)
+    plans = {name: choose(framed, proposed, qualities, command) for name, (framed, proposed) in found.items()}
+    losses = {name: _loss(plans[name], framed) for name, (framed, _) in found.items()}
+    best = min(plans, key=lambda name: (losses[name], plans[name].chosen.tpot_ms))
+    others = [_other(plans[name], losses[name]) for name in sorted(losses, key=losses.__getitem__) if name != best]
+    lines = {**{name: str(error) for name, error in refused.items()}, **(absent or {})}
+    return replace(plans[best], others=(*others, *(Other(name, line) for name, line in lines.items())))
+
+
+def activations_kl(framed: Framed) -> float:
+    """Nats a token that the runtime's rounding of activations costs, by itself; 0 where that is unknown."""
+    return framed.supernet.activations.get(framed.costs.runtime.activations, 0.0)
+
+
+def _loss(made: Plan, framed: Framed) -> float:
+    """Nats a token that a plan's package loses."""
+    kl = made.chosen.measured.get("kl", made.chosen.predicted_kl)
+    return max(0.0, kl) + activations_kl(framed)
+
+
+def _other(made: Plan, kl: float) -> Other:
+    """A plan that was not taken, in a row."""
+    chosen = made.chosen
+    return Other(
+        runtime=made.runtime,
+        kl=kl,
+        memory_bytes=chosen.memory_bytes,
+        memory_basis=made.memory["basis"],
+        disk_bytes=chosen.disk_bytes,
+        tpot_ms=chosen.tpot_ms,
+        ttft_ms=chosen.ttft_ms,
+        latency_basis=made.latency["basis"],
+    )
+
+
+def _refusal(refused: Mapping[str, InputError | BudgetError]) -> InputError | BudgetError:
+    """One error for all: a budget's where any runtime could serve within a larger one."""
+    errors = list(refused.values())
+    if len({str(error) for error in errors}) == 1:
+        return errors[0]
+    kind = BudgetError if any(isinstance(error, BudgetError) for error in errors) else InputError
+    return kind("no runtime serves this: " + "; ".join(f"{name}: {error}" for name, error in refused.items()))
 
 
 def measured(proposed: Iterable[Proposed], measure: Measure | None) -> dict[Subnet, Quality]:

@@ -105,6 +105,32 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Other:
+    """What another runtime would do on the same device within the same budget; `refused` says why it cannot, or
+    may not.
+
+    `kl` is what its plan loses, measured where something was measured, else predicted, with what its rounding of
+    activations costs. The bases are those of its memory and its latency.
+    """
+
+    runtime: str
+    refused: str = ""
+    kl: float | None = None
+    memory_bytes: int | None = None
+    memory_basis: str | None = None
+    disk_bytes: int | None = None
+    tpot_ms: float | None = None
+    ttft_ms: float | None = None
+    latency_basis: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "disk_bytes"):
+            check(name, getattr(self, name), int, optional=True, least=0)
+        for name in ("kl", "tpot_ms", "ttft_ms"):
+            check(name, getattr(self, name), float, optional=True, least=0)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What `export` writes and `verify` holds a package to. Tables are plain JSON: numbers with their basis.
 
@@ -130,6 +156,7 @@ class Plan:
     date: str
     command: str = ""
     bands: Mapping[str, float] = field(default_factory=lambda: dict(BANDS))  # of memory, tpot and ttft: planner.bands
+    others: tuple[Other, ...] = ()  # where the runtime was chosen, too: those that were not
 
     @property
     def chosen(self) -> Compared:
@@ -168,6 +195,7 @@ class Plan:
             "compared": [compared.to_json() for compared in self.compared],
             "search": list(self.search),
             "notes": list(self.notes),
+            "others": [asdict(other) for other in self.others],
         }
 
     @classmethod

@@ -1,7 +1,8 @@
-"""A device's profile: probed, and timed with one runtime."""
+"""A device's profile: probed, and timed with the runtimes that run on it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -13,21 +14,58 @@ from profiles.kernels import KernelTable
 
 
 def profile_device(
-    device: str, runtime: Runtime, quick: bool = False, progress: Progress | None = None
+    device: str, runtimes: Sequence[Runtime], quick: bool = False, progress: Progress | None = None
 ) -> tuple[DeviceProfile, tuple[Skipped, ...]]:
-    """Probe a device of this machine and time `runtime` on it: its products, and what it costs beyond them.
+    """Probe a device of this machine and time `runtimes` on it: their products, and what they cost beyond them.
 
     `device` as in `profiles.detect.detect`. Returns the profile, and the devices that were passed over with the reason.
-    A device that the runtime does not run on is probed alone, and only when it is asked for by name.
+    A device that none of them runs on is probed alone, and only when it is asked for by name.
     """
     report = progress or (lambda what, share: None)
     report("probing the device", 0.0)
-    profile, skipped = detect(device, refuse_gpu=lambda gpu: device_refusal(runtime, gpu) if device == "auto" else None)
-    if device_refusal(runtime, profile) is not None:
-        return profile, skipped
-    profile = replace(profile, threads=runtime.best_threads(profile))
+    profile, skipped = detect(device, refuse_gpu=lambda gpu: _refused(runtimes, gpu) if device == "auto" else None)
+    able = [runtime for runtime in runtimes if device_refusal(runtime, profile) is None]
+    for number, runtime in enumerate(able):
+        if number == 0:  # one number for a machine: that of the first, which all others are timed with
+            profile = replace(profile, threads=runtime.best_threads(profile))
+        profile = _timed(profile, runtime, quick, _of(runtime, report) if len(able) > 1 else report)
+    return profile, skipped
+
+
+def with_others(made: DeviceProfile, before: DeviceProfile | None) -> DeviceProfile:
+    """The profile with what another one of the same device, made with as many threads, knows of other runtimes."""
+    if before is None or (before.name, before.kind, before.threads) != (made.name, made.kind, made.threads):
+        return made
+    timed = {entry.runtime for entry in made.kernels.entries} | {one.runtime for one in made.calibrations}
+    entries = [entry for entry in before.kernels.entries if entry.runtime not in timed]
+    calibrations = [one for one in before.calibrations if one.runtime not in timed]
+    kernels = replace(
+        made.kernels,
+        entries=(*made.kernels.entries, *entries),
+        versions={**before.kernels.versions, **made.kernels.versions},
+    )
+    return replace(made, kernels=kernels, calibrations=(*made.calibrations, *calibrations))
+
+
+def _refused(runtimes: Sequence[Runtime], device: DeviceProfile) -> str | None:
+    """Why none of these runs on a device, or None if one does."""
+    lines = [device_refusal(runtime, device) for runtime in runtimes]
+    return None if None in lines else "; ".join(filter(None, lines))
+
+
+def _of(runtime: Runtime, report: Progress) -> Progress:
+    return lambda what, share: report(f"{runtime.name}, {what}", share)
+
+
+def _timed(profile: DeviceProfile, runtime: Runtime, quick: bool, report: Progress) -> DeviceProfile:
+    """The profile with what one more runtime takes."""
     entries = runtime.measure_kernels(profile, quick, lambda what, share: report(f"timing products, {what}", share))
-    kernels = KernelTable(tuple(entries), datetime.now(UTC).date().isoformat(), runtime.versions())
+    before = profile.kernels
+    kernels = KernelTable(
+        (*before.entries, *entries),
+        datetime.now(UTC).date().isoformat(),
+        {**before.versions, **runtime.versions()},
+    )
     profile = replace(profile, kernels=kernels)
     found = runtime.calibrate(profile, lambda what, share: report(f"timing small models, {what}", share))
-    return replace(profile, calibrations=found), skipped
+    return replace(profile, calibrations=(*profile.calibrations, *found))

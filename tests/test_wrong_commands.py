@@ -64,7 +64,7 @@ def wrong_values() -> Iterator[tuple[list[str], str]]:
         yield [*plan, "--trials", number], "trials"
         yield [*plan, "--seed", number], "seed"
     for name in ("", "tpu", "onnx", "ONNXRUNTIME", "../x"):
-        yield [*plan, "--runtime", name], "--runtime must be one of onnxruntime"
+        yield [*plan, "--runtime", name], "--runtime must be one of auto, onnxruntime"
     for device in ("", "nix", "h100 sxm", "cuda:0"):
         yield ["plan", "NET", "--mem", "1GB", "--device", device], "in the catalogue"
     for device in ("", "tpu", "cuda", "cuda:x", "cuda:-1", "cuda:99"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.request import Budget, parse_bytes, parse_duration
-from planner.runtimes import RUNTIMES
+from planner.runtimes import AUTO, RUNTIMES
 from profiles.catalog import load, names
 from profiles.device import DeviceProfile
 from records.errors import InputError
@@ -21,7 +21,6 @@ THIS_MACHINE = "this-machine"
 MOST_DEVICES = 1000
 MOST_COUNT = 2**31
 MAX_LOSS = 0.05
-RUNTIME = "onnxruntime"
 _REMEDY = "`bitfleet fleet --example` prints one that works"
 
 EXAMPLE = """\
@@ -40,7 +39,7 @@ max-loss = "5%"
 context = 2048              # tokens that prompt and answer may have together; left out: 4096, or what the model can
 # batch = 1                 # sequences at once
 # prompt-tokens = 128       # of the prompt that `ttft` is for
-# runtime = "onnxruntime"   # what loads the package
+# runtime = "auto"          # what loads the package: the best one, or a name
 
 [[device]]
 device = "raspberry-pi-5-8gb"   # a name of `bitfleet profile list`
@@ -102,7 +101,7 @@ class Wanted:
     device: str | Mapping[str, Any]
     profile: DeviceProfile
     budget: Budget
-    runtime: str = RUNTIME
+    runtime: str = AUTO
     context: int | None = None
     batch: int | None = None
     prompt_tokens: int | None = None
@@ -186,7 +185,7 @@ class _Reading:
         return found
 
     def device(self, place: Place, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {"runtime": RUNTIME, **defaults, **self.table(place, _DEVICE, "a device")}
+        found: dict[str, Any] = {"runtime": AUTO, **defaults, **self.table(place, _DEVICE, "a device")}
         if "device" not in found:
             raise self.wrong(place, f"a device needs the key 'device', a name, a profile or its fields; {_REMEDY}")
         given, at = found["device"], (*place, "device")
@@ -294,7 +293,7 @@ def _clock(value: Any) -> float:
 
 
 def _runtime(value: Any) -> str:
-    return _one_of(value, tuple(RUNTIMES))
+    return _one_of(value, (AUTO, *RUNTIMES))
 
 
 def _catalogued(value: Any) -> str:

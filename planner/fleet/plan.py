@@ -13,11 +13,12 @@ from planner.fleet.cover import fewest
 from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.index import loss_of, package_name
 from planner.frame import Framed, Supernet, check_servable, frame, renamed
-from planner.pipeline import measured
+from planner.pipeline import activations_kl, measured
 from planner.plan import PLANNED, Plan
 from planner.propose import TRIALS, Proposed, propose
 from planner.quality import Measure, Quality
 from planner.request import DEFAULT_CONTEXT, DEFAULT_PROMPT_TOKENS, Workload
+from planner.runtimes import AUTO, RUNTIMES, able
 from planner.runtimes.base import Progress, Runtime
 from planner.search.base import Candidate, Problem
 from planner.shortage import KEYS, budget_error
@@ -112,19 +113,51 @@ def plan_fleet(
     """
     report = progress or (lambda what, share: None)
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
-    runtimes = {name: runtime_of(name) for name in dict.fromkeys(wanted.runtime for wanted in fleet.devices)}
+    kinds = {wanted.profile.kind for wanted in fleet.devices}
+    names = {kind: [runtime.name for runtime in able(kind)[0]] for kind in kinds}
+    ways = [list(_ways(wanted, names[wanted.profile.kind])) for wanted in fleet.devices]
+    flat = [way for each in ways for way in each]
+    runtimes = {name: runtime_of(name) for name in dict.fromkeys(way.runtime for way in flat)}
     _check_any(files, table, list(runtimes.values()))
-    framed = list(_all_framed(files, table, runtimes, fleet.devices))
+    framed = list(_all_framed(files, table, runtimes, flat))
     report("searching", 0.0)
     problems = list(_distinct([one.problem for one in framed if isinstance(one, Framed)]))
     found = _proposed(problems, files.spec, trials, seed, partial(report, "searching"))
-    members = [
-        _proposals(one, wanted, _asked(wanted, files.spec), problems, found)
-        for one, wanted in zip(framed, fleet.devices, strict=True)
-    ]
-    qualities = measured([one.proposed for one in members if one.proposed], measure)
+    served = iter(
+        [
+            _proposals(one, wanted, _asked(wanted, files.spec), problems, found)
+            for one, wanted in zip(framed, flat, strict=True)
+        ]
+    )
+    tried = [[next(served) for _ in each] for each in ways]
+    qualities = measured([one.proposed for each in tried for one in each if one.proposed], measure)
+    members = [_best(each, qualities) for each in tried]
     report("choosing packages", 1.0)
     return _covered(members, qualities, fleet.max_loss, len(problems), command)
+
+
+def _ways(wanted: Wanted, able: Sequence[str]) -> Iterator[Wanted]:
+    """The device with each runtime that may serve it: the one that is named, or with AUTO each that is `able`."""
+    names = (wanted.runtime,) if wanted.runtime != AUTO else able or list(RUNTIMES)  # without any, each will say why
+    for name in names:
+        yield replace(wanted, runtime=name)
+
+
+def _best(ways: Sequence[_Served], qualities: Mapping[Subnet, Quality]) -> _Served:
+    """The runtime whose own best plan loses least on the device; where none serves it, all their reasons."""
+    served = [one for one in ways if one.proposed is not None]
+    if not served:
+        lines = dict.fromkeys(one.refused for one in ways)
+        named = (f"{one.wanted.runtime}: {one.refused}" for one in ways)
+        return replace(ways[0], refused=next(iter(lines)) if len(lines) == 1 else "; ".join(named))
+    return min(served, key=lambda one: _least(one, qualities))
+
+
+def _least(one: _Served, qualities: Mapping[Subnet, Quality]) -> float:
+    """What the device's own best plan loses, its runtime's rounding of activations included."""
+    assert one.framed is not None and one.proposed is not None
+    losses = (_loss(one.framed.problem, subnet, qualities) for subnet in one.proposed.subnets)
+    return min(loss for loss in losses if loss is not None) + activations_kl(one.framed)
 
 
 def _check_any(files: Supernet, table: SensitivityTable, runtimes: Sequence[Runtime]) -> None:

@@ -1,0 +1,116 @@
+"""Which runtime a device is planned for, where several could serve it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from planner import pipeline
+from planner.fleet.fleetfile import Fleet, Wanted
+from planner.fleet.plan import plan_fleet
+from planner.plan import Plan
+from planner.request import Budget
+from planner.runtimes import AUTO, RUNTIMES, able, installed
+from planner.runtimes.base import MemoryItem
+from planner.runtimes.onnxruntime.runtime import OnnxRuntime
+from records.errors import BudgetError, InputError, NotInstalledError
+from tests.planner.test_pipeline import BUDGET, DEVICE, WORKLOAD, Files, additive, files
+
+__all__ = ["files"]  # a fixture
+
+
+class Light(OnnxRuntime):
+    """Takes less memory beside the weights, and rounds activations in a way that has its price."""
+
+    name = "light"
+    activations = "int4"
+
+    def memory_items(self, *asked: Any) -> tuple[MemoryItem, ...]:
+        return tuple(item for item in super().memory_items(*asked) if item.name != "KV cache")
+
+
+class Absent(OnnxRuntime):
+    name = "absent"
+
+    def versions(self) -> dict[str, str]:
+        raise NotInstalledError("absent needs a package; run: pip install it")
+
+
+BOTH = OnnxRuntime(), Light()
+
+
+@pytest.mark.parametrize("measures", [True, False])
+def test_the_runtime_that_loses_least_is_taken_and_the_other_is_a_row(files: Files, measures: bool) -> None:
+    measure = additive(files) if measures else None
+    made = pipeline.plan_any(files, BOTH, DEVICE, WORKLOAD, BUDGET, measure)
+    alone = {one.name: pipeline.plan(files, one, DEVICE, WORKLOAD, BUDGET, measure) for one in BOTH}
+    assert made.runtime == "light" and made.compared == alone["light"].compared
+    (other,) = made.others
+    chosen = alone["onnxruntime"].chosen
+    assert (other.runtime, other.memory_bytes, other.tpot_ms) == ("onnxruntime", chosen.memory_bytes, chosen.tpot_ms)
+    assert other.kl == chosen.measured.get("kl", chosen.predicted_kl) > made.chosen.predicted_kl
+    assert Plan.from_json(made.to_json()).others == made.others and not alone["light"].others
+
+
+def test_what_rounded_activations_cost_counts(files: Files) -> None:
+    dear = replace(files, activations={"int4": 0.009, "int8": 0.0})
+    made = pipeline.plan_any(dear, BOTH, DEVICE, WORKLOAD, Budget(400_000_000), additive(files))
+    free = pipeline.plan_any(files, BOTH, DEVICE, WORKLOAD, Budget(400_000_000), additive(files))
+    assert made.runtime == "onnxruntime" and made.others[0].kl == pytest.approx(free.chosen.measured["kl"] + 0.009)
+
+
+def test_of_equals_the_faster_is_taken(files: Files) -> None:
+    class Slow(OnnxRuntime):
+        name = "slow"
+
+        def latency_items(self, *asked: Any) -> Any:
+            return tuple(replace(item, ms=2 * item.ms) for item in super().latency_items(*asked))
+
+    for order in ((Slow(), OnnxRuntime()), (OnnxRuntime(), Slow())):
+        made = pipeline.plan_any(files, order, DEVICE, WORKLOAD, BUDGET)
+        assert made.runtime == "onnxruntime" and made.others[0].kl == made.chosen.predicted_kl
+
+
+def test_a_runtime_that_cannot_serve_is_a_row_with_its_reason(files: Files) -> None:
+    class Elsewhere(OnnxRuntime):
+        name, device_kinds = "elsewhere", ("metal",)
+
+    tight = Budget(200_000_000)  # too little for what has a KV cache
+    made = pipeline.plan_any(files, (*BOTH, Elsewhere()), DEVICE, WORKLOAD, tight, absent={"absent": "not here"})
+    assert made.runtime == "light"
+    said = {other.runtime: other.refused for other in made.others}
+    assert list(said) == ["onnxruntime", "elsewhere", "absent"]
+    assert "memory of 200 MB cannot be met" in said["onnxruntime"] and "runs on metal" in said["elsewhere"]
+    with pytest.raises(BudgetError, match="no runtime serves this: onnxruntime: memory of 1 MB .*; light: memory"):
+        pipeline.plan_any(files, BOTH, DEVICE, WORKLOAD, Budget(10**6))
+    with pytest.raises(InputError, match="elsewhere runs on metal, not on cpu") as error:
+        pipeline.plan_any(files, (Elsewhere(),), DEVICE, WORKLOAD, BUDGET)
+    assert "no runtime serves" not in str(error.value)
+
+
+def test_what_is_not_installed_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RUNTIMES, "absent", Absent)
+    found, missing = installed()
+    assert "absent" not in {one.name for one in found} and missing["absent"].endswith("pip install it")
+    here, others = able("tpu")
+    assert here == () and others["onnxruntime"] == "it runs on cpu" and "pip install" in others["absent"]
+
+
+def test_a_fleet_takes_each_device_s_best_runtime(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.runtimes.RUNTIMES", {"onnxruntime": OnnxRuntime, "light": Light})
+
+    def runtime_of(name: str) -> Any:
+        return {"onnxruntime": OnnxRuntime, "light": Light}[name]()
+
+    def wanted(name: str, memory: int, runtime: str = AUTO) -> Wanted:
+        return Wanted(name, name, replace(DEVICE, name=name), Budget(memory), context=512, runtime=runtime)
+
+    devices = (wanted("tight", 200_000_000), wanted("named", 230_000_000, "onnxruntime"), wanted("none", 10**6))
+    made = plan_fleet(files, Fleet(None, 0.05, devices), runtime_of, additive(files))
+    tight, named, none = made.members
+    assert tight.plan is not None and named.plan is not None and none.plan is None
+    assert (tight.plan.runtime, named.plan.runtime) == ("light", "onnxruntime")
+    assert [package.kind.runtime for package in made.packages] == ["light", "onnxruntime"]
+    assert none.refused.startswith("onnxruntime: memory of 1 MB") and "; light: memory of 1 MB" in none.refused
