@@ -17,7 +17,7 @@ from planner.runtimes.onnxruntime.graphs import template_for
 from planner.runtimes.onnxruntime.packing import pack
 from planner.runtimes.onnxruntime.standin import facts_of
 from planner.runtimes.onnxruntime.template import Rows, Vector
-from planner.runtimes.onnxruntime.tokenizer import write_tokenizer
+from planner.runtimes.tokenizer_files import write_tokenizer
 from records.errors import InputError
 from supernet.space import Choice, Subnet
 from supernet.spec import Channels, ModelSpec, UnitSpec

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from planner.chat import NOON, ChatTemplate
+from planner.chat import ChatTemplate
 from planner.runtimes.onnxruntime.settings import CONFIG
 from planner.runtimes.onnxruntime.worker import OUT_OF_MEMORY
+from planner.runtimes.spoken import ids_and_chats
 from planner.tokens import Tokenization, token_ids
 from records.errors import InputError
 from records.reading import read_foreign
@@ -42,18 +43,7 @@ def prompt_ids(folder: Path, tokenization: Tokenization, prompt: str) -> list[in
 
 def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
     """As `Runtime.spoken`: what `generate` makes of texts and chats."""
-    ids: list[Any]
-    rendered: list[Any]
-    try:
-        tokenization = Tokenization(folder)
-        ids = [tokenization.encode(text) for text in texts]
-    except InputError as error:
-        ids = [str(error)] * len(texts)
-    try:
-        template = ChatTemplate.of(folder)
-        rendered = template.render(chats, NOON) if template and chats else ["the package has no template"] * len(chats)
-    except InputError as error:
-        rendered = [str(error)] * len(chats)
+    ids, rendered = ids_and_chats(folder, texts, chats)
     return ids, rendered, token_ids(read_foreign(folder / CONFIG)["model"].get("eos_token_id"))
 
 
