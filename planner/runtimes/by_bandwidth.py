@@ -1,0 +1,103 @@
+"""What a runtime costs on a device where nothing of it was measured: bytes over bandwidth, operations over peak.
+
+Every number is an estimate and says so; it is good to a factor of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, MemoryItem
+from profiles.device import DeviceProfile
+from profiles.roofline import BANDWIDTH_EFFICIENCY, COMPUTE_EFFICIENCY, SPREAD, peak_ops_per_s
+from records.errors import InputError
+from supernet.space import Choice, Subnet
+from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
+
+VALUE_BYTES = 2  # of an activation, and of a key or a value in the cache: float16
+DECODED_TOKENS = 64  # time per token is a mean over so many, as elsewhere
+
+UnitBytes = Callable[[UnitSpec, Choice], int]
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What a runtime usually takes beside weights and cache. `process_bytes` before any weight; `step_ms` of a forward
+    pass and `layer_ms` of each of its layers for what is no product; `chunk_tokens` of a prompt go through at once;
+    `ops_per_byte` stands in for compute that no datasheet gives, as a multiple of the bandwidth."""
+
+    process_bytes: int
+    step_ms: float
+    layer_ms: float
+    chunk_tokens: int
+    ops_per_byte: float | None = None
+
+
+def kv_bytes(spec: ModelSpec, tokens: int) -> int:
+    return spec.kv_bytes_per_token(VALUE_BYTES) * tokens
+
+
+def activation_bytes(spec: ModelSpec, workload: Any, usual: Usual) -> int:
+    """The widest layer of a chunk twice over, and the logits of each sequence in float32."""
+    tokens = min(usual.chunk_tokens, workload.context * workload.batch)
+    widest = max(linear.out_features for unit in spec.units if not unit.is_table for linear in unit.linears)
+    return 2 * VALUE_BYTES * tokens * (widest + 2 * spec.hidden_size) + 8 * workload.batch * spec.vocab_size
+
+
+def memory_items(
+    spec: ModelSpec, subnet: Subnet, workload: Any, unit_bytes: UnitBytes, fixed_bytes: int, usual: Usual
+) -> tuple[MemoryItem, ...]:
+    units = (MemoryItem(unit.name, unit_bytes(unit, subnet[unit.name]), ESTIMATE, unit.name) for unit in spec.units)
+    return (
+        *units,
+        MemoryItem("norms and biases", fixed_bytes, ESTIMATE),
+        MemoryItem("KV cache", kv_bytes(spec, workload.context * workload.batch), ESTIMATE),
+        MemoryItem("activations", activation_bytes(spec, workload, usual), ESTIMATE),
+        MemoryItem("runtime", usual.process_bytes, ESTIMATE),
+    )
+
+
+def latency_items(
+    spec: ModelSpec, subnet: Subnet, workload: Any, device: DeviceProfile, phase: str, unit_bytes: UnitBytes,
+    usual: Usual,
+) -> tuple[LatencyItem, ...]:  # fmt: skip
+    if phase not in (PREFILL, DECODE):
+        raise ValueError(f"phase must be {PREFILL} or {DECODE}, got {phase!r}")
+    rows = workload.batch * (workload.prompt_tokens if phase == PREFILL else 1)
+    passes = -(-rows // usual.chunk_tokens)
+    cached = min(workload.context, workload.prompt_tokens + (DECODED_TOKENS // 2 if phase == DECODE else 0))
+    items = []
+    for unit in spec.units:
+        size, ops = _work(spec, unit, unit_bytes(unit, subnet[unit.name]), rows, workload.batch)
+        items.append(LatencyItem(unit.name, _ms(device, passes * size, ops, usual), ESTIMATE, unit.name, SPREAD))
+    scores = 4 * rows * cached * spec.num_heads * spec.head_dim * spec.num_layers
+    cache = kv_bytes(spec, cached * workload.batch)
+    beside = passes * (usual.step_ms + usual.layer_ms * spec.num_layers)
+    return (
+        *items,
+        LatencyItem("attention", _ms(device, cache, scores, usual), ESTIMATE, None, SPREAD),
+        LatencyItem("norms, activations and sampling", beside, ESTIMATE, None, SPREAD),
+    )
+
+
+def _work(spec: ModelSpec, unit: UnitSpec, size: int, rows: int, batch: int) -> tuple[int, int]:
+    """Bytes read by a pass and operations of all rows. A table that is looked up alone costs its rows; logits are
+    computed for the last token of each sequence."""
+    if unit.role == EMBEDDING and not spec.tied:
+        return size * rows // unit.linears[0].out_features, 0
+    return size, 2 * unit.weights * (batch if unit.role in (EMBEDDING, HEAD) else rows)
+
+
+def _ms(device: DeviceProfile, moved: float, ops: float, usual: Usual) -> float:
+    bandwidth = device.bandwidth_bytes_per_s
+    if bandwidth is None:
+        raise InputError(f"an estimate of latency needs a bandwidth, {device.name} has none; give its profile one")
+    rate = peak_ops_per_s(device, "bf16")
+    if rate is None and usual.ops_per_byte is not None:
+        rate = usual.ops_per_byte * bandwidth
+    if rate is None:
+        raise InputError(f"an estimate of latency needs bf16_ops_per_s, {device.name} has none; give its profile one")
+    share = 1.0 if device.bandwidth_basis == "measured" else BANDWIDTH_EFFICIENCY
+    return 1e3 * max(moved / (bandwidth * share), ops / (rate * COMPUTE_EFFICIENCY))

@@ -1,0 +1,72 @@
+"""What an mlx-lm folder holds: affine groups of MLX, and the models that mlx-lm computes as transformers does.
+
+Read from mlx 0.32 and mlx-lm 0.32, and each architecture compared with transformers on the same weights.
+"""
+
+from __future__ import annotations
+
+from supernet.space import Choice
+from supernet.spec import ModelSpec, UnitSpec
+
+GRIDS = ("sym", "int")
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+SILU = ("silu", "swish")
+# The activations that mlx-lm's model of an architecture has, whatever the config says.
+ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "LlamaForCausalLM": SILU,
+    "MistralForCausalLM": SILU,
+    "Qwen2ForCausalLM": SILU,
+    "Qwen3ForCausalLM": SILU,
+    "Phi3ForCausalLM": SILU,
+    "GraniteForCausalLM": SILU,
+    "NemotronForCausalLM": ("relu2",),
+    "PhiForCausalLM": ("gelu_new",),
+    "SmolLM3ForCausalLM": SILU,
+    "HunYuanDenseV1ForCausalLM": SILU,
+    "Ernie4_5ForCausalLM": SILU,
+}
+LLAMA_ROPES = ("default", "linear", "dynamic", "yarn", "llama3")
+ROPES: dict[str, tuple[str, ...]] = {
+    "LlamaForCausalLM": LLAMA_ROPES,
+    "MistralForCausalLM": LLAMA_ROPES,
+    "Qwen2ForCausalLM": LLAMA_ROPES,
+    "Qwen3ForCausalLM": LLAMA_ROPES,
+    "HunYuanDenseV1ForCausalLM": ("default", "ntk_alpha"),
+}
+"""Kinds of rotary embedding that mlx-lm computes as transformers does; for all others the default one. Of longrope it
+has the factors for long texts and no others."""
+WINDOWS = ("SmolLM3ForCausalLM",)  # whose layers see a window where the config says so; others see everything
+
+
+def model_refusal(spec: ModelSpec) -> str | None:
+    if spec.architecture not in ACTIVATIONS:
+        return f"packages for MLX are tested with {', '.join(ACTIVATIONS)}, got {spec.architecture}"
+    if spec.features:
+        return f"mlx-lm's model of {spec.architecture} has no {spec.features[0]}"
+    kinds = ROPES.get(spec.architecture, ("default",))
+    for kind in spec.ropes:
+        if kind not in kinds:
+            return f"mlx-lm computes for {spec.architecture} rotary embeddings of {', '.join(kinds)}, got {kind}"
+    if spec.activation not in ACTIVATIONS[spec.architecture]:
+        known = ", ".join(ACTIVATIONS[spec.architecture])
+        return f"mlx-lm's model of {spec.architecture} has the activation {known}, got {spec.activation}"
+    for window in spec.windows:
+        if window is not None and window < spec.max_context and spec.architecture not in WINDOWS:
+            return f"mlx-lm's {spec.architecture} lets every token see all before it, got a sliding window of {window}"
+    return None
+
+
+def refusal(unit: UnitSpec, choice: Choice) -> str | None:
+    if choice.grid not in GRIDS:
+        return f"MLX holds the grids {' and '.join(GRIDS)}, got {choice.grid}"
+    if choice.kept is not None:
+        return f"mlx-lm's config has one width for all feed-forward blocks, {choice} prunes this one"
+    if choice.bits not in BITS:
+        return f"MLX holds {', '.join(map(str, BITS))} bits, got {choice.bits}; use one of them"
+    if choice.group_size not in GROUP_SIZES:
+        return f"MLX has group sizes {', '.join(map(str, GROUP_SIZES))}, got {choice.group_size}; use one of them"
+    for linear in unit.linears:
+        if linear.in_features % choice.group_size:
+            return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"
+    return None

@@ -1,0 +1,121 @@
+"""What a compressed-tensors folder holds, what vLLM's loader takes of it, and which kernel runs it on which device.
+
+Read from vLLM 0.32: `compressed_tensors_wNa16` for the layout, `kernels/linear/mixed_precision` for the kernels, and
+`packed_modules_mapping` of each model's class for what it fuses. Models that vLLM runs through its Transformers backend
+are left out: nobody loaded one here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.runtimes.model_folder import DTYPE
+from supernet.space import Choice
+from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
+
+SYMMETRIC, AFFINE = "sym", "int"  # grids: the zero is the middle, or stored for each group
+BITS = (2, 3, 4, 5, 6, 7, 8)
+AFFINE_BITS = (4, 8)
+GROUP_SIZES = (32, 64, 128)
+WORD_BITS = 32
+LEAST_CAPABILITY = 75
+MARLIN, HUMMING = "Marlin", "Humming"
+QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+# What vLLM makes one layer of, by the model's architecture: its parts must agree in everything.
+FUSED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "LlamaForCausalLM": (QKV, GATE_UP),
+    "MistralForCausalLM": (QKV, GATE_UP),
+    "Qwen2ForCausalLM": (QKV, GATE_UP),
+    "Qwen3ForCausalLM": (QKV, GATE_UP),
+    "GemmaForCausalLM": (QKV, GATE_UP),
+    "Phi3ForCausalLM": (),
+    "GraniteForCausalLM": (QKV, GATE_UP),
+    "NemotronForCausalLM": (QKV,),
+    "Ernie4_5ForCausalLM": (QKV, GATE_UP),
+}
+NO_FLOAT16 = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
+ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+def model_refusal(spec: ModelSpec) -> str | None:
+    if spec.architecture in NO_FLOAT16:
+        return f"vLLM runs {spec.architecture} in bfloat16 alone, which rounds the scales of a {DTYPE} package"
+    if spec.architecture not in FUSED:
+        return f"packages for vLLM are tested with {', '.join(FUSED)}, got {spec.architecture}"
+    if spec.features:
+        return f"vLLM's {spec.architecture} was not tested with {spec.features[0]}"
+    for kind in spec.ropes:
+        if kind not in ROPES:
+            return f"vLLM has rotary embeddings of the kinds {', '.join(ROPES)}, got rope type {kind}"
+    for window in spec.windows:
+        if window is not None and window < 1:
+            return f"a sliding window must let a token see itself, got a window of {window}"
+    return ties_refusal(spec)
+
+
+def ties_refusal(spec: ModelSpec) -> str | None:
+    """A layer that vLLM fuses, and whose parts may differ here."""
+    unit_of = {linear.name: unit.name for unit in spec.units for linear in unit.linears}
+    for parts in FUSED[spec.architecture]:
+        for name in unit_of:
+            parent, _, tail = name.rpartition(".")
+            others = [f"{parent}.{part}" for part in parts if f"{parent}.{part}" in unit_of]
+            if tail in parts and len({unit_of[other] for other in others}) > 1:
+                return f"vLLM fuses {', '.join(others)}, which are units of their own here"
+    return None
+
+
+def refusal(unit: UnitSpec, choice: Choice) -> str | None:
+    """Why no device loads `unit` at `choice`; `kernel_refusal` says it of one device."""
+    if choice.grid not in (SYMMETRIC, AFFINE):
+        return f"compressed-tensors holds the grids {SYMMETRIC} and {AFFINE}, got {choice.grid}"
+    if choice.kept is not None:
+        return f"a Hugging Face config has one width for all feed-forward blocks, {choice} prunes this one"
+    for linear in unit.linears:
+        if linear.in_features % choice.group_size:
+            return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"
+    if unit.role == EMBEDDING:  # stored in float16 whatever the choice is
+        return None
+    if choice.group_size not in GROUP_SIZES:
+        sizes = ", ".join(map(str, GROUP_SIZES))
+        return f"vLLM's kernels have group sizes {sizes}, got {choice.group_size}; use one of them"
+    if choice.bits not in BITS:
+        return f"compressed-tensors holds {BITS[0]} to {BITS[-1]} bits, got {choice.bits}; use one of them"
+    if choice.grid == AFFINE and choice.bits not in AFFINE_BITS:
+        fit = f"{SYMMETRIC}{choice.bits}g{choice.group_size}, {AFFINE}4g{choice.group_size}"
+        return f"vLLM runs {choice.bits} bits with a zero at the middle alone, got {choice}; use {fit}"
+    for linear in unit.linears:
+        if choice.grid == AFFINE and linear.out_features * choice.bits % WORD_BITS:
+            least = WORD_BITS // choice.bits
+            return f"zeros of {choice.bits} bits are packed over {least} rows, {linear.name} has {linear.out_features}"
+    return None
+
+
+def capability(device: Any) -> int | None:
+    """A GPU's compute capability, 89 for 8.9; None where the profile does not say."""
+    text = str(device.architecture or "").removeprefix("sm_")
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def kernel(choice: Choice) -> str:
+    """What multiplies by a choice that is not refused, on a GPU of 7.5 or newer.
+
+    Marlin comes with vLLM. Humming is installed beside it, compiles itself when a model is loaded, and needs nvcc.
+    """
+    marlin = choice.bits == 4 or (choice.bits == 8 and choice.grid == SYMMETRIC)
+    return MARLIN if marlin else HUMMING
+
+
+def kernel_refusal(unit: UnitSpec, choice: Choice, device: Any) -> str | None:
+    """Why `device` has no kernel for `unit` at `choice`, or None where it has one."""
+    if unit.role == EMBEDDING:
+        return None
+    if device.kind != "cuda":
+        return f"packages for vLLM are for NVIDIA GPUs, got {device.name} of the kind {device.kind}"
+    found = capability(device)
+    if found is not None and found < LEAST_CAPABILITY:
+        return (
+            f"vLLM's kernels of quantized weights need compute capability {LEAST_CAPABILITY / 10}, "
+            f"{device.name} has {found / 10}; use a float16 model or another runtime"
+        )
+    return None

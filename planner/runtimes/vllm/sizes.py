@@ -1,0 +1,42 @@
+"""Which tensors a choice becomes in `model.safetensors`, and exactly how many bytes they take."""
+
+from __future__ import annotations
+
+from planner.runtimes.bitstream import words
+from planner.runtimes.tensor_file import Tensor, head_bytes
+from planner.runtimes.vllm.holds import AFFINE
+from supernet.space import Choice
+from supernet.spec import EMBEDDING, LinearSpec, ModelSpec, UnitSpec
+
+FLOAT_BYTES = 2
+PARTS = 4  # tensors of a matrix: codes, scales, zeros, shape
+
+
+def tensors(unit: UnitSpec, choice: Choice) -> tuple[Tensor, ...]:
+    """The tensors of a unit. An embedding is float16: vLLM looks it up without a name to find its format by (Llama),
+    and a tied head would multiply by it."""
+    if unit.role == EMBEDDING:
+        return tuple(Tensor(f"{lin.name}.weight", "F16", (lin.out_features, lin.in_features)) for lin in unit.linears)
+    return tuple(tensor for linear in unit.linears for tensor in packed(linear, choice))
+
+
+def packed(linear: LinearSpec, choice: Choice) -> tuple[Tensor, ...]:
+    """Codes, scales and shape; zeros where they are not the middle."""
+    rows, groups = linear.out_features, linear.in_features // choice.group_size
+    found = (
+        Tensor(f"{linear.name}.weight_packed", "I32", (rows, words(linear.in_features, choice.bits))),
+        Tensor(f"{linear.name}.weight_scale", "F16", (rows, groups)),
+        Tensor(f"{linear.name}.weight_shape", "I64", (2,)),
+    )
+    if choice.grid != AFFINE:
+        return found
+    return (*found, Tensor(f"{linear.name}.weight_zero_point", "I32", (words(rows, choice.bits), groups)))
+
+
+def unit_bytes(unit: UnitSpec, choice: Choice) -> int:
+    return sum(tensor.bytes for tensor in tensors(unit, choice))
+
+
+def fixed_bytes(spec: ModelSpec) -> int:
+    """The header, norms and biases."""
+    return head_bytes(spec, PARTS) + spec.float_parameters * FLOAT_BYTES

@@ -1,0 +1,72 @@
+"""A subnet as a Hugging Face folder with packed weights. The same subnet gives the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.runtimes.base import Progress
+from planner.runtimes.bitstream import pack
+from planner.runtimes.model_folder import float16, write_description, write_index
+from planner.runtimes.tensor_file import WEIGHTS, Tensor, TensorFile, head_bytes
+from planner.runtimes.vllm import sizes
+from planner.runtimes.vllm.holds import AFFINE, SYMMETRIC
+from planner.runtimes.vllm.quantization import quantization_config
+from supernet.space import Choice, Subnet
+from supernet.spec import EMBEDDING
+
+ROWS = 4096  # of an embedding that is made float at once
+
+
+def write_model(files: Any, subnet: Subnet, context: int, folder: Path, progress: Progress | None = None) -> None:
+    """Write the weights, both configs and the tokenizer into the existing, empty `folder`."""
+    spec, floats = files.spec, files.float_tensors()
+    tensors = [tensor for unit in spec.units for tensor in sizes.tensors(unit, subnet[unit.name])]
+    tensors += [Tensor(name, "F16", tuple(value.shape)) for name, value in floats.items()]
+    with TensorFile(folder / WEIGHTS, tensors, head_bytes(spec, sizes.PARTS)) as file:
+        for done, unit in enumerate(spec.units):
+            choice = subnet[unit.name]
+            for linear in unit.linears:
+                folded = files.folded(linear.name, choice)
+                if unit.role == EMBEDDING:
+                    file.write(f"{linear.name}.weight", dequantized(linear.name, folded))
+                else:
+                    for part, array in packed(linear.name, folded, choice):
+                        file.write(f"{linear.name}.{part}", array)
+            if progress:
+                progress("writing weights", (done + 1) / len(spec.units))
+        for name, value in floats.items():
+            file.write(name, float16(name, value))
+    write_index(folder, tensors)
+    changes = {"quantization_config": quantization_config(spec, subnet)}
+    write_description(Path(files.model_dir), spec, context, folder, changes, getattr(files, "trusted", False))
+
+
+def packed(name: str, folded: Any, choice: Choice) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The tensors of one matrix. compressed-tensors counts codes and zeros from the middle and adds it back as it
+    packs, so what is packed are the codes and zeros as they are here; zeros are packed over rows."""
+    codes, zeros = np.asarray(folded.codes, np.uint8), np.asarray(folded.zero, np.uint8)
+    if choice.grid == SYMMETRIC and (zeros != 2 ** (choice.bits - 1)).any():
+        raise ValueError(f"the zeros of {choice} are at the middle, those of {name} are not")
+    yield "weight_packed", pack(codes, choice.bits).view("<i4")
+    yield "weight_scale", float16(f"the scales of {name}", folded.scale)
+    yield "weight_shape", np.array(codes.shape, "<i8")
+    if choice.grid == AFFINE:
+        yield "weight_zero_point", pack(np.ascontiguousarray(zeros.T), choice.bits).view("<i4").T
+
+
+def dequantized(name: str, folded: Any) -> NDArray[np.float16]:
+    """The weights themselves, rounded to float16 once."""
+    codes, scale, zero = (np.asarray(getattr(folded, part)) for part in ("codes", "scale", "zero"))
+    rows, columns = codes.shape
+    half = np.empty((rows, columns), "<f2")
+    for start in range(0, rows, ROWS):
+        stop = min(rows, start + ROWS)
+        grouped = codes[start:stop].reshape(stop - start, scale.shape[1], -1).astype(np.float32)
+        exact = (grouped - zero[start:stop, :, None].astype(np.float32)) * scale[start:stop, :, None]
+        half[start:stop] = float16(name, exact.reshape(stop - start, columns))
+    return half

@@ -1,0 +1,78 @@
+"""Tiny supernets in either grid, and what a package of a subnet must hold, computed without the exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from supernet.space import Choice, Subnet
+from supernet.spec import ModelSpec
+from tests.planner.runtime_fixtures import Folded, RoundedModel, round_to_nearest
+
+
+class GridModel(RoundedModel):
+    """As a supernet of the choice's grid. `sym`: the zero is the middle, scales are signed and exact in float16."""
+
+    def folded(self, linear: str, choice: Choice) -> Folded:
+        weight = self.weights[linear + ".weight"]
+        if choice.grid == "int":
+            return round_to_nearest(weight, choice)
+        rows, columns = weight.shape
+        middle = 2 ** (choice.bits - 1)
+        grouped = weight.reshape(rows, columns // choice.group_size, choice.group_size)
+        far = np.take_along_axis(grouped, np.abs(grouped).argmax(-1, keepdims=True), -1)[..., 0]
+        scale = (-far / middle).astype(np.float16).astype(np.float32)  # the code 0 is farthest from the middle
+        scale[scale == 0] = 2.0**-14
+        codes = np.clip(np.round(grouped / scale[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)
+        return Folded(codes.reshape(rows, columns), scale, np.full_like(scale, middle, np.uint8))
+
+
+def cycled(spec: ModelSpec, choices: Iterable[str], table: str = "int8g64", head: str = "int8g64") -> Subnet:
+    """A subnet that goes through `choices` over the linears, with the tables at their own."""
+    cycle = [Choice.parse(text) for text in choices]
+    tables = {"embedding": Choice.parse(table), "head": Choice.parse(head)}
+    return Subnet.of({u.name: tables.get(u.role, cycle[i % len(cycle)]) for i, u in enumerate(spec.units)})
+
+
+def stored(folded: Folded, bias: bool = False) -> NDArray[np.float32]:
+    """What a package's parts stand for once the scale is float16, and with `bias` what a code of 0 is, too."""
+    rows, columns = folded.codes.shape
+    scale = folded.scale.astype(np.float16).astype(np.float32)[..., None]
+    zero = folded.zero[..., None].astype(np.float32)
+    codes = folded.codes.reshape(rows, scale.shape[1], -1).astype(np.float32)
+    if bias:
+        exact = codes * scale + (-zero * scale).astype(np.float16).astype(np.float32)
+    else:
+        exact = (codes - zero) * scale
+    return exact.reshape(rows, columns)
+
+
+def packaged_model(files: GridModel, subnet: Subnet, bias: bool = False, half_tables: bool = False) -> Any:
+    """The plain float32 model with the weights that a package holds."""
+    import copy
+
+    model = copy.deepcopy(files.model)
+    parameters = dict(model.named_parameters())
+    choices = {linear.name: (unit, subnet[unit.name]) for unit in files.spec.units for linear in unit.linears}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            unit, choice = choices.get(name.removesuffix(".weight"), (None, None))
+            if unit is None or choice is None:
+                parameter.copy_(parameter.half().float())
+                continue
+            folded = files.folded(name.removesuffix(".weight"), choice)
+            if half_tables and unit.role == "embedding":
+                weight = folded.dequantized().astype(np.float16).astype(np.float32)
+            else:
+                weight = stored(folded, bias)
+            parameter.copy_(torch.from_numpy(weight))
+    return model
+
+
+def listed(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir()}
