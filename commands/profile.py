@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from commands.names import AUTO, check_runtime, device_named, make_cache, measure_device, own_profile_path
-from commands.reports import print_device
+from commands.reports import print_anchors, print_device
 from commands.terminal import JSON, emit, note, table
 from planner.amounts import rate, size
 from records.atomic import check_output
@@ -63,3 +63,38 @@ def profile_show(name: str, as_json: bool) -> None:
         emit(found.to_json())
     else:
         print_device(found)
+
+
+@profile.command("anchor")
+@click.argument("name", metavar="DEVICE")
+@click.option(
+    "--llama-bench",
+    "bench",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="What `llama-bench -p 0 -n 128 -o json` wrote on that device, of one or two models.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to write the profile; DEVICE.json if not said.",
+)
+@JSON
+def profile_anchor(name: str, bench: Path, out: Path | None, as_json: bool) -> None:
+    """Mend a device's estimate for llama.cpp by figures of its own."""
+    from profiles.anchor import anchored, build_of, figures
+    from records.reading import read_value
+
+    device = device_named(name)
+    path = out or Path(f"{device.name}.json")
+    check_output(path)
+    rows = read_value(bench, "output of llama-bench", "write it with `llama-bench -p 0 -n 128 -o json`")
+    found = anchored(device, figures(rows, str(bench)), build_of(rows))
+    found.save(path)
+    if as_json:
+        emit(found.to_json())
+    else:
+        print_anchors(device, found)
+    note(f"wrote {path}")

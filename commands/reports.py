@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,25 @@ def print_device(device: DeviceProfile) -> None:
         ("notes", device.notes),
     ]
     table((), [row for row in rows if row[1]])
+
+
+def print_anchors(before: DeviceProfile, after: DeviceProfile) -> None:
+    """What a device's own figures made of its estimate, by backend and kind of type."""
+    from profiles.shares import FITTED, GROUPS, RUNTIME, calibration_name
+
+    rows = []
+    for backend, half in FITTED.half.items():
+        for group in GROUPS:
+            found = after.calibration(RUNTIME, calibration_name(backend, group))
+            if found is not None and found != before.calibration(RUNTIME, calibration_name(backend, group)):
+                now = found.spread or 0.0
+                rows.append((backend, group, f"{found.value:.2f} x", _times(half), _times(now)))
+    say(f"{after.name}: milliseconds a token with llama.cpp, beside the estimate without figures of its own")
+    table(("BACKEND", "TYPES", "MIDDLE", "BAND BEFORE", "BAND NOW"), rows)
+
+
+def _times(half: float) -> str:
+    return f"{math.exp(-half):.2f} to {math.exp(half):.2f} x"
 
 
 def print_training(files: SupernetFiles) -> None:

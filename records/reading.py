@@ -36,6 +36,14 @@ def read_record(path: Path, cls: type[Record], what: str, remedy: str) -> Record
 
 def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     """The object in `path`. MissingError or InputError name `what` it should be and the `remedy`."""
+    data = read_value(path, what, remedy)
+    if not isinstance(data, dict):
+        raise InputError(f"a {what} is a JSON object, {path} holds a {type(data).__name__}; {remedy}")
+    return data
+
+
+def read_value(path: Path, what: str, remedy: str) -> Any:
+    """Any JSON value in `path`, such as the array that another program wrote; errors as those of `read_json`."""
     if not path.is_file():
         raise MissingError(f"no {what} at {path}; {remedy}")
     try:
@@ -46,12 +54,9 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     except PermissionError:
         raise InputError(f"{path} may not be read by this user; give it the right to, or {remedy}") from None
     try:
-        data = parse_json(raw)
+        return parse_json(raw)
     except InputError as error:
         raise InputError(f"{path} is not JSON that is read here ({error}), so no {what}; {remedy}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"a {what} is a JSON object, {path} holds a {type(data).__name__}; {remedy}")
-    return data
 
 
 def parse_json(raw: bytes | str) -> Any:
