@@ -21,13 +21,14 @@ from supernet.spec import ModelSpec
 @dataclass(frozen=True)
 class Costs:
     """The runtime's arithmetic with everything fixed but the subnet. `known` are estimates that were made, which alike
-    devices of other names may share."""
+    devices of other names may share. `description_bytes` is the runtime's, of the model's own folder."""
 
     runtime: Runtime
     spec: ModelSpec
     workload: Workload
     device: DeviceProfile
     known: dict[tuple[Any, Subnet], Any] = field(default_factory=dict, compare=False, repr=False)
+    description_bytes: int = 0
 
     def memory(self, subnet: Subnet) -> MemoryEstimate:
         return cast(MemoryEstimate, self._once(estimate_memory, subnet))
@@ -87,7 +88,7 @@ class Costs:
         )
 
     def _disk_items(self, subnet: Subnet) -> list[tuple[str | None, float]]:
-        fixed = self.runtime.fixed_disk_bytes(self.spec, self.workload)
+        fixed = self.runtime.fixed_disk_bytes(self.spec, self.workload) + self.description_bytes
         units = [(u.name, self.runtime.disk_bytes(self.spec, u, subnet[u.name])) for u in self.spec.units]
         return [(None, fixed), *units]
 

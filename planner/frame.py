@@ -30,6 +30,8 @@ class Supernet(Protocol):
     @property
     def path(self) -> Path: ...
     @property
+    def model_dir(self) -> Path: ...
+    @property
     def deploys(self) -> str: ...
     @property
     def activations(self) -> Mapping[str, float]: ...
@@ -75,7 +77,8 @@ def frame(
     space, dropped = check_servable(files, table, runtime)
     workload.check(spec)
     limits, notes = _limits(budget, device)
-    costs = Costs(runtime, spec, workload, device)
+    described = runtime.description_bytes(spec, files.model_dir)
+    costs = Costs(runtime, spec, workload, device, description_bytes=described)
     costs.latency(Subnet(tuple((unit, choices[0]) for unit, choices in space)))  # refuses a device of unknown speed
     problem = Problem(space, table.by_choice, costs.resources(space, limits), groups=_groups(spec))
     return Framed(files, table, costs, budget, limits, problem, dropped, (*notes, *_unpriced(files, runtime)))

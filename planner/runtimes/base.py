@@ -86,6 +86,11 @@ class Runtime(ABC):
     def fixed_disk_bytes(self, spec: ModelSpec, workload: Any) -> int:
         """Exact bytes in the weight files that no choice changes: norms, biases, rotary tables."""
 
+    def description_bytes(self, spec: ModelSpec, model_dir: Path) -> int:
+        """Exact bytes in the weight files of what describes the model in the folder `model_dir` (its settings and its
+        tokenizer); 0 where that is in files of its own. InputError where the runtime cannot be told of it."""
+        return 0
+
     @abstractmethod
     def memory_items(self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:
         """Peak memory of a process that serves the workload, itemised."""
@@ -117,7 +122,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def weight_files(self) -> tuple[str, ...]:
-        """Names of the files whose sizes `disk_bytes` and `fixed_disk_bytes` sum to."""
+        """Names of the files whose sizes `disk_bytes`, `fixed_disk_bytes` and `description_bytes` sum to."""
 
     @abstractmethod
     def check_package(self, folder: Path, sizes: Mapping[str, int], workload: Any) -> None:

@@ -53,6 +53,17 @@ class GGUFTensor:
 
 
 @dataclass(frozen=True)
+class Head:
+    """What one file says before its tensors' values; `table` is the byte where the list of tensors begins, `start` that
+    from which their offsets count."""
+
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GGUFTensor]
+    table: int
+    start: int
+
+
+@dataclass(frozen=True)
 class GGUF:
     """A model's GGUF files: the metadata of the first, and the tensors of all."""
 
@@ -64,7 +75,8 @@ class GGUF:
 def read_gguf(path: Path) -> GGUF:
     """The whole model that `path` is, or is a part of. InputError names a part that is missing, or what is damaged."""
     files = _parts(path)
-    metadata, tensors = _read(files[0])
+    first = read_head(files[0])
+    metadata, tensors = first.metadata, dict(first.tensors)
     count = metadata.get("split.count", 1)
     if count != len(files) and count > 1:
         raise InputError(
@@ -72,7 +84,8 @@ def read_gguf(path: Path) -> GGUF:
             f"give the parts their names back, such as model-00001-of-{count:05}.gguf"
         )
     for number, part in enumerate(files[1:], 1):
-        further, more = _read(part)
+        read = read_head(part)
+        further, more = read.metadata, read.tensors
         if further.get("split.no", number) != number or further.get("split.count", len(files)) != len(files):
             raise InputError(f"{part} is not part {number + 1} of {len(files)}, as its name says; copy it again")
         twice = next(iter(more.keys() & tensors.keys()), None)
@@ -98,7 +111,9 @@ def _parts(path: Path) -> tuple[Path, ...]:
     return parts
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
+def read_head(path: Path, sizes: Mapping[int, tuple[int, int]] | None = None) -> Head:
+    """The head of one file. `sizes` are the weights and the bytes of a block by the number of its GGML type; without
+    them, those that the package gguf knows. InputError where the file is damaged or something else."""
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -106,7 +121,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
         raise InputError(f"{path} is empty; copy it again") from None
     try:
         with mapped:
-            return _Reader(path, mapped).read()
+            return _Reader(path, mapped).read(sizes)
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError, MemoryError) as error:
         raise InputError(f"{path} is damaged or no GGUF file ({error}); copy it again") from None
 
@@ -123,6 +138,12 @@ def _check_type(key: str, value: Any) -> None:
             raise ValueError(f"{key} is {str(value)[:60]!r} and not {wanted}")
 
 
+def _known_sizes() -> dict[int, tuple[int, int]]:
+    from gguf import GGML_QUANT_SIZES
+
+    return {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
+
+
 class _Reader:
     """Reads one mapped file from its beginning. Every count is checked against the bytes that are left."""
 
@@ -131,7 +152,7 @@ class _Reader:
         self.data = data
         self.place = 0
 
-    def read(self) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
+    def read(self, sizes: Mapping[int, tuple[int, int]] | None) -> Head:
         if self.data[:4] != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         self.place = 4
@@ -150,11 +171,13 @@ class _Reader:
             raise ValueError("no general.architecture")
         for key, value in metadata.items():
             _check_type(key, value)
-        return metadata, self.tensors(tensors, metadata.get("general.alignment", ALIGNMENT))
+        table = self.place
+        found, start = self.tensors(tensors, metadata.get("general.alignment", ALIGNMENT), sizes or _known_sizes())
+        return Head(metadata, found, table, start)
 
-    def tensors(self, count: int, alignment: Any) -> dict[str, GGUFTensor]:
-        from gguf import GGML_QUANT_SIZES
-
+    def tensors(
+        self, count: int, alignment: Any, sizes: Mapping[int, tuple[int, int]]
+    ) -> tuple[dict[str, GGUFTensor], int]:
         if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
             raise ValueError(f"general.alignment is {alignment}")
         table = []
@@ -167,7 +190,6 @@ class _Reader:
             table.append((name, shape, *self.scalars("IQ")))
         start = -(-self.place // alignment) * alignment
         found: dict[str, GGUFTensor] = {}
-        sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
         for name, shape, kind, offset in table:
             if kind not in sizes:
                 raise ValueError(f"{name} has the GGML type {kind}, which is not known here")
@@ -181,7 +203,7 @@ class _Reader:
             if name in found:
                 raise ValueError(f"{name} twice")
             found[name] = GGUFTensor(self.path, shape, kind, first, last - first)
-        return found
+        return found, start
 
     def scalars(self, form: str) -> tuple[Any, ...]:
         form = "<" + form

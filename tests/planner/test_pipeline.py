@@ -53,6 +53,10 @@ class Files:
     deploys: str = "scales"
     activations: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def model_dir(self) -> Path:
+        return self.path / "model"
+
 
 DEVICE = DeviceProfile(
     "box", "cpu", "Acme", "Acme CPU", 16 * 10**9, True, "bitfleet profile device", "2026-11-22", threads=2,

@@ -160,6 +160,10 @@ class Files:
     deploys: str = "scales"
     activations: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def model_dir(self) -> Path:
+        return self.path / "model"
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:

@@ -76,7 +76,7 @@ def type_of(choice: Choice) -> TensorType:
             f"llama.cpp's blocks have a scale for every {SMALLEST_GROUP} weights, so groups must be multiples of "
             f"{SMALLEST_GROUP}, got {choice.group_size}; use {_FIT[32]}"
         )
-    if choice.grid == SYMMETRIC and choice.bits == 2 and choice.group_size % Q2_0.block == 0:
+    if choice.grid == SYMMETRIC and choice.bits <= 2 and choice.group_size % Q2_0.block == 0:
         return Q2_0
     found = _HELD[choice.grid].get(choice.bits)
     if found is None:
