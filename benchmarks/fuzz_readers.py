@@ -31,7 +31,7 @@ from planner.request import Budget, Workload
 from planner.rows import Row
 from planner.runtimes.onnxruntime import random_package, safety
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
-from planner.runtimes.onnxruntime.shapes import Shape
+from planner.runtimes.shapes import Shape
 from profiles.catalog import load as catalogued
 from profiles.device import DeviceProfile
 from profiles.kernels import KernelEntry, KernelTable

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
-from planner.runtimes.onnxruntime.shapes import Shape
+from planner.runtimes.shapes import Shape
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec

@@ -27,7 +27,7 @@ from planner.pipeline import plan
 from planner.request import Budget, Workload
 from planner.runtimes.onnxruntime import fresh, random_package
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
-from planner.runtimes.onnxruntime.shapes import HALF_B, HALF_B_UNTIED, SMOLLM2, Shape
+from planner.runtimes.shapes import HALF_B, HALF_B_UNTIED, SMOLLM2, Shape
 from profiles.device import DeviceProfile
 
 # Context, bits to choose from, group size, and where the budget lies between the smallest (0) and the largest (1) plan.

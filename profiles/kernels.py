@@ -41,11 +41,17 @@ UNKNOWN_SPREAD = 0.3  # of a fit over too few shapes to leave one out
 MIN_SHAPES = 5  # under which the fit keeps to a + d K N
 
 Line = tuple[float, ...]
+Key = tuple[str, int, int, int, int, int, int, str]
+Kind = tuple[str, int, str]
+"""Runtime, bits and kernel."""
 
 
 @dataclass(frozen=True)
 class KernelEntry:
-    """One measured product. `in_features` is K and `out_features` is N of `MatMulNBits` and its like."""
+    """One measured product. `in_features` is K and `out_features` is N of `MatMulNBits` and its like.
+
+    `kernel` tells those of the same bits and groups apart where a runtime has several: llama.cpp's types.
+    """
 
     runtime: str
     bits: int
@@ -58,6 +64,7 @@ class KernelEntry:
     p10_ms: float
     p90_ms: float
     repeats: int
+    kernel: str = ""
 
     def __post_init__(self) -> None:
         for name in ("bits", "group_size", "rows", "in_features", "out_features", "threads", "repeats"):
@@ -71,9 +78,10 @@ class KernelEntry:
             )
 
     @property
-    def key(self) -> tuple[str, int, int, int, int, int, int]:
+    def key(self) -> Key:
         return (
-            self.runtime, self.bits, self.group_size, self.rows, self.in_features, self.out_features, self.threads
+            self.runtime, self.bits, self.group_size, self.rows, self.in_features, self.out_features, self.threads,
+            self.kernel,
         )  # fmt: skip
 
     @property
@@ -112,7 +120,7 @@ class KernelTable:
 
     def estimate(
         self, runtime: str, bits: int, group_size: int, rows: int, in_features: int, out_features: int,
-        threads: int | None = None,
+        threads: int | None = None, kernel: str = "",
     ) -> KernelEstimate | None:  # fmt: skip
         """The time of one product; None where nothing was measured for this runtime, these bits, threads or groups.
 
@@ -121,7 +129,7 @@ class KernelTable:
         """
         if min(rows, in_features, out_features) < 1:
             raise ValueError(f"rows, K and N must be positive, got {rows}, {in_features} and {out_features}")
-        key = (runtime, bits, group_size, rows, in_features, out_features, threads)
+        key = (runtime, bits, group_size, rows, in_features, out_features, threads, kernel)
         if key not in self._estimates:
             self._estimates[key] = self._estimate(*key)
         return self._estimates[key]
@@ -130,7 +138,7 @@ class KernelTable:
         return {"date": self.date, "versions": dict(self.versions), "entries": [asdict(e) for e in self.entries]}
 
     @cached_property
-    def _by_key(self) -> dict[tuple[str, int, int, int, int, int, int], KernelEntry]:
+    def _by_key(self) -> dict[Key, KernelEntry]:
         return {entry.key: entry for entry in self.entries}
 
     @cached_property
@@ -138,30 +146,31 @@ class KernelTable:
         return {}
 
     @cached_property
-    def _families(self) -> dict[tuple[str, int, int], dict[int, _Family]]:
-        """(runtime, bits, threads) -> group size -> fit."""
-        found: dict[tuple[str, int, int], dict[int, list[KernelEntry]]] = {}
+    def _families(self) -> dict[tuple[Kind, int], dict[int, _Family]]:
+        """(kind, threads) -> group size -> fit."""
+        found: dict[tuple[Kind, int], dict[int, list[KernelEntry]]] = {}
         for e in self.entries:
-            found.setdefault((e.runtime, e.bits, e.threads), {}).setdefault(e.group_size, []).append(e)
+            found.setdefault(((e.runtime, e.bits, e.kernel), e.threads), {}).setdefault(e.group_size, []).append(e)
         return {key: {g: _Family(tuple(es)) for g, es in groups.items()} for key, groups in found.items()}
 
-    def _usual_threads(self, runtime: str, bits: int) -> int | None:
+    def _usual_threads(self, kind: Kind) -> int | None:
         counts: dict[int, int] = {}
         for e in self.entries:
-            if (e.runtime, e.bits) == (runtime, bits):
+            if (e.runtime, e.bits, e.kernel) == kind:
                 counts[e.threads] = counts.get(e.threads, 0) + 1
         return max(counts, key=lambda threads: (counts[threads], threads)) if counts else None
 
     def _estimate(
-        self, runtime: str, bits: int, group_size: int, rows: int, k: int, n: int, threads: int | None
+        self, runtime: str, bits: int, group_size: int, rows: int, k: int, n: int, threads: int | None, kernel: str
     ) -> KernelEstimate | None:
-        threads = self._usual_threads(runtime, bits) if threads is None else threads
+        kind = (runtime, bits, kernel)
+        threads = self._usual_threads(kind) if threads is None else threads
         if threads is None:
             return None
-        exact = self._by_key.get((runtime, bits, group_size, rows, k, n, threads))
+        exact = self._by_key.get((runtime, bits, group_size, rows, k, n, threads, kernel))
         if exact is not None:
             return KernelEstimate(exact.median_ms, exact.spread, MEASURED)
-        groups = self._families.get((runtime, bits, threads), {})
+        groups = self._families.get((kind, threads), {})
         if group_size in groups:
             return KernelEstimate(*groups[group_size].predict(rows, k, n), INTERPOLATED)
         below, above = _neighbours(sorted(groups), group_size)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -35,6 +35,24 @@ def run_child(command: Sequence[str], input: Any = None, timeout: float | None =
             process.kill()
             process.communicate()
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def child_lines(command: Sequence[str], **options: Any) -> Generator[str, None, int]:
+    """Each line that a child prints, as it prints it; the generator's value is its exit code. The child is ended where
+    the reader stops early."""
+    process: subprocess.Popen[Any] | None = None
+    try:
+        with unbroken():
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, **options)
+        assert process.stdout is not None
+        while line := process.stdout.readline():  # `yield from` would close it where the reader stops
+            yield line
+        return process.wait()
+    finally:
+        if process is not None:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
 
 
 @contextmanager

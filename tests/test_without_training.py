@@ -66,7 +66,7 @@ def test_the_machine_is_measured(python: Path, tmp_path: Path) -> None:
     code = """if True:
         from pathlib import Path
         from planner.runtimes.onnxruntime import fresh, random_package
-        from planner.runtimes.onnxruntime.shapes import Shape
+        from planner.runtimes.shapes import Shape
         from supernet.space import Choice, Subnet
         shape = Shape("tiny", 2, 64, 128, 4, 2, 16, 320)
         subnet = Subnet.of({unit.name: Choice(4, 32) for unit in shape.spec().units})

@@ -22,7 +22,7 @@ from planner.delta import DATA, DELTA, Part, apply_delta, open_delta, signature,
 from planner.package import MANIFEST, open_package
 from planner.runtimes.base import Runtime
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
-from planner.runtimes.onnxruntime.shapes import Shape
+from planner.runtimes.shapes import Shape
 from records.errors import InputError, MissingError, SystemFailure
 from supernet.space import Choice, Subnet
 

@@ -13,7 +13,7 @@ from planner.request import Workload
 from planner.runtimes.onnxruntime import costs, fresh, memory, random_package
 from planner.runtimes.onnxruntime.export import write_model
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
-from planner.runtimes.onnxruntime.shapes import Shape
+from planner.runtimes.shapes import Shape
 from profiles.device import Calibration, DeviceProfile
 from supernet.space import Choice, Subnet
 from supernet.spec import HEAD

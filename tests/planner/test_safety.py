@@ -244,8 +244,8 @@ def test_graphs_that_no_exporter_writes_are_refused(package: Path, damage: Damag
 def test_what_hangs_is_one_line_and_a_failure_of_the_system(
     package: Path, monkeypatch: pytest.MonkeyPatch, bitfleet: Any
 ) -> None:
-    monkeypatch.setattr("planner.runtimes.onnxruntime.fresh.PATIENCE_S", 0.01)
-    monkeypatch.setattr("planner.runtimes.onnxruntime.fresh.TOKEN_S", 0.0)
+    monkeypatch.setattr("planner.runtimes.child.PATIENCE_S", 0.01)
+    monkeypatch.setattr("planner.runtimes.child.TOKEN_S", 0.0)
     done = bitfleet("verify", package)
     assert done.code == 5
     assert "must end, it did not within 0 s" in done.error

@@ -16,8 +16,8 @@ from planner.chat import ChatTemplate
 from planner.probes import CHATS, Probes, check_probes, write_probes
 from planner.rows import BROKEN, HOLDS
 from planner.runtimes.onnxruntime import settings
-from planner.runtimes.onnxruntime.generate import prompt_ids
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
+from planner.runtimes.spoken import prompt_ids
 from planner.tokens import Tokenization, stop_ids, tokenizer_stop
 from records.errors import InputError
 
@@ -89,8 +89,8 @@ def test_probes_agree_and_another_tokenizer_shows(kind: str, tmp_path: Path) -> 
 
 def test_a_prompt_without_a_template_begins_as_the_tokenizer_begins_a_text(tmp_path: Path) -> None:
     tokenizer = saved("with a BOS", tmp_path, template=None)
-    assert prompt_ids(tmp_path, Tokenization(tmp_path), "the fox") == tokenizer("the fox")["input_ids"]
-    assert prompt_ids(tmp_path, Tokenization(tmp_path), "") == [1]
+    assert prompt_ids(tmp_path, Tokenization(tmp_path), "the fox", 512) == tokenizer("the fox")["input_ids"]
+    assert prompt_ids(tmp_path, Tokenization(tmp_path), "", 512) == [1]
 
 
 def test_text_comes_as_whole_characters(tmp_path: Path) -> None:

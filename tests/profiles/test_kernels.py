@@ -253,3 +253,12 @@ def test_left_out_shapes_of_onnxruntimes_own_product() -> None:
         assert found is not None
         errors.append(abs(found.ms / left_out.median_ms - 1))
     assert percentile(sorted(errors), 0.5) < 0.15, errors
+
+
+def test_kernels_of_the_same_bits_are_told_apart() -> None:
+    plain, other = entry(4, 1, 1024, 1024, 1.0), entry(4, 1, 1024, 1024, 2.0)
+    whole = KernelTable((plain, dataclasses.replace(other, kernel="Q4_1")))
+    times = {name: whole.estimate("ort", 4, 64, 1, 1024, 1024, kernel=name) for name in ("", "Q4_1", "Q4_0")}
+    assert times["Q4_0"] is None
+    assert [found.ms for found in (times[""], times["Q4_1"]) if found] == [1.0, 2.0]
+    assert as_record(KernelTable, json.loads(json.dumps(whole.to_json())), "a table") == whole

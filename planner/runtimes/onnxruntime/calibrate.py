@@ -19,7 +19,7 @@ import numpy as np
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, Progress
 from planner.runtimes.onnxruntime import costs, fresh, kernels, latency, memory, random_package, storage
-from planner.runtimes.onnxruntime.shapes import Shape
+from planner.runtimes.shapes import Shape
 from profiles.device import Calibration
 from profiles.measure import per_call, time_callable
 from supernet.space import Choice, Subnet

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from planner.chat import ChatTemplate
 from planner.runtimes.onnxruntime.settings import CONFIG
 from planner.runtimes.onnxruntime.worker import OUT_OF_MEMORY
-from planner.runtimes.spoken import ids_and_chats
+from planner.runtimes.spoken import ids_and_chats, prompt_ids
 from planner.tokens import Tokenization, token_ids
 from records.errors import InputError
 from records.reading import read_foreign
@@ -21,24 +20,9 @@ def generate(folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
     Text becomes tokens by the model's own tokenizer, so the answer is the model's also where the runtime's differs.
     """
     tokenization = Tokenization(folder)
-    ids = prompt_ids(folder, tokenization, prompt)
     limit = int(read_foreign(folder / CONFIG)["search"]["max_length"])
-    if not ids:
-        raise InputError("the prompt must have at least one token, this one is empty and the model begins with none")
-    if len(ids) >= limit:
-        raise InputError(f"the prompt must be shorter than the package's context of {limit} tokens, got {len(ids)}")
+    ids = prompt_ids(folder, tokenization, prompt, limit)
     return tokenization.stream(answer(folder, ids, min(limit, len(ids) + max_tokens)))
-
-
-def prompt_ids(folder: Path, tokenization: Tokenization, prompt: str) -> list[int]:
-    """The prompt as the model was taught to read one: through its template, or as plain text."""
-    template = ChatTemplate.of(folder)
-    if template is None:
-        return tokenization.encode(prompt)
-    (text,) = template.render([[{"role": "user", "content": prompt}]])
-    if text is None:
-        raise InputError("the package's chat template refuses a single message of a user")
-    return tokenization.encode(text, special=False)
 
 
 def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from planner.runtimes.onnxruntime import costs, storage
 from planner.runtimes.onnxruntime.export import CONFIG, MODEL, WEIGHTS, WeightFile, replaced
-from planner.runtimes.onnxruntime.shapes import Shape
+from planner.runtimes.shapes import Shape
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, UnitSpec
 
