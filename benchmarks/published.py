@@ -34,7 +34,7 @@ from claims import Claim, finish, table
 from scipy.optimize import least_squares
 
 from profiles.anchor import figures
-from profiles.shares import BACKENDS, FITTED, GROUPS, Deviation, Shares, group_of
+from profiles.shares import BACKENDS, FITTED, GROUPS, LAYERS, Deviation, Shares, group_of
 
 TABLE = Path(__file__).with_name("published.csv")
 GRAPHS = "2024-05"  # llama.cpp starts a token's CUDA kernels as one graph since
@@ -155,23 +155,20 @@ class Fit:
             half=FITTED.half,
         )
 
-    def log_ratio(self, row: Row) -> float:
-        """Logarithm of measured over estimated time; a row before May 2024 is estimated as of its time."""
+    def parts_ms(self, row: Row) -> tuple[float, float]:
+        """(reading, layers) a token; a row before May 2024 is estimated as of its time."""
         found = self.shares()
+        reading = found.read_ms(row.backend, row.group, row.read_bytes, row.bandwidth)
+        beside = found.layers_ms(row.backend, row.layers, row.cores)
         if row.old and row.backend in ("cuda", "metal"):
             _, _, old, low_k = self._split(self.x)
-            factor = float(np.exp(old[BACKENDS.index(row.backend)]))
-            slower = {"low k": math.exp(low_k)}
-            found = replace(
-                found,
-                share={(b, g): share * slower.get(g, 1.0) for (b, g), share in found.share.items()},
-                layer_ms={b: ms * factor for b, ms in found.layer_ms.items()},
-            )
-        return row.log_ms - math.log(estimate(found, row))
+            beside *= float(np.exp(old[BACKENDS.index(row.backend)]))
+            reading /= math.exp(low_k) if row.group == "low k" else 1.0
+        return reading, beside
 
-
-def estimate(shares: Shares, row: Row) -> float:
-    return sum(shares.parts_ms(row.backend, {row.group: row.read_bytes}, row.layers, row.bandwidth, row.cores).values())
+    def log_ratio(self, row: Row) -> float:
+        """Logarithm of measured over estimated time."""
+        return row.log_ms - math.log(sum(self.parts_ms(row)))
 
 
 def left_out(rows: Sequence[Row]) -> list[float]:
@@ -247,10 +244,16 @@ def anchored(rows: Sequence[Row], logs: Sequence[float], spread: Deviation, coun
             seen = figures([rows[i].llama_bench() for i in chosen], "llama-bench")
             known = [(f.group, _seen(fit, rows[i], f)) for i, f in zip(chosen, seen, strict=True)]
             for i in set(mine) - set(chosen):
-                mean, sd = spread.given(known, rows[i].group)
-                narrowed = half * sd / spread.total
-                errors.append((logs[i], logs[i] - mean, abs(logs[i] - mean) <= narrowed))
-                ratios.append(math.exp(2 * narrowed))
+                middle = low = high = 0.0
+                for part, ms in zip((rows[i].group, LAYERS), fit.parts_ms(rows[i]), strict=True):
+                    mean, sd = spread.given(known, part)
+                    narrowed = half * sd / spread.total
+                    middle += ms * math.exp(mean)
+                    low += ms * math.exp(mean - narrowed)
+                    high += ms * math.exp(mean + narrowed)
+                log = rows[i].log_ms - math.log(middle)
+                errors.append((logs[i], log, low <= math.exp(rows[i].log_ms) <= high))
+                ratios.append(high / low)
         before.append(float(np.median([abs(math.expm1(-a)) for a, _, _ in errors])))
         after.append(float(np.median([abs(math.expm1(-b)) for _, b, _ in errors])))
         inside.append(float(np.mean([c for _, _, c in errors])))

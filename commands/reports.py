@@ -44,17 +44,18 @@ def print_device(device: DeviceProfile) -> None:
 
 def print_anchors(before: DeviceProfile, after: DeviceProfile) -> None:
     """What a device's own figures made of its estimate, by backend and kind of type."""
-    from profiles.shares import FITTED, GROUPS, RUNTIME, calibration_name
+    from profiles.shares import FITTED, PARTS, RUNTIME, calibration_name
 
     rows = []
     for backend, half in FITTED.half.items():
-        for group in GROUPS:
-            found = after.calibration(RUNTIME, calibration_name(backend, group))
-            if found is not None and found != before.calibration(RUNTIME, calibration_name(backend, group)):
+        for part in PARTS:
+            name = calibration_name(backend, part)
+            found = after.calibration(RUNTIME, name)
+            if found is not None and found != before.calibration(RUNTIME, name):
                 now = found.spread or 0.0
-                rows.append((backend, group, f"{found.value:.2f} x", _times(half), _times(now)))
+                rows.append((backend, part, f"{found.value:.2f} x", _times(half), _times(now)))
     say(f"{after.name}: milliseconds a token with llama.cpp, beside the estimate without figures of its own")
-    table(("BACKEND", "TYPES", "MIDDLE", "BAND BEFORE", "BAND NOW"), rows)
+    table(("BACKEND", "PART", "MIDDLE", "BAND BEFORE", "BAND NOW"), rows)
 
 
 def _times(half: float) -> str:

@@ -16,7 +16,7 @@ from profiles.device import Calibration, DeviceProfile
 from profiles.shares import (
     BACKENDS,
     FITTED,
-    GROUPS,
+    PARTS,
     RUNTIME,
     anchored_number,
     calibration_name,
@@ -111,14 +111,14 @@ def anchored(device: DeviceProfile, seen: Sequence[Figure], build: str = "") -> 
     bandwidth, cores = published_bandwidth(device), device.threads or device.cores_physical
     logs: dict[str, list[tuple[str, float]]] = {}
     for figure in seen:
-        parts = FITTED.parts_ms(figure.backend, {figure.group: figure.file_bytes}, figure.layers, bandwidth, cores)
-        ratio = 1e3 / figure.tokens_per_s / sum(parts.values())
+        reading = FITTED.read_ms(figure.backend, figure.group, figure.file_bytes, bandwidth)
+        ratio = 1e3 / figure.tokens_per_s / (reading + FITTED.layers_ms(figure.backend, figure.layers, cores))
         logs.setdefault(figure.backend, []).append((figure.group, math.log(ratio)))
     new = [
-        Calibration(RUNTIME, calibration_name(backend, group), value, "x estimate", spread)
+        Calibration(RUNTIME, calibration_name(backend, part), value, "x estimate", spread)
         for backend, anchors in logs.items()
-        for group in GROUPS
-        for value, spread in [anchored_number(backend, anchors, group)]
+        for part in PARTS
+        for value, spread in [anchored_number(backend, anchors, part)]
     ]
     names = {(c.runtime, c.name) for c in new}
     kept = [c for c in device.calibrations if (c.runtime, c.name) not in names]

@@ -28,6 +28,8 @@ from records.errors import InputError
 RUNTIME = "llamacpp"
 BACKENDS = ("cpu", "cuda", "metal", "vulkan")
 GROUPS = ("float", "block", "k", "low k")
+LAYERS = "layers"
+PARTS = (*GROUPS, LAYERS)
 
 DOT_PRODUCTS = ("avx2", "avx_vnni", "avx512_vnni", "dotprod", "i8mm")  # without one, a processor computes, not reads
 
@@ -57,17 +59,13 @@ class Shares:
     core_layer_ms: float
     half: Mapping[str, float]
 
-    def parts_ms(
-        self, backend: str, read_bytes: Mapping[str, float], layers: int, bandwidth: float, cores: int | None
-    ) -> dict[str, float]:
-        """Milliseconds a token by group, what the layers cost divided by bytes; `bandwidth` in bytes a second."""
-        total = sum(read_bytes.values())
-        each = self.core_layer_ms * (cores or 1) if backend == "cpu" else self.layer_ms[backend]
-        return {
-            group: 1e3 * size / (self.share[backend, group] * bandwidth) + layers * each * size / total
-            for group, size in read_bytes.items()
-            if size
-        }
+    def read_ms(self, backend: str, group: str, size: float, bandwidth: float) -> float:
+        """Milliseconds to read `size` bytes of types of `group`; `bandwidth` in bytes a second, as published."""
+        return 1e3 * size / (self.share[backend, group] * bandwidth)
+
+    def layers_ms(self, backend: str, layers: int, cores: int | None) -> float:
+        """Milliseconds a token that its layers take beside reading."""
+        return layers * (self.core_layer_ms * (cores or 1) if backend == "cpu" else self.layer_ms[backend])
 
 
 @dataclass(frozen=True)
@@ -142,16 +140,42 @@ def published_bandwidth(device: DeviceProfile) -> float:
     return device.bandwidth_bytes_per_s
 
 
-def calibration_name(backend: str, group: str) -> str:
-    """Of the number in a profile by which a device's estimate is multiplied; its spread is the band's half width."""
-    return f"decode {backend}, {group} types"
+def calibration_name(backend: str, part: str) -> str:
+    """Of the number in a profile by which a part of a device's estimate is multiplied, a kind of type or LAYERS; its
+    spread is half the band as a logarithm."""
+    return f"decode {backend}, {part}"
+
+
+def read_estimate(device: DeviceProfile, backend: str, group: str, size: float) -> DecodeEstimate:
+    """Milliseconds a token to read `size` bytes of types of `group` (`group_of`): of a matrix, or of a whole file
+    without an embedding that is no head. InputError for a backend or a device without numbers."""
+    _check(device, backend)
+    return _scaled(device, backend, group, FITTED.read_ms(backend, group, size, published_bandwidth(device)))
+
+
+def layers_estimate(device: DeviceProfile, backend: str, layers: int) -> DecodeEstimate:
+    """Milliseconds a token that so many layers take beside reading. InputError as for `read_estimate`."""
+    _check(device, backend)
+    ms = FITTED.layers_ms(backend, layers, device.threads or device.cores_physical)
+    return _scaled(device, backend, LAYERS, ms)
 
 
 def decode_estimate(
     device: DeviceProfile, backend: str, read_bytes: Mapping[str, float], layers: int
 ) -> DecodeEstimate:
-    """Milliseconds a token with an empty cache. `read_bytes` by group (`group_of`): what one token reads of the file,
-    so without an embedding that is no head. InputError for a backend or a device without numbers."""
+    """Milliseconds a token with an empty cache: `read_estimate` of the bytes of each group, and `layers_estimate`. What
+    is off is off in all parts together, so their bands add."""
+    parts = [read_estimate(device, backend, group, size) for group, size in read_bytes.items() if size]
+    parts.append(layers_estimate(device, backend, layers))
+    return DecodeEstimate(
+        sum(part.ms for part in parts),
+        sum(part.low_ms for part in parts),
+        sum(part.high_ms for part in parts),
+        any(part.anchored for part in parts),
+    )
+
+
+def _check(device: DeviceProfile, backend: str) -> None:
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "cpu" and device.instruction_sets and not set(DOT_PRODUCTS) & set(device.instruction_sets):
@@ -159,24 +183,19 @@ def decode_estimate(
             f"{device.name} has none of {', '.join(DOT_PRODUCTS)}, so its speed is not its bandwidth's; "
             "run `bitfleet profile device` on it"
         )
-    cores = device.threads or device.cores_physical
-    parts = FITTED.parts_ms(backend, read_bytes, layers, published_bandwidth(device), cores)
-    low = high = middle = 0.0
-    anchored = False
-    for group, ms in parts.items():
-        found = device.calibration(RUNTIME, calibration_name(backend, group))
-        factor, half = (1.0, FITTED.half[backend]) if found is None else (found.value, found.spread or 0.0)
-        anchored = anchored or found is not None
-        middle += ms * factor
-        low += ms * factor / math.exp(half)
-        high += ms * factor * math.exp(half)
-    return DecodeEstimate(middle, low, high, anchored)
 
 
-def anchored_number(backend: str, anchors: Sequence[tuple[str, float]], group: str) -> tuple[float, float]:
-    """(factor of the estimate, half width of its band as a logarithm) of types of `group` after `anchors`, each a
-    group and the logarithm of measured over estimated time."""
-    mean, deviation = DEVIATION.given(anchors, group)
+def _scaled(device: DeviceProfile, backend: str, part: str, ms: float) -> DecodeEstimate:
+    found = device.calibration(RUNTIME, calibration_name(backend, part))
+    factor, half = (1.0, FITTED.half[backend]) if found is None else (found.value, found.spread or 0.0)
+    middle = ms * factor
+    return DecodeEstimate(middle, middle / math.exp(half), middle * math.exp(half), found is not None)
+
+
+def anchored_number(backend: str, anchors: Sequence[tuple[str, float]], part: str) -> tuple[float, float]:
+    """(factor of the estimate, half width of its band as a logarithm) of a part after `anchors`, each a kind of type
+    and the logarithm of measured over estimated time."""
+    mean, deviation = DEVIATION.given(anchors, part)
     return math.exp(mean), FITTED.half[backend] * deviation / DEVIATION.total
 
 

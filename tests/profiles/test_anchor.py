@@ -12,7 +12,7 @@ import pytest
 from profiles import catalog
 from profiles.anchor import anchored, build_of, figures, layers_of
 from profiles.device import DeviceProfile
-from profiles.shares import FITTED, GROUPS, RUNTIME, calibration_name, decode_estimate
+from profiles.shares import FITTED, PARTS, RUNTIME, calibration_name, decode_estimate
 from records.errors import InputError
 
 # As llama-bench writes them; fields that are not read left out. An RTX 3090 with Llama 3 8B.
@@ -82,7 +82,7 @@ def test_an_anchored_device_is_estimated_near_what_it_did(tmp_path: Path) -> Non
     device = catalog.load("rtx-3090-24gb")
     slow = [{**DECODE, "avg_ts": 90.0}, {**DECODE, "avg_ts": 92.0}]
     mended = anchored(device, figures(slow, "x.json"), "7293")
-    assert {c.name for c in mended.calibrations} == {calibration_name("cuda", group) for group in GROUPS}
+    assert {c.name for c in mended.calibrations} == {calibration_name("cuda", part) for part in PARTS}
     assert mended.versions["llama.cpp"] == "7293"
     assert not mended.measured
     before, after = (decode_estimate(d, "cuda", {"k": 4912898304}, 34) for d in (device, mended))
@@ -99,8 +99,8 @@ def test_an_anchored_device_is_estimated_near_what_it_did(tmp_path: Path) -> Non
 
 def test_an_anchor_that_agrees_leaves_the_middle_and_narrows_the_band() -> None:
     device = catalog.load("rtx-3090-24gb")
-    parts = FITTED.parts_ms("cuda", {"k": DECODE["model_size"]}, 34, 936e9, None)
-    mended = anchored(device, figures([{**DECODE, "avg_ts": 1e3 / parts["k"]}], "x.json"))
+    ms = FITTED.read_ms("cuda", "k", DECODE["model_size"], 936e9) + FITTED.layers_ms("cuda", 34, None)
+    mended = anchored(device, figures([{**DECODE, "avg_ts": 1e3 / ms}], "x.json"))
     found = mended.calibration(RUNTIME, calibration_name("cuda", "k"))
     assert found is not None and found.spread is not None
     assert found.value == pytest.approx(1.0)

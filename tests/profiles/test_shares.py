@@ -21,7 +21,9 @@ from profiles.shares import (
     calibration_name,
     decode_estimate,
     group_of,
+    layers_estimate,
     published_bandwidth,
+    read_estimate,
 )
 from records.errors import InputError
 
@@ -124,9 +126,13 @@ def test_a_profiles_calibration_scales_its_own_kind_of_type() -> None:
     anchor = Calibration(RUNTIME, calibration_name("cuda", "k"), 1.25, "x estimate", 0.1)
     mended = dataclasses.replace(device, calibrations=(anchor,))
     plain, found = (decode_estimate(d, "cuda", {"k": 2e9}, 28) for d in (device, mended))
+    reading, mended_reading = (read_estimate(d, "cuda", "k", 2e9) for d in (device, mended))
     assert found.anchored
-    assert found.ms == pytest.approx(1.25 * plain.ms)
-    assert found.high_ms == pytest.approx(found.ms * math.exp(0.1))
+    assert found.ms - plain.ms == pytest.approx(0.25 * reading.ms)
+    assert mended_reading.ms == pytest.approx(1.25 * reading.ms)
+    assert mended_reading.high_ms == pytest.approx(mended_reading.ms * math.exp(0.1))
+    layers = plain.ms - read_estimate(device, "cuda", "k", 2e9).ms
+    assert layers == pytest.approx(layers_estimate(device, "cuda", 28).ms)
     assert decode_estimate(mended, "cuda", {"block": 2e9}, 28) == decode_estimate(device, "cuda", {"block": 2e9}, 28)
     both = decode_estimate(mended, "vulkan", {"k": 2e9}, 28)
     assert both == decode_estimate(device, "vulkan", {"k": 2e9}, 28)
