@@ -21,7 +21,7 @@ from torch import Tensor
 
 from supernet.build import Weights
 from supernet.choices import make_space
-from supernet.grids import PARTS, QuantizedWeight
+from supernet.grids import GRIDS, QuantizedWeight
 from supernet.grids.packing import pack
 from supernet.loading import load_model
 from supernet.quantize import quantize
@@ -164,7 +164,7 @@ def stored(codes: Tensor, scale: Tensor, zero: Tensor, bits: int) -> QuantizedWe
     """Zeros that are not integers stay floats: whoever counts bytes has to look."""
     kept = zero.to(torch.uint8) if is_integer(zero) else zero.float()
     packed = pack(codes.to(torch.uint8), bits)
-    return QuantizedWeight(packed, scale.float(), kept, Choice(bits, GROUP), codes.shape[1])
+    return GRIDS["int"].of({"codes": packed, "scale": scale.float(), "zero": kept}, Choice(bits, GROUP), codes.shape[1])
 
 
 def is_integer(zero: Tensor) -> bool:
@@ -187,6 +187,7 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Weights:
         name, text, part = key.split("|")
         if part == "codes":
             choice = Choice.parse(text)
-            codes, scale, zero = (tensors[f"{name}|{text}|{p}"] for p in PARTS)
-            found.setdefault(name, {})[choice] = QuantizedWeight(codes, scale, zero, choice, scale.shape[1] * GROUP)
+            grid = GRIDS[choice.grid]
+            parts = {p: tensors[f"{name}|{text}|{p}"] for p in grid.format.parts}
+            found.setdefault(name, {})[choice] = grid.of(parts, choice, parts["scale"].shape[1] * GROUP)
     return found

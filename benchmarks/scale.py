@@ -43,7 +43,8 @@ SHAPES: dict[str, dict[str, int]] = {  # of the published configs
         "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 8192,
     },
 }  # fmt: skip
-RECIPE = Recipe()  # bits, group size and adapters of the default
+RECIPE = Recipe()  # bits and adapters of the default
+(GROUP,) = set(RECIPE.sizes().values())
 RANK = 16
 WINDOWS, TOKENS = 4, 2048  # of the batch that activations are counted for
 STEPS = 2000
@@ -119,7 +120,7 @@ def code_bytes(which: Sequence[LinearSpec], bits: int) -> int:
 
 
 def groups(which: Sequence[LinearSpec]) -> int:
-    return sum(linear.weights // RECIPE.group_size for linear in which)
+    return sum(linear.weights // GROUP for linear in which)
 
 
 def stored_bytes(which: Sequence[LinearSpec], bits: int) -> int:
@@ -222,7 +223,7 @@ def kept_bytes(adapter: str, heads: int, keys: int, mlp: int, layers: int, token
     }  # fmt: skip
     model = LlamaForCausalLM(config(**shape)).eval().requires_grad_(False)
     spec = spec_of_model(model, "block")
-    space = make_space(spec, (2,), RECIPE.group_size)
+    space = make_space(spec, (2,), GROUP)
     ids = torch.zeros(1, tokens, dtype=torch.long)
     supernet = build(model, spec, space, quantize(model, spec, space, RTN(), ids))
     supernet.adapt(ADAPTERS[adapter], (2,), seed=0)
@@ -325,7 +326,7 @@ class Training:
             "teacher's embedding and head": BFLOAT16 * table_weights,
             "teacher's blocks that are whole, two at most": 2 * BFLOAT16 * block if n > 1 else 0,
             "supernet's codes, scales and zeros, shared out": (codes + in_groups) / n,
-            "scales and zeros that are whole, of one block": SCALE_AND_ZERO * block / RECIPE.group_size if n > 1 else 0,
+            "scales and zeros that are whole, of one block": SCALE_AND_ZERO * block / GROUP if n > 1 else 0,
             "supernet's embedding, as it is multiplied": BFLOAT16 * tables(spec)[0].weights,
             "widest matrix made again: codes, weights and their gradient": 3
             * BFLOAT16

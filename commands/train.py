@@ -25,7 +25,18 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("--bits", default="2,3,4,8", show_default=True, metavar="B,B,...", help="Bit-widths of the linears.")
-@click.option("--group-size", type=int, default=64, show_default=True, help="Weights that share a scale and a zero.")
+@click.option(
+    "--grid",
+    default="int",
+    show_default=True,
+    metavar="int|sym",
+    help="What codes stand for: int has a scale and a zero for each group, sym a signed scale of 16 bits.",
+)
+@click.option(
+    "--group-size",
+    metavar="N[,N,...]",
+    help="Weights that share a scale, or one for each of --bits.  [default: 64; on grid sym 32 from 4 bits on]",
+)
 @click.option("--data", metavar="FILE|-|DATASET", help="Training text; without it, the full model writes some.")
 @click.option("--eval", "eval_text", metavar="FILE", help="Text that plans are measured on too: what the model is for.")
 @click.option("--steps", type=int, metavar="N", help="Training steps; the default is what fits into --minutes.")
@@ -88,6 +99,7 @@ def train(
     context: click.Context,
     model: str,
     bits: str,
+    group_size: str | None,
     train_bits: str | None,
     prune: str | None,
     resume: bool,
@@ -101,6 +113,8 @@ def train(
     With `accelerate launch cli.py train ...` several processes train together.
     """
     numbers = whole_numbers("--bits", bits)
+    groups = () if group_size is None else whole_numbers("--group-size", group_size)
+    sizes = {"group_size": groups[0]} if len(groups) == 1 else {"group_sizes": groups}
     trained = None if train_bits is None else whole_numbers("--train-bits", train_bits)
     shares = () if prune is None else numbers_in("--prune", prune, float, "numbers with commas such as 0.75,0.5,0")
     path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
@@ -121,12 +135,14 @@ def train(
         for text in (options["data"], options["eval_text"]):
             if text is not None and not resume:
                 check_source(text)
-        recipe = Recipe(bits=numbers, train_bits=trained, prune=shares, trust_remote_code=trust, **options)
+        recipe = Recipe(
+            bits=numbers, **sizes, train_bits=trained, prune=shares, trust_remote_code=trust, **options
+        )  # fmt: skip
         if first_process():
             begun = begun_with(path, trust)  # whether to train what no runtime exports was asked when it was
             spec = check_exports(model, trust, without_export or begun is not None)
             check_needs(spec, begun or recipe, path)
-        files = create(model, path, recipe, resume, report, typed=typed_options(context))
+        files = create(model, path, recipe, resume, report, typed=typed_options(context, recipe))
     PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
     if first_process():
         print_training(files)
@@ -142,12 +158,15 @@ def train(
         say(f"next: bitfleet plan {shlex.quote(str(path))} --mem SIZE")
 
 
-def typed_options(context: click.Context) -> dict[str, str]:
-    """What was given of the recipe on the command line, as its field and the option's name."""
+def typed_options(context: click.Context, recipe: Recipe) -> dict[str, str]:
+    """What was given of the `recipe` on the command line, as its field and the option's name."""
     options = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name}
     others = ("model", "out", "resume", "trust", "without_export")
     typed = (n for n in options if context.get_parameter_source(n) is ParameterSource.COMMANDLINE)
-    return {name: options[name] for name in typed if name not in others}
+    found = {name: options[name] for name in typed if name not in others}
+    if recipe.group_sizes:
+        found["group_sizes"] = found.pop("group_size")
+    return found
 
 
 def begun_with(path: Path, trust: bool) -> Recipe | None:

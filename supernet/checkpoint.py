@@ -3,7 +3,7 @@
     supernet.json           what it is: model, space, how it was made, the SHA-256 of each other file
     model/                  what describes the model: config, tokenizer, settings of generation, its code if it has any
     load.json               what became of each tensor and file of the model's source
-    codes.safetensors       codes, scales and zeros of every matrix at every choice
+    codes.safetensors       codes and what they are read with (scales, zeros) of every matrix at every choice
     floats.safetensors      what is never quantized: norms, biases
     adapters.safetensors    trained adapters that do not fold into the codes
     reference.safetensors   the windows that subnets are measured on, and what the full model says of them
@@ -150,25 +150,24 @@ class SupernetFiles:
 
     def stored(self, linear: str, choice: Choice) -> QuantizedWeight:
         """The frozen codes of one matrix at one choice."""
-        from supernet.grids import PARTS, QuantizedWeight
+        from supernet.grids import GRIDS
 
         file = self.tensors(START if START in self.hashes else CODES)
         pairs = ((unit, lin) for unit in self.spec.units for lin in unit.linears)
         unit, found = next((unit, lin) for unit, lin in pairs if lin.name == linear)
-        codes, scale, zero = (file.get_tensor(f"{linear}|{choice.whole}|{part}") for part in PARTS)
-        weight = QuantizedWeight(codes, scale, zero, choice.whole, found.in_features)
+        grid = GRIDS[choice.grid]
+        parts = {part: file.get_tensor(f"{linear}|{choice.whole}|{part}") for part in grid.format.parts}
+        weight = grid.of(parts, choice.whole, found.in_features)
         if choice.kept is None or unit.channels is None:
             return weight
         return weight.keep(choice.kept, unit.channels)
 
     def folded(self, linear: str, choice: Choice) -> FoldedWeight:
         """What a runtime stores for one matrix at one choice; InputError where an adapter is left beside it."""
-        from supernet.grids import IntegerGrid
-
         if ADAPTERS_FILE in self.hashes:
             raise InputError(f"the adapters of {self.path} do not fold into its codes; export it with PEFT")
         weight = self.stored(linear, choice)
-        return FoldedWeight(IntegerGrid().codes(weight), weight.scale, weight.zero)
+        return FoldedWeight(weight.grid.codes(weight), weight.scale, weight.zero)
 
     def _adapter(self, weight: QuantizedWeight, state: dict[str, Tensor]) -> Any:
         import torch
@@ -344,13 +343,11 @@ def write_trained(path: Path, supernet: Supernet) -> tuple[str, ...]:
 
 def code_tensors(weights: Weights) -> dict[str, Tensor]:
     """What a file of codes holds, by `linear|choice|part`."""
-    from supernet.grids import PARTS
-
     return {
-        f"{linear}|{choice}|{part}": getattr(weight, part)
+        f"{linear}|{choice}|{name}": part
         for linear, choices in weights.items()
         for choice, weight in choices.items()
-        for part in PARTS
+        for name, part in weight.parts.items()
     }
 
 

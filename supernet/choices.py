@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from records.errors import InputError
@@ -14,30 +14,41 @@ CHANNELS = 64  # a pruned block keeps a multiple: products run in tiles
 TABLE_BITS = (4, 8)  # what an embedding or a head may be: below 4 bits a vocabulary falls apart, and runtimes refuse
 
 
-def make_space(spec: ModelSpec, bits: Sequence[int], group_size: int, prune: Sequence[float] = ()) -> SearchSpace:
-    """Every linear at `bits`, the embedding and the head at 4 and 8 bits, all in groups of `group_size`.
+def make_space(
+    spec: ModelSpec, bits: Sequence[int], group_size: int | Mapping[int, int], prune: Sequence[float] = (),
+    grid: str = "int",
+) -> SearchSpace:  # fmt: skip
+    """Every linear at `bits`, the embedding and the head at 4 and 8 bits, all on this grid and in groups of
+    `group_size`, which may be given by bits.
 
     `prune` are the shares of its channels that a feed-forward block may keep, beside all of them; 0 leaves none.
     """
-    for unit in spec.units:
-        for linear in unit.linears:
-            if linear.in_features % group_size:
-                widths = {lin.in_features for u in spec.units for lin in u.linears}
-                fit = [g for g in (16, 32, 64, 128, 256) if all(width % g == 0 for width in widths)]
-                hint = f"use {', '.join(map(str, fit))}" if fit else "no power of two from 16 up divides every matrix"
-                got = f"{group_size} and {linear.in_features}"
-                raise InputError(f"group_size must divide in_features, got {got}; {hint}")
-    options = {u.name: tuple(Choice(b, group_size) for b in (TABLE_BITS if u.is_table else bits)) for u in spec.units}
+    sizes = {b: group_size if isinstance(group_size, int) else group_size[b] for b in {*bits, *TABLE_BITS}}
+    options = {
+        u.name: tuple(Choice(b, sizes[b], grid) for b in (TABLE_BITS if u.is_table else bits)) for u in spec.units
+    }
+    _check_groups(spec, options)
     if not prune:
         return SearchSpace.of(options)
     if not spec.feed_forwards:
         raise InputError(f"{spec.architecture} has no feed-forward block that bitfleet can prune; train without prune")
     for pair in spec.feed_forwards:
-        kept = kept_channels(pair[1], prune, group_size)
+        kept = kept_channels(pair[1], prune, math.lcm(*(sizes[b] for b in bits)))
         for unit in pair:
             whole = options[unit.name]
             options[unit.name] += tuple(replace(c, kept=k) for k in kept for c in (whole if k else whole[:1]))
     return SearchSpace.of(options, tuple((maker.name, reader.name) for maker, reader in spec.feed_forwards))
+
+
+def _check_groups(spec: ModelSpec, options: Mapping[str, Sequence[Choice]]) -> None:
+    pairs = ((choice, linear) for unit in spec.units for choice in options[unit.name] for linear in unit.linears)
+    for choice, linear in pairs:
+        if linear.in_features % choice.group_size:
+            widths = {lin.in_features for u in spec.units for lin in u.linears}
+            fit = [g for g in (16, 32, 64, 128, 256) if all(width % g == 0 for width in widths)]
+            hint = f"use {', '.join(map(str, fit))}" if fit else "no power of two from 16 up divides every matrix"
+            got = f"{choice.group_size} and {linear.in_features}"
+            raise InputError(f"group_size must divide in_features, got {got}; {hint}")
 
 
 def kept_channels(unit: UnitSpec, prune: Sequence[float], group_size: int) -> tuple[int, ...]:

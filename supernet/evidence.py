@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from records.errors import InputError
 from supernet.build import assemble
 from supernet.files import open_tensors
-from supernet.grids import GRIDS, QuantizedWeight
+from supernet.grids import QuantizedWeight
 from supernet.linear import SuperEmbedding, SuperLinear, TiedHead
 from supernet.model import capped, hidden_states
 from supernet.progress import Progress, say, silent
@@ -276,10 +276,7 @@ def _head(model: Any) -> tuple[Callable[[int, int], Tensor], int, Tensor | None]
 
 
 def _dequantized(weight: QuantizedWeight, rows: Any) -> Tensor:
-    part = QuantizedWeight(
-        weight.packed()[rows], weight.scale[rows], weight.zero[rows], weight.choice, weight.in_features
-    )
-    return GRIDS[weight.choice.grid].dequantize(part, weight.scale.dtype)
+    return weight.rows(rows).dequantize(weight.scale.dtype)
 
 
 class RowLookup(nn.Module):

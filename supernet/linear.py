@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from records.errors import InputError
 from supernet.adapters import Adapter
 from supernet.adapters.base import frozen_product
-from supernet.grids import GRIDS, PARTS, QuantizedWeight, Stored
+from supernet.grids import QuantizedWeight, Stored
 from supernet.space import Choice
 from supernet.spec import Channels
 
@@ -19,7 +19,7 @@ TOGETHER = "+"  # joins the choices that share an adapter, in its name
 
 
 class Quantized(nn.Module):
-    """Every stored choice of one matrix: packed codes, scales and zeros as buffers, adapters as parameters.
+    """Every stored choice of one matrix: the parts that its grid keeps as buffers, adapters as parameters.
 
     The buffers may be this process's parts alone (`supernet.shard`): `stored` joins what is there.
 
@@ -36,9 +36,10 @@ class Quantized(nn.Module):
         self.channels = channels
         self.in_features = next(iter(weights.values())).in_features
         self.joins = {choice: weight.join for choice, weight in weights.items()}
+        self.parts = {choice: tuple(weight.parts) for choice, weight in weights.items()}
         for choice, weight in weights.items():
-            for part in PARTS:
-                self.register_buffer(f"{choice}_{part}", getattr(weight, part))
+            for name, part in weight.parts.items():
+                self.register_buffer(f"{choice}_{name}", part)
         self.adapters = nn.ModuleDict()
 
     def select(self, choice: Choice) -> None:
@@ -51,8 +52,9 @@ class Quantized(nn.Module):
 
     def stored(self, choice: Choice) -> QuantizedWeight:
         """The frozen codes of `choice`, without its adapter."""
-        codes, scale, zero = (getattr(self, f"{choice.whole}_{part}") for part in PARTS)
-        return self._part(self.joins[choice.whole](codes, scale, zero), choice)
+        whole = choice.whole
+        parts = {name: getattr(self, f"{whole}_{name}") for name in self.parts[whole]}
+        return self._part(self.joins[whole](parts), choice)
 
     def _part(self, weight: QuantizedWeight, choice: Choice) -> QuantizedWeight:
         if choice.kept is None:
@@ -61,10 +63,10 @@ class Quantized(nn.Module):
         return weight.keep(choice.kept, self.channels)
 
     def store(self, weight: QuantizedWeight) -> None:
-        """Replace the frozen codes, scales and zeros of the weight's choice."""
+        """Replace the frozen parts of the weight's choice."""
         self.joins[weight.choice] = weight.join
-        for part in PARTS:
-            setattr(self, f"{weight.choice}_{part}", getattr(weight, part))
+        for name, part in weight.parts.items():
+            setattr(self, f"{weight.choice}_{name}", part)
 
     def adapter(self, choice: Choice) -> Adapter | None:
         if choice.kept == 0:
@@ -96,7 +98,7 @@ class Quantized(nn.Module):
     def effective(self, choice: Choice) -> Tensor:
         """The float32 matrix that `choice` computes with, adapter included; channels that it does not keep are 0."""
         adapter, stored = self.adapter(choice), self.stored(choice.whole)
-        whole = adapter.effective(stored) if adapter else GRIDS[choice.grid].dequantize(stored, torch.float32)
+        whole = adapter.effective(stored) if adapter else stored.dequantize()
         if choice.kept is None:
             return whole
         assert self.channels is not None
@@ -136,7 +138,7 @@ class SuperLinear(Quantized):
         """
         adapter, kept = self.adapter(choice), choice.kept or 0
         if kept == 0:
-            return x.new_zeros(*x.shape[:-1], 0 if makes else len(self.stored(choice.whole).scale))
+            return x.new_zeros(*x.shape[:-1], 0 if makes else self.stored(choice.whole).shape[0])
         if adapter is None:
             return frozen_product(x, self.stored(choice))
         whole = self.stored(choice.whole)
@@ -170,10 +172,10 @@ class SuperEmbedding(Quantized):
     def _made(self) -> Tensor:
         """Some rows at a time: on the way a weight takes several times its bytes."""
         stored = self.stored(self.choice)
-        found = torch.empty(stored.shape, dtype=self.dtype, device=stored.scale.device)
-        grid, start = GRIDS[self.choice.grid], 0
+        found = torch.empty(stored.shape, dtype=self.dtype, device=stored.device)
+        start = 0
         for rows in stored.split(ROWS):
-            made = grid.dequantize(rows, torch.float32)
+            made = rows.dequantize()
             found[start : start + len(made)] = made
             start += len(made)
         return found

@@ -11,6 +11,7 @@ from supernet.adapters import ADAPTERS
 from supernet.choices import TABLE_BITS
 from supernet.grids.packing import packed_bytes
 from supernet.recipe import Recipe
+from supernet.space import Choice
 from supernet.spec import LinearSpec, ModelSpec
 
 LIBRARIES_BYTES = 400_000_000  # Python, torch and transformers, before a model is read
@@ -39,8 +40,9 @@ def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
     """Peak memory of one process on the CPU, and what its folder takes while training."""
     weights = sum(unit.weights for unit in spec.units)
     parameters = weights + spec.float_parameters
+    sizes = recipe.sizes()
     codes = sum(
-        code_bytes(linear, bits, recipe.group_size)
+        code_bytes(linear, Choice(bits, sizes[bits], recipe.grid))
         for unit in spec.units
         for linear in unit.linears
         for bits in (TABLE_BITS if unit.is_table else recipe.bits)
@@ -67,18 +69,18 @@ def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
     return Needs(memory, least, disk + BESIDE_BYTES)
 
 
-def code_bytes(linear: LinearSpec, bits: int, group_size: int) -> int:
-    """Codes, a float32 scale and a byte of zero for each group."""
-    return linear.out_features * (
-        packed_bytes(linear.in_features, bits) + linear.in_features // group_size * (FLOAT_BYTES + 1)
-    )
+def code_bytes(linear: LinearSpec, choice: Choice) -> int:
+    """Codes, and what the grid keeps of each group."""
+    sides = linear.in_features // choice.group_size * choice.format.side_bits // 8
+    return linear.out_features * (packed_bytes(linear.in_features, choice.bits) + sides)
 
 
 def adapter_parameters_of(spec: ModelSpec, recipe: Recipe) -> int:
     adapter = ADAPTERS[recipe.adapter]
     linears = [linear for unit in spec.units if not unit.is_table for linear in unit.linears]
     if not adapter.ranked:
-        return len(recipe.adapted_bits) * sum(linear.weights // recipe.group_size for linear in linears)
+        sizes = [recipe.sizes()[bits] for bits in recipe.adapted_bits]
+        return sum(linear.weights // size for linear in linears for size in sizes)
     rank = recipe.rank or DEFAULT_RANK
     each = sum(rank * (linear.in_features + linear.out_features) for linear in linears)
     return each * (EXPERTS if adapter.routes else len(recipe.adapted_bits))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from records.errors import InputError
 from supernet.build import Supernet, extract
-from supernet.grids import GRIDS
 from supernet.space import Choice, Subnet
 
 
@@ -35,7 +34,7 @@ def to_peft(supernet: Supernet, subnet: Subnet) -> Any:
     model = extract(supernet, subnet)
     for name, (choice, _) in sides.items():
         stored = supernet.matrices[name].stored(Choice.parse(choice))
-        model.get_submodule(name).weight.copy_(GRIDS[stored.choice.grid].dequantize(stored, torch.float32))
+        model.get_submodule(name).weight.copy_(stored.dequantize())
     rank = len(next(iter(sides.values()))[1][1])
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(sides), task_type="CAUSAL_LM")
     wrapped: Any = get_peft_model(model, config)

@@ -60,7 +60,7 @@ def prepare(
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     spec = spec_of_model(model, model_name(source))
-    space = make_space(spec, recipe.bits, recipe.group_size, recipe.prune)
+    space = make_space(spec, recipe.bits, recipe.sizes(), recipe.prune, recipe.grid)
     check_head(model)
     if recipe.window_tokens > spec.max_context:
         raise InputError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")

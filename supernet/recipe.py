@@ -10,6 +10,8 @@ from typing import Any, cast
 from records.errors import InputError
 from records.reading import as_record
 from supernet.adapters import ADAPTERS, Adapter
+from supernet.choices import TABLE_BITS
+from supernet.formats import FORMATS
 from supernet.quantizers import QUANTIZERS
 from supernet.refiners import REFINERS
 from supernet.refiners.learned import LEAST_STEPS
@@ -22,6 +24,7 @@ AUTO = "auto"  # decided by what fits into the minutes (`supernet.auto`)
 CODES_SHARE = 0.75  # of the minutes goes at most into the codes where the quantizer learns them
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
 SETTLED_RATE = 1 / 3  # of an adapter's learning rate where codes and scales were learned: they are nearly right
+LEAST_GROUP = 8
 ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
 
 
@@ -29,11 +32,14 @@ ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one 
 class Recipe:
     """What `supernet.create` is given.
 
-    `minutes` are those of the whole making, all stages included; `steps` and `block_steps` go before them.
+    `minutes` are those of the whole making, all stages included; `steps` and `block_steps` go before them. Without a
+    `group_size`, groups are those that are usual on the grid; `group_sizes` gives one for each of `bits`.
     """
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
-    group_size: int = 64
+    grid: str = "int"
+    group_size: int | None = None
+    group_sizes: tuple[int, ...] = ()
     awq: float = 0.25
     quantizer: str = AUTO
     block_steps: int | None = None
@@ -60,6 +66,7 @@ class Recipe:
         if not self.bits or list(self.bits) != sorted(set(self.bits)) or not set(self.bits) <= set(range(2, 9)):
             raise InputError(f"bits must be rising numbers from 2 to 8, got {list(self.bits)}; use for example 2,3,4,8")
         families: dict[str, Collection[str]] = {
+            "grid": FORMATS,
             "quantizer": (AUTO, *QUANTIZERS, *REFINERS),
             "adapter": ADAPTERS,
             "sharing": SHARINGS,
@@ -73,9 +80,17 @@ class Recipe:
         falling = list(self.prune) == sorted(set(self.prune), reverse=True)
         if not falling or not all(0 <= share < 1 for share in self.prune):
             raise InputError(f"prune must be falling shares from below 1 to 0, got {list(self.prune)}; use 0.75,0.5,0")
-        for name, least in (("group_size", 8), ("batch", 1), ("window_tokens", 8)):
+        for name, least in (("batch", 1), ("window_tokens", 8)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for size in (self.group_size, *self.group_sizes):
+            if size is not None and size < LEAST_GROUP:
+                raise InputError(f"group_size must be at least {LEAST_GROUP}, got {size}")
+        if self.group_sizes and (self.group_size is not None or len(self.group_sizes) != len(self.bits)):
+            raise InputError(
+                f"group sizes are one for all or one for each of bits {list(self.bits)}, got {self.group_size} and "
+                f"{list(self.group_sizes)}"
+            )
         for name, least in (("steps", 1), ("block_steps", LEAST_STEPS)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -91,6 +106,12 @@ class Recipe:
         adapter, widths = ADAPTERS[self.adapter], len(self.adapted_bits)
         if self.rank is not None and (self.rank < 1 or not adapter.ranked):
             raise InputError(f"rank must be at least 1 and the adapter low-rank, got {self.rank} and {self.adapter}")
+        folds = FORMATS[self.grid].folds
+        if adapter.deploys not in (*folds, "side"):
+            raise InputError(
+                f"adapter {self.adapter} folds into {adapter.deploys}, grid {self.grid} takes {' and '.join(folds)}; "
+                "use another adapter or another grid"
+            )
         check_sharing(self.adapter, adapter, self.sharing, SHARINGS[self.sharing], widths)
         sampler = SAMPLERS.get(self.sampler, Balanced)  # where it is still to be chosen, one that refuses nothing
         check_system(sampler, SCHEDULES[self.schedule], self.teacher, widths)
@@ -101,6 +122,12 @@ class Recipe:
         if self.train_bits is not None:
             return tuple(sorted(self.train_bits))
         return tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)[:ADAPTED]
+
+    def sizes(self) -> dict[int, int]:
+        """The group size by bits, those of tables included."""
+        usual = FORMATS[self.grid].group_size
+        sizes = {bits: self.group_size or usual(bits) for bits in {*self.bits, *TABLE_BITS}}
+        return sizes | dict(zip(self.bits, self.group_sizes, strict=False))
 
     @property
     def rate(self) -> float:
@@ -120,8 +147,8 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         plain = {**asdict(self), "bits": list(self.bits), "train_bits": self.train_bits and list(self.train_bits)}
-        pruned = {"prune": list(plain.pop("prune"))}
-        return plain | (pruned if self.prune else {})
+        given = {name: list(plain.pop(name)) for name in ("prune", "group_sizes")}
+        return plain | {name: value for name, value in given.items() if value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:

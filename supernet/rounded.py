@@ -15,7 +15,7 @@ from torch import Tensor
 from supernet.awq import MAKES, READS
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, skipped
 from supernet.evaluate import Reference
-from supernet.grids import IntegerGrid
+from supernet.grids import GRIDS
 from supernet.model import HEAD_TOKENS, hidden_states, logits_of
 from supernet.progress import Progress, silent
 from supernet.space import Choice, SearchSpace
@@ -67,11 +67,11 @@ def _scale(scales: Mapping[str, Tensor] | None, name: str, part: str) -> Tensor 
 def _rounded(weight: Tensor, choice: Choice, columns: Tensor | None, rows: Tensor | None) -> Tensor:
     """Rounded where its columns are multiplied and its rows divided, and scaled back."""
     if columns is None and rows is None:
-        return IntegerGrid().rounded(weight, choice)
+        return GRIDS[choice.grid].rounded(weight, choice)
     factor = torch.ones(1, device=weight.device) if columns is None else columns.to(weight.device)
     if rows is not None:
         factor = factor / rows.to(weight.device).unsqueeze(1)
-    return (IntegerGrid().rounded(weight.float() * factor, choice) / factor).to(weight.dtype)
+    return (GRIDS[choice.grid].rounded(weight.float() * factor, choice) / factor).to(weight.dtype)
 
 
 def _losses(model: Any, states: Sequence[Tensor], reference: Reference, progress: Progress) -> list[float]:

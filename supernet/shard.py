@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from records.errors import InputError
 from supernet.blocks import decoder_layers
-from supernet.grids import QuantizedWeight
+from supernet.formats import CODES
+from supernet.grids import Grid, QuantizedWeight
 from supernet.space import Choice
 
 
@@ -83,23 +85,21 @@ class Layout:
     """Joins the parts of a weight. Codes, the most of it, only when they are read: what keeps the weight for the
     backward pass keeps a part of them."""
 
+    grid: Grid
     choice: Choice
     in_features: int
-    codes: Gather
-    groups: Gather
+    gathers: Mapping[str, Gather]
 
-    def __call__(self, codes: Tensor, scale: Tensor, zero: Tensor) -> QuantizedWeight:
-        scale, zero = self.groups(scale), self.groups(zero)
-        return QuantizedWeight(codes, scale, zero, self.choice, self.in_features, self.codes)
+    def __call__(self, parts: Mapping[str, Tensor]) -> QuantizedWeight:
+        whole = {name: part if name == CODES else self.gathers[name](part) for name, part in parts.items()}
+        return QuantizedWeight(self.grid, whole, self.choice, self.in_features, self.gathers[CODES])
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one process keeps of a weight: flat parts of its codes, scales and zeros, of equal length everywhere."""
+    """What one process keeps of a weight: a flat part of each of its tensors, of equal length everywhere."""
 
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor
+    parts: Mapping[str, Tensor]
     join: Layout
 
     @property
@@ -115,6 +115,6 @@ def scattered(weight: QuantizedWeight, process: int, processes: int) -> Part:
         mine = whole.flatten()[process * size : (process + 1) * size]
         return torch.nn.functional.pad(mine, (0, size - len(mine))).clone()  # a view would keep the whole
 
-    codes, groups = (Gather(tuple(whole.shape), processes) for whole in (weight.codes, weight.scale))
-    layout = Layout(weight.choice, weight.in_features, codes, groups)
-    return Part(part(weight.codes), part(weight.scale), part(weight.zero), layout)
+    gathers = {name: Gather(tuple(whole.shape), processes) for name, whole in weight.parts.items()}
+    layout = Layout(weight.grid, weight.choice, weight.in_features, gathers)
+    return Part({name: part(whole) for name, whole in weight.parts.items()}, layout)

@@ -13,6 +13,7 @@ from typing import Any
 
 from records.errors import InputError
 from records.reading import as_record
+from supernet.formats import FORMATS, Format
 from supernet.spec import ModelSpec
 
 _CHOICE = re.compile(r"(?P<grid>[a-z_]+?)(?P<bits>\d)g(?P<group_size>\d{1,6})(?:k(?P<kept>\d{1,9}))?", re.ASCII)
@@ -47,6 +48,13 @@ class Choice:
     @property
     def _rank(self) -> tuple[int, int, str, float]:
         return self.bits, self.group_size, self.grid, float("inf") if self.kept is None else self.kept
+
+    @property
+    def format(self) -> Format:
+        """The facts of its grid."""
+        if self.grid not in FORMATS:
+            raise InputError(f"a grid is one of {', '.join(FORMATS)}, got {self.grid!r:.80}")
+        return FORMATS[self.grid]
 
     @property
     def whole(self) -> Choice:

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from supernet.build import Supernet
 from supernet.evaluate import Reference, evaluate
 from supernet.gate import Gate
-from supernet.grids import GRIDS
 from supernet.progress import Progress, share_of, silent
 from supernet.sensitivity import drawn, each_gradient
 from supernet.space import Subnet
@@ -153,7 +152,7 @@ def removal_costs(
 
     def collect(name: str, module: Any, x: Tensor, grad: Tensor) -> None:
         choice = subnet[adapted[name]]
-        change = GRIDS[choice.grid].dequantize(module.stored(choice), torch.float32) - module.effective(choice)
+        change = module.stored(choice).dequantize() - module.effective(choice)
         moves[adapted[name]] += ((x @ change.to(dtype).T) * grad).sum(-1, dtype=torch.float32)
 
     def close(cost: Callable[[Tensor], Tensor]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from supernet.grids import GRIDS, QuantizedWeight
+from supernet.grids import QuantizedWeight
 
 LONG = 2**14  # rows of a matrix that are made at a time: a head is as long as a vocabulary
 Deploys = Literal["scales", "codes", "zeros", "side"]
@@ -51,7 +51,7 @@ class Adapter(nn.Module, ABC):
 
     def effective(self, weight: QuantizedWeight) -> Tensor:
         """The float32 matrix `(out_features, in_features)` that `forward` multiplies by."""
-        folded = GRIDS[weight.choice.grid].dequantize(self.fold(weight), torch.float32)
+        folded = self.fold(weight).dequantize()
         side = self.low_rank()
         return folded if side is None else folded + (side[0] @ side[1]).detach()
 
@@ -85,17 +85,17 @@ class _FrozenProduct(torch.autograd.Function):
         ctx.save_for_backward(x, scale)
         ctx.weight = weight
         if weight.shape[0] > LONG and not ctx.needs_input_grad[1]:
-            made = (GRIDS[part.choice.grid].dequantize(part, x.dtype) for part in weight.split(LONG))
+            made = (part.dequantize(x.dtype) for part in weight.split(LONG))
             return torch.cat([nn.functional.linear(x, rows) for rows in made], -1)
-        return nn.functional.linear(x, GRIDS[weight.choice.grid].dequantize(weight, x.dtype, scale))
+        return nn.functional.linear(x, weight.grid.dequantize(weight, x.dtype, scale))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, scale = ctx.saved_tensors
         if ctx.weight.shape[0] > LONG and not ctx.needs_input_grad[1]:
             parts = zip(grad.split(LONG, -1), ctx.weight.split(LONG), strict=True)
-            return sum(g @ GRIDS[w.choice.grid].dequantize(w, x.dtype) for g, w in parts), None, None
-        centered = GRIDS[ctx.weight.choice.grid].centered(ctx.weight, x.dtype)
+            return sum(g @ w.dequantize(x.dtype) for g, w in parts), None, None
+        centered = ctx.weight.grid.centered(ctx.weight, x.dtype)
         grad_x = grad_scale = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ (centered * scale.to(x.dtype).unsqueeze(-1)).flatten(1)

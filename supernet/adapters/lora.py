@@ -23,8 +23,8 @@ class LoRA(Adapter):
     ) -> None:
         super().__init__(weight, generator, full)
         out_features, in_features = weight.shape
-        self.down = uniform_parameter((rank, in_features), in_features, generator, weight.scale.device)
-        self.up = nn.Parameter(torch.zeros(out_features, rank, device=weight.scale.device))
+        self.down = uniform_parameter((rank, in_features), in_features, generator, weight.device)
+        self.up = nn.Parameter(torch.zeros(out_features, rank, device=weight.device))
         self.scaling = 2.0
 
     def forward(self, x: Tensor, weight: QuantizedWeight) -> Tensor:

@@ -9,8 +9,6 @@ The paper divides the sum by nothing and scales as LoRA does; rank 16 here, alph
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +26,8 @@ class PooledLoRA(Adapter):
     ) -> None:
         super().__init__(weight, generator, full)
         rows, groups = weight.scale.shape
-        self.down = uniform_parameter((rank, groups), weight.in_features, generator, weight.scale.device)
-        self.up = nn.Parameter(torch.zeros(rows, rank, device=weight.scale.device))
+        self.down = uniform_parameter((rank, groups), weight.in_features, generator, weight.device)
+        self.up = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
         self.scaling = 2.0
 
     def forward(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
@@ -39,4 +37,4 @@ class PooledLoRA(Adapter):
 
     def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
         shift = self.scaling * (self.up @ self.down).detach()
-        return replace(weight, zero=weight.zero.float() - shift / weight.scale)
+        return weight.with_parts(zero=weight.zero.float() - shift / weight.scale)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.adapters.base import Adapter
-from supernet.grids import IntegerGrid, QuantizedWeight
+from supernet.grids import QuantizedWeight
 
 POSITIONS = 256  # in the code range, so that a position is a byte
 
@@ -47,7 +47,7 @@ class Rounding(Adapter):
         self.fine = POSITIONS // (self.top + 1)  # positions in a cell
         self.register_buffer("position", self._positions(weight, full, margin), persistent=False)
         out_features, in_features = weight.shape
-        device = weight.scale.device
+        device = weight.device
         self.full_rank = rank is None
         if rank is None:
             self.offset = nn.Parameter(torch.zeros(out_features, in_features, device=device))
@@ -57,7 +57,7 @@ class Rounding(Adapter):
         self.up = nn.Parameter(torch.zeros(out_features, rank, device=device))
 
     def _positions(self, weight: QuantizedWeight, full: Tensor | None, margin: float) -> Tensor:
-        codes = IntegerGrid().codes(weight).float()
+        codes = weight.grid.codes(weight).float()
         place = codes
         if full is not None:
             scale, zero = (part.float().repeat_interleave(self.group_size, 1) for part in (weight.scale, weight.zero))
@@ -79,12 +79,15 @@ class Rounding(Adapter):
 
     def forward(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
         trained = (self.offset,) if self.full_rank else (self.up, self.down)
-        return _RoundedProduct.apply(x, weight.scale * (1 + self.delta), weight.zero, self, *trained)
+        return _RoundedProduct.apply(x, self._scale(weight), weight.zero, self, *trained)
 
     def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
-        scale = (weight.scale * (1 + self.delta)).detach()
         codes = self.rounded().clamp_(0, self.top)
-        return IntegerGrid().pack(codes, scale, weight.zero, weight.choice, weight.in_features)
+        scale = self._scale(weight).detach()
+        return weight.grid.pack(codes, scale, weight.zero, weight.choice, weight.in_features)
+
+    def _scale(self, weight: QuantizedWeight) -> Tensor:
+        return weight.grid.held(weight.scale * (1 + self.delta))
 
 
 class _RoundedProduct(torch.autograd.Function):

@@ -32,7 +32,7 @@ class RoutedLoRA(Adapter):
         """`units` is the length of a subnet's encoding."""
         super().__init__(weight, generator, full)
         out_features, in_features = weight.shape
-        device = weight.scale.device
+        device = weight.device
 
         self.down = uniform_parameter((experts, rank, in_features), in_features, generator, device)
         self.up = nn.Parameter(torch.zeros(experts, out_features, rank, device=device))

@@ -7,8 +7,6 @@ that 2 bits learn fast with throws 3 bits off (docs/log.md). It folds into the s
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +26,7 @@ class TrainedScales(Adapter):
         return frozen_product(x, weight, self._scale(weight))
 
     def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
-        return replace(weight, scale=self._scale(weight).detach())
+        return weight.rescaled(self._scale(weight).detach())
 
     def _scale(self, weight: QuantizedWeight) -> Tensor:
-        return weight.scale * (1 + self.delta * (2 / (2**weight.choice.bits - 1)))
+        return weight.grid.held(weight.scale * (1 + self.delta * (2 / (2**weight.choice.bits - 1))))

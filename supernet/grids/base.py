@@ -1,116 +1,138 @@
-"""What a grid is, and the value that holds one matrix on it."""
+"""What a grid is."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from supernet.grids.packing import first
+from supernet.formats import CODES, Format
+from supernet.grids.packing import pack, unpack
+from supernet.grids.weight import QuantizedWeight, Stored
 from supernet.space import Choice
-from supernet.spec import Channels
 
-PARTS = ("codes", "scale", "zero")  # of a stored weight, by which modules and files name its tensors
+__all__ = ["Grid", "QuantizedWeight", "Stored", "top_code"]
 
-
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """One matrix on the integer grid: `w = (code - zero) * scale`, a scale and a zero for each group of inputs.
-
-    codes: uint8 `(out_features, bytes)`, packed by `supernet.grids.packing`; scale: float32 `(out_features, groups)`;
-    zero: uint8 `(out_features, groups)`, an integer on the same grid as the codes.
-
-    Where several processes share a weight out (`supernet.shard`), `codes` is this one's part, and `gather` makes them
-    whole for as long as somebody needs them: what computes with the codes asks for `packed()`.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor
-    choice: Choice
-    in_features: int
-    gather: Callable[[Tensor], Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        groups = (self.scale.shape[0], self.in_features // self.choice.group_size)
-        if tuple(self.scale.shape) != groups or tuple(self.zero.shape) != groups:
-            raise ValueError(f"scale and zero must be {groups}, got {self.scale.shape} and {self.zero.shape}")
-
-    def keep(self, kept: int, channels: Channels) -> QuantizedWeight:
-        """The first `kept` channels alone."""
-        choice = replace(self.choice, kept=kept)
-        if channels.parts:
-            codes, scale, zero = (_rows(part, kept, channels) for part in (self.packed(), self.scale, self.zero))
-            return QuantizedWeight(codes, scale, zero, choice, self.in_features)
-        groups = kept // self.choice.group_size
-        codes = first(self.packed(), self.choice.bits, self.in_features, kept)
-        return QuantizedWeight(codes, self.scale[:, :groups], self.zero[:, :groups], choice, kept)
-
-    def split(self, rows: int) -> Iterator[QuantizedWeight]:
-        """The same in stretches of so many rows."""
-        parts = (part.split(rows) for part in (self.packed(), self.scale, self.zero))
-        for codes, scale, zero in zip(*parts, strict=True):
-            yield QuantizedWeight(codes, scale, zero, self.choice, self.in_features)
-
-    @property
-    def join(self) -> Callable[[Tensor, Tensor, Tensor], QuantizedWeight]:
-        """Makes such a weight of codes, scale and zero: for who holds the three by themselves."""
-        return partial(QuantizedWeight, choice=self.choice, in_features=self.in_features)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.scale.shape[0], self.in_features
-
-    def packed(self) -> Tensor:
-        """The codes of the whole matrix."""
-        return self.codes if self.gather is None else self.gather(self.codes)
-
-    def to(self, device: torch.device) -> QuantizedWeight:
-        """The same on `device`; nothing is copied where it is there already."""
-        codes, scale, zero = (part.to(device) for part in (self.codes, self.scale, self.zero))
-        return replace(self, codes=codes, scale=scale, zero=zero)
-
-
-class Stored(Protocol):
-    """A weight as it is held, whole or in part: three tensors, and what joins them into the whole."""
-
-    @property
-    def codes(self) -> Tensor: ...
-    @property
-    def scale(self) -> Tensor: ...
-    @property
-    def zero(self) -> Tensor: ...
-    @property
-    def in_features(self) -> int: ...
-    @property
-    def join(self) -> Callable[[Tensor, Tensor, Tensor], QuantizedWeight]: ...
-
-
-def _rows(tensor: Tensor, kept: int, channels: Channels) -> Tensor:
-    spans = [tensor[start:stop] for start, stop in channels.spans(kept)]
-    return spans[0] if len(spans) == 1 else torch.cat(spans)
+ROWS_OF = 2**21  # weights that are rounded together
+AT_ONCE = 2**17  # weights whose scales are searched together: what is tried of them stays in a core's cache
 
 
 class Grid(ABC):
-    """Codes <-> weights, differentiable in the grid's float parameters."""
+    """Codes <-> weights: `w = (code - zero) * scale` with a scale and a zero for each group of inputs.
+
+    A member says which tensors those are kept as, which scales and zeros they can hold, and which suit a group. Who
+    trains a scale passes it through `held`, and so trains what is stored.
+    """
+
+    format: ClassVar[Format]
 
     @abstractmethod
     def parameters(self, weight: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero that cover `weight`, `(..., group_size)`; both `(..., 1)` and in the dtype of `weight`."""
+        """Scale and zero that suit `weight`, `(..., group_size)`; both `(..., 1)` and in the dtype of `weight`."""
 
     @abstractmethod
+    def least_error(self, weight: Tensor, top: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero of all that the grid tries that leave `weight` `(rows, ..., group_size)` the least squared
+        error, weighed by `importance`; `top`, the highest code, broadcasts over rows."""
+
+    @abstractmethod
+    def scale(self, weight: QuantizedWeight) -> Tensor:
+        """Of each group, `(out_features, groups)`, float32 unless the parts are float64."""
+
+    @abstractmethod
+    def zero(self, weight: QuantizedWeight) -> Tensor:
+        """Of each group, `(out_features, groups)`: uint8, or a float where something was folded into it."""
+
+    @abstractmethod
+    def sides(self, scale: Tensor, zero: Tensor) -> Mapping[str, Tensor]:
+        """What is stored beside the codes for scales and zeros `(out_features, groups)` that the grid holds."""
+
+    def held(self, scale: Tensor) -> Tensor:
+        """The nearest scales that the grid stores, in the dtype of `scale`; a gradient passes straight through."""
+        return scale
+
+    def clipped(self, weight: Tensor, bits: int | Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+        """As `parameters`, for what leaves the least squared error, weighed by `importance`.
+
+        `importance` `(..., group_size)` is how much each input counts: the sum of its squares, a Hessian's diagonal.
+        At 2 bits the full range of a group wastes most of its four levels on the tails; and what is best for all inputs
+        alike is not what is best for the few whose activations are large (docs/log.md).
+        """
+        levels = top_code(bits, weight).expand(len(weight), *(1,) * (weight.dim() - 1))
+        rows = max(1, AT_ONCE // weight[0].numel())
+        found = [
+            self.least_error(part.contiguous(), top, importance)
+            for part, top in zip(weight.split(rows), levels.split(rows), strict=True)
+        ]
+        scales, zeros = zip(*found, strict=True)
+        return torch.cat(scales), torch.cat(zeros)
+
     def encode(self, weight: Tensor, scale: Tensor, zero: Tensor, bits: int | Tensor) -> Tensor:
         """The nearest codes, in the dtype of `weight`. `bits` may be a tensor that broadcasts over rows."""
+        return self.encode_below(weight, scale, zero, top_code(bits, weight))
 
-    @abstractmethod
+    @staticmethod
+    def encode_below(weight: Tensor, scale: Tensor, zero: Tensor, top: Tensor) -> Tensor:
+        """As `encode`, with the highest codes known: who encodes column by column asks for them once."""
+        return torch.minimum((weight / scale).round_().add_(zero).clamp_(min=0), top)
+
+    def nearest(self, weight: Tensor, choice: Choice, importance: Tensor | None = None) -> QuantizedWeight:
+        """`weight` `(out_features, in_features)`, of any float dtype, rounded to the nearest codes; scales are those of
+        `clipped` where the `importance` `(in_features,)` of each input is given."""
+        packed = [
+            self.pack(codes.flatten(1), scale.squeeze(-1), zero.squeeze(-1), choice, weight.shape[1])
+            for codes, scale, zero in self._nearest(weight, choice, importance)
+        ]
+        return packed[0].join({name: torch.cat([one.parts[name] for one in packed]) for name in self.format.parts})
+
+    def rounded(self, weight: Tensor, choice: Choice) -> Tensor:
+        """`weight` rounded to nearest, in its own dtype."""
+        found = torch.empty_like(weight)
+        start = 0
+        for codes, scale, zero in self._nearest(weight, choice, None):
+            found[start : start + len(codes)] = codes.sub_(zero).mul_(scale).flatten(1)
+            start += len(codes)
+        return found
+
+    def _nearest(self, weight: Tensor, choice: Choice, importance: Tensor | None) -> Iterator[tuple[Tensor, ...]]:
+        """Codes `(rows, groups, group_size)`, scales and zeros `(rows, groups, 1)`, some rows at a time: a vocabulary
+        is long, and what is tried on the way is several times as large."""
+        for part in weight.split(max(1, ROWS_OF // weight.shape[1])):
+            grouped = part.float().reshape(len(part), -1, choice.group_size)
+            if importance is None:
+                scale, zero = self.parameters(grouped, choice.bits)
+            else:
+                scale, zero = self.clipped(grouped, choice.bits, importance.view(-1, choice.group_size))
+            yield self.encode(grouped, scale, zero, choice.bits), scale, zero
+
+    def pack(self, codes: Tensor, scale: Tensor, zero: Tensor, choice: Choice, in_features: int) -> QuantizedWeight:
+        """Codes `(out_features, in_features)`, scale and zero `(out_features, groups)`, any dtype -> a stored value."""
+        parts = {CODES: pack(codes.to(torch.uint8), choice.bits), **self.sides(scale, zero)}
+        return self.of(parts, choice, in_features)
+
+    def of(self, parts: Mapping[str, Tensor], choice: Choice, in_features: int) -> QuantizedWeight:
+        """The weight that these stored tensors are."""
+        return QuantizedWeight(self, parts, choice, in_features)
+
+    def codes(self, weight: QuantizedWeight) -> Tensor:
+        """Unpacked uint8 codes `(out_features, in_features)`."""
+        return unpack(weight.packed(), weight.choice.bits, weight.in_features)
+
     def centered(self, weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
         """`code - zero`, shape `(out_features, groups, group_size)`: the weight before its scale."""
+        zero = self.zero(weight)
+        codes = self.codes(weight).view(*zero.shape, weight.choice.group_size)
+        return codes.to(dtype) - zero.to(dtype).unsqueeze(-1)
 
-    @abstractmethod
     def dequantize(self, weight: QuantizedWeight, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
         """The weights `(out_features, in_features)`; `scale` replaces the stored one."""
+        scale = self.scale(weight) if scale is None else scale
+        return (self.centered(weight, dtype) * scale.to(dtype).unsqueeze(-1)).flatten(1)
+
+
+def top_code(bits: int | Tensor, like: Tensor) -> Tensor:
+    """The highest code."""
+    return torch.as_tensor(2**bits - 1, device=like.device).to(like.dtype)

@@ -1,7 +1,7 @@
 """GPTQ (Frantar et al., arXiv 2210.17323): columns are rounded one after the other, and the error of each is spread
 over the columns still to come by the inverse Hessian of the layer's inputs.
 
-As in QA-LoRA and LLM-QFA: asymmetric, groups along the inputs, act-order off. Every bit-width of a matrix is solved in
+As in QA-LoRA and LLM-QFA: groups along the inputs, act-order off. Every bit-width of a matrix is solved in
 one pass, their rows stacked: rows do not interact, and all share one Hessian. The Hessian comes from the full model's
 own activations, since a supernet has no single quantized predecessor (the papers quantize sequentially), and counts
 each token by what an error there costs (`supernet.hessians`); without `fisher` all alike, as in the paper.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from records.errors import InputError
-from supernet.grids import IntegerGrid, QuantizedWeight
+from supernet.grids import GRIDS, Grid, QuantizedWeight
 from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
 
@@ -51,19 +51,18 @@ class GPTQ(Quantizer):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # a column is too little work to share: more threads only wait for each other
         try:
-            for group_size in {choice.group_size for choice in choices}:
-                same = [choice for choice in choices if choice.group_size == group_size]
-                found |= self._solve(
-                    weight, same, group_size, hessian.diagonal(), inverse_factor(hessian, self.damping)
-                )
+            factor = inverse_factor(hessian, self.damping)
+            for grid, group_size in dict.fromkeys((choice.grid, choice.group_size) for choice in choices):
+                same = [choice for choice in choices if (choice.grid, choice.group_size) == (grid, group_size)]
+                found |= self._solve(GRIDS[grid], weight, same, group_size, hessian.diagonal(), factor)
         finally:
             torch.set_num_threads(threads)
-        return found
+        return {choice: found[choice] for choice in choices}
 
     def _solve(
-        self, weight: Tensor, choices: Sequence[Choice], group_size: int, importance: Tensor, factor: Tensor
-    ) -> dict[Choice, tuple[QuantizedWeight, Tensor]]:
-        grid = IntegerGrid()
+        self, grid: Grid, weight: Tensor, choices: Sequence[Choice], group_size: int, importance: Tensor,
+        factor: Tensor,
+    ) -> dict[Choice, tuple[QuantizedWeight, Tensor]]:  # fmt: skip
         rows, columns = weight.shape
         bits = torch.tensor([c.bits for c in choices], device=weight.device).repeat_interleave(rows)
         top = (2**bits - 1).to(weight.dtype)

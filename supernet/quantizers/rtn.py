@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from supernet.grids import IntegerGrid, QuantizedWeight
+from supernet.grids import GRIDS, QuantizedWeight
 from supernet.quantizers.base import Quantizer, check_groups
 from supernet.space import Choice
 
@@ -29,4 +29,4 @@ class RTN(Quantizer):
     ) -> dict[Choice, QuantizedWeight]:
         check_groups(weight, choices)
         importance = self.calibrated(hessian).diagonal() if self.clip else None
-        return {choice: IntegerGrid().nearest(weight, choice, importance) for choice in choices}
+        return {choice: GRIDS[choice.grid].nearest(weight, choice, importance) for choice in choices}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.blocks import output_of
-from supernet.grids import GRIDS, QuantizedWeight
+from supernet.grids import QuantizedWeight
 from supernet.hessians import add_square, mirrored
 from supernet.model import removed_after
 from supernet.quantizers.gptq import GPTQ
@@ -39,7 +39,7 @@ def gptq(turn: Turn) -> Start:
     sums = hessians(turn.block, [part.module for part in turn.parts], turn.inputs[:SOLVED])
     for part, hessian in zip(turn.parts, sums, strict=True):
         found, moved = GPTQ().solve(part.weight, [part.choice], hessian)[part.choice]
-        centre = GRIDS[part.choice.grid].dequantize(found, torch.float32)
+        centre = found.dequantize()
         start.append((found, torch.lerp(centre, moved, INWARD)))
     return start
 

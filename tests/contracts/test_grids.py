@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supernet.grids import GRIDS, IntegerGrid, QuantizedWeight
+from supernet.formats import FORMATS
+from supernet.grids import GRIDS, Grid, QuantizedWeight, SymmetricGrid
 from supernet.grids.packing import fields, pack, packed_bytes, unpack
 from supernet.space import Choice
+from supernet.spec import Channels
 
-pytestmark = pytest.mark.parametrize("bits", range(1, 9))
+BITS = pytest.mark.parametrize("bits", range(1, 9))
+NAMES = pytest.mark.parametrize("name", GRIDS)
 
 
+@BITS
 @settings(max_examples=25, deadline=None)
 @given(rows=st.integers(1, 5), count=st.integers(1, 70), seed=st.integers(0, 9))
 def test_unpacking_gives_back_what_was_packed(bits: int, rows: int, count: int, seed: int) -> None:
@@ -24,36 +30,59 @@ def test_unpacking_gives_back_what_was_packed(bits: int, rows: int, count: int, 
     assert torch.equal(unpack(packed, bits, count), codes)
 
 
+@BITS
 def test_no_bit_is_wasted_on_whole_bytes(bits: int) -> None:
     assert sum(fields(bits)) == bits
     assert packed_bytes(64, bits) == 8 * bits
 
 
-def random_weight(grid: IntegerGrid, bits: int) -> tuple[torch.Tensor, torch.Tensor, QuantizedWeight]:
+def random_weight(grid: Grid, bits: int) -> tuple[torch.Tensor, torch.Tensor, QuantizedWeight]:
     weight = torch.randn(6, 4, 16, generator=torch.Generator().manual_seed(bits))
     scale, zero = grid.parameters(weight, bits)
     codes = grid.encode(weight, scale, zero, bits)
-    stored = grid.pack(codes.flatten(1), scale.squeeze(-1), zero.squeeze(-1), Choice(bits, 16), 64)
+    name = next(name for name, known in GRIDS.items() if known is grid)
+    stored = grid.pack(codes.flatten(1), scale.squeeze(-1), zero.squeeze(-1), Choice(bits, 16, name), 64)
     return weight, codes, stored
 
 
-def test_ranges_are_clipped_for_what_counts(bits: int) -> None:
-    """No range that is tried leaves less of the weighed error; with two levels clipping is felt."""
-    grid = IntegerGrid()
+def error(grid: Grid, weight: torch.Tensor, bits: int, importance: torch.Tensor, *found: torch.Tensor) -> torch.Tensor:
+    scale, zero = found
+    off = (grid.encode(weight, scale, zero, bits) - zero) * scale - weight
+    return (off.square() * importance).sum(-1)
+
+
+@NAMES
+def test_its_format_says_what_is_stored(name: str) -> None:
+    assert list(GRIDS) == list(FORMATS)
+    grid = GRIDS[name]
+    stored = random_weight(grid, 3)[2]
+    assert grid.format is FORMATS[name] is stored.choice.format
+    assert tuple(stored.parts) == grid.format.parts
+    sides = {part: tensor for part, tensor in stored.parts.items() if part != "codes"}
+    assert sum(tensor.nbytes for tensor in sides.values()) * 8 == 6 * 4 * grid.format.side_bits
+    assert grid.format.symmetric == bool((stored.zero == 4).all())
+
+
+@BITS
+@NAMES
+def test_scales_are_clipped_for_what_counts(name: str, bits: int) -> None:
+    """With two levels clipping is felt, and so is what each weight counts."""
+    grid = GRIDS[name]
     weight = random_weight(grid, bits)[0]
     importance = torch.rand(4, 16, generator=torch.Generator().manual_seed(bits)) ** 8
+    even = torch.ones_like(importance)
 
-    def error(scale: torch.Tensor, zero: torch.Tensor) -> float:
-        off = (grid.encode(weight, scale, zero, bits) - zero) * scale - weight
-        return (off.square() * importance).sum().item()
+    def lost(*found: torch.Tensor) -> float:
+        return error(grid, weight, bits, importance, *found).sum().item()
 
-    weighed = error(*grid.clipped(weight, bits, importance))
-    assert weighed <= error(*grid.clipped(weight, bits, torch.ones_like(importance)))
-    assert weighed <= error(*grid.parameters(weight, bits))
-    assert bits > 2 or weighed < error(*grid.clipped(weight, bits, torch.ones_like(importance)))
+    weighed = lost(*grid.clipped(weight, bits, importance))
+    assert weighed <= lost(*grid.clipped(weight, bits, even)) * (1 + 1e-3)
+    assert weighed <= lost(*grid.parameters(weight, bits)) * (1 + 1e-3)
+    assert bits > 2 or weighed < lost(*grid.clipped(weight, bits, even))
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@BITS
+@NAMES
 def test_codes_are_the_nearest(name: str, bits: int) -> None:
     grid = GRIDS[name]
     weight, codes, stored = random_weight(grid, bits)
@@ -63,21 +92,101 @@ def test_codes_are_the_nearest(name: str, bits: int) -> None:
     assert torch.all(chosen <= distance.amin(-1) + 1e-5)
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@BITS
+@NAMES
 def test_dequantizing_is_code_less_zero_times_scale(name: str, bits: int) -> None:
     grid = GRIDS[name]
     _, codes, stored = random_weight(grid, bits)
     expected = (codes - stored.zero.unsqueeze(-1)) * stored.scale.unsqueeze(-1)
-    assert torch.equal(grid.dequantize(stored, torch.float32), expected.flatten(1))
+    assert torch.equal(stored.dequantize(), expected.flatten(1))
     again = grid.encode(expected, stored.scale.unsqueeze(-1), stored.zero.unsqueeze(-1), bits)
     assert torch.equal(again, codes)
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@BITS
+@NAMES
+def test_what_is_on_the_grid_is_found_again(name: str, bits: int) -> None:
+    grid, choice = GRIDS[name], Choice(bits, 16, name)
+    first = grid.nearest(torch.randn(6, 64, generator=torch.Generator().manual_seed(bits)), choice)
+    for importance in (None, torch.rand(64, generator=torch.Generator().manual_seed(1)) + 0.1):
+        again = grid.nearest(first.dequantize(), choice, importance)
+        assert torch.allclose(again.dequantize(), first.dequantize(), atol=1e-6)
+    assert torch.equal(grid.rounded(first.dequantize(), choice), grid.nearest(first.dequantize(), choice).dequantize())
+
+
+@BITS
+@NAMES
 def test_weights_are_differentiable_in_the_scale(name: str, bits: int) -> None:
     grid = GRIDS[name]
     _, _, stored = random_weight(grid, bits)
     scale = stored.scale.clone().requires_grad_()
-    grid.dequantize(stored, torch.float32, scale).sum().backward()
+    grid.dequantize(stored, torch.float32, grid.held(scale)).sum().backward()
     assert scale.grad is not None
     assert torch.allclose(scale.grad, grid.centered(stored, torch.float32).sum(-1))
+
+
+@NAMES
+def test_rows_and_channels_are_parts_of_the_whole(name: str) -> None:
+    stored = random_weight(GRIDS[name], 3)[2]
+    whole = stored.dequantize()
+    assert torch.equal(torch.cat([part.dequantize() for part in stored.split(4)]), whole)
+    assert torch.equal(stored.rows(torch.tensor([4, 1])).dequantize(), whole[[4, 1]])
+    assert torch.equal(stored.keep(32, Channels(64, 0)).dequantize(), whole[:, :32])
+    tall = stored.rows(torch.arange(64) % 6)
+    assert torch.equal(
+        tall.keep(16, Channels(32, 2)).dequantize(), tall.dequantize().view(2, 32, 64)[:, :16].flatten(0, 1)
+    )
+
+
+@NAMES
+def test_other_tensors_than_its_own_are_refused(name: str) -> None:
+    stored = random_weight(GRIDS[name], 3)[2]
+    with pytest.raises(ValueError, match="the parts of"):
+        replace(stored, parts={"codes": stored.codes})
+    with pytest.raises(ValueError, match=r"scale of .* must be \(6, 4\), got \(6, 3\)"):
+        stored.with_parts(scale=stored.parts["scale"][:, :3])
+
+
+@NAMES
+def test_groups_of_zeros_and_of_what_never_counts(name: str) -> None:
+    grid = GRIDS[name]
+    weight = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(0))
+    weight[0] = 0
+    for bits in (2, 8):
+        found = grid.clipped(weight, bits, torch.tensor([[0.0], [1.0]]).expand(2, 16))
+        lost = error(grid, weight, bits, torch.ones(16), *found)
+        assert lost[0].max() == 0
+        assert torch.all(lost < weight.square().sum(-1) + 1e-9)
+        assert all(torch.isfinite(part).all() and (part != 0).all() for part in found[:1])
+
+
+SYM = SymmetricGrid()
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-7, 1e-5, 1.0, 1e4, 1e9])
+def test_symmetric_scales_are_float16_and_never_0(size: float) -> None:
+    weight = torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)) * size
+    for scale, _ in (SYM.parameters(weight, 3), SYM.clipped(weight, 3, torch.ones(16))):
+        assert torch.equal(scale, scale.half().float())
+        assert torch.isfinite(scale).all()
+        assert (scale != 0).all()
+    crossing = torch.tensor([[-1e-9, 0.0, 1e-9, 1e9, -1e9, 0.1]], requires_grad=True)
+    held = SYM.held(crossing)
+    assert held.tolist() == [[-(2.0**-24), 2.0**-24, 2.0**-24, 65504, -65504, torch.tensor(0.1).half().item()]]
+    held.sum().backward()
+    assert torch.equal(crossing.grad, torch.ones(1, 6))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_symmetric_scale_takes_the_sign_and_size_that_suit_the_group(bits: int) -> None:
+    """Within 2 % of the least error of 2000 scales of both signs."""
+    weight = torch.randn(200, 1, 64, generator=torch.Generator().manual_seed(bits))
+    importance = torch.rand(1, 64, generator=torch.Generator().manual_seed(1)) ** 3
+    scale, zero = SYM.clipped(weight, bits, importance)
+    assert torch.all(zero == 2 ** (bits - 1))
+    assert 40 < (scale < 0).sum() < 160
+    most = weight.abs().amax(-1, keepdim=True) / 2 ** (bits - 1)
+    sizes = torch.linspace(0.3, 2.0, 1000)
+    tried = [error(SYM, weight, bits, importance, most * sign * s, zero) for s in sizes for sign in (1, -1)]
+    found = error(SYM, weight, bits, importance, scale, zero)
+    assert found.mean() < 1.02 * torch.stack(tried).amin(0).mean()

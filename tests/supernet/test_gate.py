@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,7 +127,7 @@ class Spoiling(Refiner):
             for choice in matrix.choices:
                 if choice.bits == 3:
                     stored = matrix.stored(choice)
-                    matrix.store(replace(stored, scale=stored.scale * math.nan))
+                    matrix.store(stored.with_parts(scale=stored.scale * math.nan))
         return {}
 
 

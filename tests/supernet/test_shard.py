@@ -12,7 +12,6 @@ import torch
 import supernet.create
 from supernet.checkpoint import SupernetFiles
 from supernet.create import create
-from supernet.grids import GRIDS
 from supernet.grids.packing import packed_bytes
 from supernet.recipe import Recipe
 from supernet.sensitivity_table import SensitivityTable
@@ -95,17 +94,17 @@ def test_parts_make_the_whole(made: Made, monkeypatch: pytest.MonkeyPatch) -> No
             parts = [scattered(stored, process, processes) for process in range(processes)]
 
             def join(whole: torch.Tensor, part: torch.Tensor, parts: list[Part] = parts) -> None:
-                name = next(n for n in ("codes", "scale", "zero") if getattr(parts[0], n) is part)
-                whole.copy_(torch.cat([getattr(one, name) for one in parts]))
+                name = next(n for n, known in parts[0].parts.items() if known is part)
+                whole.copy_(torch.cat([one.parts[name] for one in parts]))
 
             monkeypatch.setattr(torch.distributed, "all_gather_single", join)
             first = parts[0]
-            assert len(first.codes) == -(-stored.codes.numel() // processes)
-            joined = first.join(first.codes, first.scale, first.zero)
+            assert len(first.parts["codes"]) == -(-stored.codes.numel() // processes)
+            joined = first.join(first.parts)
             assert torch.equal(joined.packed(), stored.codes)
             assert torch.equal(joined.scale, stored.scale)
             assert torch.equal(joined.zero, stored.zero)
-            weights = [GRIDS["int"].dequantize(weight, torch.float32) for weight in (joined, stored)]
+            weights = [weight.dequantize() for weight in (joined, stored)]
             assert torch.equal(*weights)
 
 

@@ -1,0 +1,57 @@
+"""Every grid: what was trained on it is what its folder holds, and what a runtime is handed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from supernet.checkpoint import SupernetFiles, open_supernet
+from supernet.create import create
+from supernet.evaluate import evaluate
+from supernet.formats import FORMATS
+from supernet.recipe import Recipe
+from tests.tiny import TEXT, save_tiny
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SupernetFiles:
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "text.txt").write_text(TEXT * 4)
+    recipe = Recipe(
+        grid=request.param, bits=(2, 3, 8), group_sizes=(32, 16, 16), quantizer="gptq", steps=4, batch=2,
+        window_tokens=16, data=str(folder / "text.txt"), prune=(0.5,),
+    )  # fmt: skip
+    create(str(save_tiny(folder / "model")), folder / "supernet", recipe)
+    return open_supernet(folder / "supernet")
+
+
+def test_a_folder_holds_every_choice_in_the_parts_of_its_grid(files: SupernetFiles) -> None:
+    grid = files.info["recipe"]["grid"]
+    unit = next(unit for unit in files.spec.units if not unit.is_table)
+    assert [str(c) for c in files.space.whole[unit.name]] == [f"{grid}2g32", f"{grid}3g16", f"{grid}8g16"]
+    names = {key.split("|")[2] for key in files.tensors("codes.safetensors").keys()}  # noqa: SIM118
+    assert names == set(FORMATS[grid].parts)
+
+
+def test_what_a_runtime_is_handed_multiplies_to_what_was_trained(files: SupernetFiles) -> None:
+    supernet = files.load()
+    for unit in files.spec.units:
+        for choice in files.space.whole[unit.name]:
+            for linear in unit.linears:
+                folded, matrix = files.folded(linear.name, choice), supernet.matrices[linear.name]
+                groups = folded.codes.unflatten(1, (-1, choice.group_size)).float() - folded.zero.unsqueeze(-1).float()
+                dense = (groups * folded.scale.unsqueeze(-1)).flatten(1)
+                assert folded.codes.dtype == folded.zero.dtype == torch.uint8
+                assert torch.equal(dense, matrix.effective(choice))
+                if choice.grid == "sym":
+                    assert torch.equal(folded.scale, folded.scale.half().float())
+                    assert (folded.zero == 2 ** (choice.bits - 1)).all()
+
+
+def test_more_bits_lose_less_from_the_folder(files: SupernetFiles) -> None:
+    losses = files.info["losses"]
+    assert len(losses) == 4
+    subnets = [files.space.uniform(files.spec, bits) for bits in (2, 3, 8)]
+    kls = [quality.kl for quality in evaluate(files.load(), subnets, files.reference())]
+    assert kls == sorted(kls, reverse=True)
+    assert kls[2] < 0.1 * kls[0]
