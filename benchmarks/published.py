@@ -9,11 +9,12 @@ read an embedding that is no head, so its bytes are taken off. Not taken in: mod
 layers left on the host, types or bandwidths that the source does not say, and two rows whose prompt speed shows that
 something was wrong with them (an RTX 4080 SUPER at 30 tokens/s, a Ryzen AI Max 385's processor at 3.8).
 
-Fitted to: shares of bandwidth by backend and kind of type, a time for each layer, and what was slower before May 2024:
-layers (CUDA graphs) and the types below 4 bits; the estimate leaves that out. The band comes from what is left on
-devices that were left out: each device's from the others'. Processors without a dot product of bytes are not estimated:
-they compute longer than they read (a Raspberry Pi 400 takes 2.3 times as long), and the product refuses them. Then,
-with the product's own code, what two figures of a device, as `llama-bench -o json` has them, do to its other figures.
+Fitted to: shares of bandwidth by backend and kind of type, a time for each layer, and what was slower in older builds:
+layers before June 2025 and before May 2024 (CUDA graphs), then also types below 4 bits; the estimate leaves that out.
+The band comes from what is left on devices that were left out: each device's from the others'. Processors without a dot
+product of bytes are not estimated: they compute longer than they read (a Raspberry Pi 400 takes 2.3 times as long), and
+the product refuses them. Then, with the product's own code, what two figures of a device, as `llama-bench -o json` has
+them, do to its other figures.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ from profiles.shares import BACKENDS, FITTED, GROUPS, LAYERS, Deviation, Shares,
 
 TABLE = Path(__file__).with_name("published.csv")
 GRAPHS = "2024-05"  # llama.cpp starts a token's CUDA kernels as one graph since
+TODAY = "2025-06"  # figures since are of today's builds; before, layers took longer
 IN_BAND = 0.8
 FEW_DEVICES = 5
 PRIOR_SHARE, PRIOR_LAYER_MS, PRIOR_CORE_MS = 0.75, 0.05, 0.004
-RECENT = f"since {GRAPHS}"
+RECENT = f"since {TODAY}"
 MOST_PAIRS = 60  # of anchors a device
 
 
@@ -75,8 +77,11 @@ class Row:
         return math.log(1e3 / self.tokens_per_s)
 
     @property
-    def old(self) -> bool:
-        return self.date < GRAPHS
+    def age(self) -> int:
+        """0: as today, on processors and by Vulkan always; 1: older; 2: from before CUDA graphs."""
+        if self.backend not in ("cuda", "metal"):
+            return 0
+        return (self.date < GRAPHS) + (self.date < TODAY)
 
     def llama_bench(self) -> dict[str, Any]:
         """The fields of its JSON that the product reads."""
@@ -116,33 +121,41 @@ class Fit:
         self._group = np.array([GROUPS.index(r.group) for r in rows])
         self._ideal_ms = np.array([1e3 * r.read_bytes / r.bandwidth for r in rows])
         self._layers = np.array([r.layers * (r.cores or 1) if r.backend == "cpu" else r.layers for r in rows])
-        self._old = np.array([r.old and r.backend in ("cuda", "metal") for r in rows])
+        self._age = np.array([r.age for r in rows])
         self._log_ms = np.array([r.log_ms for r in rows])
         counts = {key: sum((r.device, r.backend) == key for r in rows) for key in {(r.device, r.backend) for r in rows}}
         self._weight = np.array([counts[r.device, r.backend] ** -0.25 for r in rows])
         b, g = len(BACKENDS), len(GROUPS)
         # share of each backend | of each group on all backends | of each group on each backend | layer time |
-        # its factor when old | the factor of low K types' shares when old
-        self._cuts = np.cumsum([b, g, b * g, b, b, 1])
+        # its factor when older | when old | the factor of low K types' shares when old
+        self._cuts = np.cumsum([b, g, b * g, b, b, b, 1])
         layer = np.where(np.array(BACKENDS) == "cpu", PRIOR_CORE_MS, PRIOR_LAYER_MS)
         zeros = np.zeros(b)
         self._prior = np.concatenate(
-            [zeros + math.log(PRIOR_SHARE), np.zeros(g + b * g), np.log(layer), zeros + math.log(2.0), [0.0]]
+            [
+                zeros + math.log(PRIOR_SHARE),
+                np.zeros(g + b * g),
+                np.log(layer),
+                zeros + math.log(1.5),
+                zeros + math.log(2.0),
+                [0.0],
+            ]
         )
-        loose, groups, own, layers, old = [1.0] * b, [2.0] * g, [5.0] * (b * g), [0.7] * b, [1.0] * (b + 1)
+        loose, groups, own, layers, old = [1.0] * b, [2.0] * g, [5.0] * (b * g), [0.7] * b, [1.0] * (2 * b + 1)
         self._pull = np.array([*loose, *groups, *own, *layers, *old])
         self.x = least_squares(self._errors, self._prior, loss="soft_l1").x
 
     def _split(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Logarithms: share by backend and group, layer time by backend, its factor when old, low K types' when old."""
-        backend, group, own, layer, old, low_k = np.split(x, self._cuts[:-1])
+        """Logarithms: share by backend and group, layer time by backend, its factor by age and backend, low K types'
+        share when old."""
+        backend, group, own, layer, older, old, low_k = np.split(x, self._cuts[:-1])
         share = backend[:, None] + group[None, :] + own.reshape(len(BACKENDS), len(GROUPS))
-        return share, layer, old, float(low_k[0])
+        return share, layer, np.stack([0.0 * older, older, old]), float(low_k[0])
 
     def _errors(self, x: np.ndarray) -> np.ndarray:
-        share, layer, old, low_k = self._split(x)
-        slower = np.where(self._old & (self._group == GROUPS.index("low k")), low_k, 0.0)
-        each = np.exp(layer[self._backend] + np.where(self._old, old[self._backend], 0.0))
+        share, layer, by_age, low_k = self._split(x)
+        slower = np.where((self._age == 2) & (self._group == GROUPS.index("low k")), low_k, 0.0)
+        each = np.exp(layer[self._backend] + by_age[self._age, self._backend])
         ms = self._ideal_ms / np.exp(share[self._backend, self._group] + slower) + self._layers * each
         return np.concatenate([(np.log(ms) - self._log_ms) * self._weight / 0.15, (x - self._prior) * self._pull])
 
@@ -156,14 +169,13 @@ class Fit:
         )
 
     def parts_ms(self, row: Row) -> tuple[float, float]:
-        """(reading, layers) a token; a row before May 2024 is estimated as of its time."""
+        """(reading, layers) a token; an older row is estimated as of its time."""
         found = self.shares()
         reading = found.read_ms(row.backend, row.group, row.read_bytes, row.bandwidth)
         beside = found.layers_ms(row.backend, row.layers, row.cores)
-        if row.old and row.backend in ("cuda", "metal"):
-            _, _, old, low_k = self._split(self.x)
-            beside *= float(np.exp(old[BACKENDS.index(row.backend)]))
-            reading /= math.exp(low_k) if row.group == "low k" else 1.0
+        _, _, by_age, low_k = self._split(self.x)
+        beside *= float(np.exp(by_age[row.age, BACKENDS.index(row.backend)]))
+        reading /= math.exp(low_k) if row.age == 2 and row.group == "low k" else 1.0
         return reading, beside
 
     def log_ratio(self, row: Row) -> float:
@@ -285,7 +297,7 @@ def main() -> None:
     ratios = [math.exp(2 * halves[r.device][r.backend]) for r in rows]
     lines = []
     for name in ("all", *BACKENDS, RECENT):
-        mine = [i for i, r in enumerate(rows) if name in ("all", r.backend) or (name == RECENT and not r.old)]
+        mine = [i for i, r in enumerate(rows) if name in ("all", r.backend) or (name == RECENT and r.date >= TODAY)]
         devices = len({(rows[i].device, rows[i].backend) for i in mine})
         lines.append(
             (
@@ -330,8 +342,8 @@ def _print_fit(rows: Sequence[Row], logs: Sequence[float], spread: Deviation) ->
             "layer_ms": {b: round(ms, 4) for b, ms in found.layer_ms.items()},
             "core_layer_ms": round(found.core_layer_ms, 5),
             "half": {b: round(half, 3) for b, half in half_bands(rows, logs).items()},
-            "old": {b: round(float(np.exp(v)), 2) for b, v in zip(BACKENDS, fit._split(fit.x)[2], strict=True)},
-            "old low k": round(math.exp(fit._split(fit.x)[3]), 2),
+            "by age": np.exp(fit._split(fit.x)[2]).round(2).tolist(),
+            "low k when old": round(math.exp(fit._split(fit.x)[3]), 2),
             "deviation": [round(v, 3) for v in (spread.device, spread.group, spread.figure)],
         }
     )

@@ -199,31 +199,31 @@ def anchored_number(backend: str, anchors: Sequence[tuple[str, float]], part: st
     return math.exp(mean), FITTED.half[backend] * deviation / DEVIATION.total
 
 
-# Printed by `python benchmarks/published.py --fit` (2026-11-29, 167 figures). Low K types on processors and by Vulkan,
+# Printed by `python benchmarks/published.py --fit` (2026-11-29, 188 figures). Low K types on processors and by Vulkan,
 # and float and block types by Vulkan, have few figures or none: theirs follow the other backends'.
 FITTED = Shares(
     share=MappingProxyType(
         {
-            ("cpu", "float"): 0.651,
-            ("cpu", "block"): 0.666,
-            ("cpu", "k"): 0.577,
-            ("cpu", "low k"): 0.423,
-            ("cuda", "float"): 0.936,
-            ("cuda", "block"): 0.955,
-            ("cuda", "k"): 0.868,
-            ("cuda", "low k"): 0.599,
-            ("metal", "float"): 0.847,
-            ("metal", "block"): 0.853,
-            ("metal", "k"): 0.742,
-            ("metal", "low k"): 0.526,
-            ("vulkan", "float"): 0.866,
-            ("vulkan", "block"): 0.88,
+            ("cpu", "float"): 0.654,
+            ("cpu", "block"): 0.662,
+            ("cpu", "k"): 0.578,
+            ("cpu", "low k"): 0.413,
+            ("cuda", "float"): 0.899,
+            ("cuda", "block"): 0.894,
+            ("cuda", "k"): 0.842,
+            ("cuda", "low k"): 0.56,
+            ("metal", "float"): 0.87,
+            ("metal", "block"): 0.85,
+            ("metal", "k"): 0.776,
+            ("metal", "low k"): 0.522,
+            ("vulkan", "float"): 0.861,
+            ("vulkan", "block"): 0.856,
             ("vulkan", "k"): 0.782,
-            ("vulkan", "low k"): 0.563,
+            ("vulkan", "low k"): 0.543,
         }
     ),
-    layer_ms=MappingProxyType({"cuda": 0.0739, "metal": 0.1563, "vulkan": 0.0281}),
+    layer_ms=MappingProxyType({"cuda": 0.0415, "metal": 0.1416, "vulkan": 0.0281}),
     core_layer_ms=0.00506,
-    half=MappingProxyType({"cpu": 0.338, "cuda": 0.17, "metal": 0.226, "vulkan": 0.173}),
+    half=MappingProxyType({"cpu": 0.329, "cuda": 0.197, "metal": 0.214, "vulkan": 0.17}),
 )
-DEVIATION = Deviation(device=0.155, group=0.101, figure=0.065)
+DEVIATION = Deviation(device=0.181, group=0.085, figure=0.055)
