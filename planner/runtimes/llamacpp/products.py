@@ -14,6 +14,7 @@ from itertools import count, takewhile
 from typing import Any
 
 F32 = 0
+MANY_ROWS = 16
 TENSOR_BYTES = 512  # of what ggml keeps of a tensor, and more
 
 
@@ -62,13 +63,17 @@ class Products:
             self._ggml.ggml_backend_tensor_set(tensor, data, 0, size)
 
     def times(self, rows: int, repeats: int, seconds: float) -> list[float]:
-        """Milliseconds of one product for inputs of `rows`, each the mean over all copies, ascending; at least
-        `repeats` of them and `seconds` long, after one that is not counted."""
-        ggml, copies = self._ggml, len(self._tensors)
+        """Milliseconds of one product for inputs of `rows`, each the mean over the copies, ascending; at least
+        `repeats` of them and `seconds` long, after one that is not counted.
+
+        With many rows the arithmetic takes longer than the memory; two copies then show what all would.
+        """
+        ggml = self._ggml
+        copies = len(self._tensors) if rows <= MANY_ROWS else min(2, len(self._tensors))
         room = self._room(copies + 1, copies)
         x = ggml.ggml_new_tensor_2d(room, F32, self._inputs, rows)
         graph = ggml.ggml_new_graph_custom(room, 2 * copies + 1, False)
-        for tensor in self._tensors:
+        for tensor in self._tensors[:copies]:
             ggml.ggml_build_forward_expand(graph, ggml.ggml_mul_mat(room, tensor, x))
         buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(room, self._plain_memory())
         values = struct.pack("<4f", 0.1, -0.2, 0.3, -0.4) * (self._inputs * rows // 4)

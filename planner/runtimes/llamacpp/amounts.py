@@ -1,0 +1,47 @@
+"""What a model's shapes amount to in llama.cpp: its matrices, and the values of a layer."""
+
+from __future__ import annotations
+
+from planner.runtimes.llamacpp.formats import type_of
+from supernet.space import Choice
+from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
+
+FLOAT_BYTES = 4
+
+
+def matrices(unit: UnitSpec, kept: int | None = None) -> tuple[tuple[int, int], ...]:
+    """(in_features, out_features) of each matrix of the unit with `kept` channels, None for all; none is joined."""
+    found = tuple((linear.in_features, linear.out_features) for linear in unit.linears)
+    if kept is None or unit.channels is None:
+        return found
+    parts = unit.channels.parts
+    return tuple((k, kept * parts) if parts else (kept, n) for k, n in found) if kept else ()
+
+
+def products(spec: ModelSpec, unit: UnitSpec, kept: int | None = None) -> tuple[tuple[int, int], ...]:
+    """The matrices that are multiplied with: an embedding is only looked up, unless it is also the head."""
+    return () if unit.role == EMBEDDING and not spec.tied else matrices(unit, kept)
+
+
+def runs_on_last_row(unit: UnitSpec) -> bool:
+    """Logits are asked for the last position only, so the head sees one row a sequence."""
+    return unit.role in (EMBEDDING, HEAD)
+
+
+def weight_bytes(unit: UnitSpec, choice: Choice) -> int:
+    kind = type_of(choice)
+    return sum(n * kind.row_bytes(k) for k, n in matrices(unit, choice.kept))
+
+
+def layer_values(spec: ModelSpec) -> int:
+    """Values a token that one layer computes: residuals and feed-forward three times each, and the projections.
+
+    Of a layer that keeps all its channels, as one of them may: what pruning saves here is left out.
+    """
+    first = [unit for unit in spec.units if unit.layer == 0]
+    wide = max(linear.out_features for unit in first for linear in unit.linears if unit.role not in ATTENTION)
+    attention = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    return 3 * wide + 3 * spec.hidden_size + attention
+
+
+ATTENTION = ("qkv", "qkv_proj")

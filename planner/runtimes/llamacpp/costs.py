@@ -1,0 +1,54 @@
+"""What llama.cpp costs beyond its products: numbers a device's profile has measured, and the usual ones.
+
+The usual numbers were measured with the pinned build on two cores of a server processor of 2024 and stand in for a
+device that was never measured; every estimate that rests on one says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.runtimes.base import ESTIMATE, MEASURED
+from planner.runtimes.llamacpp.serving import RUNTIME
+
+BASE = "base_bytes"  # the process, Python and the library, before any weight
+LAYER_BYTES = "layer_bytes"  # what the runtime keeps of a layer beside its weights
+TOKEN_BYTES = "token_bytes"  # what it keeps of a token of the vocabulary
+ACTIVATIONS = "activation_factor"  # bytes of a pass's buffers for a byte of a layer's values
+STEP = "step_ms"  # one forward pass, without its layers
+LAYER = "layer_ms"  # one layer without its products, for one token
+VALUE = "value_ns"  # one value of a layer and token: norms, activations, residuals
+SCORE_DECODE = "score_decode_ns"  # one value of one query head against one cached token, one token at a time
+SCORE_PREFILL = "score_prefill_ns"  # the same within a prompt
+LOGIT = "logit_ns"  # the likeliest token is picked from the logits, one a token of the vocabulary
+PRODUCTS = "product_factor"  # what a product takes for one token in a model of wide layers, over what the table says
+
+USUAL = {
+    BASE: 31.5e6,
+    LAYER_BYTES: 0.02e6,
+    TOKEN_BYTES: 430.0,
+    ACTIVATIONS: 0.77,
+    STEP: 0.05,
+    LAYER: 0.02,
+    VALUE: 0.5,
+    SCORE_DECODE: 0.2,
+    SCORE_PREFILL: 0.1,
+    LOGIT: 2.0,
+    PRODUCTS: 1.0,
+}
+UNITS = {
+    BASE: "bytes", LAYER_BYTES: "bytes", TOKEN_BYTES: "bytes", ACTIVATIONS: "bytes/byte", STEP: "ms", LAYER: "ms",
+    VALUE: "ns", SCORE_DECODE: "ns", SCORE_PREFILL: "ns", LOGIT: "ns", PRODUCTS: "ms/ms",
+}  # fmt: skip
+
+
+def value(device: Any, name: str) -> tuple[float, str]:
+    """The calibrated number and "measured", or the usual one and "estimate"."""
+    found = device.calibration(RUNTIME, name)
+    return (USUAL[name], ESTIMATE) if found is None else (found.value, MEASURED)
+
+
+def spread(device: Any, name: str) -> float:
+    """The calibration's spread, as a share of its value; 0 where it is unknown."""
+    found = device.calibration(RUNTIME, name)
+    return 0.0 if found is None or found.spread is None else float(found.spread)

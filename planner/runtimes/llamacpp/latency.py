@@ -1,0 +1,93 @@
+"""How long one forward pass takes: the quantized products from the kernel table, and what llama.cpp does around them.
+
+Time to first token is a pass over each chunk of the prompt; logits are computed for a prompt's last position only. Time
+per token is a pass over one token with the prompt and half of DECODED_TOKENS in the cache, which is what `verify`
+measures; attention grows with every token, by the item that says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, weakest
+from planner.runtimes.llamacpp import amounts, costs
+from planner.runtimes.llamacpp.formats import TensorType, type_of
+from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, RUNTIME
+from profiles.roofline import roofline
+from records.errors import InputError
+from supernet.space import Choice, Subnet
+from supernet.spec import ModelSpec, UnitSpec
+
+DECODED_TOKENS = 64
+CODE_BITS = {"Q2_0": 2, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
+# Times as long as a processor of this architecture could take, by type: those without a kernel of their own.
+SLOWER = {("x86_64", "Q2_0"): 20.0}
+
+
+def product_ms(device: Any, kind: TensorType, rows: int, inputs: int, outputs: int) -> tuple[float, float, str]:
+    """(ms, spread, basis) of one product: measured here, or else what datasheet bandwidth and compute allow."""
+    found = device.kernels.estimate(
+        RUNTIME, CODE_BITS[kind.name], kind.block, rows, inputs, outputs, kernel=kind.name
+    )  # fmt: skip
+    if found is not None:
+        return found.ms, found.spread, found.basis
+    moved = outputs * kind.row_bytes(inputs) + 4 * rows * (inputs + outputs)
+    found = roofline(device, moved, 2 * rows * inputs * outputs)
+    if found is None:
+        raise InputError(
+            f"latency needs a measured or published speed, {device.name} has neither; "
+            "run `bitfleet profile device` on it"
+        )
+    return found.ms * SLOWER.get((device.architecture, kind.name), 1.0), found.spread, ESTIMATE
+
+
+def chunks(workload: Any) -> list[tuple[int, int]]:
+    """(rows, tokens a sequence has by then) of each pass that reads the prompts, one sequence after another."""
+    prompt, size = workload.prompt_tokens, CHUNK_TOKENS
+    one = [(min(size, prompt - start), min(start + size, prompt)) for start in range(0, prompt, size)]
+    return one * workload.batch
+
+
+def unit_ms(spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any) -> LatencyItem:
+    decode, last = phase == DECODE, amounts.runs_on_last_row(unit)
+    if decode:
+        times = Counter({workload.batch: 1})
+    else:  # of a prompt's passes only the last one has an output
+        times = Counter({1: workload.batch}) if last else Counter(rows for rows, _ in chunks(workload))
+    kind = type_of(choice)
+    shapes = amounts.products(spec, unit, choice.kept)
+    parts = [(count, *product_ms(device, kind, rows, k, n)) for rows, count in times.items() for k, n in shapes]
+    few = decode or last  # rows: reading the weights takes longer than multiplying by them
+    factor = costs.value(device, costs.PRODUCTS)[0] if few else 1.0
+    more = costs.spread(device, costs.PRODUCTS) if few else 0.0
+    total = sum(count * ms for count, ms, _, _ in parts)
+    spread = sum(count * ms * spread for count, ms, spread, _ in parts) / total + more if total else 0.0
+    return LatencyItem(unit.name, factor * total, weakest(basis for *_, basis in parts), unit.name, spread)
+
+
+def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str) -> tuple[LatencyItem, ...]:
+    units = tuple(unit_ms(spec, unit, subnet[unit.name], workload, phase, device) for unit in spec.units)
+    return units + around(spec, workload, device, phase)
+
+
+def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[LatencyItem, ...]:
+    """Everything but the products."""
+    if phase not in (PREFILL, DECODE):
+        raise ValueError(f"phase must be {PREFILL} or {DECODE}, got {phase!r}")
+    width = spec.num_heads * spec.head_dim * spec.num_layers
+    if phase == PREFILL:
+        passes, tokens, name = len(chunks(workload)), workload.batch * workload.prompt_tokens, costs.SCORE_PREFILL
+        scores = sum(rows * known for rows, known in chunks(workload)) * width
+    else:
+        cached = min(workload.context, workload.prompt_tokens + DECODED_TOKENS // 2)
+        passes, tokens, name, scores = 1, workload.batch, costs.SCORE_DECODE, workload.batch * cached * width
+    amount = (
+        ("attention", name, scores / 1e6),
+        ("norms, activations and residuals", costs.VALUE, tokens * amounts.layer_values(spec) * spec.num_layers / 1e6),
+        ("graph, for each layer", costs.LAYER, float(passes * spec.num_layers)),
+        ("step", costs.STEP, float(passes)),
+        ("picking a token", costs.LOGIT, workload.batch * spec.vocab_size / 1e6),
+    )
+    found = [(label, *costs.value(device, key), times) for label, key, times in amount]
+    return tuple(LatencyItem(label, cost * times, basis) for label, cost, basis, times in found)
