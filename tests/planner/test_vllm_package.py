@@ -1,0 +1,188 @@
+"""Packages for vLLM, read by what else reads them: compressed-tensors, and transformers through it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from planner.runtimes.tensor_file import WEIGHTS
+from planner.runtimes.vllm import holds
+from planner.runtimes.vllm.runtime import Vllm
+from planner.runtimes.vllm.write import packed, write_model
+from profiles.catalog import load
+from supernet.space import Choice
+from supernet.spec import EMBEDDING
+from tests.planner.folder_fixtures import GridModel, cycled, packaged_model, stored
+from tests.planner.runtime_fixtures import VARIANTS, save_tiny
+
+MIX = ("sym2g64", "sym3g64", "sym4g32", "sym8g32")
+AFFINE_MIX = ("int4g32", "int8g64", "sym3g64")
+LIBRARY = "pip install bitfleet[vllm]"
+LOADED = (
+    "llama", "qwen2", "qwen3", "gemma", "phi3", "granite", "nemotron", "ernie", "llama with biases, heads of 32",
+    "mistral with a window", "llama, llama3", "phi3, longrope",
+)  # fmt: skip
+
+
+def made(variant: str, folder: Path, choices: tuple[str, ...] = MIX) -> tuple[GridModel, Any]:
+    """The model, and the subnet whose package is written to `folder`."""
+    family, options = VARIANTS[variant]
+    files = GridModel(save_tiny(family, folder.parent / "model", **options))
+    subnet = cycled(files.spec, choices, head="sym8g64")
+    folder.mkdir()
+    write_model(files, subnet, 128, folder)
+    return files, subnet
+
+
+def scheme_of(choice: Choice) -> Any:
+    quantization = pytest.importorskip("compressed_tensors.quantization", reason=LIBRARY)
+    weights = quantization.QuantizationArgs(
+        num_bits=choice.bits, symmetric=choice.grid == "sym", strategy="group", group_size=choice.group_size
+    )
+    return quantization.QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
+
+
+@pytest.mark.parametrize("grid", ["sym", "int"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_matrix_is_packed_as_the_library_packs_it(grid: str, bits: int, tmp_path: Path) -> None:
+    library = pytest.importorskip("compressed_tensors.compressors", reason=LIBRARY)
+    files = GridModel(save_tiny("llama", tmp_path))
+    choice, name = Choice(bits, 32, grid), "model.layers.1.mlp.down_proj"
+    folded = files.folded(name, choice)
+    scale = torch.from_numpy(folded.scale.astype(np.float16)).float()
+    weights = {
+        "weight": torch.from_numpy(stored(folded)),
+        "weight_scale": scale,
+        "weight_zero_point": torch.from_numpy(folded.zero.astype(np.int16) - 2 ** (bits - 1)).to(torch.int8),
+    }
+    wanted = library.PackedQuantizationCompressor.compress(weights, scheme_of(choice))
+    found = dict(packed(name, folded, choice))
+    assert found.keys() == wanted.keys()
+    for part, array in found.items():
+        assert np.array_equal(array, wanted[part].numpy()), part
+        assert part == "weight_scale" or array.dtype == wanted[part].numpy().dtype
+
+
+@pytest.mark.parametrize("variant", LOADED)
+def test_transformers_loads_exactly_the_subnet(variant: str, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason=LIBRARY)
+    from transformers import AutoModelForCausalLM
+
+    files, subnet = made(variant, tmp_path / "package")
+    assert holds.model_refusal(files.spec) is None
+    ids = torch.randint(3, 259, (2, 120), generator=torch.Generator().manual_seed(0))
+    wanted = packaged_model(files, subnet, half_tables=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "package", dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, wanted(ids).logits)
+    weights = dict(loaded.named_parameters())  # dense from the first pass on
+    assert all(torch.equal(weights[name], value) for name, value in wanted.named_parameters())
+
+
+def test_a_symmetric_subnet_is_stored_without_any_rounding(tmp_path: Path) -> None:
+    files, subnet = made("llama", tmp_path / "package")
+    exact, packaged = (dict(m.named_parameters()) for m in (files.dequantized(subnet), packaged_model(files, subnet)))
+    for unit in files.spec.units:
+        for linear in unit.linears if unit.role != EMBEDDING else ():
+            assert torch.equal(exact[f"{linear.name}.weight"], packaged[f"{linear.name}.weight"])
+
+
+def test_float16_is_what_it_is_loaded_as_by_default(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason=LIBRARY)
+    from transformers import AutoModelForCausalLM
+
+    files, subnet = made("qwen2", tmp_path / "package")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "package")
+    loaded(torch.tensor([[1, 2]]))
+    wanted = dict(packaged_model(files, subnet, half_tables=True).named_parameters())
+    for name, value in loaded.named_parameters():
+        if name in wanted:
+            assert value.dtype == torch.float16 and torch.equal(value, wanted[name].half()), name
+
+
+def test_stored_zeros_are_read_by_the_library(tmp_path: Path) -> None:
+    """transformers 5.23 cannot: compressed-tensors makes room for zeros that are not packed."""
+    library = pytest.importorskip("compressed_tensors.compressors", reason=LIBRARY)
+    from safetensors.torch import load_file
+
+    files, subnet = made("qwen2", tmp_path / "package", AFFINE_MIX)
+    tensors = load_file(tmp_path / "package" / WEIGHTS)
+    for unit in files.spec.units:
+        for linear in unit.linears if unit.role != EMBEDDING else ():
+            parts = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+            there = {part: tensors[f"{linear.name}.{part}"] for part in parts if f"{linear.name}.{part}" in tensors}
+            there["weight_scale"] = there["weight_scale"].float()
+            scheme = scheme_of(subnet[unit.name])
+            found = library.PackedQuantizationCompressor.decompress(there, scheme)["weight"]
+            assert np.array_equal(found.numpy(), stored(files.folded(linear.name, subnet[unit.name])))
+
+
+def test_the_config_says_of_every_linear_once_what_it_is(tmp_path: Path) -> None:
+    """By the rules of the library that vLLM reads it with, and by vLLM's own: what it fuses agrees in everything."""
+    quantization = pytest.importorskip("compressed_tensors.quantization", reason=LIBRARY)
+    from compressed_tensors.utils.match import match_named_modules, match_targets
+
+    files, subnet = made("ernie", tmp_path / "package", ("int4g32", "sym3g64", "sym8g32"))
+    said = json.loads((tmp_path / "package" / "config.json").read_text())["quantization_config"]
+    config = quantization.QuantizationConfig.model_validate(said)
+    assert tuple(map(int, said["version"].split("."))) >= (0, 20) and config.format == "pack-quantized"
+    schemes = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
+    matched = dict(match_named_modules(files.model, schemes, config.ignore))
+    choices = {lin.name: subnet[u.name] for u in files.spec.units if u.role != EMBEDDING for lin in u.linears}
+    assert matched.keys() == choices.keys()
+    for name, choice in choices.items():
+        assert match_targets(name, matched[name], list(schemes)) == [name]
+        weights = schemes[name].weights
+        assert (weights.num_bits, weights.group_size) == (choice.bits, choice.group_size)
+        assert weights.symmetric == (choice.grid == "sym") and not weights.dynamic and weights.actorder is None
+        assert schemes[name].input_activations is None and schemes[name].format == "pack-quantized"
+    for parts in holds.FUSED[files.spec.architecture]:
+        for layer in range(files.spec.num_layers):
+            fused = [name for name in choices if name.split(".")[-1] in parts and f".{layer}." in name]
+            assert len(fused) == len(parts) and len({choices[name] for name in fused}) == 1
+
+
+def test_three_bits_have_another_shape_than_before_the_version_that_is_asked_for(tmp_path: Path) -> None:
+    """0.17 put ten codes into a word: it must find the shapes wrong, and not read other codes."""
+    choice = Choice.parse("sym3g32")
+    files = GridModel(save_tiny("llama", tmp_path))
+    for name in ("model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj"):
+        columns = files.weights[f"{name}.weight"].shape[1]
+        assert dict(packed(name, files.folded(name, choice), choice))["weight_packed"].shape[1] == columns * 3 / 32
+        assert columns * 3 / 32 != -(-columns // 10)
+
+
+def test_what_no_kernel_runs_is_refused_with_what_fits(tmp_path: Path) -> None:
+    files = GridModel(save_tiny("mistral", tmp_path))
+    spec, runtime, rtx = files.spec, Vllm(), load("rtx-4090-24gb")
+    qkv, head = (next(unit for unit in spec.units if unit.role == role) for role in ("qkv", "head"))
+    refusal = runtime.refusal(spec, qkv, Choice.parse("int3g64"))
+    assert refusal is not None and "sym3g64" in refusal and "int4g64" in refusal
+    fits = [Choice.parse(text) for text in ("sym3g64", "int4g64")]
+    assert all(runtime.refusal(spec, unit, choice) is None for unit in (qkv, head) for choice in fits)
+    odd = replace(qkv, linears=tuple(replace(linear, out_features=60) for linear in qkv.linears))
+    assert "over 8 rows" in str(runtime.refusal(spec, odd, Choice.parse("int4g64")))
+    kernels = {
+        text: holds.kernel(Choice.parse(text)) for text in ("sym4g32", "int4g32", "sym8g64", "int8g64", "sym3g64")
+    }
+    assert [*kernels.values()] == ["Marlin", "Marlin", "Marlin", "Humming", "Humming"]
+    assert all(runtime.device_refusal(qkv, choice, rtx) is None for choice in fits)
+    assert "6.1" in str(runtime.device_refusal(qkv, fits[0], replace(rtx, architecture="sm_61")))
+    assert "cpu" in str(runtime.device_refusal(qkv, fits[0], load("macbook-air-m3-16gb")))
+
+
+def test_a_layer_that_is_fused_and_may_differ_is_refused(tmp_path: Path) -> None:
+    spec = GridModel(save_tiny("llama", tmp_path)).spec
+    apart = []
+    for unit in spec.units:
+        parts = [replace(unit, name=f"{unit.name}.{i}", linears=(lin,)) for i, lin in enumerate(unit.linears)]
+        apart += parts if unit.role == "gate_up" else [unit]
+    assert holds.model_refusal(spec) is None
+    assert "mlp.gate_proj, model.layers.0.mlp.up_proj" in str(holds.model_refusal(replace(spec, units=tuple(apart))))
+    assert "bfloat16" in str(holds.model_refusal(replace(spec, architecture="Gemma3ForCausalLM")))
