@@ -9,34 +9,36 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-WORD_BITS = 32
-CHUNK_CODES = 2**22  # a bit is a byte on the way: so many codes at once
+WORD_BYTES = 4
+LANE = 8  # codes, which are as many whole bytes as a code has bits
 
 
 def words(count: int, bits: int) -> int:
     """Words that a row of `count` codes takes."""
-    return -(-count * bits // WORD_BITS)
+    return -(-count * bits // (8 * WORD_BYTES))
 
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
     """uint8 codes `(rows, count)` below 2**bits -> words `(rows, words(count, bits))`, little-endian."""
     rows, count = codes.shape
-    packed = np.empty((rows, words(count, bits)), "<u4")
-    step = max(1, CHUNK_CODES // max(1, count))
-    for start in range(0, rows, step):
-        packed[start : start + step] = _packed(codes[start : start + step], bits)
-    return packed
-
-
-def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
-    rows, count = codes.shape
-    missing = words(count, bits) * WORD_BITS - count * bits
-    single = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little").reshape(rows, count * bits)
-    return np.packbits(np.pad(single, ((0, 0), (0, missing))), axis=-1, bitorder="little").view("<u4")
+    lanes = np.pad(codes, ((0, 0), (0, -count % LANE))).reshape(rows, -1, LANE)
+    joined = np.zeros(lanes.shape[:2], "<u8")
+    for i in range(LANE):
+        joined |= lanes[..., i].astype("<u8") << np.uint64(i * bits)
+    octets = joined[..., None].view(np.uint8)[..., :bits].reshape(rows, -1)
+    packed = np.zeros((rows, words(count, bits) * WORD_BYTES), np.uint8)
+    kept = min(octets.shape[1], packed.shape[1])  # a lane that is filled up may be bytes longer than the codes
+    packed[:, :kept] = octets[:, :kept]
+    return packed.view("<u4")
 
 
 def unpack(packed: NDArray[np.uint32], bits: int, count: int) -> NDArray[np.uint8]:
     """The inverse of `pack` for rows of `count` codes."""
+    lanes = -(-count // LANE)
     octets = np.ascontiguousarray(packed, "<u4").view(np.uint8)
-    single = np.unpackbits(octets, axis=-1, count=count * bits, bitorder="little")
-    return np.packbits(single.reshape(len(packed), count, bits), axis=-1, bitorder="little")[..., 0]
+    octets = np.pad(octets, ((0, 0), (0, max(0, lanes * bits - octets.shape[1]))))[:, : lanes * bits]
+    wide = np.zeros((len(packed), lanes, LANE), np.uint8)
+    wide[..., :bits] = octets.reshape(len(packed), lanes, bits)
+    joined = wide.view("<u8")
+    codes = (joined >> np.arange(0, LANE * bits, bits, dtype=np.uint64)) & np.uint64(2**bits - 1)
+    return codes.astype(np.uint8).reshape(len(packed), -1)[:, :count]
