@@ -71,7 +71,7 @@ def frame(
 ) -> Framed:
     """InputError for a device, a model, adapters or a context that the runtime cannot serve, and for sensitivities of
     other weights."""
-    spec, refusal = files.spec, device_refusal(runtime, device)
+    spec, refusal = files.spec, runtime.device_refusal(device)
     if refusal is not None:
         raise InputError(f"{refusal}, got {device.name}; plan for another --device")
     space, dropped = check_servable(files, table, runtime)
@@ -140,11 +140,6 @@ def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[Sea
                 "train a supernet with other --bits or --group-size"
             )
     return space.restrict(lambda unit, choice: refusals[unit, choice] is None), dropped
-
-
-def device_refusal(runtime: Runtime, device: DeviceProfile) -> str | None:
-    kinds = runtime.device_kinds
-    return None if device.kind in kinds else f"{runtime.name} runs on {' and '.join(kinds)}, not on {device.kind}"
 
 
 def _limits(budget: Budget, device: DeviceProfile) -> tuple[Budget, tuple[str, ...]]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from planner.frame import device_refusal
 from planner.runtimes.base import Progress, Runtime
 from profiles.detect import Skipped, detect
 from profiles.device import DeviceProfile
@@ -24,7 +23,7 @@ def profile_device(
     report = progress or (lambda what, share: None)
     report("probing the device", 0.0)
     profile, skipped = detect(device, refuse_gpu=lambda gpu: _refused(runtimes, gpu) if device == "auto" else None)
-    able = [runtime for runtime in runtimes if device_refusal(runtime, profile) is None]
+    able = [runtime for runtime in runtimes if runtime.device_refusal(profile) is None]
     for number, runtime in enumerate(able):
         if number == 0:  # one number for a machine: that of the first, which all others are timed with
             profile = replace(profile, threads=runtime.best_threads(profile))
@@ -49,7 +48,7 @@ def with_others(made: DeviceProfile, before: DeviceProfile | None) -> DeviceProf
 
 def _refused(runtimes: Sequence[Runtime], device: DeviceProfile) -> str | None:
     """Why none of these runs on a device, or None if one does."""
-    lines = [device_refusal(runtime, device) for runtime in runtimes]
+    lines = [runtime.device_refusal(device) for runtime in runtimes]
     return None if None in lines else "; ".join(filter(None, lines))
 
 

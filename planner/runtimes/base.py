@@ -78,6 +78,11 @@ class Runtime(ABC):
     def model_refusal(self, spec: ModelSpec) -> str | None:
         """Why a model of this architecture cannot be exported, or None if it can."""
 
+    def device_refusal(self, device: Any) -> str | None:
+        """Why this runtime does not run on a device, whatever the choices are, or None if it does."""
+        kinds = self.device_kinds
+        return None if device.kind in kinds else f"{self.name} runs on {' and '.join(kinds)}, not on {device.kind}"
+
     @abstractmethod
     def disk_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> int:
         """Exact bytes that the unit takes in the weight files."""

@@ -5,9 +5,12 @@ Read from mlx 0.32 and mlx-lm 0.32, and each architecture compared with transfor
 
 from __future__ import annotations
 
+from typing import Any
+
 from supernet.space import Choice
 from supernet.spec import ModelSpec, UnitSpec
 
+VENDOR = "Apple"
 GRIDS = ("sym", "int")
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -70,3 +73,7 @@ def refusal(unit: UnitSpec, choice: Choice) -> str | None:
         if linear.in_features % choice.group_size:
             return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"
     return None
+
+
+def device_refusal(device: Any) -> str | None:
+    return None if device.vendor == VENDOR else f"MLX runs on Apple silicon, {device.name} is by {device.vendor}"

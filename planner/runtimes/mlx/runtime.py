@@ -17,7 +17,6 @@ from supernet.spec import ModelSpec, UnitSpec
 # Python, Metal's kernels and the cache of freed buffers; mlx-lm reads prompts in pieces of 512 tokens by default. No
 # datasheet gives the compute of these GPUs: it is about 30 operations for each byte of bandwidth.
 USUAL = Usual(process_bytes=500_000_000, step_ms=0.5, layer_ms=0.02, chunk_tokens=512, ops_per_byte=30.0)
-VENDOR = "Apple"
 
 
 class Mlx(WithoutEngine):
@@ -31,9 +30,8 @@ class Mlx(WithoutEngine):
     def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:
         return holds.refusal(unit, choice)
 
-    def device_refusal(self, unit: UnitSpec, choice: Choice, device: Any) -> str | None:
-        """Why this device does not run what `refusal` lets pass."""
-        return None if device.vendor == VENDOR else f"MLX runs on Apple silicon, {device.name} is by {device.vendor}"
+    def device_refusal(self, device: Any) -> str | None:
+        return super().device_refusal(device) or holds.device_refusal(device)
 
     def model_refusal(self, spec: ModelSpec) -> str | None:
         return holds.model_refusal(spec)

@@ -66,7 +66,7 @@ def ties_refusal(spec: ModelSpec) -> str | None:
 
 
 def refusal(unit: UnitSpec, choice: Choice) -> str | None:
-    """Why no device loads `unit` at `choice`; `kernel_refusal` says it of one device."""
+    """Why no device loads `unit` at `choice`."""
     if choice.grid not in (SYMMETRIC, AFFINE):
         return f"compressed-tensors holds the grids {SYMMETRIC} and {AFFINE}, got {choice.grid}"
     if choice.kept is not None:
@@ -106,16 +106,12 @@ def kernel(choice: Choice) -> str:
     return MARLIN if marlin else HUMMING
 
 
-def kernel_refusal(unit: UnitSpec, choice: Choice, device: Any) -> str | None:
-    """Why `device` has no kernel for `unit` at `choice`, or None where it has one."""
-    if unit.role == EMBEDDING:
-        return None
-    if device.kind != "cuda":
-        return f"packages for vLLM are for NVIDIA GPUs, got {device.name} of the kind {device.kind}"
+def device_refusal(device: Any) -> str | None:
+    """Why a GPU has none of these kernels, or None where it has them."""
     found = capability(device)
     if found is not None and found < LEAST_CAPABILITY:
         return (
             f"vLLM's kernels of quantized weights need compute capability {LEAST_CAPABILITY / 10}, "
-            f"{device.name} has {found / 10}; use a float16 model or another runtime"
+            f"{device.name} has {found / 10}; use another runtime"
         )
     return None

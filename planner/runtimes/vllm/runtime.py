@@ -29,9 +29,8 @@ class Vllm(WithoutEngine):
     def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:
         return holds.refusal(unit, choice)
 
-    def device_refusal(self, unit: UnitSpec, choice: Choice, device: Any) -> str | None:
-        """Why this device has no kernel for what `refusal` lets pass."""
-        return holds.kernel_refusal(unit, choice, device)
+    def device_refusal(self, device: Any) -> str | None:
+        return super().device_refusal(device) or holds.device_refusal(device)
 
     def model_refusal(self, spec: ModelSpec) -> str | None:
         return holds.model_refusal(spec)
