@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +13,10 @@ from commands.reports import print_anchors, print_device
 from commands.terminal import JSON, emit, note, table
 from planner.amounts import rate, size
 from records.atomic import check_output
+from records.errors import InputError
+
+if TYPE_CHECKING:
+    from profiles.anchor import Figure
 
 
 @click.group()
@@ -70,10 +76,16 @@ def profile_show(name: str, as_json: bool) -> None:
 @click.option(
     "--llama-bench",
     "bench",
-    required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="What `llama-bench -p 0 -n 128 -o json` wrote on that device, of one or two models.",
+)
+@click.option(
+    "--figure",
+    "typed",
+    multiple=True,
+    metavar="TYPE,SIZE,PARAMETERS,SPEED",
+    help="A figure of yours, such as Q4_K_M,4.92GB,8.03B,46.2: type and size of a file, parameters, tokens a second.",
 )
 @click.option(
     "--out",
@@ -82,19 +94,40 @@ def profile_show(name: str, as_json: bool) -> None:
     help="Where to write the profile; DEVICE.json if not said.",
 )
 @JSON
-def profile_anchor(name: str, bench: Path, out: Path | None, as_json: bool) -> None:
+def profile_anchor(name: str, bench: Path | None, typed: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Mend a device's estimate for llama.cpp by figures of its own."""
     from profiles.anchor import anchored, build_of, figures
+    from profiles.shares import backend_of
     from records.reading import read_value
 
+    if bench is None and not typed:
+        raise InputError("figures of the device are needed: --llama-bench FILE or --figure Q4_K_M,4.92GB,8.03B,46.2")
     device = device_named(name)
     path = out or Path(f"{device.name}.json")
     check_output(path)
-    rows = read_value(bench, "output of llama-bench", "write it with `llama-bench -p 0 -n 128 -o json`")
-    found = anchored(device, figures(rows, str(bench)), build_of(rows))
+    seen, build = [_figure(text, backend_of(device)) for text in typed], ""
+    if bench is not None:
+        rows = read_value(bench, "output of llama-bench", "write it with `llama-bench -p 0 -n 128 -o json`")
+        seen += figures(rows, str(bench))
+        build = build_of(rows)
+    found = anchored(device, seen, build)
     found.save(path)
     if as_json:
         emit(found.to_json())
     else:
         print_anchors(device, found)
     note(f"wrote {path}")
+
+
+def _figure(text: str, backend: str) -> Figure:
+    from planner.request import parse_bytes
+    from profiles.anchor import Figure, layers_of
+    from profiles.shares import group_of
+
+    found = re.fullmatch(r"([^,]+),([^,]+),(\d+(?:\.\d+)?)([MB]),(\d+(?:\.\d+)?)", text.replace(" ", ""))
+    if not found or min(float(found[3]), float(found[5])) <= 0:
+        raise InputError(
+            f"--figure is type, size, parameters and tokens a second, Q4_K_M,4.92GB,8.03B,46.2; got {text!r}"
+        )
+    parameters = float(found[3]) * {"M": 1e6, "B": 1e9}[found[4]]
+    return Figure(backend, group_of(found[1]), parse_bytes(found[2]), layers_of(parameters), float(found[5]))

@@ -116,3 +116,14 @@ def test_the_command(bitfleet: Any, tmp_path: Path) -> None:
     assert DeviceProfile.load(out).calibration(RUNTIME, calibration_name("cuda", "k")) is not None
     data = json.loads(bitfleet(*command, "--json").out)
     assert DeviceProfile.from_json(data) == DeviceProfile.load(out)
+
+
+def test_typed_figures_are_as_those_of_llama_bench(bitfleet: Any, tmp_path: Path) -> None:
+    bench = tmp_path / "bench.json"
+    bench.write_text(json.dumps([{**DECODE, "model_size": 4912000000, "model_n_params": 8030000000}]))
+    outs = [tmp_path / "a.json", tmp_path / "b.json"]
+    bitfleet("profile", "anchor", "rtx-3090-24gb", "--llama-bench", bench, "--out", outs[0])
+    bitfleet("profile", "anchor", "rtx-3090-24gb", "--figure", "Q4_K_M, 4.912GB, 8.03B, 115.42", "--out", outs[1])
+    read, typed = (DeviceProfile.load(out) for out in outs)
+    assert read.calibrations == typed.calibrations
+    assert (read.versions["llama.cpp"], "llama.cpp" in typed.versions) == ("7293 933414c0b", False)
