@@ -14,13 +14,13 @@ SPACE = "\u2581"  # what SentencePiece writes for a space
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_THREE_DIGITS = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
-_ONE_DIGIT = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
+THREE_DIGITS = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
+ONE_DIGIT = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
 # The pattern of the splitter, whether a word that is a token stays whole, and llama.cpp's name.
 _PATTERNS = {
-    (_THREE_DIGITS, True): "llama-bpe",
-    (_THREE_DIGITS, False): "dbrx",
-    (_ONE_DIGIT, False): "qwen2",
+    (THREE_DIGITS, True): "llama-bpe",
+    (THREE_DIGITS, False): "dbrx",
+    (ONE_DIGIT, False): "qwen2",
 }
 _COMPOSED = "qwen2"  # the name whose models write NFC as their normalizer: llama.cpp takes a text as it comes
 
@@ -86,9 +86,10 @@ def _space_prefix(described: Mapping[str, Any]) -> bool:
     ]
     if replaces and len(prepends) + len(replaces) == len(steps) and _cuts_nothing(cutter):
         return bool(prepends)
-    meta = cutter if not steps and cutter and cutter["type"] == "Metaspace" else {}
-    if meta.get("replacement") == SPACE and meta.get("split") is False:
-        return str(meta["prepend_scheme"]) != "never"
+    # With another scheme a text that begins with a space gets no second one; llama.cpp puts it before every text.
+    never = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False}
+    if not steps and cutter == never:
+        return False
     raise InputError(f"its normalizer and pre_tokenizer treat spaces otherwise: {_said(normalizer)}, {_said(cutter)}")
 
 

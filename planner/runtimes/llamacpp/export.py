@@ -13,17 +13,20 @@ from planner.runtimes.base import Progress
 from planner.runtimes.llamacpp import metadata, modelfile, packing, tensors
 from planner.runtimes.llamacpp.formats import type_of
 from planner.runtimes.llamacpp.header import head, padded
+from planner.runtimes.llamacpp.serving import WEIGHTS, Serving
 from planner.runtimes.llamacpp.tensors import FREQUENCIES, LONG, SHORT, Tensor
 from planner.runtimes.tokenizer_files import write_tokenizer
+from planner.tokens import stop_ids
 from records.errors import InputError
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
 
-WEIGHTS = "model.gguf"
 
-
-def write_model(files: Any, subnet: Subnet, context: int, folder: Path, progress: Progress | None = None) -> None:
-    """Write model.gguf, the tokenizer and a Modelfile into the existing `folder`. The same subnet gives the same bytes.
+def write_model(
+    files: Any, subnet: Subnet, context: int, threads: int | None, folder: Path, progress: Progress | None = None
+) -> None:
+    """Write model.gguf, how it is served, the tokenizer and a Modelfile into the existing `folder`. The same subnet
+    gives the same bytes.
 
     InputError where the model is none that llama.cpp computes alike.
     """
@@ -37,7 +40,9 @@ def write_model(files: Any, subnet: Subnet, context: int, folder: Path, progress
             if progress:
                 progress("writing weights", (done + 1) / len(found))
     write_tokenizer(model_dir, context, folder, getattr(files, "trusted", False))
-    modelfile.write(folder, model_dir, spec.vocab_size, context, WEIGHTS)
+    stops = stop_ids(model_dir, folder, spec.vocab_size)
+    Serving(context, threads, tuple(stops)).save(folder)
+    modelfile.write(folder, stops, context)
     _check_size(spec, subnet, model_dir, folder)
 
 

@@ -7,18 +7,19 @@ may become, greedy decoding as the package was measured with, and where an answe
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from planner.tokens import TOKENIZER, stop_ids
+from planner.runtimes.llamacpp.serving import WEIGHTS
+from planner.tokens import TOKENIZER
 from records.reading import read_foreign
 
 MODELFILE = "Modelfile"
 
 
-def write(folder: Path, model_dir: Path, vocab_size: int, context: int, weights: str) -> None:
-    """Write it into `folder`, beside the file `weights`."""
-    added = {token["id"]: token["content"] for token in read_foreign(model_dir / TOKENIZER).get("added_tokens") or []}
-    stops = [added[token] for token in stop_ids(model_dir, model_dir, vocab_size) if token in added]
-    lines = [f"FROM ./{weights}", f"PARAMETER num_ctx {context}", "PARAMETER temperature 0"]
-    lines += [f"PARAMETER stop {json.dumps(stop)}" for stop in stops]
+def write(folder: Path, stops: Sequence[int], context: int) -> None:
+    """Write it into `folder`, beside the weights and the tokenizer of tokenizer.json."""
+    added = {token["id"]: token["content"] for token in read_foreign(folder / TOKENIZER).get("added_tokens") or []}
+    lines = [f"FROM ./{WEIGHTS}", f"PARAMETER num_ctx {context}", "PARAMETER temperature 0"]
+    lines += [f"PARAMETER stop {json.dumps(added[token])}" for token in stops if token in added]
     (folder / MODELFILE).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -17,17 +17,19 @@ from planner.runtimes.llamacpp.architectures import ARCHITECTURES, HIDDEN, Archi
 from planner.runtimes.llamacpp.formats import Q2_0, TYPES
 from planner.runtimes.llamacpp.header import padded
 from planner.runtimes.llamacpp.modelfile import MODELFILE
+from planner.runtimes.llamacpp.serving import SETTINGS, WEIGHTS, Serving
 from planner.runtimes.llamacpp.tensors import FREQUENCIES, LONG, SHORT
+from planner.tokens import TOKENIZER
 from records.errors import InputError
 from supernet.sources.gguf_file import GGUFTensor, Head, read_head
 
-WEIGHTS, SETTINGS, TOKENIZER = "model.gguf", "serving.json", "tokenizer.json"
 REQUIRED = (WEIGHTS, SETTINGS, TOKENIZER)
 SUFFIXES = (".json", ".jinja", ".txt", ".safetensors")
 SIZES = {kind.number: (kind.block, kind.block_bytes) for kind in TYPES.values()}
 OTHER_Q2_0 = (128, 34)  # a fork's blocks under the same number: 2.125 bits
 MOST = 2**24  # of a context, a vocabulary, a width
 MOST_LAYERS = 10_000
+MOST_THREADS = 4096
 MOST_MODELFILE = 2**16  # bytes
 
 
@@ -47,7 +49,8 @@ def check(folder: Path, sizes: Mapping[str, int], context: int) -> None:
     try:
         if MODELFILE in sizes:
             _check_modelfile(folder / MODELFILE)
-        check_gguf(folder / WEIGHTS, context)
+        serving, head = Serving.load(folder), check_gguf(folder / WEIGHTS, context)
+        _check_serving(serving, head, context)
     except ValueError as error:
         raise InputError(f"{folder} holds what no exporter writes, so it is not loaded: {error}") from None
 
@@ -63,6 +66,17 @@ def check_gguf(path: Path, context: int) -> Head:
     _check_vocabulary(head.metadata, numbers["vocab_size"])
     _check_shapes(head.tensors, known, numbers)
     return head
+
+
+def _check_serving(serving: Serving, head: Head, context: int) -> None:
+    """A cache of the served context is reserved, so it is the plan's."""
+    room = head.metadata[f"{head.metadata['general.architecture']}.context_length"]
+    if not context <= serving.context <= room:
+        raise ValueError(
+            f"{SETTINGS} serves {serving.context} tokens, the plan is for {context} and {WEIGHTS} for {room}"
+        )
+    if serving.threads is not None and serving.threads > MOST_THREADS:
+        raise ValueError(f"{SETTINGS} may name {MOST_THREADS} threads at most, got {serving.threads}")
 
 
 # --- where tensors lie --------------------------------------------------------------------------------------------

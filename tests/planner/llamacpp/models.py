@@ -43,9 +43,9 @@ class GridModel(RoundedModel):
         return Folded(codes.astype(np.uint8).reshape(weight.shape), scale, np.full(scale.shape, middle, np.uint8))
 
 
-def made(variant: str, folder: Path) -> GridModel:
+def made(variant: str, folder: Path, **more: Any) -> GridModel:
     family, changes = WRITTEN[variant]
-    return GridModel(save_tiny(family, folder, **LOUD, **changes))
+    return GridModel(save_tiny(family, folder, **LOUD, **changes, **more))
 
 
 def mixed(spec: ModelSpec, *choices: str) -> Subnet:

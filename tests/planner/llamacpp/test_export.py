@@ -25,7 +25,7 @@ def test_the_file_is_the_subnet_and_has_the_predicted_bytes(variant: str, tmp_pa
     assert architectures.refusal(files.spec) is None and tensors.refusal(files.spec) is None
     subnet = mixed(files.spec, *EXACT)
     (tmp_path / "package").mkdir()
-    write_model(files, subnet, CONTEXT, tmp_path / "package")
+    write_model(files, subnet, CONTEXT, 1, tmp_path / "package")
     predicted = sum(tensors.unit_bytes(unit, subnet[unit.name]) for unit in files.spec.units)
     predicted += tensors.float_bytes(files.spec) + metadata.head_bytes(files.spec, files.model_dir)
     assert (tmp_path / "package" / "model.gguf").stat().st_size == predicted
@@ -53,7 +53,7 @@ def test_the_same_subnet_gives_the_same_bytes(tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        write_model(files, subnet, CONTEXT, tmp_path / name)
+        write_model(files, subnet, CONTEXT, 1, tmp_path / name)
         found.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert found[0] == found[1] and {"model.gguf", "Modelfile", "tokenizer.json"} <= found[0].keys()
 
@@ -61,7 +61,7 @@ def test_the_same_subnet_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_the_modelfile_says_what_the_file_does_not(tmp_path: Path) -> None:
     files = made("llama", tmp_path / "model")
     (tmp_path / "package").mkdir()
-    write_model(files, mixed(files.spec, "sym8g32"), CONTEXT, tmp_path / "package")
+    write_model(files, mixed(files.spec, "sym8g32"), CONTEXT, 1, tmp_path / "package")
     lines = (tmp_path / "package" / "Modelfile").read_text().splitlines()
     assert lines == ["FROM ./model.gguf", "PARAMETER num_ctx 256", "PARAMETER temperature 0", 'PARAMETER stop "</s>"']
 

@@ -15,6 +15,7 @@ from planner.runtimes.llamacpp.export import write_model
 from planner.runtimes.llamacpp.formats import Q2_0, Q4_0, TensorType
 from planner.runtimes.llamacpp.header import FLOAT32, STRING, UINT32, Entry, Stored, head, padded
 from planner.runtimes.llamacpp.pieces import pieces
+from planner.runtimes.llamacpp.serving import Serving
 from records.errors import InputError
 from supernet.sources.gguf_file import read_head
 from tests.planner.llamacpp.models import EVERY, WRITTEN, GridModel, made, mixed
@@ -37,8 +38,7 @@ def test_what_is_written_passes_and_is_made_of_its_tensors(variant: str, tmp_pat
     assert variant in WRITTEN
     files = made(variant, tmp_path / "model")
     (tmp_path / "package").mkdir()
-    write_model(files, mixed(files.spec, *EVERY), CONTEXT, tmp_path / "package")
-    (tmp_path / "package" / safety.SETTINGS).write_text("{}")
+    write_model(files, mixed(files.spec, *EVERY), CONTEXT, 1, tmp_path / "package")
     found = sizes(tmp_path / "package")
     safety.check(tmp_path / "package", found, CONTEXT)
     parts = pieces(tmp_path / "package" / safety.WEIGHTS, found[safety.WEIGHTS])
@@ -51,7 +51,7 @@ def test_two_subnets_share_their_metadata(model: GridModel, tmp_path: Path) -> N
     heads = []
     for name, choices in (("one", EVERY), ("two", EVERY[::-1])):
         (tmp_path / name).mkdir()
-        write_model(model, mixed(model.spec, *choices), CONTEXT, tmp_path / name)
+        write_model(model, mixed(model.spec, *choices), CONTEXT, 1, tmp_path / name)
         path = tmp_path / name / safety.WEIGHTS
         first = pieces(path, path.stat().st_size)[0]
         heads.append(path.read_bytes()[: first.bytes])
@@ -158,7 +158,7 @@ def test_tensors_neither_overlap_nor_leave_gaps_nor_end_early(model: GridModel, 
 )
 def test_a_modelfile_says_nothing_else(line: str, model: GridModel, tmp_path: Path) -> None:
     write(model, tmp_path, lambda heads: heads)
-    (tmp_path / safety.SETTINGS).write_text("{}")
+    Serving(CONTEXT, 1, (2,)).save(tmp_path)
     (tmp_path / safety.TOKENIZER).write_text("{}")
     path = tmp_path / "Modelfile"
     path.write_text('FROM ./model.gguf\nPARAMETER num_ctx 256\nPARAMETER stop "<|im_end|>"\n')
