@@ -231,14 +231,3 @@ class Context:
 
 
 PADDED = 256  # llama.cpp makes the cache of a sequence a multiple of so many tokens
-
-
-def library_file(folder: str) -> str:
-    """The shared object in the folder of the installed package."""
-    return str(
-        next(
-            path
-            for path in sorted(Path(folder).iterdir())
-            if path.name.startswith("xllamacpp.") and path.suffix in (".so", ".pyd", ".dylib")
-        )
-    )

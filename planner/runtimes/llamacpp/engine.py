@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.runtimes.child import Endless, Measurement, Worker, patience
-from planner.runtimes.llamacpp.capi import library_file
-from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, LIBRARY, VERSION, Serving
+from planner.runtimes.llamacpp.installed import library
+from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, Serving
 from planner.runtimes.spoken import ids_and_chats, prompt_ids
 from planner.tokens import Tokenization
-from records.errors import InputError, NotInstalledError
+from records.errors import InputError
 
 SPEAKING_S = 60.0  # for tokens, loading included
 WORKER = Worker(Path(__file__).with_name("worker.py"), ("numpy",), "llama.cpp")
-
-
-def require() -> None:
-    """NotInstalledError, with what to install, where the pinned build of llama.cpp is missing."""
-    remedy = "run: pip install 'bitfleet[llamacpp]'"
-    if find_spec(LIBRARY) is None:
-        raise NotInstalledError(f"the llamacpp runtime needs {LIBRARY}; {remedy}")
-    if (found := metadata.version(LIBRARY)) != VERSION:
-        raise NotInstalledError(f"the llamacpp runtime needs {LIBRARY} {VERSION}, {found} is installed; {remedy}")
-
-
-def versions() -> dict[str, str]:
-    require()
-    return {LIBRARY: VERSION}
-
-
-def library() -> str:
-    """Path of the shared object of the installed build."""
-    require()
-    spec = find_spec(LIBRARY)
-    assert spec is not None and spec.submodule_search_locations
-    return library_file(next(iter(spec.submodule_search_locations)))
 
 
 def measure(

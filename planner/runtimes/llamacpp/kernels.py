@@ -12,6 +12,7 @@ from planner.runtimes.base import Progress
 from planner.runtimes.child import patience
 from planner.runtimes.llamacpp import engine
 from planner.runtimes.llamacpp.formats import TYPES, TensorType
+from planner.runtimes.llamacpp.installed import library
 from planner.runtimes.llamacpp.latency import CODE_BITS
 from planner.runtimes.llamacpp.serving import RUNTIME
 from profiles.kernels import KernelEntry
@@ -33,7 +34,6 @@ SLOW_MS = 60.0  # what one product takes at most, to be measured with more rows
 TRIES = 2
 SECONDS = 0.03
 STEADY = 0.15  # relative spread of an undisturbed timing
-ASSUMED_CACHE_BYTES = 64 * 2**20  # of a device whose caches are unknown
 
 Case = tuple[TensorType, int, int, tuple[int, ...]]
 
@@ -70,7 +70,7 @@ def timed(cases: Iterable[Case], threads: int, cache_bytes: int, tries: int = 1)
                       "name": kind.name})  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         found = engine.WORKER.ask(
-            "products", Path(scratch), Path(scratch), patience(0), library=engine.library(), cases=asked,
+            "products", Path(scratch), Path(scratch), patience(0), library=library(), cases=asked,
             threads=threads, tries=tries, each_s=SECONDS, steady=STEADY, slow_ms=SLOW_MS,
         )  # fmt: skip
     return [_entry(case, rows, times, threads) for case, rows, times in found]

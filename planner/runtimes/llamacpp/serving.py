@@ -19,6 +19,7 @@ KV_TYPES = ("f16", "q8_0", "q4_0")
 # A prompt goes through the model in pieces of so many tokens: the buffers of a pass grow with it, and llama.cpp's own
 # 512 reads no faster on a CPU.
 CHUNK_TOKENS = 128
+ASSUMED_CACHE_BYTES = 64 * 2**20  # of a device whose caches are unknown
 PADDED_TOKENS = 256  # a cache has a multiple of so many
 
 

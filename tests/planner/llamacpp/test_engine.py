@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from planner.runtimes.llamacpp import engine, random_gguf
+from planner.runtimes.llamacpp import engine, installed, random_gguf
 from planner.runtimes.llamacpp.serving import LIBRARY, SETTINGS, WEIGHTS, Serving
 from planner.runtimes.shapes import Shape
 from records.errors import InputError, MissingError, NotInstalledError
@@ -161,9 +161,9 @@ def test_settings_are_checked(tmp_path: Path) -> None:
 
 
 def test_another_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.metadata, "version", lambda name: "2027.1.1")
+    monkeypatch.setattr(installed.metadata, "version", lambda name: "2027.1.1")
     with pytest.raises(NotInstalledError, match=r"needs xllamacpp 2026.10.11549, 2027.1.1 is installed; run: pip"):
-        engine.versions()
+        installed.versions()
 
 
 def test_a_random_file_is_what_the_gguf_package_reads(tiny: Path) -> None:
