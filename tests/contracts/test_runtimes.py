@@ -17,6 +17,7 @@ from planner.request import Workload
 from planner.runtimes import RUNTIMES
 from planner.runtimes.base import BASES, DECODE, PREFILL, Runtime
 from profiles.device import DeviceProfile
+from supernet.formats import FORMATS
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, LinearSpec, ModelSpec, UnitSpec
 from tests.planner.runtime_fixtures import RoundedModel, save_tiny
@@ -40,8 +41,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> RoundedModel:
 
 def loadable(runtime: Runtime, spec: ModelSpec) -> Iterator[Subnet]:
     """A subnet for each choice that all units, or all but the tables, can take."""
-    for choice in (Choice(bits, 32) for bits in range(1, 9)):
-        options = {unit.name: (choice, Choice(8, 32)) for unit in spec.units}
+    for choice in (Choice(bits, 32, grid) for bits in range(1, 9) for grid in FORMATS):
+        options = {unit.name: (choice, Choice(8, 32, choice.grid)) for unit in spec.units}
         kept = {u.name: [c for c in options[u.name] if runtime.refusal(spec, u, c) is None] for u in spec.units}
         if all(kept.values()):
             yield Subnet.of({name: choices[0] for name, choices in kept.items()})
@@ -108,17 +109,19 @@ def test_every_number_has_a_basis(runtime: Runtime, files: RoundedModel) -> None
     assert estimate_memory(runtime, files.spec, subnet, WORKLOAD, DEVICE).total_bytes > 0
 
 
+@pytest.mark.parametrize("grid", FORMATS)
 def test_written_bytes_are_the_predicted_ones_and_the_package_runs(
-    runtime: Runtime, files: RoundedModel, tmp_path: Path
+    runtime: Runtime, files: RoundedModel, tmp_path: Path, grid: str
 ) -> None:
-    *_, subnet = loadable(runtime, files.spec)
+    found = {next(iter(subnet))[1].grid: subnet for subnet in loadable(runtime, files.spec)}
+    subnet = found[grid]
     runtime.write(files, subnet, WORKLOAD, 1, tmp_path)
     predicted = sum(runtime.disk_bytes(files.spec, unit, subnet[unit.name]) for unit in files.spec.units)
     predicted += runtime.fixed_disk_bytes(files.spec, WORKLOAD)
     assert predicted == sum((tmp_path / name).stat().st_size for name in runtime.weight_files())
     check_pieces(runtime, tmp_path)
-    found = runtime.measure(tmp_path, WORKLOAD)
-    assert found.peak_bytes > predicted and found.ttft_ms > 0 and found.tpot_ms > 0
+    served = runtime.measure(tmp_path, WORKLOAD)
+    assert served.peak_bytes > predicted and served.ttft_ms > 0 and served.tpot_ms > 0
 
 
 def check_pieces(runtime: Runtime, folder: Path) -> None:

@@ -113,11 +113,23 @@ def round_to_nearest(weight: NDArray[np.float32], choice: Choice) -> Folded:
     rows, columns = weight.shape
     top = 2**choice.bits - 1
     grouped = weight.reshape(rows, columns // choice.group_size, choice.group_size)
+    if choice.format.symmetric:
+        return _symmetric(grouped, choice)
     low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
     scale = np.maximum((high - low) / top, 1e-8).astype(np.float32)
     zero = np.clip(np.round(-low / scale), 0, top)
     codes = np.clip(np.round(grouped / scale[..., None]) + zero[..., None], 0, top)
     return Folded(codes.astype(np.uint8).reshape(rows, columns), scale, zero.astype(np.uint8))
+
+
+def _symmetric(grouped: NDArray[np.float32], choice: Choice) -> Folded:
+    """The largest weight of a group takes its last code, so that scales have either sign."""
+    half = 2 ** (choice.bits - 1)
+    extreme = np.take_along_axis(grouped, np.abs(grouped).argmax(-1, keepdims=True), -1)[..., 0]
+    scale = np.where(extreme == 0, 1e-8, -extreme / half).astype(np.float32)
+    codes = np.clip(np.round(grouped / scale[..., None]) + half, 0, 2 * half - 1)
+    zero = np.full(scale.shape, half, np.uint8)
+    return Folded(codes.astype(np.uint8).reshape(len(grouped), -1), scale, zero)
 
 
 class RoundedModel:

@@ -45,9 +45,9 @@ def subnet(bits: int, group_size: int = 32) -> Subnet:
     return Subnet.of({unit.name: Choice(max(bits, 4) if unit.is_table else bits, group_size) for unit in SPEC.units})
 
 
-def chosen(shape: Shape, bits: int, table: int, head: int, group_size: int = 32) -> Subnet:
+def chosen(shape: Shape, bits: int, table: int, head: int, group_size: int = 32, grid: str = "int") -> Subnet:
     bits_of = {"embedding": table, HEAD: head}
-    return Subnet.of({u.name: Choice(bits_of.get(u.role, bits), group_size) for u in shape.spec().units})
+    return Subnet.of({u.name: Choice(bits_of.get(u.role, bits), group_size, grid) for u in shape.spec().units})
 
 
 def total(bits: int = 4, context: int = 512, batch: int = 1, prompt: int = 64) -> int:
@@ -106,17 +106,19 @@ def test_what_processes_differ_by_is_kept_in_reserve() -> None:
     assert items[1]["reserve"] == memory.RESIDUAL_BYTES + 1_400_000
 
 
-CASES = [  # shape; bits of linears, embedding, head; group size; context
-    (SMALL, 4, 4, 4, 32, 512), (SMALL, 2, 8, 8, 128, 2048), (MID, 8, 8, 8, 32, 1024), (MID, 2, 4, 4, 64, 300),
-    (replace(MID, tied=False), 4, 4, 8, 128, 2048), (replace(MID, tied=False, layers=1), 4, 4, 8, 32, 64),
+CASES = [  # shape; bits of linears, embedding, head; group size; grid; context
+    (SMALL, 4, 4, 4, 32, "int", 512), (SMALL, 2, 8, 8, 128, "int", 2048), (MID, 8, 8, 8, 32, "int", 1024),
+    (MID, 2, 4, 4, 64, "int", 300), (replace(MID, tied=False), 4, 4, 8, 128, "int", 2048),
+    (replace(MID, tied=False, layers=1), 4, 4, 8, 32, "int", 64), (MID, 2, 8, 8, 64, "sym", 300),
+    (MID, 4, 8, 8, 32, "sym", 1024), (replace(MID, tied=False), 8, 8, 8, 32, "sym", 512),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("shape", "bits", "table", "head", "group_size", "context"), CASES)
+@pytest.mark.parametrize(("shape", "bits", "table", "head", "group_size", "grid", "context"), CASES)
 def test_no_prompt_takes_more_than_planned(
-    tmp_path: Path, shape: Shape, bits: int, table: int, head: int, group_size: int, context: int
+    tmp_path: Path, shape: Shape, bits: int, table: int, head: int, group_size: int, grid: str, context: int
 ) -> None:
-    picked = chosen(shape, bits, table, head, group_size)
+    picked = chosen(shape, bits, table, head, group_size, grid)
     package = random_package.write(shape, picked, context, 1, tmp_path / "package")
     measured = fresh.measure(package, context - 4, context, new_tokens=4, repeats=1).peak_bytes
     planned = estimate_memory(RUNTIME, shape.spec(), picked, Workload(context, 1, 8), device()).total_bytes
@@ -133,12 +135,13 @@ def test_several_sequences_are_planned_for_prompts_of_the_whole_context(tmp_path
     assert 0.9 * planned <= measured <= planned * (1 + BAND)
 
 
-def test_a_random_package_has_the_graph_of_an_exported_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("grid", ["int", "sym"])
+def test_a_random_package_has_the_graph_of_an_exported_one(tmp_path: Path, grid: str) -> None:
     """Node by node: what is measured on the one holds for the other."""
     shape = Shape("tiny", 2, 64, 128, 4, 2, 16, 512)
     files = RoundedModel(save_tiny("llama", tmp_path / "model", **HUGGING_FACE))
     assert replace(shape.spec(), name=files.spec.name, max_context=files.spec.max_context) == files.spec
-    picked = chosen(shape, 4, 8, 8)
+    picked = chosen(shape, 4, 8, 8, grid=grid)
     (tmp_path / "exported").mkdir()
     write_model(files, picked, 64, 1, tmp_path / "exported")
     random_package.write(shape, picked, 64, 1, tmp_path / "random")

@@ -12,7 +12,7 @@ import torch
 from planner.runtimes.onnxruntime import fresh, graphs, storage, template
 from planner.runtimes.onnxruntime.export import write_model
 from planner.runtimes.onnxruntime.packing import pack, unpack
-from planner.runtimes.onnxruntime.runtime import OnnxRuntime
+from planner.runtimes.onnxruntime.runtime import GRIDS, OnnxRuntime
 from supernet.space import Choice, Subnet
 from tests.planner.runtime_fixtures import RoundedModel, save_tiny
 
@@ -33,8 +33,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> RoundedModel:
 
 @pytest.mark.parametrize("group_size", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_every_loadable_choice_loads(llama: RoundedModel, tmp_path: Path, bits: int, group_size: int) -> None:
-    choice, table = Choice(bits, group_size), Choice(max(bits, 4), group_size)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_loadable_choice_loads(
+    llama: RoundedModel, tmp_path: Path, grid: str, bits: int, group_size: int
+) -> None:
+    choice, table = Choice(bits, group_size, grid), Choice(max(bits, 4), group_size, grid)
     spec = llama.spec
     linear = next(unit for unit in spec.units if not unit.is_table)
     if RUNTIME.refusal(spec, linear, choice):
@@ -57,7 +60,7 @@ def test_every_loadable_choice_loads(llama: RoundedModel, tmp_path: Path, bits: 
         ("model.layers.0.mlp.down_proj", "int4g48", "group sizes"),
         ("model.layers.0.mlp.down_proj", "int2g16", "no fast product for 2 bits in groups of 16"),
         ("model.layers.0.mlp.down_proj", "int2g256", "no fast product for 2 bits in groups of 256"),
-        ("model.layers.0.mlp.down_proj", "k4g32", "loads the grid int, got k"),
+        ("model.layers.0.mlp.down_proj", "k4g32", "loads the grids int and sym, got k"),
         ("model.embed_tokens", "int2g32", "tables of 4 and 8 bits, got 2"),
     ],
 )

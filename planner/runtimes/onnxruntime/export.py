@@ -140,7 +140,7 @@ def _choice_of(parts: tuple[Rows, ...], by_linear: dict[str, tuple[UnitSpec, Cho
 def quantized(
     files: Any, name: str, parts: tuple[Rows, ...], choice: Choice, channels: Channels | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The codes, scales and zeros of one matrix, named after it.
+    """The codes, scales and, unless the format is symmetric, zeros of one matrix, named after it.
 
     A pruned choice takes the first rows or the first columns of what is stored. Gate and up are matrices of their own
     in the graph, also where the model stores them as one.
@@ -162,8 +162,11 @@ def quantized(
     blocks = inputs // choice.group_size
     packed = pack(codes.astype(np.uint8, copy=False), choice.bits)
     yield f"{name}.codes", packed.reshape(outputs, blocks, choice.group_size * choice.bits // 8)
-    scale, zero = joined("scale", choice.group_size), joined("zero", choice.group_size)
+    scale = joined("scale", choice.group_size)
     yield f"{name}.scales", scale.astype(np.float32, copy=False).reshape(outputs, blocks)
+    if choice.format.symmetric:
+        return
+    zero = joined("zero", choice.group_size)
     yield f"{name}.zeros", pack(zero.astype(np.uint8, copy=False).reshape(outputs, blocks), choice.bits)
 
 
@@ -209,7 +212,7 @@ def product(node: Any, weight: str, inputs: int, outputs: int, choice: Choice) -
 
     return helper.make_node(
         "MatMulNBits",
-        [node.input[0], f"{weight}.codes", f"{weight}.scales", f"{weight}.zeros"],
+        [node.input[0], *(f"{weight}.{part}" for part in storage.parts(choice))],
         list(node.output),
         name=node.name,
         domain="com.microsoft",
@@ -266,6 +269,7 @@ def lookup(
     from onnx import helper
 
     choice, rows = choices[weight], f"{weight}.rows"
+    _, *sides = storage.parts(choice)
     tensor = onnx.TensorProto()
     tensor.CopyFrom(next(i for i in initializers if i.name == f"{weight}.codes"))
     tensor.name = rows
@@ -273,7 +277,7 @@ def lookup(
     initializers.append(tensor)
     yield helper.make_node(
         "GatherBlockQuantized",
-        [rows, node.input[1], f"{weight}.scales", f"{weight}.zeros"],
+        [rows, node.input[1], *(f"{weight}.{side}" for side in sides)],
         list(node.output),
         name=node.name,
         domain="com.microsoft",

@@ -11,7 +11,7 @@ import numpy as np
 
 from planner.runtimes.base import Progress
 from planner.runtimes.onnxruntime.export import ACCURACY_LEVEL
-from planner.runtimes.onnxruntime.storage import matrix_bytes
+from planner.runtimes.onnxruntime.storage import matrix_bytes, parts
 from profiles.kernels import KernelEntry
 from profiles.measure import Timing, per_call, time_callable
 from supernet.space import Choice
@@ -118,14 +118,14 @@ def session(inputs: int, outputs: int, choice: Choice, copies: int, threads: int
     rng = np.random.default_rng(0)
     blocks = inputs // choice.group_size
     codes = rng.integers(0, 256, (outputs, blocks, choice.group_size * choice.bits // 8), np.uint8)
-    zeros = rng.integers(0, 256, (outputs, -(-blocks * choice.bits // 8)), np.uint8)
+    zeros = rng.integers(0, 256, (outputs, -(-blocks * choice.bits // 8)), np.uint8)  # a symmetric choice reads none
     scales = np.full((outputs, blocks), 0.01, np.float32)
     initializers, nodes = [], []
     for i in range(copies):
         tensors = {"codes": codes ^ np.uint8(i), "scales": scales + np.float32(i * 1e-5), "zeros": zeros ^ np.uint8(i)}
-        initializers += [numpy_helper.from_array(array, f"{name}{i}") for name, array in tensors.items()]
+        initializers += [numpy_helper.from_array(tensors[name], f"{name}{i}") for name in parts(choice)]
         node = helper.make_node(
-            "MatMulNBits", ["x", f"codes{i}", f"scales{i}", f"zeros{i}"], [f"y{i}"], domain="com.microsoft",
+            "MatMulNBits", ["x", *(f"{name}{i}" for name in parts(choice))], [f"y{i}"], domain="com.microsoft",
             K=inputs, N=outputs, bits=choice.bits, block_size=choice.group_size, accuracy_level=ACCURACY_LEVEL,
         )  # fmt: skip
         nodes.append(node)

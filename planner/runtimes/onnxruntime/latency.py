@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, weakest
+from planner.runtimes.base import DECODE, ESTIMATE, MODELLED, PREFILL, LatencyItem, weakest
 from planner.runtimes.onnxruntime import costs, storage
 from planner.runtimes.onnxruntime.memory import layer_values
 from profiles.roofline import roofline
@@ -22,7 +22,15 @@ DECODED_TOKENS = 64
 
 
 def product_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs: int) -> tuple[float, float, str]:
-    """(ms, spread, basis) of one product: measured here, or else what datasheet bandwidth and compute allow."""
+    """(ms, spread, basis) of one product: measured here, or else what datasheet bandwidth and compute allow.
+
+    Products are measured with zeros. One without takes as long (docs/log.md), and says that this is a rule.
+    """
+    ms, spread, basis = _with_zeros_ms(device, choice, rows, inputs, outputs)
+    return ms, spread, weakest((basis, MODELLED)) if choice.format.symmetric else basis
+
+
+def _with_zeros_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs: int) -> tuple[float, float, str]:
     table = device.kernels
     found = table.estimate(costs.RUNTIME, choice.bits, choice.group_size, rows, inputs, outputs)
     if found is not None:

@@ -86,6 +86,8 @@ def _random(name: str, inputs: int, outputs: int, choice: Choice) -> Iterator[tu
     blocks, block_bytes = inputs // choice.group_size, choice.group_size * choice.bits // 8
     yield f"{name}.codes", np.resize(pool, (outputs, blocks, block_bytes))
     yield f"{name}.scales", np.full((outputs, blocks), 0.01 + rng.random() * 1e-4, np.float32)
+    if choice.format.symmetric:
+        return
     zeros = np.resize(pool[::-1], (outputs, storage.zero_bytes(inputs, outputs, choice) // outputs))
     yield f"{name}.zeros", zeros
 

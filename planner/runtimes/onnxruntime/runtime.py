@@ -12,6 +12,7 @@ from records.errors import NotInstalledError
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec, UnitSpec
 
+GRIDS = ("int", "sym")
 BITS = (2, 4, 8)
 TABLE_BITS = (4, 8)
 GROUP_SIZES = (16, 32, 64, 128, 256)
@@ -37,8 +38,8 @@ class OnnxRuntime(Runtime):
     deploys = ("scales", "codes")
 
     def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:
-        if choice.grid != "int":
-            return f"ONNX Runtime loads the grid int, got {choice.grid}"
+        if choice.grid not in GRIDS:
+            return f"ONNX Runtime loads the grids {' and '.join(GRIDS)}, got {choice.grid}"
         if unit.is_table and choice.bits not in TABLE_BITS:
             return f"ONNX Runtime looks tokens up in tables of 4 and 8 bits, got {choice.bits}; train with one of them"
         if choice.kept != 0 and choice.bits not in BITS:

@@ -1,8 +1,9 @@
 """Which tensors a choice becomes in `model.onnx.data`, and exactly how many bytes they take.
 
-The file holds, product by product, the codes, the scales and the zeros, each starting on a multiple of ALIGNMENT;
-then every float tensor without gaps. Nothing else is in it, so a sum over the units is the size on disk. ONNX Runtime
-maps each tensor from wherever it starts; 64 bytes, a cache line, keeps its vector loads on the rows they are meant for.
+The file holds, product by product, the codes, the scales and, unless the format is symmetric, the zeros, each starting
+on a multiple of ALIGNMENT; then every float tensor without gaps. Nothing else is in it, so a sum over the units is the
+size on disk. ONNX Runtime maps each tensor from wherever it starts; 64 bytes, a cache line, keeps its vector loads on
+the rows they are meant for.
 """
 
 from __future__ import annotations
@@ -56,13 +57,21 @@ def scale_bytes(inputs: int, outputs: int, choice: Choice) -> int:
 
 
 def zero_bytes(inputs: int, outputs: int, choice: Choice) -> int:
-    """One zero a group in the choice's bits, each row starting on a whole byte."""
+    """One zero a group in the choice's bits, each row starting on a whole byte. Without any, ONNX Runtime takes
+    2^(bits - 1), which is that of symmetric formats."""
+    if choice.format.symmetric:
+        return 0
     return outputs * math.ceil((inputs // choice.group_size) * choice.bits / 8)
 
 
+def parts(choice: Choice) -> tuple[str, ...]:
+    """What a matrix is stored in, in the order in which operators read it: each is named after the matrix."""
+    return ("codes", "scales") if choice.format.symmetric else ("codes", "scales", "zeros")
+
+
 def matrix_bytes(inputs: int, outputs: int, choice: Choice) -> int:
-    parts = (code_bytes, scale_bytes, zero_bytes)
-    return sum(padded(part(inputs, outputs, choice)) for part in parts)
+    kinds = (code_bytes, scale_bytes, zero_bytes)
+    return sum(padded(size(inputs, outputs, choice)) for size in kinds)
 
 
 def bias_bytes(unit: UnitSpec, kept: int | None = None) -> int:
