@@ -3,6 +3,9 @@
 Time to first token is a pass over each chunk of the prompt; logits are computed for a prompt's last position only. Time
 per token is a pass over one token with the prompt and half of DECODED_TOKENS in the cache, which is what `verify`
 measures; attention grows with every token, by the item that says so.
+
+On a device where nothing of llama.cpp was measured, a token is bytes over shares of bandwidth and a time for each layer
+(`profiles.shares`), fitted to what others published and mended by what a person measured (`bitfleet profile anchor`).
 """
 
 from __future__ import annotations
@@ -13,8 +16,11 @@ from typing import Any
 from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, weakest
 from planner.runtimes.llamacpp import amounts, costs
 from planner.runtimes.llamacpp.formats import TensorType, type_of
-from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, RUNTIME
+from planner.runtimes.llamacpp.memory import kv_bytes
+from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, KV_TYPES, RUNTIME
+from profiles.device import DeviceProfile
 from profiles.roofline import roofline
+from profiles.shares import backend_of, group_of, layers_estimate, read_estimate
 from records.errors import InputError
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec, UnitSpec
@@ -32,6 +38,10 @@ def product_ms(device: Any, kind: TensorType, rows: int, inputs: int, outputs: i
     )  # fmt: skip
     if found is not None:
         return found.ms, found.spread, found.basis
+    slower = SLOWER.get((device.architecture, kind.name), 1.0)
+    if rows == 1 and never_measured(device):
+        read = read_estimate(device, backend_of(device), group_of(kind.name), outputs * kind.row_bytes(inputs))
+        return read.ms * slower, read.spread, ESTIMATE
     moved = outputs * kind.row_bytes(inputs) + 4 * rows * (inputs + outputs)
     found = roofline(device, moved, 2 * rows * inputs * outputs)
     if found is None:
@@ -39,7 +49,12 @@ def product_ms(device: Any, kind: TensorType, rows: int, inputs: int, outputs: i
             f"latency needs a measured or published speed, {device.name} has neither; "
             "run `bitfleet profile device` on it"
         )
-    return found.ms * SLOWER.get((device.architecture, kind.name), 1.0), found.spread, ESTIMATE
+    return found.ms * slower, found.spread, ESTIMATE
+
+
+def never_measured(device: DeviceProfile) -> bool:
+    """Whether a device has no number that llama.cpp itself gave there; figures that a person gave are none of those."""
+    return not device.kernels.bits(RUNTIME) and device.calibration(RUNTIME, costs.LAYER) is None
 
 
 def chunks(workload: Any) -> list[tuple[int, int]]:
@@ -75,12 +90,14 @@ def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[Lat
     """Everything but the products."""
     if phase not in (PREFILL, DECODE):
         raise ValueError(f"phase must be {PREFILL} or {DECODE}, got {phase!r}")
+    if phase == DECODE and never_measured(device):
+        return _around_unmeasured(spec, workload, device)
     width = spec.num_heads * spec.head_dim * spec.num_layers
     if phase == PREFILL:
         passes, tokens, name = len(chunks(workload)), workload.batch * workload.prompt_tokens, costs.SCORE_PREFILL
         scores = sum(rows * known for rows, known in chunks(workload)) * width
     else:
-        cached = min(workload.context, workload.prompt_tokens + DECODED_TOKENS // 2)
+        cached = _cached(workload)
         passes, tokens, name, scores = 1, workload.batch, costs.SCORE_DECODE, workload.batch * cached * width
     amount = (
         ("attention", name, scores / 1e6),
@@ -91,3 +108,20 @@ def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[Lat
     )
     found = [(label, *costs.value(device, key), times) for label, key, times in amount]
     return tuple(LatencyItem(label, cost * times, basis) for label, cost, basis, times in found)
+
+
+def _around_unmeasured(spec: ModelSpec, workload: Any, device: DeviceProfile) -> tuple[LatencyItem, ...]:
+    """Of one token: the cache is read as weights are, in the float type that it has unless told; the rest is a time for
+    each layer."""
+    backend = backend_of(device)
+    cache = read_estimate(device, backend, "float", kv_bytes(spec, _cached(workload), workload.batch, KV_TYPES[0]))
+    layers = layers_estimate(device, backend, spec.num_layers)
+    return (
+        LatencyItem("attention", cache.ms, ESTIMATE, None, cache.spread),
+        LatencyItem("graph, for each layer", layers.ms, ESTIMATE, None, layers.spread),
+    )
+
+
+def _cached(workload: Any) -> int:
+    """Tokens in the cache of each sequence, in the middle of what is decoded."""
+    return int(min(workload.context, workload.prompt_tokens + DECODED_TOKENS // 2))

@@ -15,8 +15,11 @@ from planner.runtimes.llamacpp import amounts, calibrate, costs, engine, kernels
 from planner.runtimes.llamacpp.formats import TYPES
 from planner.runtimes.llamacpp.serving import LIBRARY, WEIGHTS
 from planner.runtimes.shapes import SMOLLM2, Shape
+from profiles import catalog
+from profiles.anchor import anchored, figures
 from profiles.device import Calibration, DeviceProfile
 from profiles.kernels import KernelEntry, KernelTable
+from profiles.shares import decode_estimate
 from supernet.space import Choice, Subnet
 
 needs_library = pytest.mark.skipif(
@@ -97,6 +100,27 @@ def test_each_type_has_its_own_time() -> None:
     assert times["sym4g32"][down].basis == MEASURED
     slow = times["sym2g64"][down]
     assert slow.basis == ESTIMATE and slow.ms > 10 * 704 * 256 * 0.25 / 2e7
+
+
+def test_a_device_that_was_never_measured_is_estimated_as_a_whole_file_is() -> None:
+    """Units, cache and layers add up to profiles.shares' estimate of their bytes; figures of the device mend it."""
+    spec, workload = SMOLLM2.spec(), Workload(1024, 1, 256)
+    chosen = uniform(SMOLLM2, SYM4, SYM8)
+    own = figures([{
+        "backends": "CPU", "model_type": "llama 8B Q4_0", "model_size": 4.67e9, "model_n_params": 8.03e9,
+        "n_gpu_layers": 0, "n_prompt": 0, "n_gen": 128, "avg_ts": 2.0,
+    }], "bench.json")  # fmt: skip
+    plain = catalog.load("raspberry-pi-5-8gb")
+    totals = []
+    for device in (plain, anchored(plain, own)):
+        items = latency.items(spec, chosen, workload, device, DECODE)
+        cache = memory.kv_bytes(spec, 256 + latency.DECODED_TOKENS // 2, 1, "f16")
+        weights = sum(amounts.weight_bytes(unit, chosen[unit.name]) for unit in spec.units)
+        whole = decode_estimate(device, "cpu", {"block": weights, "float": cache}, spec.num_layers)
+        assert {item.basis for item in items} == {ESTIMATE}
+        assert sum(item.ms for item in items) == pytest.approx(whole.ms, rel=1e-6)
+        totals.append(whole.ms)
+    assert totals[1] > 1.1 * totals[0]
 
 
 def test_a_prompt_is_read_in_chunks_and_its_head_sees_the_last_row() -> None:
