@@ -96,7 +96,7 @@ def calibrated() -> DeviceProfile:
     """This machine with the runtime's own numbers and without a kernel table: times do not matter here."""
     found, _ = detect("cpu")
     device = replace(found, threads=1)
-    return replace(device, calibrations=OnnxRuntime().calibrate(device))
+    return replace(device, calibrations=OnnxRuntime().engine().calibrate(device))
 
 
 def measured(device: DeviceProfile, seed: int, number: int) -> Case:

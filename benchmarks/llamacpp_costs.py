@@ -23,7 +23,7 @@ from claims import Claim, finish, table
 
 from planner.request import Workload
 from planner.runtimes.base import DECODE, PREFILL
-from planner.runtimes.llamacpp import amounts, calibrate, engine, kernels, latency, memory, random_gguf
+from planner.runtimes.llamacpp import amounts, calibrate, fresh, kernels, latency, memory, random_gguf
 from planner.runtimes.llamacpp.formats import type_of
 from planner.runtimes.llamacpp.serving import ASSUMED_CACHE_BYTES
 from planner.runtimes.shapes import HALF_B, HALF_B_UNTIED, SMOLLM2, Shape
@@ -102,10 +102,10 @@ def measured(
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         package = random_gguf.write(shape, chosen, context, device.threads, Path(scratch) / "package")
         longest = min(LONGEST, context - ANSWER)
-        peak = engine.measure(package, longest, context, new_tokens=ANSWER, repeats=1).peak_bytes
+        peak = fresh.measure(package, longest, context, new_tokens=ANSWER, repeats=1).peak_bytes
         if not timed:
             return Case(shape.name, types, context, promised, peak)
-        found = [engine.measure(package, PROMPT, context) for _ in range(TRIES)]
+        found = [fresh.measure(package, PROMPT, context) for _ in range(TRIES)]
     times = {phase: sum(i.ms for i in latency.items(spec, chosen, workload, device, phase)) for phase in
              (PREFILL, DECODE)}  # fmt: skip
     read = sum(

@@ -79,7 +79,7 @@ def measured(files: Any, device: DeviceProfile, context: int, prompt: int, share
     made = plan(files, runtime, device, workload, budget, measure=None, trials=50)
     with tempfile.TemporaryDirectory() as scratch:
         package = write_package(runtime, files, made, Path(scratch) / "package")
-        found = runtime.measure(package.path, workload)
+        found = runtime.engine().measure(package.path, workload)
         disk = sum((package.path / name).stat().st_size for name in runtime.weight_files())
         kl, _ = divergence(runtime, package, files)
     c = made.chosen

@@ -137,7 +137,10 @@ def run(package: Path, prompt: str, max_tokens: int) -> None:
     opened = open_package(package)
     runtime = runtime_named(opened.plan.runtime)
     opened.check(runtime)
-    for piece in runtime.generate(opened.path, prompt, max_tokens):
+    engine = runtime.engine()
+    if engine is None:
+        raise InputError(f"bitfleet runs no {runtime.name} package; start it with: {runtime.launch(opened.path)}")
+    for piece in engine.generate(opened.path, prompt, max_tokens):
         stream(piece)
         if reader_left():
             return

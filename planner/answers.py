@@ -13,7 +13,7 @@ from planner.bands import KL_LIMIT
 from planner.package import Package
 from planner.proof import PROOF, Proof
 from planner.rows import BROKEN, HOLDS, Row, row, unchecked
-from planner.runtimes.base import Runtime
+from planner.runtimes.base import Engine, Runtime
 from records.errors import InputError
 
 SECONDS = 60.0  # of reading the proof's windows, the short ones first
@@ -24,6 +24,7 @@ STOP = -1  # any token that ends a text
 # sqrt(2 k) in each log probability, to second order; of two it is sqrt(2) times that, and three times that is rare.
 NEAR = round(6 * math.sqrt(KL_LIMIT), 2)
 NATS = "nats/token"
+NOT_RUN = "bitfleet runs no {} package"
 TO_SUBNET, TO_ORIGINAL, TEXT = "KL to the supernet", "KL to the original model", "greedy text"
 
 
@@ -32,9 +33,13 @@ def from_proof(runtime: Runtime, package: Package) -> Iterator[Row]:
     if PROOF not in package.files:
         yield unchecked(TO_SUBNET, NATS, KL_LIMIT, f"the package has no {PROOF}; export it again")
         return
-    proof = Proof.load(package.path / PROOF)
+    proof, engine = Proof.load(package.path / PROOF), runtime.engine()
+    if engine is None:
+        for name in (TO_SUBNET, TO_ORIGINAL):
+            yield unchecked(name, NATS, KL_LIMIT, NOT_RUN.format(runtime.name))
+        return
     ids = np.concatenate([proof.subnet.ids, proof.original.ids], 1)
-    found, likeliest = runtime.log_probs(package.path, proof.windows, proof.positions, ids, SECONDS)
+    found, likeliest = engine.log_probs(package.path, proof.windows, proof.positions, ids, SECONDS)
     done, k = slice(len(found)), proof.subnet.ids.shape[1]
     if not len(found):
         for name in (TO_SUBNET, TO_ORIGINAL):
@@ -52,7 +57,7 @@ def from_proof(runtime: Runtime, package: Package) -> Iterator[Row]:
     same = float((likeliest == proof.subnet.ids[done, 0]).mean())
     note = f"of positions as the original model; {same:.4f} as the subnet"
     yield Row("likeliest token", "share", None, share, verdict=None, note=note, promises=False)
-    yield from _greedy(runtime, package, proof)
+    yield from _greedy(runtime, engine, package, proof)
 
 
 def _reaching(found: Row, proof: Proof, done: int) -> Row:
@@ -63,7 +68,7 @@ def _reaching(found: Row, proof: Proof, done: int) -> Row:
     return replace(found, verdict=None, note=f"{found.note}; read {missed}")
 
 
-def _greedy(runtime: Runtime, package: Package, proof: Proof) -> Iterator[Row]:
+def _greedy(runtime: Runtime, engine: Engine, package: Package, proof: Proof) -> Iterator[Row]:
     """How many tokens of greedy text are as the subnet's, up to the first that another likely one may stand for.
 
     Where a package stops is one of them, whichever token it stops at: the subnet must stop there, too.
@@ -73,7 +78,7 @@ def _greedy(runtime: Runtime, package: Package, proof: Proof) -> Iterator[Row]:
         note = "the context has no room for it"
         yield Row(TEXT, "tokens", None, None, verdict=None, note=note, promises=False)
         return
-    found = runtime.continued(package.path, proof.prompts, new)
+    found = engine.continued(package.path, proof.prompts, new)
     stops = {*runtime.spoken(package.path, [], [])[2]}
     wanted, agreed, as_original, broken = 0, 0, 0, False
     for number, answer in enumerate(found):
@@ -114,18 +119,21 @@ def against_supernet(runtime: Runtime, package: Package, source: str, trust_remo
         return unchecked(name, NATS, KL_LIMIT, f"{source} cannot be read: {error.strerror}")
     if files.fingerprint != package.plan.fingerprint:
         return unchecked(name, NATS, KL_LIMIT, f"{source} is not the supernet of this package, or has changed since")
-    kl, tokens = divergence(runtime, package, files)
+    engine = runtime.engine()
+    if engine is None:
+        return unchecked(name, NATS, KL_LIMIT, NOT_RUN.format(runtime.name))
+    kl, tokens = divergence(engine, package, files)
     return row(name, NATS, KL_LIMIT, kl, 0.0, note=f"over {tokens} tokens")
 
 
-def divergence(runtime: Runtime, package: Package, files: Any) -> tuple[float, int]:
+def divergence(engine: Engine, package: Package, files: Any) -> tuple[float, int]:
     """(KL per token in nats, tokens)."""
     import torch
 
     files.check_hashes()
     windows = files.reference().windows[:KL_WINDOWS, : min(KL_TOKENS, package.plan.workload.context)]
     model = files.subnet_model(package.plan.subnet)
-    packaged = runtime.logits(package.path, windows.numpy())
+    packaged = engine.logits(package.path, windows.numpy())
     total = 0.0
     for window, theirs in zip(windows, packaged, strict=True):
         with torch.no_grad():
@@ -152,7 +160,11 @@ def against_model(runtime: Runtime, package: Package, source: str, trust_remote_
     said, theirs = says(model, torch.cat(read)[torch.from_numpy(proof.positions).long()], proof.original.ids)
     kl = float(proof.original.kl(theirs.log_probs, theirs.rest).mean())
     yield row(name, NATS, KL_LIMIT, kl, 0.0, note=f"KL at {len(said)} positions of the proof, read anew")
-    found, _ = runtime.log_probs(package.path, proof.windows, proof.positions, said.ids, SECONDS)
+    engine = runtime.engine()
+    if engine is None:
+        yield unchecked(f"KL to {source}", NATS, KL_LIMIT, NOT_RUN.format(runtime.name))
+        return
+    found, _ = engine.log_probs(package.path, proof.windows, proof.positions, said.ids, SECONDS)
     if not len(found):
         yield unchecked(f"KL to {source}", NATS, KL_LIMIT, UNREAD)
         return

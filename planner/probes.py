@@ -20,7 +20,7 @@ from planner.runtimes.base import Runtime
 from planner.tokens import PROBES as PROBES_OF_TEXT
 from planner.tokens import Tokenization, model_tokenizer, stop_ids
 from records.atomic import write_json
-from records.errors import InputError
+from records.errors import InputError, NotInstalledError
 from records.reading import read_record
 
 PROBES = "probes.json"
@@ -56,7 +56,8 @@ class Probes:
     texts: tuple[Text, ...]
     chats: tuple[Chat, ...]
     stop_ids: tuple[int, ...]
-    runtime_differs: tuple[str, ...] = ()  # what the runtime's own tokenizer, which others may load, does otherwise
+    runtime_differs: tuple[str, ...] | None = ()
+    """What the runtime's own tokenizer, which others may load, does otherwise; None where it was not asked."""
 
     @property
     def note(self) -> str | None:
@@ -97,10 +98,21 @@ def write_probes(runtime: Runtime, files: Any, folder: Path) -> None:
             f"{len(texts) + len(chats)} probes differ, {wrong[0]!r:.40} first; save it with transformers"
         )
     made = Probes(texts, kept, tuple(sorted(stop_ids(files.model_dir, folder, files.spec.vocab_size))))
-    ids, others, _ = runtime.spoken_by_others(folder, [t.text for t in texts], [list(c.messages) for c in kept])
+    write_json(folder / PROBES, asdict(replace(made, runtime_differs=_differs(runtime, folder, texts, kept))))
+
+
+def _differs(runtime: Runtime, folder: Path, texts: Sequence[Text], chats: Sequence[Chat]) -> tuple[str, ...] | None:
+    """Of which of these the runtime's own tokenizer makes something else; None where the runtime is not here."""
+    try:
+        engine = runtime.engine()
+    except NotInstalledError:
+        engine = None
+    if engine is None:
+        return None
+    ids, others, _ = engine.spoken(folder, [text.text for text in texts], [list(chat.messages) for chat in chats])
     differs = [text.text for text, found in zip(texts, ids, strict=True) if list(text.ids) != found]
-    differs += [chat.messages[-1]["content"] for chat, found in zip(kept, others, strict=True) if chat.text != found]
-    write_json(folder / PROBES, asdict(replace(made, runtime_differs=tuple(differs))))
+    differs += [chat.messages[-1]["content"] for chat, found in zip(chats, others, strict=True) if chat.text != found]
+    return tuple(differs)
 
 
 def _rendered(tokenizer: Any, chat: Sequence[Message]) -> str | None:

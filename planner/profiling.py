@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from planner.runtimes.base import Progress, Runtime
+from planner.runtimes.base import Engine, Progress, Runtime
 from profiles.detect import Skipped, detect
 from profiles.device import DeviceProfile
 from profiles.kernels import KernelTable
@@ -23,11 +23,13 @@ def profile_device(
     report = progress or (lambda what, share: None)
     report("probing the device", 0.0)
     profile, skipped = detect(device, refuse_gpu=lambda gpu: _refused(runtimes, gpu) if device == "auto" else None)
-    able = [runtime for runtime in runtimes if runtime.device_refusal(profile) is None]
-    for number, runtime in enumerate(able):
+    engines = {one: one.engine() for one in runtimes if one.device_refusal(profile) is None}
+    able = {runtime: engine for runtime, engine in engines.items() if engine is not None}
+    for number, (runtime, engine) in enumerate(able.items()):
         if number == 0:  # one number for a machine: that of the first, which all others are timed with
-            profile = replace(profile, threads=runtime.best_threads(profile))
-        profile = _timed(profile, runtime, quick, _of(runtime, report) if len(able) > 1 else report)
+            profile = replace(profile, threads=engine.best_threads(profile))
+        versions = {**profile.kernels.versions, **runtime.versions()}
+        profile = _timed(profile, engine, versions, quick, _of(runtime, report) if len(able) > 1 else report)
     return profile, skipped
 
 
@@ -56,15 +58,12 @@ def _of(runtime: Runtime, report: Progress) -> Progress:
     return lambda what, share: report(f"{runtime.name}, {what}", share)
 
 
-def _timed(profile: DeviceProfile, runtime: Runtime, quick: bool, report: Progress) -> DeviceProfile:
+def _timed(
+    profile: DeviceProfile, engine: Engine, versions: Mapping[str, str], quick: bool, report: Progress
+) -> DeviceProfile:
     """The profile with what one more runtime takes."""
-    entries = runtime.measure_kernels(profile, quick, lambda what, share: report(f"timing products, {what}", share))
-    before = profile.kernels
-    kernels = KernelTable(
-        (*before.entries, *entries),
-        datetime.now(UTC).date().isoformat(),
-        {**before.versions, **runtime.versions()},
-    )
-    profile = replace(profile, kernels=kernels)
-    found = runtime.calibrate(profile, lambda what, share: report(f"timing small models, {what}", share))
+    entries = engine.measure_kernels(profile, quick, lambda what, share: report(f"timing products, {what}", share))
+    today = datetime.now(UTC).date().isoformat()
+    profile = replace(profile, kernels=KernelTable((*profile.kernels.entries, *entries), today, versions))
+    found = engine.calibrate(profile, lambda what, share: report(f"timing small models, {what}", share))
     return replace(profile, calibrations=(*profile.calibrations, *found))

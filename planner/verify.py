@@ -12,7 +12,7 @@ from typing import Any
 from planner.answers import against_model, against_supernet, from_proof
 from planner.package import Package, open_package
 from planner.probes import PROBES, check_probes
-from planner.rows import BROKEN, HOLDS, SLOW, Row, row
+from planner.rows import BROKEN, HOLDS, SLOW, Row, row, unchecked
 from planner.runtimes.base import ESTIMATE, Progress, Runtime
 
 TRIES, PAUSE_S = 3, 3.0  # a promise of time is broken only if it is broken so often, so far apart
@@ -105,15 +105,20 @@ def _disk(runtime: Runtime, package: Package) -> Row:
 
 def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Iterator[Row]:
     """Memory and times of the workload, measured in fresh processes."""
-    plan = package.plan
-    found, tries = runtime.measure(package.path, plan.workload), 1
+    plan, engine = package.plan, runtime.engine()
+    if engine is None:
+        note, chosen = f"bitfleet runs no {runtime.name} package: {runtime.launch(package.path)}", plan.chosen
+        yield unchecked("peak memory", "bytes", chosen.memory_bytes, note)
+        yield unchecked("time per token", "ms", chosen.tpot_ms, note)
+        return
+    found, tries = engine.measure(package.path, plan.workload), 1
     while not elsewhere and tries < TRIES and any(row.verdict == BROKEN for row in _times(package, found)):
         time.sleep(PAUSE_S)  # whatever else the machine does only ever adds: what is busy now may not be then
-        again = runtime.measure(package.path, plan.workload)
+        again = engine.measure(package.path, plan.workload)
         fastest = {name: min(getattr(found, name), getattr(again, name)) for name in ("ttft_ms", "tpot_ms")}
         found = replace(again, peak_bytes=max(found.peak_bytes, again.peak_bytes), **fastest)
         tries += 1
-    peak, longest = found.peak_bytes, runtime.longest_peak_bytes(package.path, plan.workload)
+    peak, longest = found.peak_bytes, engine.longest_peak_bytes(package.path, plan.workload)
     note = "" if longest <= peak else "with the longest prompt"
     band, limit = plan.bands["memory"], plan.budget.memory_bytes
     yield row("peak memory", "bytes", plan.chosen.memory_bytes, max(peak, longest), band, limit, note)
@@ -121,7 +126,7 @@ def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Itera
     if elsewhere:
         yield from (replace(one, verdict=None, promises=False, note="of another machine") for one in times)
         return
-    slower = runtime.slower(plan.device) if any(row.verdict == BROKEN for row in times) else 1.0
+    slower = engine.slower(plan.device) if any(row.verdict == BROKEN for row in times) else 1.0
     for one in times:
         yield _excused(replace(one, note=one.note or (f"the fastest of {tries} tries" if tries > 1 else "")), slower)
 

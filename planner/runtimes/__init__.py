@@ -14,7 +14,7 @@ def installed() -> tuple[tuple[Runtime, ...], dict[str, str]]:
     found, missing = [], dict[str, str]()
     for name, member in RUNTIMES.items():
         try:
-            member().versions()
+            member().engine()
         except NotInstalledError as error:
             missing[name] = str(error)
         else:

@@ -81,14 +81,8 @@ def test_the_tokenizer_and_the_stop_tokens_are_the_model_s(runtime: Runtime, fil
     assert chats == [tokenizer.apply_chat_template(messages, tokenize=False)] and stops == [2]
 
 
-def test_nothing_of_it_is_run_here(runtime: Runtime, package: Path) -> None:
-    for run in (
-        lambda: runtime.measure(package, WORKLOAD),
-        lambda: runtime.logits(package, []),
-        lambda: runtime.generate(package, "hi", 1),
-    ):
-        with pytest.raises(InputError, match=f"bitfleet runs no {runtime.name} package"):
-            run()
+def test_nothing_of_it_is_run_here(runtime: Runtime) -> None:
+    assert runtime.engine() is None
 
 
 @pytest.mark.parametrize(

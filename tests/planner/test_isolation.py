@@ -56,7 +56,7 @@ def test_nothing_is_written_into_the_home_folder(folder: Path, tmp_path: Path) -
         import numpy as np
         from planner.runtimes.onnxruntime import fresh
         from planner.runtimes.onnxruntime.runtime import OnnxRuntime
-        list(OnnxRuntime().generate(Path({str(folder)!r}), "abc", 2))
+        list(OnnxRuntime().engine().generate(Path({str(folder)!r}), "abc", 2))
         fresh.logits(Path({str(folder)!r}), np.arange(8)[None] + 3)
         import onnxruntime
     """

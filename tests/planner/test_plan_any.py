@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from planner.fleet.plan import plan_fleet
 from planner.plan import Plan
 from planner.request import Budget
 from planner.runtimes import AUTO, RUNTIMES, able, installed
-from planner.runtimes.base import MemoryItem
+from planner.runtimes.base import Engine, MemoryItem
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from records.errors import BudgetError, InputError, NotInstalledError
 from tests.planner.test_pipeline import BUDGET, DEVICE, WORKLOAD, Files, additive, files
@@ -34,18 +35,19 @@ class Light(OnnxRuntime):
 class Absent(OnnxRuntime):
     name = "absent"
 
-    def versions(self) -> dict[str, str]:
+    def engine(self) -> Engine:
         raise NotInstalledError("absent needs a package; run: pip install it")
 
 
 BOTH = OnnxRuntime(), Light()
+plan, plan_any = partial(pipeline.plan, trials=5), partial(pipeline.plan_any, trials=5)
 
 
 @pytest.mark.parametrize("measures", [True, False])
 def test_the_runtime_that_loses_least_is_taken_and_the_other_is_a_row(files: Files, measures: bool) -> None:
     measure = additive(files) if measures else None
-    made = pipeline.plan_any(files, BOTH, DEVICE, WORKLOAD, BUDGET, measure)
-    alone = {one.name: pipeline.plan(files, one, DEVICE, WORKLOAD, BUDGET, measure) for one in BOTH}
+    made = plan_any(files, BOTH, DEVICE, WORKLOAD, BUDGET, measure)
+    alone = {one.name: plan(files, one, DEVICE, WORKLOAD, BUDGET, measure) for one in BOTH}
     assert made.runtime == "light" and made.compared == alone["light"].compared
     (other,) = made.others
     chosen = alone["onnxruntime"].chosen
@@ -56,8 +58,8 @@ def test_the_runtime_that_loses_least_is_taken_and_the_other_is_a_row(files: Fil
 
 def test_what_rounded_activations_cost_counts(files: Files) -> None:
     dear = replace(files, activations={"int4": 0.009, "int8": 0.0})
-    made = pipeline.plan_any(dear, BOTH, DEVICE, WORKLOAD, Budget(400_000_000), additive(files))
-    free = pipeline.plan_any(files, BOTH, DEVICE, WORKLOAD, Budget(400_000_000), additive(files))
+    made = plan_any(dear, BOTH, DEVICE, WORKLOAD, Budget(400_000_000), additive(files))
+    free = plan_any(files, BOTH, DEVICE, WORKLOAD, Budget(400_000_000), additive(files))
     assert made.runtime == "onnxruntime" and made.others[0].kl == pytest.approx(free.chosen.measured["kl"] + 0.009)
 
 
@@ -69,7 +71,7 @@ def test_of_equals_the_faster_is_taken(files: Files) -> None:
             return tuple(replace(item, ms=2 * item.ms) for item in super().latency_items(*asked))
 
     for order in ((Slow(), OnnxRuntime()), (OnnxRuntime(), Slow())):
-        made = pipeline.plan_any(files, order, DEVICE, WORKLOAD, BUDGET)
+        made = plan_any(files, order, DEVICE, WORKLOAD, BUDGET)
         assert made.runtime == "onnxruntime" and made.others[0].kl == made.chosen.predicted_kl
 
 
@@ -78,15 +80,15 @@ def test_a_runtime_that_cannot_serve_is_a_row_with_its_reason(files: Files) -> N
         name, device_kinds = "elsewhere", ("metal",)
 
     tight = Budget(200_000_000)  # too little for what has a KV cache
-    made = pipeline.plan_any(files, (*BOTH, Elsewhere()), DEVICE, WORKLOAD, tight, absent={"absent": "not here"})
+    made = plan_any(files, (*BOTH, Elsewhere()), DEVICE, WORKLOAD, tight, absent={"absent": "not here"})
     assert made.runtime == "light"
     said = {other.runtime: other.refused for other in made.others}
     assert list(said) == ["onnxruntime", "elsewhere", "absent"]
     assert "memory of 200 MB cannot be met" in said["onnxruntime"] and "runs on metal" in said["elsewhere"]
     with pytest.raises(BudgetError, match="no runtime serves this: onnxruntime: memory of 1 MB .*; light: memory"):
-        pipeline.plan_any(files, BOTH, DEVICE, WORKLOAD, Budget(10**6))
+        plan_any(files, BOTH, DEVICE, WORKLOAD, Budget(10**6))
     with pytest.raises(InputError, match="elsewhere runs on metal, not on cpu") as error:
-        pipeline.plan_any(files, (Elsewhere(),), DEVICE, WORKLOAD, BUDGET)
+        plan_any(files, (Elsewhere(),), DEVICE, WORKLOAD, BUDGET)
     assert "no runtime serves" not in str(error.value)
 
 
@@ -108,7 +110,7 @@ def test_a_fleet_takes_each_device_s_best_runtime(files: Files, monkeypatch: pyt
         return Wanted(name, name, replace(DEVICE, name=name), Budget(memory), context=512, runtime=runtime)
 
     devices = (wanted("tight", 200_000_000), wanted("named", 230_000_000, "onnxruntime"), wanted("none", 10**6))
-    made = plan_fleet(files, Fleet(None, 0.05, devices), runtime_of, additive(files))
+    made = plan_fleet(files, Fleet(None, 0.05, devices), runtime_of, additive(files), trials=5)
     tight, named, none = made.members
     assert tight.plan is not None and named.plan is not None and none.plan is None
     assert (tight.plan.runtime, named.plan.runtime) == ("light", "onnxruntime")

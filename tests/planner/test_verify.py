@@ -23,6 +23,7 @@ from planner.probes import PROBES, check_probes
 from planner.proof import LEAST_POSITIONS, PROOF, Proof
 from planner.request import Budget, Workload
 from planner.rows import BROKEN, HOLDS, Row, row
+from planner.runtimes.onnxruntime.engine import OnnxEngine
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.verify import served
 from supernet.space import Choice
@@ -169,7 +170,17 @@ def test_the_proof_catches_what_recomputed_hashes_hide(package: Path, change: An
     assert rows[TO_SUBNET].verdict == BROKEN, rows[TO_SUBNET]
 
 
-class Hurried(OnnxRuntime):
+class With(OnnxRuntime):
+    """ONNX Runtime whose packages another engine runs."""
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        self.other = engine
+
+    def engine(self) -> OnnxEngine:
+        return self.other
+
+
+class Hurried(OnnxEngine):
     """Reads as many positions of a proof as it is given, and no more."""
 
     def __init__(self, positions: int) -> None:
@@ -180,7 +191,7 @@ class Hurried(OnnxRuntime):
 
 
 def hurried(package: Path, positions: int) -> dict[str, Row]:
-    return {row.name: row for row in from_proof(Hurried(positions), open_package(package))}
+    return {row.name: row for row in from_proof(With(Hurried(positions)), open_package(package))}
 
 
 def test_a_proof_that_is_read_in_part_must_reach_the_long_window(made: Package, package: Path) -> None:
@@ -264,7 +275,7 @@ def test_a_limit_that_the_user_set_breaks_verify(
 PEAK = 2**33
 
 
-class Disturbed(OnnxRuntime):
+class Disturbed(OnnxEngine):
     """The real measurements, the first `disturbed` of them far too slow and at a peak of PEAK, on a machine `times`
     slower than profiled."""
 
@@ -292,7 +303,7 @@ def test_a_promise_of_time_is_broken_only_if_it_is_broken_every_time(
     monkeypatch.setattr("planner.verify.PAUSE_S", 0.0)
     monkeypatch.setattr("planner.verify.TRIES", 2)
     package = write_package(RUNTIME, files, timed(made, 1000.0), tmp_path / "package")
-    rows = {row.name: row for row in served(Disturbed(disturbed), package)}
+    rows = {row.name: row for row in served(With(Disturbed(disturbed)), package)}
     assert rows["time per token"].verdict == verdict
     assert rows["time per token"].note == "the fastest of 2 tries"
     assert rows["peak memory"].measured == PEAK  # the highest of all tries
@@ -303,7 +314,7 @@ def test_a_slower_machine_is_told_apart(made: Package, monkeypatch: pytest.Monke
     monkeypatch.setattr("planner.verify.TRIES", 1)
     for promised, verdict in ((0.6e6, None), (0.1e6, BROKEN)):
         package = replace(made, plan=timed(made, promised))
-        (time,) = (row for row in served(Disturbed(9, 2.0), package) if row.name == "time per token")
+        (time,) = (row for row in served(With(Disturbed(9, 2.0)), package) if row.name == "time per token")
         assert time.verdict == verdict, time
         assert "100% slower than when it was profiled" in time.note
         assert time.open == (verdict is None)
@@ -313,7 +324,7 @@ def test_a_limit_is_broken_however_slow_the_machine_is(
     files: RoundedModel, made: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bitfleet: Any
 ) -> None:
     monkeypatch.setattr("planner.verify.TRIES", 1)
-    monkeypatch.setattr(OnnxRuntime, "slower", lambda self, device: 1e9)
+    monkeypatch.setattr(OnnxEngine, "slower", lambda self, device: 1e9)
     plan = replace(timed(made, 1e-6), budget=Budget(2**33, tpot_ms=1e-5))
     write_package(RUNTIME, files, plan, tmp_path / "package")
     done = bitfleet("verify", tmp_path / "package", "--allow-unchecked")
@@ -322,7 +333,7 @@ def test_a_limit_is_broken_however_slow_the_machine_is(
     assert "over the limit; this machine is" in done.out
 
 
-class Answering(OnnxRuntime):
+class Answering(OnnxEngine):
     """Goes on as it is told; all else is real."""
 
     def __init__(self, answers: list[list[int]]) -> None:
@@ -340,7 +351,7 @@ def test_a_package_stops_where_its_subnet_does(made: Package, package: Path) -> 
     def text(found: list[list[int]], stops: list[int]) -> Row:
         replace(proof, subnet_text=sure).save(package / PROOF)
         edit(package / "genai_config.json", lambda data: data["model"].update(eos_token_id=stops))
-        return {row.name: row for row in from_proof(Answering(found), open_package(package))}[TEXT]
+        return {row.name: row for row in from_proof(With(Answering(found)), open_package(package))}[TEXT]
 
     assert text(ours, [300]).verdict == HOLDS
     at_once = text([[] for _ in ours], [300])
@@ -357,10 +368,10 @@ def test_kernels_of_the_profile_are_timed_again() -> None:
 
     (entry,) = measure_product(256, 256, Choice(4, 32), (1,), 1, 2**20)
     known = replace(entry, median_ms=entry.median_ms / 50, p10_ms=entry.p10_ms / 100)
-    assert RUNTIME.slower({"kernels": [known], "last_level_cache_bytes": 2**20}) > 5
+    assert RUNTIME.engine().slower({"kernels": [known], "last_level_cache_bytes": 2**20}) > 5
     slow = replace(entry, median_ms=1e3, p90_ms=1e3)
-    assert RUNTIME.slower({"kernels": [slow], "last_level_cache_bytes": 2**20}) == 1.0
-    assert RUNTIME.slower({}) == 1.0
+    assert RUNTIME.engine().slower({"kernels": [slow], "last_level_cache_bytes": 2**20}) == 1.0
+    assert RUNTIME.engine().slower({}) == 1.0
 
 
 def test_a_proof_that_is_none_is_one_line(package: Path) -> None:

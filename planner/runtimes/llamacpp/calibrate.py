@@ -17,7 +17,7 @@ from typing import Any
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, Progress
 from planner.runtimes.child import Measurement
-from planner.runtimes.llamacpp import amounts, costs, engine, kernels, latency, memory, random_gguf, tensors
+from planner.runtimes.llamacpp import amounts, costs, fresh, kernels, latency, memory, random_gguf, tensors
 from planner.runtimes.llamacpp.formats import type_of
 from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, KV_TYPES, RUNTIME
 from planner.runtimes.shapes import Shape
@@ -59,12 +59,12 @@ def calibrate(device: Any, progress: Progress | None = None) -> tuple[Calibratio
             for shape in (SHALLOW, DEEP, WIDE)
         }
         report("serving the narrow ones", 0.1)
-        shallow = engine.measure(packages[SHALLOW], SHORT, CONTEXT, repeats=5)
-        deep = engine.measure(packages[DEEP], SHORT, CONTEXT, repeats=5)
-        middle = engine.measure(packages[DEEP], MIDDLE, CONTEXT, new_tokens=2, repeats=3)
-        long = engine.measure(packages[DEEP], LONG, CONTEXT, repeats=2)
+        shallow = fresh.measure(packages[SHALLOW], SHORT, CONTEXT, repeats=5)
+        deep = fresh.measure(packages[DEEP], SHORT, CONTEXT, repeats=5)
+        middle = fresh.measure(packages[DEEP], MIDDLE, CONTEXT, new_tokens=2, repeats=3)
+        long = fresh.measure(packages[DEEP], LONG, CONTEXT, repeats=2)
         report("serving the wide one", 0.6)
-        wide = engine.measure(packages[WIDE], SHORT, CONTEXT, repeats=5)
+        wide = fresh.measure(packages[WIDE], SHORT, CONTEXT, repeats=5)
         report("measuring peaks of memory", 0.75)
         peaks = {SHALLOW: [served(packages[SHALLOW]) for _ in range(PEAKS)], DEEP: [long]}
         peaks[WIDE] = [served(packages[WIDE])]
@@ -89,7 +89,7 @@ def prompted(prompt: int) -> Workload:
 
 
 def served(package: Path) -> Measurement:
-    return engine.measure(package, LONG, CONTEXT, new_tokens=2, repeats=1)
+    return fresh.measure(package, LONG, CONTEXT, new_tokens=2, repeats=1)
 
 
 def in_cache_ms(rows: Sequence[int], threads: int) -> tuple[dict[int, float], float]:

@@ -1,111 +1,62 @@
-"""What llama.cpp does with a package, each time in a fresh process: the engine of `Runtime`."""
+"""llama.cpp on this machine: timed, and packages run by it in fresh processes."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from planner.request import Workload
+from planner.runtimes.base import Engine, Progress
+from planner.runtimes.child import Measurement
+from planner.runtimes.llamacpp import calibrate, fresh, kernels, latency
+from planner.runtimes.llamacpp.serving import ASSUMED_CACHE_BYTES
+from profiles.device import Calibration, DeviceProfile
+from profiles.kernels import KernelEntry
 
-from planner.runtimes.child import Endless, Measurement, Worker, patience
-from planner.runtimes.llamacpp.installed import library
-from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, Serving
-from planner.runtimes.spoken import ids_and_chats, prompt_ids
-from planner.tokens import Tokenization
-from records.errors import InputError
-
-SPEAKING_S = 60.0  # for tokens, loading included
-WORKER = Worker(Path(__file__).with_name("worker.py"), ("numpy",), "llama.cpp")
+LONGEST_NEW_TOKENS = 2
 
 
-def measure(
-    folder: Path, prompt_tokens: int, context: int, batch: int = 1, new_tokens: int = 64, repeats: int = 3
-) -> Measurement:
-    """Serve one prompt from `folder` in a fresh process: peak memory, time to first token, median time per token."""
-    numbers = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "context": context, "batch": batch}
-    seconds = patience(2 * repeats * batch * (prompt_tokens + new_tokens))
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        return Measurement(**_ask("measure", folder, Path(scratch), seconds, **numbers, repeats=repeats))
+class LlamaEngine(Engine):
+    """The pinned build of llama.cpp on a CPU."""
 
+    def best_threads(self, device: DeviceProfile) -> int:
+        return kernels.best_threads(device.threads or 1, device.last_level_cache_bytes or ASSUMED_CACHE_BYTES)
 
-def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """As `Runtime.logits`."""
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        source, result = Path(scratch) / "windows.npy", Path(scratch) / "logits.npy"
-        np.save(source, windows)
-        _ask("logits", folder, Path(scratch), patience(windows.size), windows=str(source), out=str(result))
-        return np.asarray(np.load(result, allow_pickle=False))
+    def measure_kernels(
+        self, device: DeviceProfile, quick: bool = False, progress: Progress | None = None
+    ) -> list[KernelEntry]:
+        cache = device.last_level_cache_bytes or ASSUMED_CACHE_BYTES
+        return list(kernels.measure(device.threads or 1, cache, quick, progress))
 
+    def calibrate(self, device: DeviceProfile, progress: Progress | None = None) -> tuple[Calibration, ...]:
+        return calibrate.calibrate(device, progress)
 
-def log_probs(
-    folder: Path, windows: Sequence[NDArray[Any]], positions: NDArray[Any], ids: NDArray[Any], seconds: float
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """As `Runtime.log_probs`."""
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        source, result = Path(scratch) / "asked.npz", Path(scratch) / "said.npz"
-        lengths = [len(window) for window in windows]
-        np.savez(source, tokens=np.concatenate(windows), lengths=lengths, positions=positions, ids=ids)
-        files = {"asked": str(source), "out": str(result)}
-        _ask("log_probs", folder, Path(scratch), patience(0) + seconds, **files, reading_s=seconds)
-        with np.load(result, allow_pickle=False) as said:
-            return said["log_probs"], said["likeliest"].astype(np.int32)
+    def slower(self, device: Mapping[str, Any]) -> float:
+        cache = device.get("last_level_cache_bytes") or ASSUMED_CACHE_BYTES
+        return kernels.slower(device.get("kernels") or [], cache)
 
+    def measure(self, folder: Path, workload: Workload) -> Measurement:
+        return fresh.measure(
+            folder, workload.prompt_tokens, workload.context, workload.batch, latency.DECODED_TOKENS
+        )  # fmt: skip
 
-def continued(folder: Path, prompts: NDArray[Any], new_tokens: int) -> list[list[int]]:
-    """As `Runtime.continued`."""
-    seconds = patience(len(prompts) * (prompts.shape[1] + new_tokens))
-    asked = {"prompts": prompts.tolist(), "new_tokens": new_tokens, "stops": Serving.load(folder).stop_ids}
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        found = _ask("continued", folder, Path(scratch), seconds, **asked)
-    return [list(map(int, tokens)) for tokens in found]
+    def longest_peak_bytes(self, folder: Path, workload: Workload) -> int:
+        prompt = max(1, workload.context - LONGEST_NEW_TOKENS)
+        found = fresh.measure(folder, prompt, workload.context, workload.batch, LONGEST_NEW_TOKENS, repeats=1)
+        return found.peak_bytes
 
+    def logits(self, folder: Path, windows: Any) -> Any:
+        return fresh.logits(folder, windows)
 
-def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
-    """As `Runtime.spoken`: what `generate` makes of texts and chats."""
-    return *ids_and_chats(folder, texts, chats), list(Serving.load(folder).stop_ids)
+    def log_probs(self, folder: Path, windows: Any, positions: Any, ids: Any, seconds: float) -> tuple[Any, Any]:
+        return fresh.log_probs(folder, windows, positions, ids, seconds)
 
+    def continued(self, folder: Path, prompts: Any, new_tokens: int) -> list[list[int]]:
+        return fresh.continued(folder, prompts, new_tokens)
 
-def spoken_by_others(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
-    """The same with the tokens of llama.cpp's own tokenizer. Its C interface renders no templates of Jinja: those are
-    taken to be rendered as here, by the programs around it."""
-    _, rendered, stops = spoken(folder, [], chats)
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        try:
-            asked = {"library": library(), "asked": texts}
-            ids = WORKER.ask("encoded", folder, Path(scratch), SPEAKING_S, **asked) if texts else []
-        except (InputError, Endless) as error:
-            ids = [str(error)] * len(texts)
-    return ids, rendered, stops
+    def generate(self, folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
+        return fresh.generate(folder, prompt, max_tokens)
 
-
-def generate(folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
-    """Greedy answer to one user message, in the model's chat format where it has one.
-
-    Text becomes tokens by the model's own tokenizer, so the answer is the model's also where llama.cpp's differs.
-    """
-    tokenization, serving = Tokenization(folder), Serving.load(folder)
-    ids = prompt_ids(folder, tokenization, prompt, serving.context)
-    return tokenization.stream(_answer(folder, serving, ids, min(max_tokens, serving.context - len(ids))))
-
-
-def _answer(folder: Path, serving: Serving, ids: list[int], new_tokens: int) -> Iterator[int]:
-    asked = {"ids": ids, "new_tokens": new_tokens, "stops": serving.stop_ids}
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        given = {"library": library(), "settings": settings(serving), **asked}
-        for line in WORKER.lines("generate", folder, Path(scratch), **given):
-            yield int(line)
-
-
-def settings(serving: Serving) -> dict[str, Any]:
-    """How a package's context is made, in the words of capi.Context."""
-    threads = serving.threads or len(os.sched_getaffinity(0))
-    return {"threads": threads, "kv_type": serving.kv_type, "chunk": CHUNK_TOKENS}
-
-
-def _ask(task: str, folder: Path, scratch: Path, seconds: float, **arguments: Any) -> Any:
-    given = {"library": library(), "settings": settings(Serving.load(folder)), **arguments}
-    return WORKER.ask(task, folder, scratch, seconds, **given)
+    def spoken(self, folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
+        return fresh.spoken_by_others(folder, texts, chats)

@@ -10,7 +10,7 @@ from typing import Any
 
 from planner.runtimes.base import Progress
 from planner.runtimes.child import patience
-from planner.runtimes.llamacpp import engine
+from planner.runtimes.llamacpp import fresh
 from planner.runtimes.llamacpp.formats import TYPES, TensorType
 from planner.runtimes.llamacpp.installed import library
 from planner.runtimes.llamacpp.latency import CODE_BITS
@@ -69,7 +69,7 @@ def timed(cases: Iterable[Case], threads: int, cache_bytes: int, tries: int = 1)
         asked.append({"kind": kind.number, "inputs": inputs, "outputs": outputs, "copies": copies, "rows": few,
                       "name": kind.name})  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        found = engine.WORKER.ask(
+        found = fresh.WORKER.ask(
             "products", Path(scratch), Path(scratch), patience(0), library=library(), cases=asked,
             threads=threads, tries=tries, each_s=SECONDS, steady=STEADY, slow_ms=SLOW_MS,
         )  # fmt: skip

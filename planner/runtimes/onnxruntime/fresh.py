@@ -44,7 +44,7 @@ def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
 def log_probs(
     folder: Path, windows: Sequence[NDArray[Any]], positions: NDArray[Any], ids: NDArray[Any], seconds: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """As `Runtime.log_probs`."""
+    """As `Engine.log_probs`."""
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         source, result = Path(scratch) / "asked.npz", Path(scratch) / "said.npz"
         lengths = [len(window) for window in windows]
@@ -56,7 +56,7 @@ def log_probs(
 
 
 def continued(folder: Path, prompts: NDArray[Any], new_tokens: int) -> list[list[int]]:
-    """As `Runtime.continued`."""
+    """As `Engine.continued`."""
     seconds = patience(len(prompts) * (prompts.shape[1] + new_tokens))
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         found = ask("continued", folder, Path(scratch), seconds, prompts=prompts.tolist(), new_tokens=new_tokens)
@@ -64,7 +64,7 @@ def continued(folder: Path, prompts: NDArray[Any], new_tokens: int) -> list[list
 
 
 def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
-    """As `Runtime.slower`: the mean of how much longer the products take, in a fresh process."""
+    """As `Engine.slower`: the mean of how much longer the products take, in a fresh process."""
     if not entries:
         return 1.0
     root = str(Path(__file__).resolve().parents[3])
@@ -78,7 +78,7 @@ def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
 
 
 def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
-    """As `Runtime.spoken`: texts and chats in processes of their own, so that a template takes no tokenizer with it."""
+    """As `Engine.spoken`: texts and chats in processes of their own, so that a template takes no tokenizer with it."""
     found: list[list[Any]] = []
     for task, asked in (("encoded", texts), ("rendered", chats)):
         with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:

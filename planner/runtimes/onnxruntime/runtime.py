@@ -1,13 +1,15 @@
-"""ONNX Runtime as bitfleet sees it: what loads, what it costs, how it is measured, written and launched."""
+"""ONNX Runtime as bitfleet sees it: what loads, what it costs, how it is written and launched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.runtimes.base import LatencyItem, MemoryItem, Piece, Progress, Runtime
+from planner.request import Workload
+from planner.runtimes.base import Engine, LatencyItem, MemoryItem, Piece, Progress, Runtime
 from planner.runtimes.onnxruntime import latency, memory, storage
+from profiles.device import DeviceProfile
 from records.errors import NotInstalledError
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec, UnitSpec
@@ -26,7 +28,6 @@ ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "ntk_alph
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2")
 HEAD_MULTIPLE = 16  # of a head's values, and of those that rotate: ONNX Runtime's attention takes no others
 NOT_PRUNABLE = ("NemotronForCausalLM",)  # its feed-forward blocks have no unit that makes their channels
-ASSUMED_CACHE_BYTES = 64 * 2**20  # of a device whose caches are unknown
 
 
 class OnnxRuntime(Runtime):
@@ -79,38 +80,21 @@ class OnnxRuntime(Runtime):
     def disk_bytes(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> int:
         return storage.unit_bytes(unit, choice)
 
-    def fixed_disk_bytes(self, spec: ModelSpec, workload: Any) -> int:
+    def fixed_disk_bytes(self, spec: ModelSpec, workload: Workload) -> int:
         return storage.float_bytes(spec, workload.context)
 
-    def memory_items(self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:
+    def memory_items(
+        self, spec: ModelSpec, subnet: Subnet, workload: Workload, device: DeviceProfile
+    ) -> tuple[MemoryItem, ...]:
         return memory.items(spec, subnet, workload, device)
 
     def latency_items(
-        self, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str
+        self, spec: ModelSpec, subnet: Subnet, workload: Workload, device: DeviceProfile, phase: str
     ) -> tuple[LatencyItem, ...]:
         return latency.items(spec, subnet, workload, device, phase)
 
-    def best_threads(self, device: Any) -> int:
-        require()
-        from planner.runtimes.onnxruntime import kernels
-
-        return kernels.best_threads(device.threads or 1, device.last_level_cache_bytes or ASSUMED_CACHE_BYTES)
-
-    def measure_kernels(self, device: Any, quick: bool = False, progress: Progress | None = None) -> list[Any]:
-        require()
-        from planner.runtimes.onnxruntime import kernels
-
-        cache = device.last_level_cache_bytes or ASSUMED_CACHE_BYTES
-        return kernels.measure(device.threads or 1, cache, quick, progress)
-
-    def calibrate(self, device: Any, progress: Progress | None = None) -> tuple[Any, ...]:
-        require()
-        from planner.runtimes.onnxruntime import calibrate
-
-        return calibrate.calibrate(device, progress)
-
     def write(
-        self, files: Any, subnet: Subnet, workload: Any, threads: int | None, folder: Path,
+        self, files: Any, subnet: Subnet, workload: Workload, threads: int | None, folder: Path,
         progress: Progress | None = None,
     ) -> None:  # fmt: skip
         require()
@@ -118,7 +102,7 @@ class OnnxRuntime(Runtime):
 
         write_model(files, subnet, workload.context, threads, folder, progress, workload.batch)
 
-    def check_package(self, folder: Path, sizes: Mapping[str, int], workload: Any) -> None:
+    def check_package(self, folder: Path, sizes: Mapping[str, int], workload: Workload) -> None:
         from planner.runtimes.onnxruntime import safety
 
         safety.check(folder, sizes, workload.context)
@@ -130,62 +114,10 @@ class OnnxRuntime(Runtime):
         graph = memoryview((folder / safety.GRAPH).read_bytes())
         return {**super().pieces(folder, sizes), safety.WEIGHTS: pieces(graph, sizes[safety.WEIGHTS])}
 
-    def measure(self, folder: Path, workload: Any) -> Any:
-        require()
-        from planner.runtimes.onnxruntime import fresh
-
-        return fresh.measure(folder, workload.prompt_tokens, workload.context, workload.batch, latency.DECODED_TOKENS)
-
-    def longest_peak_bytes(self, folder: Path, workload: Any) -> int:
-        require()
-        from planner.runtimes.onnxruntime import fresh
-
-        new = min(latency.DECODED_TOKENS, max(1, workload.context // 2))
-        longest = workload.context - new
-        return fresh.measure(folder, longest, workload.context, workload.batch, new_tokens=2, repeats=1).peak_bytes
-
-    def slower(self, device: Mapping[str, Any]) -> float:
-        require()
-        from planner.runtimes.onnxruntime import fresh
-
-        return fresh.slower(device.get("kernels") or [], device.get("last_level_cache_bytes") or ASSUMED_CACHE_BYTES)
-
-    def logits(self, folder: Path, windows: Any) -> Any:
-        require()
-        from planner.runtimes.onnxruntime import fresh
-
-        return fresh.logits(folder, windows)
-
-    def log_probs(self, folder: Path, windows: Any, positions: Any, ids: Any, seconds: float) -> tuple[Any, Any]:
-        require()
-        from planner.runtimes.onnxruntime import fresh
-
-        return fresh.log_probs(folder, windows, positions, ids, seconds)
-
-    def continued(self, folder: Path, prompts: Any, new_tokens: int) -> list[list[int]]:
-        require()
-        from planner.runtimes.onnxruntime import fresh
-
-        return fresh.continued(folder, prompts, new_tokens)
-
     def spoken(self, folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
         from planner.runtimes.onnxruntime.generate import spoken
 
         return spoken(folder, texts, chats)
-
-    def spoken_by_others(
-        self, folder: Path, texts: list[str], chats: list[Any]
-    ) -> tuple[list[Any], list[Any], list[int]]:
-        require()
-        from planner.runtimes.onnxruntime import fresh
-
-        return fresh.spoken(folder, texts, chats)
-
-    def generate(self, folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
-        require()
-        from planner.runtimes.onnxruntime.generate import generate
-
-        return generate(folder, prompt, max_tokens)
 
     def weight_files(self) -> tuple[str, ...]:
         return ("model.onnx.data",)
@@ -198,6 +130,12 @@ class OnnxRuntime(Runtime):
 
         require()
         return {name: version(name) for name in ("onnxruntime", "onnxruntime-genai", "onnx")}
+
+    def engine(self) -> Engine:
+        require()
+        from planner.runtimes.onnxruntime.engine import OnnxEngine
+
+        return OnnxEngine()
 
 
 def require() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from planner.runtimes.llamacpp import engine, metadata
+from planner.runtimes.llamacpp import fresh, metadata
 from planner.runtimes.llamacpp.export import write_model
 from tests.planner.llamacpp.models import WRITTEN, GridModel, made, mixed
 
@@ -31,7 +31,7 @@ def kl(files: GridModel, choices: tuple[str, ...], folder: Path) -> float:
     """Mean KL in nats from the subnet to the package."""
     with torch.no_grad():
         wanted = files.subnet_model(mixed(files.spec, *choices))(IDS).logits.double().log_softmax(-1)
-    found = torch.from_numpy(np.asarray(engine.logits(folder, IDS.numpy()))).double().log_softmax(-1)
+    found = torch.from_numpy(np.asarray(fresh.logits(folder, IDS.numpy()))).double().log_softmax(-1)
     return float((wanted.exp() * (wanted - found)).sum(-1).mean())
 
 

@@ -11,7 +11,7 @@ import pytest
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, INTERPOLATED, MEASURED, PREFILL
 from planner.runtimes.child import Measurement
-from planner.runtimes.llamacpp import amounts, calibrate, costs, engine, kernels, latency, memory, random_gguf
+from planner.runtimes.llamacpp import amounts, calibrate, costs, fresh, kernels, latency, memory, random_gguf
 from planner.runtimes.llamacpp.formats import TYPES
 from planner.runtimes.llamacpp.serving import LIBRARY, WEIGHTS
 from planner.runtimes.shapes import SMOLLM2, Shape
@@ -44,7 +44,7 @@ def test_the_peak_is_promised(tmp_path: Path, choice: Choice, table: Choice, con
     """With the usual costs; never above, and within the reserve of it. What a process takes differs by a megabyte."""
     chosen = uniform(SMALL, choice, table)
     folder = random_gguf.write(SMALL, chosen, context, 1, tmp_path / "package")
-    found = engine.measure(folder, context - 4 if context < 4000 else 400, context, new_tokens=4, repeats=1)
+    found = fresh.measure(folder, context - 4 if context < 4000 else 400, context, new_tokens=4, repeats=1)
     promised = sum(item.bytes for item in memory.items(SMALL.spec(), chosen, Workload(context), DEVICE))
     assert found.peak_bytes <= promised < found.peak_bytes + 4_000_000
 

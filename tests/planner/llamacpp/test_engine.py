@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from planner.runtimes.llamacpp import engine, installed, random_gguf
+from planner.runtimes.llamacpp import fresh, installed, random_gguf
 from planner.runtimes.llamacpp.serving import LIBRARY, SETTINGS, WEIGHTS, Serving
 from planner.runtimes.shapes import Shape
 from records.errors import InputError, MissingError, NotInstalledError
@@ -41,7 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_every_type_loads_and_says_the_same_twice(tmp_path: Path, choice: Choice) -> None:
     folder = package(tmp_path / "package", choice)
-    first, second = engine.logits(folder, WINDOWS), engine.logits(folder, WINDOWS)
+    first, second = fresh.logits(folder, WINDOWS), fresh.logits(folder, WINDOWS)
     assert first.shape == (*WINDOWS.shape, TINY.vocabulary) and first.dtype == np.float32
     assert np.isfinite(first).all() and first.std() > 0.1
     assert (first == second).all()
@@ -51,54 +51,54 @@ def test_a_window_longer_than_a_chunk_is_read_as_one_text(tiny: Path) -> None:
     """Tokens of the second chunk see those of the first: another beginning changes them."""
     changed = WINDOWS.copy()
     changed[:, 0] = (changed[:, 0] + 1) % TINY.vocabulary
-    last = [engine.logits(tiny, windows)[:, -1] for windows in (WINDOWS, changed)]
+    last = [fresh.logits(tiny, windows)[:, -1] for windows in (WINDOWS, changed)]
     assert (last[0] != last[1]).any(axis=-1).all()
-    alone = engine.logits(tiny, WINDOWS[1:])
-    assert (alone[0, :, :] == engine.logits(tiny, WINDOWS)[1]).all()  # the window before it is forgotten
+    alone = fresh.logits(tiny, WINDOWS[1:])
+    assert (alone[0, :, :] == fresh.logits(tiny, WINDOWS)[1]).all()  # the window before it is forgotten
 
 
 def test_log_probs_are_those_of_the_logits(tiny: Path) -> None:
-    logits = engine.logits(tiny, WINDOWS).astype(np.float64)
+    logits = fresh.logits(tiny, WINDOWS).astype(np.float64)
     wanted = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     positions, ids = np.array([3, 130, 149, 150, 299]), np.arange(10).reshape(5, 2)
-    found, likeliest = engine.log_probs(tiny, list(WINDOWS), positions, ids, 60.0)
+    found, likeliest = fresh.log_probs(tiny, list(WINDOWS), positions, ids, 60.0)
     rows = wanted.reshape(-1, TINY.vocabulary)[positions]
     assert np.abs(found - np.take_along_axis(rows, ids, 1)).max() < 1e-4
     assert likeliest.tolist() == rows.argmax(-1).tolist()
-    done, _ = engine.log_probs(tiny, list(WINDOWS), positions, ids, 0.0)
+    done, _ = fresh.log_probs(tiny, list(WINDOWS), positions, ids, 0.0)
     assert 0 < len(done) < len(positions)
 
 
 def test_greedy_text_is_the_argmax_of_the_logits(tiny: Path) -> None:
     prompts = WINDOWS[:, :140]
-    found = engine.continued(tiny, prompts, 8)
+    found = fresh.continued(tiny, prompts, 8)
     for prompt, answer in zip(prompts, found, strict=True):
         whole = np.concatenate([prompt, answer])[None]
-        likeliest = engine.logits(tiny, whole)[0].argmax(-1)
+        likeliest = fresh.logits(tiny, whole)[0].argmax(-1)
         assert len(answer) == 8 and answer == likeliest[len(prompt) - 1 : -1].tolist()
 
 
 def test_it_stops_where_the_package_says(tiny: Path, tmp_path: Path) -> None:
-    (answer,) = engine.continued(tiny, WINDOWS[:1, :9], 8)
+    (answer,) = fresh.continued(tiny, WINDOWS[:1, :9], 8)
     (tmp_path / WEIGHTS).symlink_to(tiny / WEIGHTS)
     replace(Serving.load(tiny), stop_ids=(answer[2],)).save(tmp_path)
-    assert engine.continued(tmp_path, WINDOWS[:1, :9], 8) == [answer[: answer.index(answer[2]) + 1]]
+    assert fresh.continued(tmp_path, WINDOWS[:1, :9], 8) == [answer[: answer.index(answer[2]) + 1]]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_serving_is_measured(tiny: Path, batch: int) -> None:
-    found = engine.measure(tiny, 32, 256, batch, new_tokens=6, repeats=1)
+    found = fresh.measure(tiny, 32, 256, batch, new_tokens=6, repeats=1)
     assert found.peak_bytes >= found.loaded_bytes > (tiny / WEIGHTS).stat().st_size
     assert found.tpot_ms > 0 and found.ttft_ms > 0
-    assert np.isnan(engine.measure(tiny, 255, 256, batch, new_tokens=1, repeats=1).tpot_ms)
+    assert np.isnan(fresh.measure(tiny, 255, 256, batch, new_tokens=1, repeats=1).tpot_ms)
 
 
 def test_every_kind_of_cache_serves(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).symlink_to(tiny / WEIGHTS)
-    sure = engine.logits(tiny, WINDOWS)
+    sure = fresh.logits(tiny, WINDOWS)
     for kind, most in (("q8_0", 0.2), ("q4_0", 3.0)):
         replace(Serving.load(tiny), kv_type=kind).save(tmp_path)
-        assert 0 < np.abs(engine.logits(tmp_path, WINDOWS) - sure).max() < most
+        assert 0 < np.abs(fresh.logits(tmp_path, WINDOWS) - sure).max() < most
 
 
 def test_an_answer_is_streamed_token_by_token(tiny: Path, tmp_path: Path) -> None:
@@ -109,18 +109,18 @@ def test_an_answer_is_streamed_token_by_token(tiny: Path, tmp_path: Path) -> Non
     (tmp_path / WEIGHTS).symlink_to(tiny / WEIGHTS)
     Serving(40, 1, ()).save(tmp_path)
     prompt = WINDOWS[0, :9]
-    pieces = list(engine.generate(tmp_path, " ".join(f"w{token}" for token in prompt), 5))
-    (wanted,) = engine.continued(tiny, prompt[None], 5)
+    pieces = list(fresh.generate(tmp_path, " ".join(f"w{token}" for token in prompt), 5))
+    (wanted,) = fresh.continued(tiny, prompt[None], 5)
     assert len(pieces) > 1 and "".join(pieces).split() == [f"w{token}" for token in wanted]
-    begun = engine.generate(tmp_path, "w1 w2", 20)
+    begun = fresh.generate(tmp_path, "w1 w2", 20)
     next(begun)
     begun.close()  # type: ignore[attr-defined]  # the process ends with its reader
     with pytest.raises(InputError, match="shorter than the package's context of 40 tokens, got 40"):
-        list(engine.generate(tmp_path, "w1 " * 40, 5))
+        list(fresh.generate(tmp_path, "w1 " * 40, 5))
 
 
 def test_its_own_tokenizer_speaks(tiny: Path) -> None:
-    ids, _, stops = engine.spoken_by_others(tiny, ["ab", "", "a" * 600], [])
+    ids, _, stops = fresh.spoken_by_others(tiny, ["ab", "", "a" * 600], [])
     assert stops == [TINY.vocabulary - 1]
     letters = {chr(c): i for i, c in enumerate(range(33, 127))}
     assert ids == [[letters["a"], letters["b"]], [], [letters["a"]] * 600]
@@ -139,15 +139,15 @@ def test_what_does_not_load_is_one_line(tiny: Path, tmp_path: Path, spoil: str) 
     (tmp_path / WEIGHTS).write_bytes(data)
     (tmp_path / SETTINGS).write_bytes((tiny / SETTINGS).read_bytes())
     with pytest.raises(InputError, match=r"must load in llama.cpp, .* did not: LlamaError") as error:
-        engine.logits(tmp_path, WINDOWS)
+        fresh.logits(tmp_path, WINDOWS)
     assert "\n" not in str(error.value) and len(str(error.value)) < 800
 
 
 def test_tokens_beyond_the_vocabulary_are_refused(tiny: Path) -> None:
     with pytest.raises(InputError, match="did not: LlamaError"):
-        engine.logits(tiny, WINDOWS + TINY.vocabulary)
+        fresh.logits(tiny, WINDOWS + TINY.vocabulary)
     with pytest.raises(InputError, match="tokens must be below the vocabulary of 512, got 512"):
-        engine.log_probs(tiny, list(WINDOWS), np.array([1]), np.array([[512]]), 9.0)
+        fresh.log_probs(tiny, list(WINDOWS), np.array([1]), np.array([[512]]), 9.0)
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from planner.runtimes.llamacpp import cuts, engine, vocabulary
+from planner.runtimes.llamacpp import cuts, fresh, vocabulary
 from planner.runtimes.llamacpp.header import STRING, Entry, head
 from planner.runtimes.llamacpp.serving import WEIGHTS, Serving
 from planner.tokens import PROBES, Tokenization
@@ -111,7 +111,7 @@ def test_llama_cpp_cuts_as_the_model_does(name: str, single: str, tmp_path: Path
     assert told(tmp_path)["pre"] == cut
     (tmp_path / WEIGHTS).write_bytes(head([Entry("general.architecture", STRING, "llama"), *found], []))
     Serving(64, 1, ()).save(tmp_path)
-    ids, _, _ = engine.spoken_by_others(tmp_path, texts := [t for t in PROBES if "\0" not in t], [])
+    ids, _, _ = fresh.spoken_by_others(tmp_path, texts := [t for t in PROBES if "\0" not in t], [])
     ours = Tokenization(tmp_path)
     differs = {text: (found, ours.encode(text)) for text, found in zip(texts, ids, strict=True)
                if found != ours.encode(text)}  # fmt: skip

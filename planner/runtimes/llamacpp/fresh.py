@@ -1,0 +1,111 @@
+"""What llama.cpp does with a package, each time in a fresh process: as `Engine` asks."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.runtimes.child import Endless, Measurement, Worker, patience
+from planner.runtimes.llamacpp.installed import library
+from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, Serving
+from planner.runtimes.spoken import ids_and_chats, prompt_ids
+from planner.tokens import Tokenization
+from records.errors import InputError
+
+SPEAKING_S = 60.0  # for tokens, loading included
+WORKER = Worker(Path(__file__).with_name("worker.py"), ("numpy",), "llama.cpp")
+
+
+def measure(
+    folder: Path, prompt_tokens: int, context: int, batch: int = 1, new_tokens: int = 64, repeats: int = 3
+) -> Measurement:
+    """Serve one prompt from `folder` in a fresh process: peak memory, time to first token, median time per token."""
+    numbers = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "context": context, "batch": batch}
+    seconds = patience(2 * repeats * batch * (prompt_tokens + new_tokens))
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        return Measurement(**_ask("measure", folder, Path(scratch), seconds, **numbers, repeats=repeats))
+
+
+def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """As `Engine.logits`."""
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        source, result = Path(scratch) / "windows.npy", Path(scratch) / "logits.npy"
+        np.save(source, windows)
+        _ask("logits", folder, Path(scratch), patience(windows.size), windows=str(source), out=str(result))
+        return np.asarray(np.load(result, allow_pickle=False))
+
+
+def log_probs(
+    folder: Path, windows: Sequence[NDArray[Any]], positions: NDArray[Any], ids: NDArray[Any], seconds: float
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """As `Engine.log_probs`."""
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        source, result = Path(scratch) / "asked.npz", Path(scratch) / "said.npz"
+        lengths = [len(window) for window in windows]
+        np.savez(source, tokens=np.concatenate(windows), lengths=lengths, positions=positions, ids=ids)
+        files = {"asked": str(source), "out": str(result)}
+        _ask("log_probs", folder, Path(scratch), patience(0) + seconds, **files, reading_s=seconds)
+        with np.load(result, allow_pickle=False) as said:
+            return said["log_probs"], said["likeliest"].astype(np.int32)
+
+
+def continued(folder: Path, prompts: NDArray[Any], new_tokens: int) -> list[list[int]]:
+    """As `Engine.continued`."""
+    seconds = patience(len(prompts) * (prompts.shape[1] + new_tokens))
+    asked = {"prompts": prompts.tolist(), "new_tokens": new_tokens, "stops": Serving.load(folder).stop_ids}
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        found = _ask("continued", folder, Path(scratch), seconds, **asked)
+    return [list(map(int, tokens)) for tokens in found]
+
+
+def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
+    """As `Runtime.spoken`: what `generate` makes of texts and chats."""
+    return *ids_and_chats(folder, texts, chats), list(Serving.load(folder).stop_ids)
+
+
+def spoken_by_others(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
+    """The same with the tokens of llama.cpp's own tokenizer. Its C interface renders no templates of Jinja: those are
+    taken to be rendered as here, by the programs around it."""
+    _, rendered, stops = spoken(folder, [], chats)
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        try:
+            asked = {"library": library(), "asked": texts}
+            ids = WORKER.ask("encoded", folder, Path(scratch), SPEAKING_S, **asked) if texts else []
+        except (InputError, Endless) as error:
+            ids = [str(error)] * len(texts)
+    return ids, rendered, stops
+
+
+def generate(folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
+    """Greedy answer to one user message, in the model's chat format where it has one.
+
+    Text becomes tokens by the model's own tokenizer, so the answer is the model's also where llama.cpp's differs.
+    """
+    tokenization, serving = Tokenization(folder), Serving.load(folder)
+    ids = prompt_ids(folder, tokenization, prompt, serving.context)
+    return tokenization.stream(_answer(folder, serving, ids, min(max_tokens, serving.context - len(ids))))
+
+
+def _answer(folder: Path, serving: Serving, ids: list[int], new_tokens: int) -> Iterator[int]:
+    asked = {"ids": ids, "new_tokens": new_tokens, "stops": serving.stop_ids}
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        given = {"library": library(), "settings": settings(serving), **asked}
+        for line in WORKER.lines("generate", folder, Path(scratch), **given):
+            yield int(line)
+
+
+def settings(serving: Serving) -> dict[str, Any]:
+    """How a package's context is made, in the words of capi.Context."""
+    threads = serving.threads or len(os.sched_getaffinity(0))
+    return {"threads": threads, "kv_type": serving.kv_type, "chunk": CHUNK_TOKENS}
+
+
+def _ask(task: str, folder: Path, scratch: Path, seconds: float, **arguments: Any) -> Any:
+    given = {"library": library(), "settings": settings(Serving.load(folder)), **arguments}
+    return WORKER.ask(task, folder, scratch, seconds, **given)
