@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, cast
 
-from planner.bands import BANDS, QUICK, TPOT, bands, is_quick
+from planner.bands import BANDS, QUICK, TPOT, bands, is_quick, products
 from planner.frame import Framed
 from planner.plan import PLANNED, UNIFORM, Compared, DeviceSummary, Plan
 from planner.propose import Proposed
@@ -41,7 +41,7 @@ def choose(
         fingerprint=framed.supernet.fingerprint,
         model=summary(costs.spec),
         runtime=costs.runtime.name,
-        device=device_summary(device),
+        device=device_summary(device, costs.runtime.name),
         workload=costs.workload,
         budget=framed.budget,
         limits=framed.limits,
@@ -55,12 +55,12 @@ def choose(
             *_verdict(compared, least),
             *measured_on(best.measured),
             *framed.table.notes(),
-            *_basis(device),
+            *_basis(device, costs.runtime.name),
         ),
         versions={"python": platform.python_version(), **_versions("scipy", "optuna"), **device.kernels.versions},
         date=made_now(),
         command=command,
-        bands=dict(bands(device)),
+        bands=dict(bands(device, costs.runtime.name)),
     )
 
 
@@ -102,12 +102,12 @@ def _verdict(compared: Sequence[Compared], least: Compared) -> Iterator[str]:
         yield f"KL {loss:.4g} measured, against {other:.4g} of {uniform.source} within the same budget"
 
 
-def _basis(device: DeviceProfile) -> Iterator[str]:
+def _basis(device: DeviceProfile, runtime: str) -> Iterator[str]:
     if not device.measured:
         yield f"{device.name} was not measured: memory overheads and latency are estimates from {device.source}"
-    elif is_quick(device):
+    elif is_quick(device, runtime):
         yield (
-            f"{device.name} was profiled quickly ({len(device.kernels.entries)} products): time per token is promised "
+            f"{device.name} was profiled quickly ({products(device, runtime)} products): time per token is promised "
             f"within {QUICK[TPOT]:.0%}, {BANDS[TPOT]:.0%} after `bitfleet profile device`, which is worth its minutes"
         )
 
@@ -124,17 +124,19 @@ def summary(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def device_summary(device: DeviceProfile) -> DeviceSummary:
+def device_summary(device: DeviceProfile, runtime: str) -> DeviceSummary:
     names = ("name", "kind", "model", "measured", "source", "date", "threads", "memory_bytes", "usable_bytes")
-    again = {"last_level_cache_bytes": device.last_level_cache_bytes, "kernels": _timed_again(device)}
+    again = {"last_level_cache_bytes": device.last_level_cache_bytes, "kernels": _timed_again(device, runtime)}
     return cast(DeviceSummary, {name: getattr(device, name) for name in names} | again)
 
 
-def _timed_again(device: DeviceProfile) -> list[KernelEntry]:
-    """Two kernels of the profile, of one row and more than a cache holds in a model: what `verify` times again, to tell
-    a machine that is slower now from a promise that was wrong."""
+def _timed_again(device: DeviceProfile, runtime: str) -> list[KernelEntry]:
+    """Two of the runtime's kernels in the profile, of one row and more than a cache holds in a model: what `verify`
+    times again, to tell a machine that is slower now from a promise that was wrong."""
     known = [
-        e for e in device.kernels.entries if e.rows == 1 and e.threads == device.threads and e.out_features < 2**14
+        e
+        for e in device.kernels.entries
+        if (e.runtime, e.rows, e.threads) == (runtime, 1, device.threads) and e.out_features < 2**14
     ]
     found: list[KernelEntry] = []
     for bits in (4, 8):

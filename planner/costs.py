@@ -56,7 +56,7 @@ class Costs:
             (TTFT, "ms", limits.ttft_ms, lambda s: [(i.unit, i.ms) for i in self.latency(s).prefill]),
             ("disk", "bytes", limits.disk_bytes, self._disk_items),
         ]
-        over, most = bands(self.device), max(len(choices) for _, choices in space)
+        over, most = bands(self.device, self.runtime.name), max(len(choices) for _, choices in space)
         subnets = [
             Subnet(tuple((unit, choices[min(number, len(choices) - 1)]) for unit, choices in space))
             for number in range(most)

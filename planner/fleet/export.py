@@ -275,7 +275,7 @@ def _served(member: Member, package: str | None) -> Served:
         ttft_ms=chosen.ttft_ms,
         latency_basis=plan.latency["basis"],
         disk_bytes=chosen.disk_bytes,
-        bands=dict(bands(wanted.profile)),
+        bands=dict(bands(wanted.profile, plan.runtime)),
         loss=loss_of(chosen),
         best_loss=loss_of(best),
     )

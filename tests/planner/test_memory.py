@@ -37,7 +37,7 @@ def device(**calibrated: float) -> DeviceProfile:
     )  # fmt: skip
 
 
-BAND = bands(device())[MEMORY]
+BAND = bands(device(), costs.RUNTIME)[MEMORY]
 """Nothing was measured of this device: the usual process is what all of it rests on."""
 
 

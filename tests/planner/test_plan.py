@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from planner.bands import BANDS, DATASHEET, QUICK, bands
+from planner.choose import device_summary
 from planner.plan import Compared, DeviceSummary, LatencyTable, MemoryTable, Plan
 from planner.quality import Measured
 from planner.request import Budget, Workload
+from profiles.device import DeviceProfile
+from profiles.kernels import KernelEntry, KernelTable
 from supernet.space import Choice, Subnet
 
 SUBNET = Subnet.of({"a": Choice(2, 32), "b": Choice(8, 32)})
@@ -109,3 +113,18 @@ def test_what_a_package_keeps_of_a_plan_is_the_same_elsewhere() -> None:
     assert elsewhere.portable() == PLAN.portable() == PLAN.portable().portable()
     assert Plan.from_json(PLAN.portable().to_json()) == PLAN.portable()
     assert PLAN.portable().subnet == PLAN.subnet
+
+
+def test_only_the_runtimes_own_products_narrow_its_promises() -> None:
+    """A profile of two runtimes: full of one, quick of the other; what is timed again is the one's that was planned."""
+    entries = tuple(KernelEntry("full", 4, 32, rows, 512, 512, 1, 1.0, 1.0, 1.0, 9) for rows in range(1, 140))
+    entries += tuple(KernelEntry("quick", 4, 32, rows, 1024, 1024, 1, 1.0, 1.0, 1.0, 9) for rows in range(1, 20))
+    device = DeviceProfile(
+        name="test", kind="cpu", vendor="test", model="test", memory_bytes=2**34, measured=True, source="test",
+        date="2026-11-29", threads=1, kernels=KernelTable(entries),
+    )  # fmt: skip
+    assert [bands(device, name) for name in ("full", "quick", "none")] == [BANDS, QUICK, DATASHEET]
+    again = {name: device_summary(device, name)["kernels"] for name in ("full", "quick", "none")}
+    assert {name: [entry.runtime for entry in found] for name, found in again.items()} == {
+        "full": ["full"], "quick": ["quick"], "none": [],
+    }  # fmt: skip
