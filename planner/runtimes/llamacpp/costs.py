@@ -24,14 +24,14 @@ LOGIT = "logit_ns"  # the likeliest token is picked from the logits, one a token
 PRODUCTS = "product_factor"  # what a product takes for one token in a model of wide layers, over what the table says
 
 USUAL = {
-    BASE: 31.5e6,
-    LAYER_BYTES: 0.02e6,
-    TOKEN_BYTES: 430.0,
-    ACTIVATIONS: 0.77,
-    STEP: 0.05,
-    LAYER: 0.02,
-    VALUE: 0.5,
-    SCORE_DECODE: 0.2,
+    BASE: 31.0e6,
+    LAYER_BYTES: 0.025e6,
+    TOKEN_BYTES: 424.0,
+    ACTIVATIONS: 0.64,
+    STEP: 0.01,
+    LAYER: 0.01,
+    VALUE: 0.2,
+    SCORE_DECODE: 0.8,
     SCORE_PREFILL: 0.1,
     LOGIT: 2.0,
     PRODUCTS: 1.0,
