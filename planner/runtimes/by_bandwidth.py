@@ -5,21 +5,18 @@ Every number is an estimate and says so; it is good to a factor of two.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, MemoryItem
 from profiles.device import DeviceProfile
 from profiles.roofline import BANDWIDTH_EFFICIENCY, COMPUTE_EFFICIENCY, SPREAD, peak_ops_per_s
 from records.errors import InputError
-from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
 
 VALUE_BYTES = 2  # of an activation, and of a key or a value in the cache: float16
 DECODED_TOKENS = 64  # time per token is a mean over so many, as elsewhere
-
-UnitBytes = Callable[[UnitSpec, Choice], int]
 
 
 @dataclass(frozen=True)
@@ -39,20 +36,19 @@ def kv_bytes(spec: ModelSpec, tokens: int) -> int:
     return spec.kv_bytes_per_token(VALUE_BYTES) * tokens
 
 
-def activation_bytes(spec: ModelSpec, workload: Any, usual: Usual) -> int:
+def activation_bytes(spec: ModelSpec, workload: Workload, usual: Usual) -> int:
     """The widest layer of a chunk twice over, and the logits of each sequence in float32."""
     tokens = min(usual.chunk_tokens, workload.context * workload.batch)
     widest = max(linear.out_features for unit in spec.units if not unit.is_table for linear in unit.linears)
     return 2 * VALUE_BYTES * tokens * (widest + 2 * spec.hidden_size) + 8 * workload.batch * spec.vocab_size
 
 
-def memory_items(
-    spec: ModelSpec, subnet: Subnet, workload: Any, unit_bytes: UnitBytes, fixed_bytes: int, usual: Usual
-) -> tuple[MemoryItem, ...]:
-    units = (MemoryItem(unit.name, unit_bytes(unit, subnet[unit.name]), ESTIMATE, unit.name) for unit in spec.units)
+def memory_items(spec: ModelSpec, workload: Workload, sizes: Mapping[str, int], usual: Usual) -> tuple[MemoryItem, ...]:
+    """`sizes` are the bytes of each unit's weights, by its name."""
+    units = (MemoryItem(unit.name, sizes[unit.name], ESTIMATE, unit.name) for unit in spec.units)
     return (
         *units,
-        MemoryItem("norms and biases", fixed_bytes, ESTIMATE),
+        MemoryItem("norms and biases", VALUE_BYTES * spec.float_parameters, ESTIMATE),
         MemoryItem("KV cache", kv_bytes(spec, workload.context * workload.batch), ESTIMATE),
         MemoryItem("activations", activation_bytes(spec, workload, usual), ESTIMATE),
         MemoryItem("runtime", usual.process_bytes, ESTIMATE),
@@ -60,9 +56,9 @@ def memory_items(
 
 
 def latency_items(
-    spec: ModelSpec, subnet: Subnet, workload: Any, device: DeviceProfile, phase: str, unit_bytes: UnitBytes,
-    usual: Usual,
-) -> tuple[LatencyItem, ...]:  # fmt: skip
+    spec: ModelSpec, workload: Workload, device: DeviceProfile, phase: str, sizes: Mapping[str, int], usual: Usual
+) -> tuple[LatencyItem, ...]:
+    """`sizes` as above."""
     if phase not in (PREFILL, DECODE):
         raise ValueError(f"phase must be {PREFILL} or {DECODE}, got {phase!r}")
     rows = workload.batch * (workload.prompt_tokens if phase == PREFILL else 1)
@@ -70,7 +66,7 @@ def latency_items(
     cached = min(workload.context, workload.prompt_tokens + (DECODED_TOKENS // 2 if phase == DECODE else 0))
     items = []
     for unit in spec.units:
-        size, ops = _work(spec, unit, unit_bytes(unit, subnet[unit.name]), rows, workload.batch)
+        size, ops = _work(spec, unit, sizes[unit.name], rows, workload.batch)
         items.append(LatencyItem(unit.name, _ms(device, passes * size, ops, usual), ESTIMATE, unit.name, SPREAD))
     scores = 4 * rows * cached * spec.num_heads * spec.head_dim * spec.num_layers
     cache = kv_bytes(spec, cached * workload.batch)

@@ -23,7 +23,7 @@ REQUIRED = (CONFIG, GENERATION, INDEX, WEIGHTS, "tokenizer.json")
 # What stands beside it in every package: texts to try a tokenizer with, and what the full model said of a text.
 BESIDE = ("probes.json", "proof.safetensors")
 FILES = (*REQUIRED, *TOKENIZER_FILES, *BESIDE)
-DTYPE = "float16"  # what is not quantized is stored in; scales of trained groups are exact in it
+DTYPE, FLOAT_BYTES = "float16", 2  # what is not quantized is stored in; scales of trained groups are exact in it
 # Keys by which a config names code to import, a repository to fetch it from, or kernels to download.
 CODE_KEYS = (
     "auto_map", "model_file", "custom_pipelines", "custom_generate", "_attn_implementation", "attn_implementation",

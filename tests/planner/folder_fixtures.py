@@ -10,26 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from supernet.grids import GRIDS
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec
-from tests.planner.runtime_fixtures import Folded, RoundedModel, round_to_nearest
+from tests.planner.runtime_fixtures import Folded, RoundedModel
 
 
 class GridModel(RoundedModel):
-    """As a supernet of the choice's grid. `sym`: the zero is the middle, scales are signed and exact in float16."""
+    """Rounded to the nearest on the choice's own grid."""
 
     def folded(self, linear: str, choice: Choice) -> Folded:
-        weight = self.weights[linear + ".weight"]
-        if choice.grid == "int":
-            return round_to_nearest(weight, choice)
-        rows, columns = weight.shape
-        middle = 2 ** (choice.bits - 1)
-        grouped = weight.reshape(rows, columns // choice.group_size, choice.group_size)
-        far = np.take_along_axis(grouped, np.abs(grouped).argmax(-1, keepdims=True), -1)[..., 0]
-        scale = (-far / middle).astype(np.float16).astype(np.float32)  # the code 0 is farthest from the middle
-        scale[scale == 0] = 2.0**-14
-        codes = np.clip(np.round(grouped / scale[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)
-        return Folded(codes.reshape(rows, columns), scale, np.full_like(scale, middle, np.uint8))
+        weight = torch.from_numpy(self.weights[linear + ".weight"])
+        found = GRIDS[choice.grid].nearest(weight, choice, None)
+        return Folded(found.grid.codes(found).numpy(), found.scale.numpy(), found.zero.numpy())
 
 
 def cycled(spec: ModelSpec, choices: Iterable[str], table: str = "int8g64", head: str = "int8g64") -> Subnet:

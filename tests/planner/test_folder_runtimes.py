@@ -82,7 +82,7 @@ def test_the_tokenizer_and_the_stop_tokens_are_the_model_s(runtime: Runtime, fil
 
 
 def test_nothing_of_it_is_run_here(runtime: Runtime) -> None:
-    assert runtime.engine() is None
+    assert runtime.engine() is None and runtime.versions() == {}
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ Read from mlx 0.32 and mlx-lm 0.32, and each architecture compared with transfor
 
 from __future__ import annotations
 
-from typing import Any
-
+from profiles.device import DeviceProfile
+from supernet.formats import FORMATS
 from supernet.space import Choice
 from supernet.spec import ModelSpec, UnitSpec
 
 VENDOR = "Apple"
-GRIDS = ("sym", "int")
+GRIDS = tuple(name for name, format in FORMATS.items() if format.sides.keys() <= {"scale", "zero"})
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 SILU = ("silu", "swish")
@@ -75,5 +75,5 @@ def refusal(unit: UnitSpec, choice: Choice) -> str | None:
     return None
 
 
-def device_refusal(device: Any) -> str | None:
+def device_refusal(device: DeviceProfile) -> str | None:
     return None if device.vendor == VENDOR else f"MLX runs on Apple silicon, {device.name} is by {device.vendor}"

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from planner.runtimes.folder_safety import Shape, check_tensors, scale_shape
-from planner.runtimes.mlx import description, sizes
+from planner.runtimes.mlx import description
+from planner.runtimes.mlx import tensors as layout
 from planner.runtimes.mlx.holds import BITS, GROUP_SIZES
 from planner.runtimes.model_folder import CONFIG
 from planner.runtimes.tensor_file import Tensor
@@ -25,6 +26,6 @@ def shapes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[
             raise ValueError(f"{CONFIG} may not pack {name!r:.80} in {bits} bits and groups of {group_size}")
         rows, groups = scale_shape(tensors, f"{name}.scales")
         found[name] = (rows, groups * group_size)
-        expected += sizes.packed(LinearSpec(name, *found[name]), Choice(bits, group_size))
+        expected += layout.packed(LinearSpec(name, *found[name]), Choice(bits, group_size))
     check_tensors(tensors, expected, PARTS)
     return found

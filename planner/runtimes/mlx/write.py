@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from planner.runtimes.base import Progress
 from planner.runtimes.bitstream import pack
-from planner.runtimes.mlx import sizes
+from planner.runtimes.mlx import tensors as layout
 from planner.runtimes.mlx.description import changes
 from planner.runtimes.model_folder import CONFIG, float16, write_description, write_index
 from planner.runtimes.tensor_file import WEIGHTS, Tensor, TensorFile, head_bytes
@@ -26,9 +26,9 @@ from supernet.space import Choice, Subnet
 def write_model(files: Any, subnet: Subnet, context: int, folder: Path, progress: Progress | None = None) -> None:
     """Write the weights, both configs and the tokenizer into the existing, empty `folder`."""
     spec, floats, model_dir = files.spec, files.float_tensors(), Path(files.model_dir)
-    tensors = [tensor for unit in spec.units for tensor in sizes.tensors(unit, subnet[unit.name])]
+    tensors = [tensor for unit in spec.units for tensor in layout.tensors(unit, subnet[unit.name])]
     tensors += [Tensor(name, "F16", tuple(value.shape)) for name, value in floats.items()]
-    with TensorFile(folder / WEIGHTS, tensors, head_bytes(spec, sizes.PARTS)) as file:
+    with TensorFile(folder / WEIGHTS, tensors, head_bytes(spec, layout.PARTS)) as file:
         for done, unit in enumerate(spec.units):
             choice = subnet[unit.name]
             for linear in unit.linears:

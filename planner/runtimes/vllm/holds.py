@@ -7,15 +7,18 @@ are left out: nobody loaded one here.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from planner.runtimes.model_folder import DTYPE
+from profiles.device import DeviceProfile
+from supernet.formats import FORMATS
 from supernet.space import Choice
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
 
-SYMMETRIC, AFFINE = "sym", "int"  # grids: the zero is the middle, or stored for each group
+GRIDS = tuple(name for name, format in FORMATS.items() if format.sides.keys() <= {"scale", "zero"})
+MIDDLE = next(name for name in GRIDS if FORMATS[name].symmetric)
 BITS = (2, 3, 4, 5, 6, 7, 8)
-AFFINE_BITS = (4, 8)
+BITS_WITH_ZEROS = (4, 8)
 GROUP_SIZES = (32, 64, 128)
 WORD_BITS = 32
 LEAST_CAPABILITY = 75
@@ -67,8 +70,8 @@ def ties_refusal(spec: ModelSpec) -> str | None:
 
 def refusal(unit: UnitSpec, choice: Choice) -> str | None:
     """Why no device loads `unit` at `choice`."""
-    if choice.grid not in (SYMMETRIC, AFFINE):
-        return f"compressed-tensors holds the grids {SYMMETRIC} and {AFFINE}, got {choice.grid}"
+    if choice.grid not in GRIDS:
+        return f"compressed-tensors holds the grids {' and '.join(GRIDS)}, got {choice.grid}"
     if choice.kept is not None:
         return f"a Hugging Face config has one width for all feed-forward blocks, {choice} prunes this one"
     for linear in unit.linears:
@@ -81,17 +84,22 @@ def refusal(unit: UnitSpec, choice: Choice) -> str | None:
         return f"vLLM's kernels have group sizes {sizes}, got {choice.group_size}; use one of them"
     if choice.bits not in BITS:
         return f"compressed-tensors holds {BITS[0]} to {BITS[-1]} bits, got {choice.bits}; use one of them"
-    if choice.grid == AFFINE and choice.bits not in AFFINE_BITS:
-        fit = f"{SYMMETRIC}{choice.bits}g{choice.group_size}, {AFFINE}4g{choice.group_size}"
+    if has_zeros(choice) and choice.bits not in BITS_WITH_ZEROS:
+        fit = f"{replace(choice, grid=MIDDLE)} or {replace(choice, bits=BITS_WITH_ZEROS[0])}"
         return f"vLLM runs {choice.bits} bits with a zero at the middle alone, got {choice}; use {fit}"
     for linear in unit.linears:
-        if choice.grid == AFFINE and linear.out_features * choice.bits % WORD_BITS:
+        if has_zeros(choice) and linear.out_features * choice.bits % WORD_BITS:
             least = WORD_BITS // choice.bits
             return f"zeros of {choice.bits} bits are packed over {least} rows, {linear.name} has {linear.out_features}"
     return None
 
 
-def capability(device: Any) -> int | None:
+def has_zeros(choice: Choice) -> bool:
+    """Whether a zero is stored for each group; it is the middle otherwise."""
+    return not FORMATS[choice.grid].symmetric
+
+
+def capability(device: DeviceProfile) -> int | None:
     """A GPU's compute capability, 89 for 8.9; None where the profile does not say."""
     text = str(device.architecture or "").removeprefix("sm_")
     return int(text) if text.isascii() and text.isdigit() else None
@@ -102,11 +110,11 @@ def kernel(choice: Choice) -> str:
 
     Marlin comes with vLLM. Humming is installed beside it, compiles itself when a model is loaded, and needs nvcc.
     """
-    marlin = choice.bits == 4 or (choice.bits == 8 and choice.grid == SYMMETRIC)
+    marlin = choice.bits == 4 or (choice.bits == 8 and not has_zeros(choice))
     return MARLIN if marlin else HUMMING
 
 
-def device_refusal(device: Any) -> str | None:
+def device_refusal(device: DeviceProfile) -> str | None:
     """Why a GPU has none of these kernels, or None where it has them."""
     found = capability(device)
     if found is not None and found < LEAST_CAPABILITY:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.runtimes.vllm.holds import AFFINE, SYMMETRIC
+from planner.runtimes.vllm.holds import GRIDS, has_zeros
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, ModelSpec
 
@@ -40,7 +40,7 @@ def group(choice: Choice, targets: list[str]) -> dict[str, Any]:
         "weights": {
             "num_bits": choice.bits,
             "type": "int",
-            "symmetric": choice.grid == SYMMETRIC,
+            "symmetric": not has_zeros(choice),
             "strategy": "group",
             "group_size": choice.group_size,
             "dynamic": False,
@@ -64,7 +64,7 @@ def choices(config: Any) -> dict[str, Choice]:
         names = said.get("targets") if isinstance(said, dict) else None
         if not isinstance(names, list) or not all(isinstance(target, str) for target in names):
             raise ValueError(f"config.json must name the targets of {name}")
-        if choice.grid not in (SYMMETRIC, AFFINE) or choice.kept is not None or said != group(choice, names):
+        if choice.grid not in GRIDS or choice.kept is not None or said != group(choice, names):
             raise ValueError(f"config.json must say of {name} what an exporter says of it")
         if found.keys() & set(names) or len(set(names)) != len(names):
             raise ValueError("config.json must name each linear once")

@@ -8,7 +8,8 @@ from typing import Any
 from planner.runtimes.folder_safety import Shape, check_tensors, scale_shape
 from planner.runtimes.model_folder import CONFIG
 from planner.runtimes.tensor_file import Tensor
-from planner.runtimes.vllm import quantization, sizes
+from planner.runtimes.vllm import quantization
+from planner.runtimes.vllm import tensors as layout
 from planner.runtimes.vllm.holds import FUSED
 from supernet.space import Choice
 from supernet.spec import LinearSpec
@@ -25,7 +26,7 @@ def shapes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[
     for name, choice in choices.items():
         rows, groups = scale_shape(tensors, f"{name}.weight_scale")
         found[name] = (rows, groups * choice.group_size)
-        expected += sizes.packed(LinearSpec(name, *found[name]), choice)
+        expected += layout.packed(LinearSpec(name, *found[name]), choice)
     check_tensors(tensors, expected, PARTS)
     for name, tensor in tensors.items():
         if name.endswith(".weight") and len(tensor.shape) == 2:

@@ -13,8 +13,8 @@ from planner.runtimes.base import Progress
 from planner.runtimes.bitstream import pack
 from planner.runtimes.model_folder import float16, write_description, write_index
 from planner.runtimes.tensor_file import WEIGHTS, Tensor, TensorFile, head_bytes
-from planner.runtimes.vllm import sizes
-from planner.runtimes.vllm.holds import AFFINE, SYMMETRIC
+from planner.runtimes.vllm import tensors as layout
+from planner.runtimes.vllm.holds import has_zeros
 from planner.runtimes.vllm.quantization import quantization_config
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING
@@ -25,9 +25,9 @@ ROWS = 4096  # of an embedding that is made float at once
 def write_model(files: Any, subnet: Subnet, context: int, folder: Path, progress: Progress | None = None) -> None:
     """Write the weights, both configs and the tokenizer into the existing, empty `folder`."""
     spec, floats = files.spec, files.float_tensors()
-    tensors = [tensor for unit in spec.units for tensor in sizes.tensors(unit, subnet[unit.name])]
+    tensors = [tensor for unit in spec.units for tensor in layout.tensors(unit, subnet[unit.name])]
     tensors += [Tensor(name, "F16", tuple(value.shape)) for name, value in floats.items()]
-    with TensorFile(folder / WEIGHTS, tensors, head_bytes(spec, sizes.PARTS)) as file:
+    with TensorFile(folder / WEIGHTS, tensors, head_bytes(spec, layout.PARTS)) as file:
         for done, unit in enumerate(spec.units):
             choice = subnet[unit.name]
             for linear in unit.linears:
@@ -50,12 +50,12 @@ def packed(name: str, folded: Any, choice: Choice) -> Iterator[tuple[str, NDArra
     """The tensors of one matrix. compressed-tensors counts codes and zeros from the middle and adds it back as it
     packs, so what is packed are the codes and zeros as they are here; zeros are packed over rows."""
     codes, zeros = np.asarray(folded.codes, np.uint8), np.asarray(folded.zero, np.uint8)
-    if choice.grid == SYMMETRIC and (zeros != 2 ** (choice.bits - 1)).any():
+    if not has_zeros(choice) and (zeros != 2 ** (choice.bits - 1)).any():
         raise ValueError(f"the zeros of {choice} are at the middle, those of {name} are not")
     yield "weight_packed", pack(codes, choice.bits).view("<i4")
     yield "weight_scale", float16(f"the scales of {name}", folded.scale)
     yield "weight_shape", np.array(codes.shape, "<i8")
-    if choice.grid == AFFINE:
+    if has_zeros(choice):
         yield "weight_zero_point", pack(np.ascontiguousarray(zeros.T), choice.bits).view("<i4").T
 
 

@@ -1,13 +1,12 @@
-"""Which tensors a choice becomes in `model.safetensors`, and exactly how many bytes they take."""
+"""Which tensors a choice becomes in `model.safetensors`."""
 
 from __future__ import annotations
 
 from planner.runtimes.bitstream import words
-from planner.runtimes.tensor_file import Tensor, head_bytes
+from planner.runtimes.tensor_file import Tensor
 from supernet.space import Choice
-from supernet.spec import LinearSpec, ModelSpec, UnitSpec
+from supernet.spec import LinearSpec, UnitSpec
 
-FLOAT_BYTES = 2
 PARTS = 3  # tensors of a matrix: codes, scales, biases
 
 
@@ -23,12 +22,3 @@ def packed(linear: LinearSpec, choice: Choice) -> tuple[Tensor, ...]:
         Tensor(f"{linear.name}.scales", "F16", groups),
         Tensor(f"{linear.name}.biases", "F16", groups),
     )
-
-
-def unit_bytes(unit: UnitSpec, choice: Choice) -> int:
-    return sum(tensor.bytes for tensor in tensors(unit, choice))
-
-
-def fixed_bytes(spec: ModelSpec) -> int:
-    """The header, norms and biases of layers."""
-    return head_bytes(spec, PARTS) + spec.float_parameters * FLOAT_BYTES

@@ -1,14 +1,13 @@
-"""Which tensors a choice becomes in `model.safetensors`, and exactly how many bytes they take."""
+"""Which tensors a choice becomes in `model.safetensors`."""
 
 from __future__ import annotations
 
 from planner.runtimes.bitstream import words
-from planner.runtimes.tensor_file import Tensor, head_bytes
-from planner.runtimes.vllm.holds import AFFINE
+from planner.runtimes.tensor_file import Tensor
+from planner.runtimes.vllm.holds import has_zeros
 from supernet.space import Choice
-from supernet.spec import EMBEDDING, LinearSpec, ModelSpec, UnitSpec
+from supernet.spec import EMBEDDING, LinearSpec, UnitSpec
 
-FLOAT_BYTES = 2
 PARTS = 4  # tensors of a matrix: codes, scales, zeros, shape
 
 
@@ -28,15 +27,6 @@ def packed(linear: LinearSpec, choice: Choice) -> tuple[Tensor, ...]:
         Tensor(f"{linear.name}.weight_scale", "F16", (rows, groups)),
         Tensor(f"{linear.name}.weight_shape", "I64", (2,)),
     )
-    if choice.grid != AFFINE:
+    if not has_zeros(choice):
         return found
     return (*found, Tensor(f"{linear.name}.weight_zero_point", "I32", (words(rows, choice.bits), groups)))
-
-
-def unit_bytes(unit: UnitSpec, choice: Choice) -> int:
-    return sum(tensor.bytes for tensor in tensors(unit, choice))
-
-
-def fixed_bytes(spec: ModelSpec) -> int:
-    """The header, norms and biases."""
-    return head_bytes(spec, PARTS) + spec.float_parameters * FLOAT_BYTES
