@@ -88,8 +88,8 @@ class Recipe:
                 raise InputError(f"group_size must be at least {LEAST_GROUP}, got {size}")
         if self.group_sizes and (self.group_size is not None or len(self.group_sizes) != len(self.bits)):
             raise InputError(
-                f"group sizes are one for all or one for each of bits {list(self.bits)}, got {self.group_size} and "
-                f"{list(self.group_sizes)}"
+                f"group sizes are one for all or one for each of bits {list(self.bits)}, got {list(self.group_sizes)}; "
+                "use for example 64,64,32,32"
             )
         for name, least in (("steps", 1), ("block_steps", LEAST_STEPS)):
             value = getattr(self, name)

@@ -50,6 +50,13 @@ class Grid(ABC):
     def sides(self, scale: Tensor, zero: Tensor) -> Mapping[str, Tensor]:
         """What is stored beside the codes for scales and zeros `(out_features, groups)` that the grid holds."""
 
+    def check(self, weight: QuantizedWeight) -> None:
+        """ValueError where a part beside the codes is not one number for each group."""
+        groups = (weight.shape[0], weight.in_features // weight.choice.group_size)
+        for name, part in weight.parts.items():
+            if name != CODES and tuple(part.shape) != groups:
+                raise ValueError(f"{name} of {weight.choice} must be {groups}, got {tuple(part.shape)}")
+
     def held(self, scale: Tensor) -> Tensor:
         """The nearest scales that the grid stores, in the dtype of `scale`; a gradient passes straight through."""
         return scale

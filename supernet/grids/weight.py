@@ -42,10 +42,7 @@ class QuantizedWeight:
         expected = self.grid.format.parts
         if tuple(self.parts) != expected:
             raise ValueError(f"the parts of {self.choice} must be {expected}, got {tuple(self.parts)}")
-        groups = (self.shape[0], self.in_features // self.choice.group_size)
-        for name, part in self.parts.items():
-            if name != CODES and tuple(part.shape) != groups:
-                raise ValueError(f"{name} of {self.choice} must be {groups}, got {tuple(part.shape)}")
+        self.grid.check(self)
 
     @property
     def codes(self) -> Tensor:

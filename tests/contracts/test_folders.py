@@ -33,6 +33,16 @@ def test_a_folder_holds_every_choice_in_the_parts_of_its_grid(files: SupernetFil
     assert names == set(FORMATS[grid].parts)
 
 
+def test_usual_group_sizes_are_those_of_the_grid() -> None:
+    assert Recipe().sizes() == {2: 64, 3: 64, 4: 64, 8: 64}
+    assert Recipe(grid="sym").sizes() == {2: 64, 3: 64, 4: 32, 8: 32}
+    assert Recipe(grid="sym", bits=(2, 5)).sizes() == {2: 64, 5: 32, 4: 32, 8: 32}
+    assert Recipe(grid="sym", group_size=64).sizes() == {2: 64, 3: 64, 4: 64, 8: 64}
+    given = Recipe(bits=(2, 4), group_sizes=(128, 16))
+    assert given.sizes() == {2: 128, 4: 16, 8: 64}
+    assert Recipe.from_json(given.to_json()) == given
+
+
 def test_what_a_runtime_is_handed_multiplies_to_what_was_trained(files: SupernetFiles) -> None:
     supernet = files.load()
     for unit in files.spec.units:

@@ -29,11 +29,12 @@ class Made:
 
 
 def make(
-    family: str = "llama", bits: tuple[int, ...] = (2, 3, 4, 8), quantizer: Quantizer | None = None, **changes: Any
-) -> Made:
+    family: str = "llama", bits: tuple[int, ...] = (2, 3, 4, 8), quantizer: Quantizer | None = None, grid: str = "int",
+    **changes: Any,
+) -> Made:  # fmt: skip
     model = tiny_model(family, **changes)
     spec = spec_of_model(model, family)
-    space = make_space(spec, bits, 16)
+    space = make_space(spec, bits, 16, grid=grid)
     weights = quantize(model, spec, space, quantizer or RTN(), windows())
     return Made(model, spec, space, build(model, spec, space, weights))
 

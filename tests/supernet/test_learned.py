@@ -44,14 +44,17 @@ def refine(made: Made, steps: int = 30) -> None:
     Learned(steps=steps, batch=4).refine(made.model, made.model, made.supernet, windows(96, 32), 0, silent)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_it_lowers_the_loss_of_every_bit_width(family: str) -> None:
-    made = make(family, bits=(2, 3), quantizer=Learned.begins)
+@pytest.mark.parametrize(("family", "grid"), [*((family, "int") for family in FAMILIES), ("llama", "sym")])
+def test_it_lowers_the_loss_of_every_bit_width(family: str, grid: str) -> None:
+    made = make(family, bits=(2, 3), quantizer=Learned.begins, grid=grid)
     before = losses(made, (2, 3))
     refine(made)
     after = losses(made, (2, 3))
     assert all(new < old for new, old in zip(after, before, strict=True)), (before, after)
     assert not any(matrix.adapters for matrix in made.supernet.matrices.values())
+    assert {w.parts["scale"].dtype for m in made.supernet.weights().values() for w in m.values()} == {
+        torch.float16 if grid == "sym" else torch.float32
+    }
 
 
 def test_the_same_seed_learns_the_same_codes() -> None:
