@@ -21,6 +21,16 @@ OK, PACKAGE, SYSTEM = 0, 1, 5  # exit codes of a worker: the package does not lo
 PATIENCE_S, TOKEN_S = 600.0, 2.0  # for what computes: loading and whatever is quick, and each token that is computed
 
 
+# What a library says of it before it aborts.
+OUT_OF_MEMORY = (
+    "bad_alloc",
+    "failed to allocate",
+    "unable to allocate",
+    "mem_buffer != NULL",
+    "Cannot allocate memory",
+)
+
+
 class Endless(SystemFailure):
     """What a package computes did not end in its time: the machine is far too slow, or the graph is far too much."""
 
@@ -89,7 +99,7 @@ class Worker:
 
     def _failure(self, folder: Path, code: int, stderr: str) -> Exception:
         said = (stderr.strip().splitlines() or ["no message"])[-1]
-        if code == SYSTEM:
+        if code == SYSTEM or (code == -signal.SIGABRT and any(words in stderr for words in OUT_OF_MEMORY)):
             return SystemFailure(
                 f"the system has no room to load {folder}: {said}; free memory or space in {tempfile.gettempdir()}"
             )
@@ -98,7 +108,7 @@ class Worker:
                 f"the process that loaded {folder} was killed, as the system does when memory runs out"
             )
         if code < 0:
-            said = f"the process ended by {signal.Signals(-code).name}"
+            said = f"the process ended by {signal.Signals(-code).name} after: {said}"
         return InputError(f"a package must load in {self.loader}, {folder} did not: {said}")
 
 

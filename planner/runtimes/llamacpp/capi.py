@@ -10,6 +10,7 @@ Nothing of the project is imported: a process that serves holds this file, the l
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterable, Sequence
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_uint32, c_void_p
 from pathlib import Path
@@ -83,7 +84,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 class Library:
     """The shared object at `path`. LlamaError where it is another build than the one that this file was written for.
 
-    The library's log is quiet; its last error is kept, to be the reason where something fails.
+    The library's log is quiet but for errors; the last ones are kept, to be the reason where something fails.
     """
 
     def __init__(self, path: str) -> None:
@@ -118,6 +119,7 @@ class Library:
     def _hear(self, level: int, text: bytes, _: Any) -> None:
         if level == ERROR:
             self.said.append(text.decode("utf-8", "replace"))
+            os.write(2, text)  # the process may end by what went wrong
 
     def _check(self) -> None:
         model = self.call("llama_model_default_params")

@@ -46,7 +46,7 @@ def test_the_peak_is_promised(tmp_path: Path, choice: Choice, table: Choice, con
     folder = random_gguf.write(SMALL, chosen, context, 1, tmp_path / "package")
     found = fresh.measure(folder, context - 4 if context < 4000 else 400, context, new_tokens=4, repeats=1)
     promised = sum(item.bytes for item in memory.items(SMALL.spec(), chosen, Workload(context), DEVICE))
-    assert found.peak_bytes <= promised < found.peak_bytes + 4_000_000
+    assert found.peak_bytes <= promised < found.peak_bytes + 5_000_000
 
 
 def test_weights_and_cache_are_exact() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from planner.runtimes.llamacpp import fresh, installed, random_gguf
 from planner.runtimes.llamacpp.serving import LIBRARY, SETTINGS, WEIGHTS, Serving
 from planner.runtimes.shapes import Shape
-from records.errors import InputError, MissingError, NotInstalledError
+from records.child import run_child
+from records.errors import InputError, MissingError, NotInstalledError, SystemFailure
 from supernet.space import Choice, Subnet
 
 pytestmark = pytest.mark.skipif(find_spec(LIBRARY) is None, reason=f"needs {LIBRARY}: pip install 'bitfleet[llamacpp]'")
@@ -148,6 +150,20 @@ def test_tokens_beyond_the_vocabulary_are_refused(tiny: Path) -> None:
         fresh.logits(tiny, WINDOWS + TINY.vocabulary)
     with pytest.raises(InputError, match="tokens must be below the vocabulary of 512, got 512"):
         fresh.log_probs(tiny, list(WINDOWS), np.array([1]), np.array([[512]]), 9.0)
+
+
+def test_where_memory_ends_the_system_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of half a gigabyte in an address space of 400 MB; a tiny one has room there."""
+    limit = 400 * 2**20
+
+    def limited(command: list[str], **options: Any) -> Any:
+        return run_child(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)), **options)
+
+    monkeypatch.setattr("planner.runtimes.child.run_child", limited)
+    folder = package(tmp_path / "package", CHOICES[1])
+    assert fresh.measure(folder, 8, 256, new_tokens=2, repeats=1).peak_bytes < limit
+    with pytest.raises(SystemFailure, match=r"has no room to load .*failed to allocate"):
+        fresh.measure(folder, 8, 2**20, new_tokens=2, repeats=1)
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:
