@@ -118,6 +118,7 @@ def test_written_bytes_are_the_predicted_ones_and_the_package_runs(
     runtime.write(files, subnet, WORKLOAD, 1, tmp_path)
     predicted = sum(runtime.disk_bytes(files.spec, unit, subnet[unit.name]) for unit in files.spec.units)
     predicted += runtime.fixed_disk_bytes(files.spec, WORKLOAD)
+    predicted += runtime.description_bytes(files.spec, files.model_dir)
     assert predicted == sum((tmp_path / name).stat().st_size for name in runtime.weight_files())
     check_pieces(runtime, tmp_path)
     engine = runtime.engine()

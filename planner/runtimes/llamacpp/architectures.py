@@ -16,6 +16,7 @@ HIDDEN, HEAD = "hidden", "head"  # what a norm is as long as
 # Norms by the last parts of their names in transformers; GGUF's name and the length.
 _OUTER = {"input_layernorm": ("attn_norm", HIDDEN), "post_attention_layernorm": ("ffn_norm", HIDDEN)}
 _HEADS = {"self_attn.q_norm": ("attn_q_norm", HEAD), "self_attn.k_norm": ("attn_k_norm", HEAD)}
+_HUNYUAN = {"self_attn.query_layernorm": ("attn_q_norm", HEAD), "self_attn.key_layernorm": ("attn_k_norm", HEAD)}
 _AROUND = {
     "input_layernorm": ("attn_norm", HIDDEN),
     "post_attention_layernorm": ("post_attention_norm", HIDDEN),
@@ -30,7 +31,7 @@ class Architecture:
     """`name` is GGUF's. `norms` are a layer's, by their names in transformers. `pairs`: heads rotate neighbouring
     values, where transformers rotates halves. `norm_offset` is what llama.cpp's norms have more than transformers'.
     `biases` are the roles of units that may have them. `pattern`: every so manieth layer sees all tokens, the others a
-    window; None where no layer may have one."""
+    window; None where no layer may have one. `settings` are numbers of the config by the keys that hold them."""
 
     name: str
     norms: dict[str, tuple[str, str]]
@@ -41,10 +42,15 @@ class Architecture:
     biases: tuple[str, ...] = ()
     pattern: int | None = None
     tied_only: bool = False
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 _LLAMA = Architecture("llama", _OUTER, ("default", "linear", "yarn", "llama3"), pairs=True,
                       biases=("qkv", "o", "gate_up", "down"))  # fmt: skip
+_GRANITE = (
+    ("embedding_multiplier", "embedding_scale"), ("attention_multiplier", "attention.scale"),
+    ("residual_multiplier", "residual_scale"), ("logits_scaling", "logit_scale"),
+)  # fmt: skip
 ARCHITECTURES = {
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
@@ -58,6 +64,12 @@ ARCHITECTURES = {
     "Gemma3ForCausalLM": Architecture(
         "gemma3", _AROUND | _HEADS, ("default", "linear"), GELU, norm_offset=1.0, tied_only=True, pattern=6
     ),
+    "GraniteForCausalLM": Architecture(
+        "granite", _OUTER, ("default",), pairs=True, biases=("qkv", "o", "gate_up", "down"), settings=_GRANITE
+    ),
+    "SmolLM3ForCausalLM": Architecture("smollm3", _OUTER, ("default", "linear", "yarn"), pairs=True),
+    "Ernie4_5ForCausalLM": Architecture("ernie4_5", _OUTER, ("default",)),
+    "HunYuanDenseV1ForCausalLM": Architecture("hunyuan-dense", _OUTER | _HUNYUAN, ("default",)),
 }
 
 

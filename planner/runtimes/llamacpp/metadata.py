@@ -18,6 +18,7 @@ from supernet.spec import MAKERS, ModelSpec
 MIXED = 0  # general.file_type means little where types are mixed; what is asked of it is that it is there
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
 CONFIG = "config.json"
+UNROTATED = 4
 LARGEST_QUERY = {"gemma2": 46, "gemma3": 62}  # layers of the models whose queries llama.cpp scales otherwise
 
 
@@ -75,6 +76,9 @@ def _special(spec: ModelSpec, config: Mapping[str, Any], path: Path) -> dict[str
         "context_length": _whole(config, "max_position_embeddings", path),
         "attention.layer_norm_rms_epsilon": _number(config, "rms_norm_eps", path),
     }
+    found |= {key: _number(config, name, path) for name, key in known.settings}
+    if known.name == "smollm3":
+        _check_unrotated(spec, config, path)
     if known.pattern is not None:
         found["attention.sliding_window"] = next(window for window in spec.windows if window is not None)
     for key, name in (("attn_logit_softcapping",) * 2, ("final_logit_softcapping",) * 2):
@@ -96,6 +100,15 @@ def _check_query(spec: ModelSpec, config: Mapping[str, Any], path: Path) -> None
         raise InputError(
             f"llama.cpp's {known.name} scales queries of {spec.num_layers} layers by {wanted}, "
             f"query_pre_attn_scalar in {path} is {config['query_pre_attn_scalar']!r:.40}"
+        )
+
+
+def _check_unrotated(spec: ModelSpec, config: Mapping[str, Any], path: Path) -> None:
+    """llama.cpp does not rotate each fourth layer, and reads no key."""
+    wanted = [int((layer + 1) % UNROTATED != 0) for layer in range(spec.num_layers)]
+    if config.get("no_rope_layers", wanted) != wanted:
+        raise InputError(
+            f"llama.cpp's smollm3 rotates all layers but each {UNROTATED}th, no_rope_layers in {path} says otherwise"
         )
 
 

@@ -184,6 +184,7 @@ MODEL: dict[str, Callable[[Any], bool]] = {
         ("attention.layer_norm_rms_epsilon", "attn_logit_softcapping", "final_logit_softcapping", "rope.freq_base",
          "rope.freq_base_swa", "rope.scaling.factor", "rope.scaling.attn_factor"), _real
     ),
+    **dict.fromkeys([key for known in ARCHITECTURES.values() for _, key in known.settings], _real),
     "rope.scaling.type": lambda value: value in ("linear", "yarn"),
 }  # fmt: skip
 

@@ -21,9 +21,15 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     )
 } | {
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 32, "sliding_window": 20}),
+    "granite": ("granite", {"attention_multiplier": 0.2}),
+    "granite with biases": VARIANTS["granite with biases"],
+    "smollm3": ("smollm3", {"num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1]}),
+    "ernie": VARIANTS["ernie"],
+    "hunyuan": VARIANTS["hunyuan"],
     "gemma3": ("gemma3", GEMMA3),
     "gemma3, linear": ("gemma3", GEMMA3 | VARIANTS["gemma3, linear"][1]),
 }  # fmt: skip
+READ = tuple(name for name, (family, _) in WRITTEN.items() if family not in ("granite", "smollm3", "ernie", "hunyuan"))
 LOUD = {"attention": 8.0, "embedding": 4.0}  # weights with which a mistake in any part is heard in the logits
 
 
