@@ -1,10 +1,11 @@
 """The runtimes a package can be made for."""
 
 from planner.runtimes.base import Runtime
+from planner.runtimes.llamacpp.runtime import LlamaCpp
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from records.errors import NotInstalledError
 
-RUNTIMES: dict[str, type[Runtime]] = {"onnxruntime": OnnxRuntime}
+RUNTIMES: dict[str, type[Runtime]] = {"onnxruntime": OnnxRuntime, "llamacpp": LlamaCpp}
 AUTO = "auto"
 """In place of a runtime's name: whichever loses least on the device."""
 

@@ -22,7 +22,7 @@ PI, LAPTOP = "raspberry-pi-5-8gb", "laptop-i5-1240p-8gb"
 
 def tiny_supernet(folder: Path) -> SupernetFiles:
     save_tiny("llama", folder / "model")
-    recipe = Recipe((2, 4, 8), 32, quantizer="rtn", steps=1, data=str(LICENSE))
+    recipe = Recipe((2, 4, 8), group_size=32, quantizer="rtn", steps=1, data=str(LICENSE))
     return create(str(folder / "model"), folder / "net", recipe)
 
 
