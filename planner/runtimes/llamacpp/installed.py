@@ -12,19 +12,18 @@ from records.errors import NotInstalledError
 SUFFIXES = (".so", ".pyd", ".dylib")
 
 
-def versions() -> dict[str, str]:
+def check_installed() -> None:
     """NotInstalledError, with what to install, where the build is missing or another one."""
     remedy = "run: pip install 'bitfleet[llamacpp]'"
     if find_spec(LIBRARY) is None:
         raise NotInstalledError(f"the llamacpp runtime needs {LIBRARY}; {remedy}")
     if (found := metadata.version(LIBRARY)) != VERSION:
         raise NotInstalledError(f"the llamacpp runtime needs {LIBRARY} {VERSION}, {found} is installed; {remedy}")
-    return {LIBRARY: VERSION}
 
 
 def library() -> str:
     """Path of the shared object of the installed build."""
-    versions()
+    check_installed()
     spec = find_spec(LIBRARY)
     folders = spec.submodule_search_locations if spec else None
     for path in sorted(Path(next(iter(folders or ["."]))).iterdir()):

@@ -179,7 +179,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
 def test_another_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installed.metadata, "version", lambda name: "2027.1.1")
     with pytest.raises(NotInstalledError, match=r"needs xllamacpp 2026.10.11549, 2027.1.1 is installed; run: pip"):
-        installed.versions()
+        installed.check_installed()
 
 
 def test_a_random_file_is_what_the_gguf_package_reads(tiny: Path) -> None:
