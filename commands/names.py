@@ -12,10 +12,11 @@ from commands.terminal import note
 from commands.waiting import progress
 from records.atomic import check_output
 from records.cache import cache_dir
-from records.errors import InputError
+from records.errors import InputError, NotInstalledError
 from records.installed import require_training
 
 if TYPE_CHECKING:
+    from planner.plan import Plan
     from planner.runtimes.base import Runtime
     from profiles.device import DeviceProfile
     from supernet.checkpoint import SupernetFiles
@@ -114,6 +115,20 @@ def device_named(name: str) -> DeviceProfile:
     return load(name)
 
 
+def planned_device(made: Plan, named: str | None) -> DeviceProfile:
+    """The profile of the device that a plan was made for; InputError where it is not at hand, or `named` is another."""
+    from profiles.catalog import names
+
+    wanted, own = made.device["name"], own_profile_path()
+    if named is not None or wanted in names():
+        found: DeviceProfile | None = device_named(named or wanted)
+    else:
+        found = _known(own) if own.is_file() else None
+    if found is None or found.name != wanted:
+        raise InputError(f"what another runtime costs needs the profile of {wanted}; give its file with --device FILE")
+    return found
+
+
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     return numbers_in(option, text, int, "whole numbers with commas such as 2,3,4,8")
 
@@ -177,16 +192,15 @@ def check_runtime(name: str) -> None:
 
 
 def runtimes_for(name: str, device: DeviceProfile) -> tuple[tuple[Runtime, ...], dict[str, str]]:
-    """The runtime of that name; for AUTO all that run on the device and are installed, and why not for the others."""
-    from planner.runtimes import able
+    """The runtime of that name; for AUTO all that run on the device and are installed, and what to install for more."""
+    from planner.runtimes import RUNTIMES, able
 
     if name != AUTO:
         return (runtime_named(name),), {}
-    found, refused = able(device.kind)
-    if not found:
-        lines = "; ".join(f"{other}: {why}" for other, why in refused.items())
-        raise InputError(f"no runtime serves {device.name}, a device of the kind {device.kind}: {lines}")
-    return found, refused
+    found, missing = able(device)
+    if not found and missing:
+        raise NotInstalledError("; ".join(missing.values()))
+    return found or tuple(member() for member in RUNTIMES.values()), missing  # without any, each will say why
 
 
 def one_of(option: str, family: Mapping[str, Any], name: str) -> Any:

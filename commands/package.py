@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from commands.exits import BROKEN, OK
-from commands.names import runtime_named
+from commands.names import planned_device, runtime_named
 from commands.reports import print_verified
 from commands.streams import reader_left
 from commands.terminal import JSON, TRUST, emit, note, say, stream
@@ -23,16 +23,27 @@ from records.installed import require_training
 
 if TYPE_CHECKING:
     from planner.package import Package
+    from planner.plan import Plan
     from planner.rows import Row
     from planner.runtimes.base import Runtime
+    from profiles.device import DeviceProfile
+    from supernet.checkpoint import SupernetFiles
+
+ALL = "all"  # runtimes
 
 
 @click.command()
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The package's folder; it appears whole.")
 @click.option("--supernet", metavar="DIR", help="Where the supernet lies now; the default is where it was planned.")
+@click.option(
+    "--runtime",
+    metavar="all|NAME,...",
+    help="Write the same subnet for these runtimes, each that can load it, into folders of --out.",
+)
+@click.option("--device", metavar="NAME|FILE", help="With --runtime: the plan's device, where a file has it.")
 @TRUST
-def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
+def export(plan: Path, out: Path, supernet: str | None, runtime: str | None, device: str | None, trust: bool) -> None:
     """Write the package of a plan: what the runtime loads, the tokenizer, and a manifest."""
     from planner.package import check_replaceable, write_package
     from planner.plan import Plan
@@ -41,8 +52,10 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
 
     made_now()  # a wrong SOURCE_DATE_EPOCH is said now, and not after the work
     made = Plan.load(plan)
+    profile = None if runtime is None else planned_device(made, device)
     check_output(out, folder=True)
-    check_replaceable(out)
+    if runtime is None:
+        check_replaceable(out)
     if supernet is None and not (Path(made.supernet) / SUPERNET).is_file():
         raise MissingError(
             f"no supernet at {made.supernet}, where {plan} was made; say where it is now: --supernet DIR"
@@ -50,14 +63,40 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
     require_training()
     files = open_supernet(supernet or made.supernet, trust_remote_code=trust)
     made.check(files.space)
-    with progress() as report:
-        package = write_package(runtime_named(made.runtime), files, made, out, report)
-    total = sum(entry.bytes for entry in package.files.values())
-    say(f"{out}: {len(package.files)} files, {size(total)}")
-    said = Probes.load(out).note
-    if said:
-        note(f"note: {said}")
-    say(f"next: bitfleet verify {shlex.quote(str(out))}")
+    wanted = {out: made} if profile is None or runtime is None else _for_runtimes(files, made, runtime, profile, out)
+    for folder, one in wanted.items():
+        with progress() as report:
+            package = write_package(runtime_named(one.runtime), files, one, folder, report)
+        total = sum(entry.bytes for entry in package.files.values())
+        say(f"{folder}: {len(package.files)} files, {size(total)}")
+        said = Probes.load(folder).note
+        if said:
+            note(f"note: {said}")
+    first, *others = (shlex.quote(str(folder)) for folder in wanted)
+    say(f"next: bitfleet verify {' --beside '.join([first, *others])}")
+
+
+def _for_runtimes(files: SupernetFiles, made: Plan, names: str, device: DeviceProfile, out: Path) -> dict[Path, Plan]:
+    """The plan of the subnet for each of these runtimes that can load it, by the folder to write it to."""
+    from planner.package import check_replaceable
+    from planner.replan import replanned
+    from planner.runtimes import RUNTIMES
+
+    plans: dict[Path, Plan] = {}
+    refused = []
+    for name in RUNTIMES if names == ALL else dict.fromkeys(names.split(",")):
+        runtime = runtime_named(name)
+        try:
+            plans[out / name] = made if name == made.runtime else replanned(files, made, runtime, device)
+        except InputError as error:
+            refused.append(str(error))
+    for line in refused:
+        note(f"note: {line}")
+    if not plans:
+        raise InputError(f"none of these runtimes can load the subnet of the plan; {refused[0]}")
+    for folder in plans:
+        check_replaceable(folder)
+    return plans
 
 
 @click.command()
@@ -72,12 +111,19 @@ def export(plan: Path, out: Path, supernet: str | None, trust: bool) -> None:
     help="Write what was found on this machine, for `bitfleet fleet accept`; also where something is broken.",
 )
 @click.option("--device", metavar="NAME", help="Which of the package's devices this machine is: hold its promises.")
+@click.option(
+    "--beside",
+    metavar="DIR",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Compare with another package of the same subnet too, of any runtime.",
+)
 @TRUST
 @JSON
 @click.pass_context
 def verify(
     context: click.Context, package: Path, supernet: str | None, against: str | None, allow_unchecked: bool,
-    receipt: Path | None, device: str | None, trust: bool, as_json: bool,
+    receipt: Path | None, device: str | None, beside: tuple[Path, ...], trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Load a package in fresh processes and print what was limited and promised beside what was measured.
 
@@ -93,13 +139,16 @@ def verify(
     elif len(opened.devices) > 1:
         note(f"note: made for {', '.join(opened.devices)}; held to what {opened.devices[0]} was promised (--device)")
     runtime = runtime_named(opened.plan.runtime)
+    others = [(runtime_named(other.plan.runtime), other) for other in map(open_package, beside)]
+    for loader, other in others:
+        other.check(loader)
     if receipt is not None:
         check_output(receipt, next_step="give another --receipt")
     if supernet is not None or against is not None:
         require_training()
     try:
         with progress() as report:
-            found = verify(runtime, package, report, supernet, against, trust, device)
+            found = verify(runtime, package, report, supernet, against, trust, device, others=others)
     except (InputError, SystemFailure) as error:
         if receipt is not None:
             opened.check(runtime)  # of what is not whole, or may not be loaded, there is nothing to say

@@ -15,6 +15,7 @@ from planner.proof import PROOF, Proof
 from planner.rows import BROKEN, HOLDS, Row, row, unchecked
 from planner.runtimes.base import Engine, Runtime
 from records.errors import InputError
+from supernet.said import TOP, Said
 
 SECONDS = 60.0  # of reading the proof's windows, the short ones first
 UNREAD = f"none of the proof was read within {SECONDS:.0f} s"
@@ -141,6 +142,30 @@ def divergence(engine: Engine, package: Package, files: Any) -> tuple[float, int
         difference = ours - torch.from_numpy(theirs).double().log_softmax(-1)
         total += float((ours.exp() * difference).sum())
     return total / windows.numel(), windows.numel()
+
+
+def beside(runtime: Runtime, package: Package, other_runtime: Runtime, other: Package) -> Row:
+    """KL per token from a package to another one of the same subnet, at the positions of the proof.
+
+    Both say their own of the tokens that the proof keeps; those beyond the likeliest were drawn from the subnet, which
+    both are near.
+    """
+    name = f"KL to {other.path.name}"
+    engine, others = runtime.engine(), other_runtime.engine()
+    if engine is None or others is None:
+        return unchecked(name, NATS, None, NOT_RUN.format((runtime if engine is None else other_runtime).name))
+    if (package.plan.fingerprint, package.plan.subnet) != (other.plan.fingerprint, other.plan.subnet):
+        raise InputError(f"{other.path} is of another subnet than {package.path}; compare packages of one plan")
+    proof = Proof.load(package.path / PROOF)
+    asked = proof.windows, proof.positions, proof.subnet.ids, SECONDS
+    ours, theirs = (one.log_probs(path, *asked)[0] for one, path in ((engine, package.path), (others, other.path)))
+    count = min(len(ours), len(theirs))
+    if not count:
+        return unchecked(name, NATS, None, UNREAD)
+    rest = 1 - np.exp(ours[:count, :TOP].astype(np.float64)).sum(-1)
+    said = Said(proof.subnet.ids[:count], ours[:count], rest.astype(np.float32))
+    kl = float(said.kl(theirs[:count]).mean())
+    return Row(name, NATS, None, kl, verdict=None, note=f"at {count} positions of the proof", promises=False)
 
 
 def against_model(runtime: Runtime, package: Package, source: str, trust_remote_code: bool = False) -> Iterator[Row]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from planner.answers import against_model, against_supernet, from_proof
+from planner.answers import against_model, against_supernet, beside, from_proof
 from planner.package import Package, open_package
 from planner.probes import PROBES, check_probes
 from planner.rows import BROKEN, HOLDS, SLOW, Row, row, unchecked
@@ -64,14 +64,15 @@ class VerifyReport:
 def verify(
     runtime: Runtime, path: Path, progress: Progress | None = None, supernet: str | None = None,
     against: str | None = None, trust_remote_code: bool = False, device: str | None = None, elsewhere: bool = False,
+    others: Sequence[tuple[Runtime, Package]] = (),
 ) -> VerifyReport:  # fmt: skip
     """Check a package's files, load it in fresh processes, measure it, and hold its answers against its proof.
 
     With `supernet` its logits are compared with those of the subnet in that folder too, in full; with `against` those
     of the original model, a folder, file or name, which a supernet made from another model would not pass. Both need
     torch. `device` names one of the package's devices, whose promises are held; `elsewhere` says that this machine is
-    none of them, and its times hold nothing. InputError where there is no whole package to measure, or none that may be
-    loaded.
+    none of them, and its times hold nothing. `others` are checked packages of the same subnet that it is
+    compared with. InputError where there is no whole package to measure, or none that may be loaded.
     """
     report = progress or (lambda what, share: None)
     package = open_package(path)
@@ -93,6 +94,9 @@ def verify(
     if against is not None:
         report("comparing logits with the original model", 0.8)
         rows += against_model(runtime, package, against, trust_remote_code)
+    for other_runtime, other in others:
+        report(f"comparing answers with {other.path.name}", 0.9)
+        rows.append(beside(runtime, package, other_runtime, other))
     return VerifyReport(str(path), tuple(rows))
 
 

@@ -20,6 +20,7 @@ from records.toml import Place, Toml, read_toml
 THIS_MACHINE = "this-machine"
 MOST_DEVICES = 1000
 MOST_COUNT = 2**31
+RUNTIME = "onnxruntime"
 MAX_LOSS = 0.05
 _REMEDY = "`bitfleet fleet --example` prints one that works"
 
@@ -39,7 +40,7 @@ max-loss = "5%"
 context = 2048              # tokens that prompt and answer may have together; left out: 4096, or what the model can
 # batch = 1                 # sequences at once
 # prompt-tokens = 128       # of the prompt that `ttft` is for
-# runtime = "auto"          # what loads the package: the best one, or a name
+# runtime = "onnxruntime"   # what loads the package; "auto": whichever loses least on the device
 
 [[device]]
 device = "raspberry-pi-5-8gb"   # a name of `bitfleet profile list`
@@ -101,7 +102,7 @@ class Wanted:
     device: str | Mapping[str, Any]
     profile: DeviceProfile
     budget: Budget
-    runtime: str = AUTO
+    runtime: str = RUNTIME
     context: int | None = None
     batch: int | None = None
     prompt_tokens: int | None = None
@@ -185,7 +186,7 @@ class _Reading:
         return found
 
     def device(self, place: Place, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {"runtime": AUTO, **defaults, **self.table(place, _DEVICE, "a device")}
+        found: dict[str, Any] = {"runtime": RUNTIME, **defaults, **self.table(place, _DEVICE, "a device")}
         if "device" not in found:
             raise self.wrong(place, f"a device needs the key 'device', a name, a profile or its fields; {_REMEDY}")
         given, at = found["device"], (*place, "device")

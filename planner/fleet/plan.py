@@ -113,9 +113,7 @@ def plan_fleet(
     """
     report = progress or (lambda what, share: None)
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
-    kinds = {wanted.profile.kind for wanted in fleet.devices}
-    names = {kind: [runtime.name for runtime in able(kind)[0]] for kind in kinds}
-    ways = [list(_ways(wanted, names[wanted.profile.kind])) for wanted in fleet.devices]
+    ways = [list(_ways(wanted)) for wanted in fleet.devices]
     flat = [way for each in ways for way in each]
     runtimes = {name: runtime_of(name) for name in dict.fromkeys(way.runtime for way in flat)}
     _check_any(files, table, list(runtimes.values()))
@@ -136,10 +134,13 @@ def plan_fleet(
     return _covered(members, qualities, fleet.max_loss, len(problems), command)
 
 
-def _ways(wanted: Wanted, able: Sequence[str]) -> Iterator[Wanted]:
-    """The device with each runtime that may serve it: the one that is named, or with AUTO each that is `able`."""
-    names = (wanted.runtime,) if wanted.runtime != AUTO else able or list(RUNTIMES)  # without any, each will say why
-    for name in names:
+def _ways(wanted: Wanted) -> Iterator[Wanted]:
+    """The device with each runtime that may serve it: the one that is named, or with AUTO each that is able."""
+    if wanted.runtime != AUTO:
+        yield wanted
+        return
+    names = [runtime.name for runtime in able(wanted.profile)[0]]
+    for name in names or list(RUNTIMES):  # without any, each will say why
         yield replace(wanted, runtime=name)
 
 

@@ -96,8 +96,11 @@ def test_what_is_not_installed_is_told_apart(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(RUNTIMES, "absent", Absent)
     found, missing = installed()
     assert "absent" not in {one.name for one in found} and missing["absent"].endswith("pip install it")
-    here, others = able("tpu")
-    assert here == () and others["onnxruntime"] == "it runs on cpu" and "pip install" in others["absent"]
+    here, others = able(DEVICE)
+    assert "onnxruntime" in {one.name for one in here} and others["absent"].endswith("pip install it")
+    gpu = replace(DEVICE, kind="cuda")
+    here, others = able(gpu)
+    assert all("cuda" in one.device_kinds for one in here) and not others
 
 
 def test_a_fleet_takes_each_device_s_best_runtime(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,8 @@ def model_refusal(spec: ModelSpec) -> str | None:
     kinds = ROPES.get(spec.architecture, ("default",))
     for kind in spec.ropes:
         if kind not in kinds:
-            return f"mlx-lm computes for {spec.architecture} rotary embeddings of {', '.join(kinds)}, got {kind}"
+            have = ", ".join(kinds)
+            return f"mlx-lm computes for {spec.architecture} rotary embeddings of {have}, got rope type {kind}"
     if spec.activation not in ACTIVATIONS[spec.architecture]:
         known = ", ".join(ACTIVATIONS[spec.architecture])
         return f"mlx-lm's model of {spec.architecture} has the activation {known}, got {spec.activation}"

@@ -81,7 +81,7 @@ GOOD = '[[device]]\ndevice = "l4-24gb"\n'
         (GOOD + "batch = true", "3: batch: must be a whole number"),
         (GOOD + f"batch = {2**31}", "3: batch: must be a whole number"),
         (GOOD + "context = 64\nprompt-tokens = 64", "1: prompt-tokens must be below the context of 64, got 64"),
-        (GOOD + "runtime = 'onxruntime'", "one of auto, onnxruntime, got 'onxruntime'; did you mean 'onnxruntime'?"),
+        (GOOD + "runtime = 'onxruntime'", "got 'onxruntime'; did you mean 'onnxruntime'?"),
         (GOOD + 'name = "a\\nb"', "3: name: must be text of 1 to 200 printable characters"),
         ("max-loss = 0.05\n" + GOOD, '1: max-loss: must be text such as "5%", got 0.05'),
         ("max-loss = '-5%'\n" + GOOD, '1: max-loss: must be text such as "5%"'),

@@ -196,7 +196,7 @@ def test_verify_writes_a_receipt_whatever_it_finds(
     assert made.machine.kind == "cpu" and made.versions["onnxruntime"]
     assert platform.node() not in out.read_text() and str(tmp_path) not in out.read_text()
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise SystemFailure("the package needs more memory than there is")
 
     monkeypatch.setattr("planner.verify.verify", fails)

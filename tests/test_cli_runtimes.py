@@ -1,0 +1,77 @@
+"""One training, several runtimes, through the command line: planned for the best, exported for all, compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.planner.runtime_fixtures import save_tiny
+
+pytest.importorskip("xllamacpp", reason="runs the pinned build of llama.cpp; pip install 'bitfleet[llamacpp]'")
+
+DATA = str(Path(__file__).resolve().parent.parent / "LICENSE")
+DEVICE, MAC, GPU = "laptop-i5-1240p-8gb", "macbook-air-m2-8gb", "rtx-4090-24gb"
+
+
+@pytest.fixture(scope="module")
+def supernet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from supernet.create import create
+    from supernet.recipe import Recipe
+
+    folder = tmp_path_factory.mktemp("net")
+    save_tiny("llama", folder / "tiny")
+    recipe = Recipe((3, 4, 8), group_size=32, grid="sym", quantizer="rtn", steps=1, data=DATA)
+    create(str(folder / "tiny"), folder / "net", recipe)
+    return folder / "net"
+
+
+def plan(bitfleet: Any, supernet: Path, out: Path, *more: object) -> Any:
+    asked = ("--context", 128, "--prompt-tokens", 64, "--trials", 5, "--out", out, "--json", *more)
+    done = bitfleet("plan", supernet, "--mem", "3GB", *asked)
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def test_each_kind_of_device_has_its_runtimes(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
+    for device, runtimes in (
+        (DEVICE, {"onnxruntime", "llamacpp"}),
+        (MAC, {"onnxruntime", "llamacpp", "mlx"}),
+        (GPU, {"vllm"}),
+    ):
+        made = plan(bitfleet, supernet, tmp_path / "plan.json", "--device", device)
+        others = {other["runtime"]: other for other in made["others"]}
+        assert {made["runtime"], *others} == runtimes
+        assert all(other["refused"] or other["memory_bytes"] > 0 for other in others.values())
+
+
+def test_one_subnet_is_exported_for_all_and_compared(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    disk = plan(bitfleet, supernet, file, "--device", DEVICE, "--runtime", "llamacpp")["compared"][0]["disk_bytes"]
+    small = plan(bitfleet, supernet, file, "--device", DEVICE, "--runtime", "onnxruntime", "--disk", f"{disk - 1}B")
+    assert small["compared"][0]["mean_bits"] < 8
+    done = bitfleet("export", file, "--out", tmp_path / "out", "--runtime", "all")
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["llamacpp", "onnxruntime"]
+    assert "vllm runs on cuda, not on cpu" in done.err and "MLX runs on Apple silicon" in done.err
+    first, second = tmp_path / "out" / "onnxruntime", tmp_path / "out" / "llamacpp"
+    assert done.out.splitlines()[-1] == f"next: bitfleet verify {first} --beside {second}"
+    assert (
+        json.loads((second / "manifest.json").read_text())["plan"]["compared"][0]["subnet"]
+        == small["compared"][0]["subnet"]
+    )
+    found = bitfleet("verify", first, "--beside", second, "--json")
+    rows = {row["name"]: row for row in json.loads(found.out)["rows"]}
+    assert 0 <= rows["KL to llamacpp"]["measured"] < 0.01, rows["KL to llamacpp"]
+
+
+def test_a_folder_for_a_mac_is_written_and_nothing_of_it_is_run(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "plan.json", tmp_path / "out"
+    plan(bitfleet, supernet, file, "--device", MAC, "--runtime", "mlx")
+    assert bitfleet("export", file, "--out", out).code == 0
+    found = bitfleet("verify", out)
+    assert found.code == 1 and "incomplete: peak memory, time per token, KL to the supernet" in found.out
+    assert bitfleet("verify", out, "--allow-unchecked").code == 0
+    assert "start it with: mlx_lm.chat" in bitfleet("run", out, "hi").error
