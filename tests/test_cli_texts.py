@@ -35,7 +35,7 @@ def supernet(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "own.jsonl").write_text(json.dumps({"text": TEXT.upper()}) + "\n")
     data, own = (os.path.relpath(folder / name) for name in ("train.txt", "own.jsonl"))
     recipe = Recipe(
-        (2, 4, 8), 16, quantizer="rtn", awq=0.0, steps=1, batch=1, window_tokens=16, data=data, eval_text=own
+        (2, 4, 8), group_size=16, quantizer="rtn", awq=0.0, steps=1, batch=1, window_tokens=16, data=data, eval_text=own
     )
     create(str(model), folder / "net", recipe)
     return folder / "net"
