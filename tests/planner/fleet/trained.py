@@ -42,6 +42,7 @@ def planned(files: SupernetFiles, *devices: Wanted) -> FleetPlan:
 FLEET = """\
 max-loss = "5%"
 [defaults]
+runtime = "onnxruntime"
 context = 128
 prompt-tokens = 64
 mem = "200MB"
