@@ -81,7 +81,7 @@ def measured(files: Any, device: DeviceProfile, context: int, prompt: int, share
         package = write_package(runtime, files, made, Path(scratch) / "package")
         found = runtime.engine().measure(package.path, workload)
         disk = sum((package.path / name).stat().st_size for name in runtime.weight_files())
-        kl, _ = divergence(runtime, package, files)
+        kl, _ = divergence(runtime.engine(), package, files)
     c = made.chosen
     return Case(
         context, prompt, c.mean_bits, (c.disk_bytes, disk), (c.memory_bytes, found.peak_bytes),

@@ -11,6 +11,7 @@ import torch
 
 from planner.runtimes.llamacpp import fresh, metadata
 from planner.runtimes.llamacpp.export import write_model
+from records.errors import InputError
 from tests.planner.llamacpp.models import WRITTEN, GridModel, made, mixed
 
 pytest.importorskip("xllamacpp", reason="runs the pinned build of llama.cpp; pip install 'bitfleet[llamacpp]'")
@@ -58,7 +59,6 @@ def test_two_bits_in_groups_of_64_answer_as_the_subnet_does(tmp_path: Path) -> N
         ("granite", "embedding_scale"),
         ("granite", "attention.scale"),
         ("granite", "residual_scale"),
-        ("granite", "logit_scale"),
         ("llama, yarn", "rope.scaling.type"),
         ("llama without groups, linear", "rope.scaling.factor"),
         ("phi3, longrope", "rope.scaling.attn_factor"),
@@ -75,3 +75,11 @@ def test_a_setting_that_is_lost_is_heard(
     told: Any = metadata.entries
     monkeypatch.setattr(metadata, "entries", lambda *a: [e for e in told(*a) if not e.key.endswith(f".{lost}")])
     assert kl(files, ("sym8g32",), package(files, ("sym8g32",), tmp_path / "lost")) > 5 * right
+
+
+def test_a_file_without_what_llama_cpp_must_know_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = made("granite", tmp_path / "model")
+    told: Any = metadata.entries
+    monkeypatch.setattr(metadata, "entries", lambda *a: [e for e in told(*a) if not e.key.endswith(".logit_scale")])
+    with pytest.raises(InputError, match=r"key not found in model: granite\.logit_scale"):
+        kl(files, ("sym8g32",), package(files, ("sym8g32",), tmp_path / "lost"))
