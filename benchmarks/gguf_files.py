@@ -1,6 +1,6 @@
 """What one supernet loses as GGUF files, in llama.cpp, beside llama.cpp's own files of the same bytes.
 
-    python benchmarks/gguf.py --text ../shared/text --supernet FOLDER [--keep FOLDER]
+    python benchmarks/gguf_files.py --text ../shared/text --supernet FOLDER [--keep FOLDER]
 
 The supernet is of the embedded default model, on the symmetric grid (`bitfleet train --grid sym`). For each size the
 plan is that of `bitfleet plan --runtime llamacpp --disk SIZE`; its file is read by llama.cpp, and the KL is per token
