@@ -6,9 +6,7 @@ device that was never measured; every estimate that rests on one says so.
 
 from __future__ import annotations
 
-from typing import Any
-
-from planner.runtimes.base import ESTIMATE, MEASURED
+from planner.runtimes.calibrated import Calibrated
 from planner.runtimes.llamacpp.serving import RUNTIME
 
 BASE = "base_bytes"  # the process, Python and the library, before any weight
@@ -41,14 +39,5 @@ UNITS = {
     VALUE: "ns", SCORE_DECODE: "ns", SCORE_PREFILL: "ns", LOGIT: "ns", PRODUCTS: "ms/ms",
 }  # fmt: skip
 
-
-def value(device: Any, name: str) -> tuple[float, str]:
-    """The calibrated number and "measured", or the usual one and "estimate"."""
-    found = device.calibration(RUNTIME, name)
-    return (USUAL[name], ESTIMATE) if found is None else (found.value, MEASURED)
-
-
-def spread(device: Any, name: str) -> float:
-    """The calibration's spread, as a share of its value; 0 where it is unknown."""
-    found = device.calibration(RUNTIME, name)
-    return 0.0 if found is None or found.spread is None else float(found.spread)
+_KNOWN = Calibrated(RUNTIME, USUAL)
+value, spread = _KNOWN.value, _KNOWN.spread

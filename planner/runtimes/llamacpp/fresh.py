@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.runtimes.child import Endless, Measurement, Worker, patience
+from planner.runtimes import asking
+from planner.runtimes.child import Endless, Measurement, Worker
 from planner.runtimes.llamacpp.installed import library
 from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, Serving
 from planner.runtimes.spoken import ids_and_chats, prompt_ids
@@ -26,42 +27,24 @@ def measure(
     folder: Path, prompt_tokens: int, context: int, batch: int = 1, new_tokens: int = 64, repeats: int = 3
 ) -> Measurement:
     """Serve one prompt from `folder` in a fresh process: peak memory, time to first token, median time per token."""
-    numbers = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "context": context, "batch": batch}
-    seconds = patience(2 * repeats * batch * (prompt_tokens + new_tokens))
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        return Measurement(**_ask("measure", folder, Path(scratch), seconds, **numbers, repeats=repeats))
+    return asking.measure(_ask, folder, prompt_tokens, new_tokens, batch, repeats, context=context)
 
 
 def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
     """As `Engine.logits`."""
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        source, result = Path(scratch) / "windows.npy", Path(scratch) / "logits.npy"
-        np.save(source, windows)
-        _ask("logits", folder, Path(scratch), patience(windows.size), windows=str(source), out=str(result))
-        return np.asarray(np.load(result, allow_pickle=False))
+    return asking.logits(_ask, folder, windows)
 
 
 def log_probs(
     folder: Path, windows: Sequence[NDArray[Any]], positions: NDArray[Any], ids: NDArray[Any], seconds: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """As `Engine.log_probs`."""
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        source, result = Path(scratch) / "asked.npz", Path(scratch) / "said.npz"
-        lengths = [len(window) for window in windows]
-        np.savez(source, tokens=np.concatenate(windows), lengths=lengths, positions=positions, ids=ids)
-        files = {"asked": str(source), "out": str(result)}
-        _ask("log_probs", folder, Path(scratch), patience(0) + seconds, **files, reading_s=seconds)
-        with np.load(result, allow_pickle=False) as said:
-            return said["log_probs"], said["likeliest"].astype(np.int32)
+    return asking.log_probs(_ask, folder, windows, positions, ids, seconds)
 
 
 def continued(folder: Path, prompts: NDArray[Any], new_tokens: int) -> list[list[int]]:
     """As `Engine.continued`."""
-    seconds = patience(len(prompts) * (prompts.shape[1] + new_tokens))
-    asked = {"prompts": prompts.tolist(), "new_tokens": new_tokens, "stops": Serving.load(folder).stop_ids}
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        found = _ask("continued", folder, Path(scratch), seconds, **asked)
-    return [list(map(int, tokens)) for tokens in found]
+    return asking.continued(_ask, folder, prompts, new_tokens, stops=Serving.load(folder).stop_ids)
 
 
 def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:

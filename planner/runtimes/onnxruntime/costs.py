@@ -6,9 +6,7 @@ stand in for a device that was never measured; every estimate that rests on one 
 
 from __future__ import annotations
 
-from typing import Any
-
-from planner.runtimes.base import ESTIMATE, MEASURED
+from planner.runtimes.calibrated import Calibrated
 
 RUNTIME = "onnxruntime"
 CHUNK_TOKENS = 128  # a prompt goes through the model in pieces of so many tokens: as fast as whole, in bounded memory
@@ -39,14 +37,5 @@ UNITS = {
     SCORE_DECODE: "ns", SCORE_PREFILL: "ns", PRODUCTS: "ms/ms",
 }  # fmt: skip
 
-
-def value(device: Any, name: str) -> tuple[float, str]:
-    """The calibrated number and "measured", or the usual one and "estimate"."""
-    found = device.calibration(RUNTIME, name)
-    return (USUAL[name], ESTIMATE) if found is None else (found.value, MEASURED)
-
-
-def spread(device: Any, name: str) -> float:
-    """The calibration's spread, as a share of its value; 0 where it is unknown."""
-    found = device.calibration(RUNTIME, name)
-    return 0.0 if found is None or found.spread is None else float(found.spread)
+_KNOWN = Calibrated(RUNTIME, USUAL)
+value, spread = _KNOWN.value, _KNOWN.spread

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.runtimes import asking
 from planner.runtimes.child import Endless, Measurement, Worker, patience
 from planner.runtimes.onnxruntime import worker
 from profiles.kernels import KernelEntry
@@ -26,41 +27,24 @@ def measure(
     folder: Path, prompt_tokens: int, context: int, batch: int = 1, new_tokens: int = 64, repeats: int = 3
 ) -> Measurement:
     """Serve one prompt from `folder` in a fresh process: peak memory, time to first token, median time per token."""
-    numbers: dict[str, Any] = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "max_length": context}
-    seconds = patience(2 * repeats * batch * (prompt_tokens + new_tokens))
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        return Measurement(**ask("measure", folder, Path(scratch), seconds, **numbers, batch=batch, repeats=repeats))
+    return asking.measure(ask, folder, prompt_tokens, new_tokens, batch, repeats, max_length=context)
 
 
 def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Logits [windows, tokens, vocabulary] for token windows of equal length, from a fresh process."""
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        source, result = Path(scratch) / "windows.npy", Path(scratch) / "logits.npy"
-        np.save(source, windows)
-        ask("logits", folder, Path(scratch), patience(windows.size), windows=str(source), out=str(result))
-        return np.asarray(np.load(result, allow_pickle=False))
+    """As `Engine.logits`."""
+    return asking.logits(ask, folder, windows)
 
 
 def log_probs(
     folder: Path, windows: Sequence[NDArray[Any]], positions: NDArray[Any], ids: NDArray[Any], seconds: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """As `Engine.log_probs`."""
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        source, result = Path(scratch) / "asked.npz", Path(scratch) / "said.npz"
-        lengths = [len(window) for window in windows]
-        np.savez(source, tokens=np.concatenate(windows), lengths=lengths, positions=positions, ids=ids)
-        arguments: dict[str, Any] = {"asked": str(source), "out": str(result), "reading_s": seconds}
-        ask("log_probs", folder, Path(scratch), patience(0) + seconds, **arguments)
-        with np.load(result, allow_pickle=False) as said:
-            return said["log_probs"], said["likeliest"]
+    return asking.log_probs(ask, folder, windows, positions, ids, seconds)
 
 
 def continued(folder: Path, prompts: NDArray[Any], new_tokens: int) -> list[list[int]]:
     """As `Engine.continued`."""
-    seconds = patience(len(prompts) * (prompts.shape[1] + new_tokens))
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        found = ask("continued", folder, Path(scratch), seconds, prompts=prompts.tolist(), new_tokens=new_tokens)
-    return [list(map(int, tokens)) for tokens in found]
+    return asking.continued(ask, folder, prompts, new_tokens)
 
 
 def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
