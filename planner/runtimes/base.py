@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,6 +55,16 @@ class LatencyItem:
     basis: str
     unit: str | None = None
     spread: float = 0.0
+
+    @classmethod
+    def of_products(
+        cls, unit: str, parts: Sequence[tuple[int, float, float, str]], factor: float, more: float
+    ) -> LatencyItem:
+        """Of a unit's products: how many there are of each, its ms, spread and basis. All take `factor` times so long,
+        of which `more` is uncertain besides."""
+        total = sum(count * ms for count, ms, _, _ in parts)
+        spread = sum(count * ms * spread for count, ms, spread, _ in parts) / total + more if total else 0.0
+        return cls(unit, factor * total, weakest(basis for *_, basis in parts), unit, spread)
 
 
 @dataclass(frozen=True)

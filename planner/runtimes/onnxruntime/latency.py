@@ -69,9 +69,7 @@ def unit_ms(spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phas
     few = phase == DECODE or last  # rows: reading the weights takes longer than multiplying by them
     factor = costs.value(device, costs.PRODUCTS)[0] if few else 1.0
     more = costs.spread(device, costs.PRODUCTS) if few else 0.0
-    total = sum(count * ms for count, ms, _, _ in parts)
-    spread = sum(count * ms * spread for count, ms, spread, _ in parts) / total + more if total else 0.0
-    return LatencyItem(unit.name, factor * total, weakest(basis for *_, basis in parts), unit.name, spread)
+    return LatencyItem.of_products(unit.name, parts, factor, more)
 
 
 def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str) -> tuple[LatencyItem, ...]:
