@@ -11,21 +11,28 @@ from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec, UnitSpec
 
 CHANNELS = 64  # a pruned block keeps a multiple: products run in tiles
-TABLE_BITS = (4, 8)  # what an embedding or a head may be: below 4 bits a vocabulary falls apart, and runtimes refuse
+TABLE_BITS = (4, 8)  # what every embedding and head may be: below 4 bits a vocabulary falls apart, and runtimes refuse
+
+
+def table_bits(bits: Sequence[int]) -> tuple[int, ...]:
+    """What an embedding or a head may be where linears may be `bits`: what lies between comes with theirs."""
+    between = (b for b in bits if TABLE_BITS[0] < b < TABLE_BITS[-1])
+    return tuple(sorted({*TABLE_BITS, *between}))
 
 
 def make_space(
     spec: ModelSpec, bits: Sequence[int], group_size: int | Mapping[int, int], prune: Sequence[float] = (),
     grid: str = "int",
 ) -> SearchSpace:  # fmt: skip
-    """Every linear at `bits`, the embedding and the head at 4 and 8 bits, all on this grid and in groups of
+    """Every linear at `bits`, the embedding and the head at `table_bits` of them, all on this grid and in groups of
     `group_size`, which may be given by bits.
 
     `prune` are the shares of its channels that a feed-forward block may keep, beside all of them; 0 leaves none.
     """
-    sizes = {b: group_size if isinstance(group_size, int) else group_size[b] for b in {*bits, *TABLE_BITS}}
+    of_tables = table_bits(bits)
+    sizes = {b: group_size if isinstance(group_size, int) else group_size[b] for b in {*bits, *of_tables}}
     options = {
-        u.name: tuple(Choice(b, sizes[b], grid) for b in (TABLE_BITS if u.is_table else bits)) for u in spec.units
+        u.name: tuple(Choice(b, sizes[b], grid) for b in (of_tables if u.is_table else bits)) for u in spec.units
     }
     _check_groups(spec, options)
     if not prune:

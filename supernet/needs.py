@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from supernet.adapters import ADAPTERS
-from supernet.choices import TABLE_BITS
+from supernet.choices import table_bits
 from supernet.grids.packing import packed_bytes
 from supernet.recipe import Recipe
 from supernet.space import Choice
@@ -45,7 +45,7 @@ def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
         code_bytes(linear, Choice(bits, sizes[bits], recipe.grid))
         for unit in spec.units
         for linear in unit.linears
-        for bits in (TABLE_BITS if unit.is_table else recipe.bits)
+        for bits in (table_bits(recipe.bits) if unit.is_table else recipe.bits)
     )
     adapters = adapter_parameters_of(spec, recipe) * FLOAT_BYTES
     width = max(linear.in_features for unit in spec.units if not unit.is_table for linear in unit.linears)
