@@ -24,6 +24,7 @@ from planner.costs import Costs
 from planner.pipeline import plan
 from planner.request import Budget, Workload
 from planner.runtimes.onnxruntime import fresh, random_package
+from planner.runtimes.onnxruntime.engine import OnnxTimer
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.runtimes.shapes import HALF_B, HALF_B_UNTIED, SMOLLM2, Shape
 from profiles.detect import detect
@@ -96,7 +97,7 @@ def calibrated() -> DeviceProfile:
     """This machine with the runtime's own numbers and without a kernel table: times do not matter here."""
     found, _ = detect("cpu")
     device = replace(found, threads=1)
-    return replace(device, calibrations=OnnxRuntime().engine().calibrate(device))
+    return replace(device, calibrations=OnnxTimer().calibrate(device))
 
 
 def measured(device: DeviceProfile, seed: int, number: int) -> Case:
@@ -113,7 +114,7 @@ def measured(device: DeviceProfile, seed: int, number: int) -> Case:
     runtime = OnnxRuntime()
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         files = shaped(shape, group_size, bits, number, Path(scratch) / "supernet")
-        costs = Costs(runtime, files.spec, workload, device)
+        costs = Costs.of(runtime, files.spec, workload, device, files.model_dir)
         least, most = (files.space.at([end] * len(files.space.blocks)) for end in (0, 9))
         low, high = (costs.memory(subnet).total_bytes for subnet in (least, most))
         budget = Budget(round((low + share * (high - low)) * 1.06))  # the planner leaves a band of up to 5 % below it

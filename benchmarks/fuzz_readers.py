@@ -269,14 +269,14 @@ def use_device(folder: Path) -> None:
     with quiet():
         print_device(found)
     spec = SHAPE.spec()
-    costs = Costs(RUNTIME, spec, WORKLOAD, found)
+    costs = Costs.of(RUNTIME, spec, WORKLOAD, found, Path())
     costs.compared("planned", "fuzz", Subnet.of({unit.name: Choice(8, 32) for unit in spec.units}), 0.0)
 
 
 def use_index(folder: Path) -> None:
     files = open_supernet(folder)
     workload = Workload.for_model(files.spec, None, 1, None)
-    costs = Costs(RUNTIME, files.spec, workload, catalogued(DEVICE))
+    costs = Costs.of(RUNTIME, files.spec, workload, catalogued(DEVICE), files.model_dir)
     space, _ = loadable(files.space, files.spec, RUNTIME)
     costs.compared("uniform", "fuzz", space.uniform(files.spec, space.bits(files.spec)[0]), 0.0)
 

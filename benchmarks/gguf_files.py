@@ -105,12 +105,12 @@ def planned(files: SupernetFiles, disk_bytes: int) -> Plan:
 def row_of(files: SupernetFiles, plan: Plan, rival: Rival, subnet_kl: float, reference: Reference, folder: Path) -> Row:
     runtime = LlamaCpp()
     folder.mkdir(parents=True)
-    runtime.write(files, plan.subnet, plan.workload, None, folder)
+    runtime.packages.write(files, plan.subnet, plan.workload, None, folder)
     model = files.subnet_model(plan.subnet)
     from_full, apart = 0.0, 0.0
     for start in range(0, len(reference.windows), TOGETHER):
         windows = reference.windows[start : start + TOGETHER]
-        said = runtime.engine().logits(folder, windows.numpy().astype(np.int64))
+        said = runtime.engine().speaker(folder).logits(windows.numpy().astype(np.int64))
         for number, window in enumerate(windows):
             theirs = torch.from_numpy(said[number]).double().log_softmax(-1)
             from_full += divergence(reference.log_probs(start + number, slice(0, len(window))).double(), theirs)
@@ -118,7 +118,7 @@ def row_of(files: SupernetFiles, plan: Plan, rival: Rival, subnet_kl: float, ref
                 ours = model(window[None]).logits[0].double().log_softmax(-1)
             apart += divergence(ours, theirs)
     tokens = reference.windows.numel()
-    size = sum((folder / name).stat().st_size for name in runtime.weight_files())
+    size = sum((folder / name).stat().st_size for name in runtime.packages.weight_files)
     bits = plan.chosen.mean_bits
     row = Row(rival.name, rival.bytes, rival.kl, size, bits, subnet_kl, from_full / tokens, apart / tokens)
     print(row, flush=True)

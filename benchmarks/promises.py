@@ -72,16 +72,16 @@ def measured(files: Any, device: DeviceProfile, context: int, prompt: int, share
     runtime, workload = RUNTIMES[names.RUNTIME](), Workload(context, 1, prompt)
 
     def peak(subnet: Subnet) -> int:
-        return estimate_memory(runtime, files.spec, subnet, workload, device).total_bytes
+        return estimate_memory(runtime.pricing(files.spec, workload, device), subnet).total_bytes
 
     least, most = (peak(files.space.uniform(files.spec, bits)) for bits in (2, 8))
     budget = Budget(round(least + share * (most - least)))
     made = plan(files, runtime, device, workload, budget, measure=None, trials=50)
     with tempfile.TemporaryDirectory() as scratch:
         package = write_package(runtime, files, made, Path(scratch) / "package")
-        found = runtime.engine().measure(package.path, workload)
-        disk = sum((package.path / name).stat().st_size for name in runtime.weight_files())
-        kl, _ = divergence(runtime.engine(), package, files)
+        found = runtime.engine().server(package.path).measure(workload)
+        disk = sum((package.path / name).stat().st_size for name in runtime.packages.weight_files)
+        kl, _ = divergence(runtime.engine().speaker(package.path), package.plan, files)
     c = made.chosen
     return Case(
         context, prompt, c.mean_bits, (c.disk_bytes, disk), (c.memory_bytes, found.peak_bytes),

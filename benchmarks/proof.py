@@ -53,7 +53,7 @@ def compared(files: Any, path: Path) -> tuple[float, float, int]:
         here = torch.from_numpy(proof.positions[at] - start).long()
         with torch.no_grad():
             ours = model(torch.from_numpy(window).long()[None]).logits[0][here].double().log_softmax(-1)
-        logits = torch.from_numpy(runtime.engine().logits(package.path, window[None].astype(np.int64)))[0][here]
+        logits = torch.from_numpy(runtime.engine().speaker(package.path).logits(window[None].astype(np.int64)))[0][here]
         theirs = logits.double().log_softmax(-1)
         whole.append((ours.exp() * (ours - theirs)).sum(-1).numpy())
         said = proof.subnet.at(at)

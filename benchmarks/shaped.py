@@ -24,15 +24,21 @@ class ShapedSupernet:
     deploys: str = "scales"
     activations: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def model_dir(self) -> Path:
+        """Nothing describes the model: ONNX Runtime keeps that in files of its own."""
+        return self.path
+
 
 def shaped(shape: Shape, group_size: int, bits: tuple[int, ...], seed: int, folder: Path) -> ShapedSupernet:
     """In the new `folder`. Losses fall with bits as they do in models, and differ by units."""
     folder.mkdir()
-    spec, rng, runtime = shape.spec(), np.random.default_rng(seed), OnnxRuntime()
+    spec, rng = shape.spec(), np.random.default_rng(seed)
+    holding = OnnxRuntime().holding(spec)
     options = {}
     for unit in spec.units:
         choices = [Choice(b, group_size) for b in sorted({4, 8, *bits} if unit.is_table else bits)]
-        options[unit.name] = tuple(c for c in choices if runtime.refusal(spec, unit, c) is None)
+        options[unit.name] = tuple(c for c in choices if holding.unit_refusal(unit, c) is None)
     loss = {}
     for unit, choices in options.items():
         scale = 0.05 * rng.lognormal()

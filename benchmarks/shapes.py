@@ -95,7 +95,7 @@ def measured(
     runtime, workload = OnnxRuntime(), Workload(context, 1, PROMPT)
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         files = shaped(shape, group_size, tuple(bits), context, Path(scratch) / "supernet")
-        costs = Costs(runtime, files.spec, workload, device)
+        costs = Costs.of(runtime, files.spec, workload, device, files.model_dir)
         ends = (files.space.at([end] * len(files.space.blocks)) for end in (0, 9))
         low, high = (costs.memory(subnet).total_bytes for subnet in ends)
         budget = Budget(round((low + share * (high - low)) * 1.06))  # the planner leaves a band of up to 5 % below it

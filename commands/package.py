@@ -188,8 +188,10 @@ def run(package: Path, prompt: str, max_tokens: int) -> None:
     opened.check(runtime)
     engine = runtime.engine()
     if engine is None:
-        raise InputError(f"bitfleet runs no {runtime.name} package; start it with: {runtime.launch(opened.path)}")
-    for piece in engine.generate(opened.path, prompt, max_tokens):
+        raise InputError(
+            f"bitfleet runs no {runtime.name} package; start it with: {runtime.packages.launch(opened.path)}"
+        )
+    for piece in engine.speaker(opened.path).generate(prompt, max_tokens):
         stream(piece)
         if reader_left():
             return

@@ -189,7 +189,7 @@ def check_exports(model: str, trust: bool, without_export: bool) -> ModelSpec:
 
     config, spec = describe(model, trust)
     own = trust and bool(getattr(config, "auto_map", None))
-    reasons = {name: runtime().model_refusal(spec) for name, runtime in RUNTIMES.items()}
+    reasons = {name: runtime().holding(spec).refusal() for name, runtime in RUNTIMES.items()}
     for name, reason in reasons.items():
         note(f"{name} can export {spec.architecture}" if reason is None else f"{name} cannot export it: {reason}")
     if all(reasons.values()) and not without_export and not own:

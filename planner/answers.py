@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from planner.bands import KL_LIMIT
 from planner.package import Package
+from planner.plan import Plan
 from planner.proof import PROOF, Proof
 from planner.rows import BROKEN, HOLDS, Row, row, unchecked
-from planner.runtimes.base import Engine, Runtime
+from planner.runtimes.base import Runtime
+from planner.runtimes.engine import Speaker
 from records.errors import InputError
 from supernet.said import TOP, Said
+
+if TYPE_CHECKING:
+    from supernet.checkpoint import SupernetFiles
 
 SECONDS = 60.0  # of reading the proof's windows, the short ones first
 UNREAD = f"none of the proof was read within {SECONDS:.0f} s"
@@ -34,13 +39,13 @@ def from_proof(runtime: Runtime, package: Package) -> Iterator[Row]:
     if PROOF not in package.files:
         yield unchecked(TO_SUBNET, NATS, KL_LIMIT, f"the package has no {PROOF}; export it again")
         return
-    proof, engine = Proof.load(package.path / PROOF), runtime.engine()
-    if engine is None:
+    proof, speaker = Proof.load(package.path / PROOF), speaker_of(runtime, package)
+    if speaker is None:
         for name in (TO_SUBNET, TO_ORIGINAL):
             yield unchecked(name, NATS, KL_LIMIT, NOT_RUN.format(runtime.name))
         return
     ids = np.concatenate([proof.subnet.ids, proof.original.ids], 1)
-    found, likeliest = engine.log_probs(package.path, proof.windows, proof.positions, ids, SECONDS)
+    found, likeliest = speaker.log_probs(proof.windows, proof.positions, ids, SECONDS)
     done, k = slice(len(found)), proof.subnet.ids.shape[1]
     if not len(found):
         for name in (TO_SUBNET, TO_ORIGINAL):
@@ -58,7 +63,13 @@ def from_proof(runtime: Runtime, package: Package) -> Iterator[Row]:
     same = float((likeliest == proof.subnet.ids[done, 0]).mean())
     note = f"of positions as the original model; {same:.4f} as the subnet"
     yield Row("likeliest token", "share", None, share, verdict=None, note=note, promises=False)
-    yield from _greedy(runtime, engine, package, proof)
+    yield from _greedy(speaker, proof, runtime.packages.spoken(package.path, [], []).stop_ids)
+
+
+def speaker_of(runtime: Runtime, package: Package) -> Speaker | None:
+    """What tells what the package says; None where bitfleet runs none of the runtime's."""
+    engine = runtime.engine()
+    return None if engine is None else engine.speaker(package.path)
 
 
 def _reaching(found: Row, proof: Proof, done: int) -> Row:
@@ -69,7 +80,7 @@ def _reaching(found: Row, proof: Proof, done: int) -> Row:
     return replace(found, verdict=None, note=f"{found.note}; read {missed}")
 
 
-def _greedy(runtime: Runtime, engine: Engine, package: Package, proof: Proof) -> Iterator[Row]:
+def _greedy(speaker: Speaker, proof: Proof, stop_ids: list[int]) -> Iterator[Row]:
     """How many tokens of greedy text are as the subnet's, up to the first that another likely one may stand for.
 
     Where a package stops is one of them, whichever token it stops at: the subnet must stop there, too.
@@ -79,8 +90,7 @@ def _greedy(runtime: Runtime, engine: Engine, package: Package, proof: Proof) ->
         note = "the context has no room for it"
         yield Row(TEXT, "tokens", None, None, verdict=None, note=note, promises=False)
         return
-    found = engine.continued(package.path, proof.prompts, new)
-    stops = {*runtime.spoken(package.path, [], [])[2]}
+    found, stops = speaker.continued(proof.prompts, new), {*stop_ids}
     wanted, agreed, as_original, broken = 0, 0, 0, False
     for number, answer in enumerate(found):
         tokens = [*answer, STOP] if len(answer) < new else answer
@@ -120,21 +130,21 @@ def against_supernet(runtime: Runtime, package: Package, source: str, trust_remo
         return unchecked(name, NATS, KL_LIMIT, f"{source} cannot be read: {error.strerror}")
     if files.fingerprint != package.plan.fingerprint:
         return unchecked(name, NATS, KL_LIMIT, f"{source} is not the supernet of this package, or has changed since")
-    engine = runtime.engine()
-    if engine is None:
+    speaker = speaker_of(runtime, package)
+    if speaker is None:
         return unchecked(name, NATS, KL_LIMIT, NOT_RUN.format(runtime.name))
-    kl, tokens = divergence(engine, package, files)
+    kl, tokens = divergence(speaker, package.plan, files)
     return row(name, NATS, KL_LIMIT, kl, 0.0, note=f"over {tokens} tokens")
 
 
-def divergence(engine: Engine, package: Package, files: Any) -> tuple[float, int]:
-    """(KL per token in nats, tokens)."""
+def divergence(speaker: Speaker, plan: Plan, files: SupernetFiles) -> tuple[float, int]:
+    """(KL per token in nats, tokens) from the plan's subnet to its package."""
     import torch
 
     files.check_hashes()
-    windows = files.reference().windows[:KL_WINDOWS, : min(KL_TOKENS, package.plan.workload.context)]
-    model = files.subnet_model(package.plan.subnet)
-    packaged = engine.logits(package.path, windows.numpy())
+    windows = files.reference().windows[:KL_WINDOWS, : min(KL_TOKENS, plan.workload.context)]
+    model = files.subnet_model(plan.subnet)
+    packaged = speaker.logits(windows.numpy())
     total = 0.0
     for window, theirs in zip(windows, packaged, strict=True):
         with torch.no_grad():
@@ -151,14 +161,15 @@ def beside(runtime: Runtime, package: Package, other_runtime: Runtime, other: Pa
     both are near.
     """
     name = f"KL to {other.path.name}"
-    engine, others = runtime.engine(), other_runtime.engine()
-    if engine is None or others is None:
-        return unchecked(name, NATS, None, NOT_RUN.format((runtime if engine is None else other_runtime).name))
+    speakers = speaker_of(runtime, package), speaker_of(other_runtime, other)
+    for one, speaker in zip((runtime, other_runtime), speakers, strict=True):
+        if speaker is None:
+            return unchecked(name, NATS, None, NOT_RUN.format(one.name))
     if (package.plan.fingerprint, package.plan.subnet) != (other.plan.fingerprint, other.plan.subnet):
         raise InputError(f"{other.path} is of another subnet than {package.path}; compare packages of one plan")
     proof = Proof.load(package.path / PROOF)
     asked = proof.windows, proof.positions, proof.subnet.ids, SECONDS
-    ours, theirs = (one.log_probs(path, *asked)[0] for one, path in ((engine, package.path), (others, other.path)))
+    ours, theirs = (speaker.log_probs(*asked)[0] for speaker in speakers if speaker is not None)
     count = min(len(ours), len(theirs))
     if not count:
         return unchecked(name, NATS, None, UNREAD)
@@ -185,11 +196,11 @@ def against_model(runtime: Runtime, package: Package, source: str, trust_remote_
     said, theirs = says(model, torch.cat(read)[torch.from_numpy(proof.positions).long()], proof.original.ids)
     kl = float(proof.original.kl(theirs.log_probs, theirs.rest).mean())
     yield row(name, NATS, KL_LIMIT, kl, 0.0, note=f"KL at {len(said)} positions of the proof, read anew")
-    engine = runtime.engine()
-    if engine is None:
+    speaker = speaker_of(runtime, package)
+    if speaker is None:
         yield unchecked(f"KL to {source}", NATS, KL_LIMIT, NOT_RUN.format(runtime.name))
         return
-    found, _ = engine.log_probs(package.path, proof.windows, proof.positions, said.ids, SECONDS)
+    found, _ = speaker.log_probs(proof.windows, proof.positions, said.ids, SECONDS)
     if not len(found):
         yield unchecked(f"KL to {source}", NATS, KL_LIMIT, UNREAD)
         return

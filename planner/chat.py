@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeAlias
 
 from planner import render, tokens
 from records.child import run_child
@@ -23,6 +24,8 @@ from records.errors import InputError
 TIME_S = 10.0
 NOON = datetime(2026, 1, 1, 12)  # what a template is told of the time where its text is compared later
 Message = dict[str, str]
+Messages: TypeAlias = Sequence[Message]
+"""A chat, from its beginning."""
 
 
 class ChatTemplate:
@@ -38,7 +41,7 @@ class ChatTemplate:
         source = tokens.chat_template(folder)
         return None if source is None else cls(source, tokens.special_tokens(folder))
 
-    def render(self, chats: Sequence[Sequence[Message]], now: datetime | None = None) -> list[str | None]:
+    def render(self, chats: Sequence[Messages], now: datetime | None = None) -> list[str | None]:
         """The text of each chat up to where the model answers; None where the template refuses the chat itself.
 
         `now` is the time that the template sees. InputError where it does not end within TIME_S or is no template.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from planner.bands import MEMORY, TPOT, TTFT, bands
 from planner.latency import LatencyEstimate, estimate_latency
 from planner.memory import MemoryEstimate, estimate_memory
 from planner.plan import Compared
 from planner.request import Budget, Workload
-from planner.runtimes.base import Runtime
+from planner.runtimes.base import Holding, Pricing, Runtime
 from planner.search.base import Resource
 from profiles.device import DeviceProfile
 from supernet.space import Choice, SearchSpace, Subnet
@@ -19,28 +21,47 @@ from supernet.spec import ModelSpec
 
 
 @dataclass(frozen=True)
+class Estimates:
+    """Those that were made, by subnet."""
+
+    memory: dict[Subnet, MemoryEstimate] = field(default_factory=dict)
+    latency: dict[Subnet, LatencyEstimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Costs:
-    """The runtime's arithmetic with everything fixed but the subnet. `known` are estimates that were made, which alike
-    devices of other names may share. `description_bytes` is the runtime's, of the model's own folder."""
+    """The runtime's arithmetic with everything fixed but the subnet. `rest_bytes` is its holding's; `known` may be
+    shared by alike devices of other names."""
 
     runtime: Runtime
     spec: ModelSpec
     workload: Workload
     device: DeviceProfile
-    known: dict[tuple[Any, Subnet], Any] = field(default_factory=dict, compare=False, repr=False)
-    description_bytes: int = 0
+    rest_bytes: int
+    known: Estimates = field(default_factory=Estimates, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, runtime: Runtime, spec: ModelSpec, workload: Workload, device: DeviceProfile, model_dir: Path) -> Costs:
+        """Of the model that is described in `model_dir`; InputError where the runtime cannot be told of it."""
+        return cls(runtime, spec, workload, device, runtime.holding(spec).rest_bytes(workload, model_dir))
+
+    @cached_property
+    def pricing(self) -> Pricing:
+        return self.runtime.pricing(self.spec, self.workload, self.device)
+
+    @cached_property
+    def holding(self) -> Holding:
+        return self.runtime.holding(self.spec)
 
     def memory(self, subnet: Subnet) -> MemoryEstimate:
-        return cast(MemoryEstimate, self._once(estimate_memory, subnet))
+        if subnet not in self.known.memory:
+            self.known.memory[subnet] = estimate_memory(self.pricing, subnet)
+        return self.known.memory[subnet]
 
     def latency(self, subnet: Subnet) -> LatencyEstimate:
-        return cast(LatencyEstimate, self._once(estimate_latency, subnet))
-
-    def _once(self, estimate: Callable[..., Any], subnet: Subnet) -> Any:
-        if (estimate, subnet) not in self.known:
-            made = estimate(self.runtime, self.spec, subnet, self.workload, self.device)
-            self.known[estimate, subnet] = made
-        return self.known[estimate, subnet]
+        if subnet not in self.known.latency:
+            self.known.latency[subnet] = estimate_latency(self.pricing, subnet)
+        return self.known.latency[subnet]
 
     def disk_bytes(self, subnet: Subnet) -> int:
         return int(sum(amount for _, amount in self._disk_items(subnet)))
@@ -88,9 +109,8 @@ class Costs:
         )
 
     def _disk_items(self, subnet: Subnet) -> list[tuple[str | None, float]]:
-        fixed = self.runtime.fixed_disk_bytes(self.spec, self.workload) + self.description_bytes
-        units = [(u.name, self.runtime.disk_bytes(self.spec, u, subnet[u.name])) for u in self.spec.units]
-        return [(None, fixed), *units]
+        units = [(u.name, self.holding.unit_bytes(u, subnet[u.name])) for u in self.spec.units]
+        return [(None, self.rest_bytes), *units]
 
 
 class _Parts:

@@ -234,7 +234,7 @@ def _entries(package: Package) -> dict[str, Entry]:
 
 
 def _pieces(runtime: Runtime, package: Package, entries: Mapping[str, Entry]) -> dict[str, tuple[Piece, ...]]:
-    return runtime.pieces(package.path, {name: entry.bytes for name, entry in entries.items()})
+    return runtime.packages.pieces(package.path, {name: entry.bytes for name, entry in entries.items()})
 
 
 def _places(runtime: Runtime, old: Package, progress: Progress) -> dict[bytes, dict[tuple[str, int], None]]:

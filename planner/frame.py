@@ -77,8 +77,7 @@ def frame(
     space, dropped = check_servable(files, table, runtime)
     workload.check(spec)
     limits, notes = _limits(budget, device)
-    described = runtime.description_bytes(spec, files.model_dir)
-    costs = Costs(runtime, spec, workload, device, description_bytes=described)
+    costs = Costs.of(runtime, spec, workload, device, files.model_dir)
     costs.latency(Subnet(tuple((unit, choices[0]) for unit, choices in space)))  # refuses a device of unknown speed
     problem = Problem(space, table.by_choice, costs.resources(space, limits), groups=_groups(spec))
     return Framed(files, table, costs, budget, limits, problem, dropped, (*notes, *_unpriced(files, runtime)))
@@ -124,10 +123,11 @@ def check_servable(files: Supernet, table: SensitivityTable, runtime: Runtime) -
 
 def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:
     """`space` without what `runtime` cannot load, and the reason for each choice that a unit lost."""
-    refusal = runtime.model_refusal(spec)
+    holding = runtime.holding(spec)
+    refusal = holding.refusal()
     if refusal is not None:
         raise InputError(f"{runtime.name} cannot load {spec.name}: {refusal}")
-    refusals = {(u, c): runtime.refusal(spec, spec.unit(u), c) for u, choices in space for c in choices}
+    refusals = {(u, c): holding.unit_refusal(spec.unit(u), c) for u, choices in space for c in choices}
     dropped: dict[str, str] = {}
     for (unit, choice), reason in refusals.items():
         if reason is not None:

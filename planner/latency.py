@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import cast
 
 from planner.plan import LatencyRow, LatencyTable
-from planner.runtimes.base import DECODE, PREFILL, LatencyItem, Runtime, weakest
+from planner.runtimes.base import DECODE, PREFILL, LatencyItem, Pricing, weakest
 from supernet.space import Subnet
-from supernet.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,6 @@ class LatencyEstimate:
         }
 
 
-def estimate_latency(runtime: Runtime, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> LatencyEstimate:
-    """Both phases of `workload` on `device`; InputError for a device of which no speed is known."""
-    return LatencyEstimate(
-        runtime.latency_items(spec, subnet, workload, device, PREFILL),
-        runtime.latency_items(spec, subnet, workload, device, DECODE),
-    )
+def estimate_latency(pricing: Pricing, subnet: Subnet) -> LatencyEstimate:
+    """Both phases of the workload on the device; InputError for a device of which no speed is known."""
+    return LatencyEstimate(pricing.latency(subnet, PREFILL), pricing.latency(subnet, DECODE))

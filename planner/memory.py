@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import cast
 
 from planner.plan import MemoryRow, MemoryTable
-from planner.runtimes.base import MemoryItem, Runtime, weakest
+from planner.runtimes.base import MemoryItem, Pricing, weakest
 from supernet.space import Subnet
-from supernet.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,6 @@ class MemoryEstimate:
         return {"total_bytes": self.total_bytes, "basis": self.basis, "items": items}
 
 
-def estimate_memory(runtime: Runtime, spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> MemoryEstimate:
-    """Peak memory of a process that loads the subnet's package and serves `workload` on `device`."""
-    return MemoryEstimate(runtime.memory_items(spec, subnet, workload, device))
+def estimate_memory(pricing: Pricing, subnet: Subnet) -> MemoryEstimate:
+    """Peak memory of a process that loads the subnet's package and serves the workload on the device."""
+    return MemoryEstimate(pricing.memory(subnet))

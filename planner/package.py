@@ -14,6 +14,7 @@ from planner.probes import write_probes
 from planner.promise import Promise
 from planner.proof import PROOF, write_proof
 from planner.runtimes.base import Progress, Runtime
+from planner.runtimes.source import PackageSource
 from records.atomic import new_folder, sha256, write_json
 from records.dates import made_now
 from records.errors import InputError, MissingError
@@ -73,13 +74,13 @@ class Package:
 
         InputError, or MissingError for a file that is not there, where the folder holds anything but the regular files
         that the manifest lists, where one of them is not what was written, where a promise is no finite number, and
-        where the runtime would be told to do more than serve a model (`Runtime.check_package`).
+        where the runtime would be told to do more than serve a model (`PackageFormat.check`).
         """
         for device in self.devices:
             _check_promises(self.promised_to(device).plan)
         self.check_files()
         sizes = {name: entry.bytes for name, entry in self.files.items()}
-        runtime.check_package(self.path, sizes, self.plan.workload)
+        runtime.packages.check(self.path, sizes, self.plan.workload)
 
     def check_files(self) -> None:
         """The part of `check` that needs no runtime: the folder holds what the manifest lists, and that alone."""
@@ -124,7 +125,7 @@ def _check_promises(plan: Plan) -> None:
 
 
 def write_package(
-    runtime: Runtime, files: Any, plan: Plan, out: Path, progress: Progress | None = None,
+    runtime: Runtime, files: PackageSource, plan: Plan, out: Path, progress: Progress | None = None,
     others: Mapping[str, Plan] | None = None,
 ) -> Package:  # fmt: skip
     """Export the plan's subnet into the folder `out`, whole or not at all.
@@ -147,11 +148,13 @@ def write_package(
 
 
 def _write(
-    runtime: Runtime, files: Any, plan: Plan, others: Mapping[str, Plan], out: Path, progress: Progress | None
+    runtime: Runtime, files: PackageSource, plan: Plan, others: Mapping[str, Plan], out: Path, progress: Progress | None
 ) -> None:
     check_replaceable(out)
     with new_folder(out) as folder:
-        runtime.write(files, plan.subnet, plan.workload, threads_of([plan, *others.values()]), folder, progress)
+        runtime.packages.write(
+            files, plan.subnet, plan.workload, threads_of([plan, *others.values()]), folder, progress
+        )
         write_probes(runtime, files, folder)
         size = sum(path.stat().st_size for path in folder.iterdir())
         write_proof(files, plan.subnet, plan.workload, size, folder / PROOF, progress)
@@ -172,7 +175,7 @@ def write_manifest(
     manifest = {
         "kind": KIND,
         "schema": SCHEMA,
-        "launch": runtime.launch(Path(".")),  # wherever the package is put
+        "launch": runtime.packages.launch(Path(".")),  # wherever the package is put
         "date": made_now(),
         "versions": runtime.versions(),
         "files": {name: asdict(entry) for name, entry in files.items()},
@@ -188,11 +191,11 @@ def threads_of(plans: Sequence[Plan]) -> int | None:
     return threads.pop() if len(threads) == 1 else None
 
 
-def _check_loadable(runtime: Runtime, files: Any, plan: Plan, folder: Path) -> None:
+def _check_loadable(runtime: Runtime, files: PackageSource, plan: Plan, folder: Path) -> None:
     """InputError where `run` and `verify` would refuse what was written: a config may say what none is expected to."""
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     try:
-        runtime.check_package(folder, sizes, plan.workload)
+        runtime.packages.check(folder, sizes, plan.workload)
     except InputError as error:
         raise InputError(f"{files.path} makes a package that would not be loaded: {error}") from None
 

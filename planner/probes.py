@@ -17,6 +17,7 @@ from typing import Any
 from planner.chat import NOON, ChatTemplate, Message
 from planner.rows import BROKEN, HOLDS, Row, unchecked
 from planner.runtimes.base import Runtime
+from planner.runtimes.source import WeightSource
 from planner.tokens import PROBES as PROBES_OF_TEXT
 from planner.tokens import Tokenization, model_tokenizer, stop_ids
 from records.atomic import write_json
@@ -75,12 +76,12 @@ class Probes:
         return read_record(folder / PROBES, cls, "list of probes", _REMAKE)
 
 
-def write_probes(runtime: Runtime, files: Any, folder: Path) -> None:
+def write_probes(runtime: Runtime, files: WeightSource, folder: Path) -> None:
     """Write `probes.json` by the tokenizer in the supernet's model folder. Transformers is imported here.
 
     InputError where the package's tokenizer or template does otherwise: it would ask the model another question.
     """
-    tokenizer = model_tokenizer(files.model_dir, getattr(files, "trusted", False))
+    tokenizer = model_tokenizer(files.model_dir, files.trusted)
     special = " ".join(sorted(set(map(str, tokenizer.all_special_tokens)))[:8])
     texts = tuple(Text(text, tuple(tokenizer(text)["input_ids"])) for text in (*PROBES_OF_TEXT, f"a{special}b"))
     template = ChatTemplate.of(folder)
@@ -109,7 +110,7 @@ def _differs(runtime: Runtime, folder: Path, texts: Sequence[Text], chats: Seque
         engine = None
     if engine is None:
         return None
-    ids, others, _ = engine.spoken(folder, [text.text for text in texts], [list(chat.messages) for chat in chats])
+    ids, others, _ = engine.speaker(folder).spoken([text.text for text in texts], [chat.messages for chat in chats])
     differs = [text.text for text, found in zip(texts, ids, strict=True) if list(text.ids) != found]
     differs += [chat.messages[-1]["content"] for chat, found in zip(chats, others, strict=True) if chat.text != found]
     return tuple(differs)
@@ -131,7 +132,8 @@ def check_probes(runtime: Runtime, folder: Path, listed: bool) -> list[Row]:
     if not listed:
         return [unchecked(name, "probes", None, f"the package has no {PROBES}; {_REMAKE}") for name in names]
     probes = Probes.load(folder)
-    ids, chats, stops = runtime.spoken(folder, [t.text for t in probes.texts], [list(c.messages) for c in probes.chats])
+    asked = [text.text for text in probes.texts], [chat.messages for chat in probes.chats]
+    ids, chats, stops = runtime.packages.spoken(folder, *asked)
     wrong = [text.text for text, found in zip(probes.texts, ids, strict=True) if list(text.ids) != found]
     rows = [_row(names[0], len(probes.texts), wrong, "other tokens than the model's for")]
     if probes.chats:

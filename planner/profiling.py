@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from planner.runtimes.base import Engine, Progress, Runtime
+from planner.runtimes.base import Progress, Runtime
+from planner.runtimes.engine import Timer
 from profiles.detect import Skipped, detect
 from profiles.device import DeviceProfile
 from profiles.kernels import KernelTable
@@ -23,13 +24,12 @@ def profile_device(
     report = progress or (lambda what, share: None)
     report("probing the device", 0.0)
     profile, skipped = detect(device, refuse_gpu=lambda gpu: _refused(runtimes, gpu) if device == "auto" else None)
-    engines = {one: one.engine() for one in runtimes if one.device_refusal(profile) is None}
-    able = {runtime: engine for runtime, engine in engines.items() if engine is not None}
-    for number, (runtime, engine) in enumerate(able.items()):
+    timers = [(one, timer) for one in runtimes if one.device_refusal(profile) is None and (timer := _timer(one))]
+    for number, (runtime, timer) in enumerate(timers):
         if number == 0:  # one number for a machine: that of the first, which all others are timed with
-            profile = replace(profile, threads=engine.best_threads(profile))
+            profile = replace(profile, threads=timer.best_threads(profile))
         versions = {**profile.kernels.versions, **runtime.versions()}
-        profile = _timed(profile, engine, versions, quick, _of(runtime, report) if len(able) > 1 else report)
+        profile = _timed(profile, timer, versions, quick, _of(runtime, report) if len(timers) > 1 else report)
     return profile, skipped
 
 
@@ -48,6 +48,11 @@ def with_others(made: DeviceProfile, before: DeviceProfile | None) -> DeviceProf
     return replace(made, kernels=kernels, calibrations=(*made.calibrations, *calibrations))
 
 
+def _timer(runtime: Runtime) -> Timer | None:
+    engine = runtime.engine()
+    return None if engine is None else engine.timer()
+
+
 def _refused(runtimes: Sequence[Runtime], device: DeviceProfile) -> str | None:
     """Why none of these runs on a device, or None if one does."""
     lines = [runtime.device_refusal(device) for runtime in runtimes]
@@ -59,11 +64,11 @@ def _of(runtime: Runtime, report: Progress) -> Progress:
 
 
 def _timed(
-    profile: DeviceProfile, engine: Engine, versions: Mapping[str, str], quick: bool, report: Progress
+    profile: DeviceProfile, timer: Timer, versions: Mapping[str, str], quick: bool, report: Progress
 ) -> DeviceProfile:
     """The profile with what one more runtime takes."""
-    entries = engine.measure_kernels(profile, quick, lambda what, share: report(f"timing products, {what}", share))
+    entries = timer.kernels(profile, quick, lambda what, share: report(f"timing products, {what}", share))
     today = datetime.now(UTC).date().isoformat()
     profile = replace(profile, kernels=KernelTable((*profile.kernels.entries, *entries), today, versions))
-    found = engine.calibrate(profile, lambda what, share: report(f"timing small models, {what}", share))
+    found = timer.calibrate(profile, lambda what, share: report(f"timing small models, {what}", share))
     return replace(profile, calibrations=(*profile.calibrations, *found))

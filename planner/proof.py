@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from planner.request import Workload
 from planner.runtimes.base import Progress
+from planner.runtimes.source import PackageSource
 from records.errors import InputError, MissingError
 from supernet.said import DRAWN, TOP, Continuation, Said, split
 from supernet.space import Subnet
@@ -139,7 +140,12 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def write_proof(
-    files: Any, subnet: Subnet, workload: Workload, package_bytes: int, path: Path, progress: Progress | None = None
+    files: PackageSource,
+    subnet: Subnet,
+    workload: Workload,
+    package_bytes: int,
+    path: Path,
+    progress: Progress | None = None,
 ) -> None:
     """Write the proof of a package of `package_bytes`: what `files`' full model said, what the subnet says of it now.
 

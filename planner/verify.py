@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from planner.answers import against_model, against_supernet, beside, from_proof
+from planner.answers import NOT_RUN, against_model, against_supernet, beside, from_proof
 from planner.package import Package, open_package
+from planner.plan import Plan
 from planner.probes import PROBES, check_probes
 from planner.rows import BROKEN, HOLDS, SLOW, Row, row, unchecked
 from planner.runtimes.base import ESTIMATE, Progress, Runtime
+from planner.runtimes.child import Measurement
+from planner.runtimes.engine import Engine
 
 TRIES, PAUSE_S = 3, 3.0  # a promise of time is broken only if it is broken so often, so far apart
 PROVES = (
@@ -102,7 +105,7 @@ def verify(
 
 def _disk(runtime: Runtime, package: Package) -> Row:
     promised, limit = package.plan.chosen.disk_bytes, package.plan.budget.disk_bytes
-    measured = sum((package.path / name).stat().st_size for name in runtime.weight_files())
+    measured = sum((package.path / name).stat().st_size for name in runtime.packages.weight_files)
     found = row("weights on disk", "bytes", promised, measured, 0.0, limit)
     return found if measured == promised else replace(found, verdict=BROKEN, note="not the planned size")
 
@@ -110,19 +113,20 @@ def _disk(runtime: Runtime, package: Package) -> Row:
 def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Iterator[Row]:
     """Memory and times of the workload, measured in fresh processes."""
     plan, engine = package.plan, runtime.engine()
-    if engine is None:
-        note, chosen = f"bitfleet runs no {runtime.name} package: {runtime.launch(package.path)}", plan.chosen
+    server = None if engine is None else engine.server(package.path)
+    if engine is None or server is None:
+        note, chosen = f"{_unserved(runtime, engine)}: {runtime.packages.launch(package.path)}", plan.chosen
         yield unchecked("peak memory", "bytes", chosen.memory_bytes, note)
         yield unchecked("time per token", "ms", chosen.tpot_ms, note)
         return
-    found, tries = engine.measure(package.path, plan.workload), 1
+    found, tries = server.measure(plan.workload), 1
     while not elsewhere and tries < TRIES and any(row.verdict == BROKEN for row in _times(package, found)):
         time.sleep(PAUSE_S)  # whatever else the machine does only ever adds: what is busy now may not be then
-        again = engine.measure(package.path, plan.workload)
+        again = server.measure(plan.workload)
         fastest = {name: min(getattr(found, name), getattr(again, name)) for name in ("ttft_ms", "tpot_ms")}
         found = replace(again, peak_bytes=max(found.peak_bytes, again.peak_bytes), **fastest)
         tries += 1
-    peak, longest = found.peak_bytes, engine.longest_peak_bytes(package.path, plan.workload)
+    peak, longest = found.peak_bytes, server.longest_peak_bytes(plan.workload)
     note = "" if longest <= peak else "with the longest prompt"
     band, limit = plan.bands["memory"], plan.budget.memory_bytes
     yield row("peak memory", "bytes", plan.chosen.memory_bytes, max(peak, longest), band, limit, note)
@@ -130,12 +134,24 @@ def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Itera
     if elsewhere:
         yield from (replace(one, verdict=None, promises=False, note="of another machine") for one in times)
         return
-    slower = engine.slower(plan.device) if any(row.verdict == BROKEN for row in times) else 1.0
+    slower = _slower(engine, plan) if any(row.verdict == BROKEN for row in times) else 1.0
     for one in times:
         yield _excused(replace(one, note=one.note or (f"the fastest of {tries} tries" if tries > 1 else "")), slower)
 
 
-def _times(package: Package, found: Any) -> Iterator[Row]:
+def _unserved(runtime: Runtime, engine: Engine | None) -> str:
+    if engine is None:
+        return NOT_RUN.format(runtime.name)
+    return f"bitfleet runs {runtime.name} here, but not as its devices do"
+
+
+def _slower(engine: Engine, plan: Plan) -> float:
+    """How many times as long the kernels that the plan keeps of its device take now."""
+    timer, kernels = engine.timer(), plan.device.get("kernels", [])
+    return 1.0 if timer is None else timer.slower(kernels, plan.device.get("last_level_cache_bytes"))
+
+
+def _times(package: Package, found: Measurement) -> Iterator[Row]:
     """An estimate is no promise: it neither holds nor breaks. What the user limited is limited all the same."""
     plan, chosen = package.plan, package.plan.chosen
     sure = plan.latency["basis"] != ESTIMATE

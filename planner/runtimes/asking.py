@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.runtimes.child import Measurement, patience
+from planner.runtimes.engine import Ids
 
 Ask = Callable[..., Any]
 
@@ -28,8 +29,8 @@ def measure(
         return Measurement(**ask("measure", folder, Path(scratch), seconds, **numbers))
 
 
-def logits(ask: Ask, folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """As `Engine.logits`."""
+def logits(ask: Ask, folder: Path, windows: Ids) -> NDArray[np.float32]:
+    """As `Speaker.logits`."""
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         source, result = Path(scratch) / "windows.npy", Path(scratch) / "logits.npy"
         np.save(source, windows)
@@ -38,9 +39,9 @@ def logits(ask: Ask, folder: Path, windows: NDArray[np.int64]) -> NDArray[np.flo
 
 
 def log_probs(
-    ask: Ask, folder: Path, windows: Sequence[NDArray[Any]], positions: NDArray[Any], ids: NDArray[Any], seconds: float
+    ask: Ask, folder: Path, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """As `Engine.log_probs`."""
+    """As `Speaker.log_probs`."""
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         source, result = Path(scratch) / "asked.npz", Path(scratch) / "said.npz"
         lengths = [len(window) for window in windows]
@@ -51,8 +52,8 @@ def log_probs(
             return said["log_probs"], said["likeliest"].astype(np.int32)
 
 
-def continued(ask: Ask, folder: Path, prompts: NDArray[Any], new_tokens: int, **more: Any) -> list[list[int]]:
-    """As `Engine.continued`; `more` is what this worker must be told besides."""
+def continued(ask: Ask, folder: Path, prompts: Ids, new_tokens: int, **more: Any) -> list[list[int]]:
+    """As `Speaker.continued`; `more` is what this worker must be told besides."""
     seconds = patience(len(prompts) * (prompts.shape[1] + new_tokens))
     asked = {"prompts": prompts.tolist(), "new_tokens": new_tokens, **more}
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:

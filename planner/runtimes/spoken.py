@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from planner.chat import NOON, ChatTemplate
+from planner.chat import NOON, ChatTemplate, Messages
 from planner.tokens import Tokenization
 from records.errors import InputError
+
+REFUSED = "the package's chat template refuses a chat"
+
+
+class Spoken(NamedTuple):
+    """Token ids of each text, the chat template's text for each chat, and the ids that end an answer; where a package
+    has no answer, a line that says why stands for it."""
+
+    ids: list[list[int] | str]
+    chats: list[str]
+    stop_ids: list[int]
 
 
 def prompt_ids(folder: Path, tokenization: Tokenization, prompt: str, context: int) -> list[int]:
@@ -30,18 +42,25 @@ def prompt_ids(folder: Path, tokenization: Tokenization, prompt: str, context: i
     return ids
 
 
-def ids_and_chats(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Token ids of each text and the text of each list of messages; where there is none, a line that says why."""
-    ids: list[Any]
-    rendered: list[Any]
+def spoken(folder: Path, texts: Sequence[str], chats: Sequence[Messages], stop_ids: list[int]) -> Spoken:
+    """As `PackageFormat.spoken`, of a package that ends its answers with `stop_ids`."""
+    return Spoken(_encoded(folder, texts), _rendered(folder, chats), stop_ids)
+
+
+def _encoded(folder: Path, texts: Sequence[str]) -> list[list[int] | str]:
     try:
         tokenization = Tokenization(folder)
-        ids = [tokenization.encode(text) for text in texts]
+        return [tokenization.encode(text) for text in texts]
     except InputError as error:
-        ids = [str(error)] * len(texts)
+        return [str(error)] * len(texts)
+
+
+def _rendered(folder: Path, chats: Sequence[Messages]) -> list[str]:
     try:
         template = ChatTemplate.of(folder)
-        rendered = template.render(chats, NOON) if template and chats else ["the package has no template"] * len(chats)
+        if template is None or not chats:
+            return ["the package has no template"] * len(chats)
+        texts = template.render(chats, NOON)
     except InputError as error:
-        rendered = [str(error)] * len(chats)
-    return ids, rendered
+        return [str(error)] * len(chats)
+    return [REFUSED if text is None else text for text in texts]

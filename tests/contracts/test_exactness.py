@@ -157,7 +157,8 @@ def test_answers_do_not_depend_on_how_the_prompt_is_read(case: Case) -> None:
 
 
 def test_predicted_bytes_are_the_bytes_on_disk(case: Case) -> None:
-    predicted = sum(RUNTIME.disk_bytes(case.spec, unit, case.subnet[unit.name]) for unit in case.spec.units)
-    predicted += RUNTIME.fixed_disk_bytes(case.spec, Workload(case.spec.max_context, 1, 16))
+    holding = RUNTIME.holding(case.spec)
+    predicted = sum(holding.unit_bytes(unit, case.subnet[unit.name]) for unit in case.spec.units)
+    predicted += holding.rest_bytes(Workload(case.spec.max_context, 1, 16), Path())
     assert predicted == (case.package / WEIGHTS).stat().st_size
-    assert RUNTIME.model_refusal(case.spec) is None
+    assert holding.refusal() is None

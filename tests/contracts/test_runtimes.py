@@ -42,9 +42,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> RoundedModel:
 
 def loadable(runtime: Runtime, spec: ModelSpec) -> Iterator[Subnet]:
     """A subnet for each choice that all units, or all but the tables, can take."""
+    holding = runtime.holding(spec)
     for choice in (Choice(bits, 32, grid) for bits in range(1, 9) for grid in FORMATS):
         options = {unit.name: (choice, Choice(8, 32, choice.grid)) for unit in spec.units}
-        kept = {u.name: [c for c in options[u.name] if runtime.refusal(spec, u, c) is None] for u in spec.units}
+        kept = {u.name: [c for c in options[u.name] if holding.unit_refusal(u, c) is None] for u in spec.units}
         if all(kept.values()):
             yield Subnet.of({name: choices[0] for name, choices in kept.items()})
 
@@ -54,17 +55,17 @@ def test_names_are_its_own(runtime: Runtime) -> None:
 
 
 def test_it_loads_something_and_says_why_not(runtime: Runtime, files: RoundedModel) -> None:
-    assert runtime.model_refusal(files.spec) is None
+    assert runtime.holding(files.spec).refusal() is None
     assert len({subnet.digest for subnet in loadable(runtime, files.spec)}) > 1
     unit = files.spec.units[1]
-    refusal = runtime.refusal(files.spec, unit, Choice(4, 48))
+    refusal = runtime.holding(files.spec).unit_refusal(unit, Choice(4, 48))
     assert refusal is not None and "48" in refusal
 
 
 def test_an_unknown_architecture_is_refused(runtime: Runtime) -> None:
     unit = UnitSpec("embed", EMBEDDING, None, (LinearSpec("embed", 64, 64),))
     spec = ModelSpec("odd", "OddForCausalLM", 1, 64, 1, 1, 64, 64, 64, True, 0, (unit,))
-    refusal = runtime.model_refusal(spec)
+    refusal = runtime.holding(spec).refusal()
     assert refusal is not None and "OddForCausalLM" in refusal
 
 
@@ -81,33 +82,30 @@ def test_an_unknown_architecture_is_refused(runtime: Runtime) -> None:
 def test_what_a_graph_would_lose_is_refused_by_name(
     runtime: Runtime, files: RoundedModel, changes: dict[str, Any], reason: str, held_by: tuple[str, ...]
 ) -> None:
-    refusal = runtime.model_refusal(replace(files.spec, **changes))
+    refusal = runtime.holding(replace(files.spec, **changes)).refusal()
     assert refusal is None if runtime.name in held_by else refusal is not None and reason in refusal
 
 
 def test_estimates_are_additive_over_units(runtime: Runtime, files: RoundedModel) -> None:
     """The exact solver relies on it: changing one unit changes the items of that unit, and no others."""
-    spec = files.spec
+    spec, pricing = files.spec, runtime.pricing(files.spec, WORKLOAD, DEVICE)
     first, *_, last = loadable(runtime, spec)
     for unit in spec.units:
         changed = first.replace(unit.name, last[unit.name])
         for items in (
-            lambda s: runtime.memory_items(spec, s, WORKLOAD, DEVICE),
-            lambda s: runtime.latency_items(spec, s, WORKLOAD, DEVICE, PREFILL),
-            lambda s: runtime.latency_items(spec, s, WORKLOAD, DEVICE, DECODE),
+            pricing.memory,
+            lambda s: pricing.latency(s, PREFILL),
+            lambda s: pricing.latency(s, DECODE),
         ):
             rest = [[item for item in items(s) if item.unit != unit.name] for s in (first, changed)]
             assert rest[0] == rest[1]
 
 
 def test_every_number_has_a_basis(runtime: Runtime, files: RoundedModel) -> None:
-    subnet = next(loadable(runtime, files.spec))
-    for item in (
-        *runtime.memory_items(files.spec, subnet, WORKLOAD, DEVICE),
-        *runtime.latency_items(files.spec, subnet, WORKLOAD, DEVICE, PREFILL),
-    ):
+    subnet, pricing = next(loadable(runtime, files.spec)), runtime.pricing(files.spec, WORKLOAD, DEVICE)
+    for item in (*pricing.memory(subnet), *pricing.latency(subnet, PREFILL)):
         assert item.basis in BASES
-    assert estimate_memory(runtime, files.spec, subnet, WORKLOAD, DEVICE).total_bytes > 0
+    assert estimate_memory(pricing, subnet).total_bytes > 0
 
 
 @pytest.mark.parametrize("grid", FORMATS)
@@ -116,22 +114,22 @@ def test_written_bytes_are_the_predicted_ones_and_the_package_runs(
 ) -> None:
     found = {next(iter(subnet))[1].grid: subnet for subnet in loadable(runtime, files.spec)}
     subnet = found[grid]
-    runtime.write(files, subnet, WORKLOAD, 1, tmp_path)
-    predicted = sum(runtime.disk_bytes(files.spec, unit, subnet[unit.name]) for unit in files.spec.units)
-    predicted += runtime.fixed_disk_bytes(files.spec, WORKLOAD)
-    predicted += runtime.description_bytes(files.spec, files.model_dir)
-    assert predicted == sum((tmp_path / name).stat().st_size for name in runtime.weight_files())
+    runtime.packages.write(files, subnet, WORKLOAD, 1, tmp_path)
+    holding = runtime.holding(files.spec)
+    predicted = sum(holding.unit_bytes(unit, subnet[unit.name]) for unit in files.spec.units)
+    predicted += holding.rest_bytes(WORKLOAD, files.model_dir)
+    assert predicted == sum((tmp_path / name).stat().st_size for name in runtime.packages.weight_files)
     check_pieces(runtime, tmp_path)
     engine = runtime.engine()
     if engine is not None:
-        served = engine.measure(tmp_path, WORKLOAD)
+        served = engine.server(tmp_path).measure(WORKLOAD)
         assert served.peak_bytes > predicted and served.ttft_ms > 0 and served.tpot_ms > 0
 
 
 def check_pieces(runtime: Runtime, folder: Path) -> None:
     """They cover every file in order, and each tensor is one of them."""
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    found = runtime.pieces(folder, sizes)
+    found = runtime.packages.pieces(folder, sizes)
     assert found.keys() == sizes.keys()
     for name, pieces in found.items():
         assert [piece.offset for piece in pieces] == list(accumulate([0, *(p.bytes for p in pieces)]))[: len(pieces)]

@@ -27,7 +27,7 @@ def tiny_plan(
     files: RoundedModel | SupernetFiles, workload: Workload | None = None, subnet: Subnet | None = None, **changes: Any
 ) -> Plan:
     workload, subnet = workload or Workload(128, 1, 32), subnet or mixed(files.spec)
-    costs = Costs(RUNTIME, files.spec, workload, DEVICE)
+    costs = Costs.of(RUNTIME, files.spec, workload, DEVICE, files.model_dir)
     made = Plan(
         supernet=str(files.path), fingerprint=files.fingerprint, model={"name": "tiny"}, runtime=RUNTIME.name,
         device={"name": "test", "threads": 1}, workload=workload, budget=Budget(10**9), limits=Budget(10**9),

@@ -142,6 +142,7 @@ class RoundedModel:
         self.model_dir = folder
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.spec = spec_of_model(self.model, folder.name)
+        self.trusted = False
         self.fingerprint = "rounded-" + folder.name
         self.weights = {n: p.detach().numpy() for n, p in self.model.named_parameters()}
 

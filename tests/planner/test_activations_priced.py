@@ -34,6 +34,6 @@ def test_the_price_is_what_a_package_is_off_by(tmp_path: Path, factor: float) ->
     files = create(str(model), tmp_path / "supernet", recipe)
     plan = tiny_plan(files, Workload(128, 1, 32), files.space.uniform(files.spec, 8))
     package = write_package(RUNTIME, files, plan, tmp_path / "package")
-    found, _ = divergence(RUNTIME.engine(), package, files)
+    found, _ = divergence(RUNTIME.engine().speaker(package.path), package.plan, files)
     assert found == pytest.approx(files.activations["int8"], rel=0.05, abs=1e-6)
     assert (found > 1e-4) == (factor > 1)

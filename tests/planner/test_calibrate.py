@@ -76,7 +76,11 @@ def test_products_of_the_wide_model_give_their_factor() -> None:
 def test_peaks_are_solved_for_what_they_were_made_of() -> None:
     workload, reserve = calibrate.prompted(LONG), memory.RESIDUAL_BYTES
     peaks = {
-        shape: [estimate_memory(OnnxRuntime(), shape.spec(), calibrate.subnet(shape), workload, device()).total_bytes]
+        shape: [
+            estimate_memory(
+                OnnxRuntime().pricing(shape.spec(), workload, device()), calibrate.subnet(shape)
+            ).total_bytes
+        ]
         for shape in (SHALLOW, DEEP, WIDE)
     }
     peaks = {shape: [found - reserve] for shape, (found,) in peaks.items()}

@@ -20,7 +20,8 @@ import pytest
 from planner import delta as subject
 from planner.delta import DATA, DELTA, Part, apply_delta, open_delta, signature, write_delta
 from planner.package import MANIFEST, open_package
-from planner.runtimes.base import Runtime
+from planner.runtimes.base import PackageFormat
+from planner.runtimes.onnxruntime.packages import OnnxPackages
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.runtimes.shapes import Shape
 from records.errors import InputError, MissingError, SystemFailure
@@ -106,7 +107,7 @@ def test_the_old_package_may_be_replaced(place: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_runtime_that_knows_no_tensors_carries_whole_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OnnxRuntime, "pieces", Runtime.pieces)
+    monkeypatch.setattr(OnnxPackages, "pieces", PackageFormat.pieces)
     delta = write_delta(RUNTIME, open_package(place / "old"), open_package(place / "new"), place / "delta")
     assert (delta.changed, delta.tensors) == ((), 0)
     assert [part.file for part in delta.parts["model.onnx.data"]] == [None]

@@ -40,30 +40,31 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def package(runtime: Runtime, files: GridModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(runtime.name)
-    runtime.write(files, cycled(files.spec, MIXES[runtime.name]), WORKLOAD, None, folder)
+    runtime.packages.write(files, cycled(files.spec, MIXES[runtime.name]), WORKLOAD, None, folder)
     return folder
 
 
 def test_written_bytes_are_the_predicted_ones(runtime: Runtime, files: GridModel, package: Path) -> None:
     subnet = cycled(files.spec, MIXES[runtime.name])
-    assert runtime.model_refusal(files.spec) is None
-    assert all(runtime.refusal(files.spec, unit, subnet[unit.name]) is None for unit in files.spec.units)
-    predicted = sum(runtime.disk_bytes(files.spec, unit, subnet[unit.name]) for unit in files.spec.units)
-    predicted += runtime.fixed_disk_bytes(files.spec, WORKLOAD)
-    assert predicted == sum((package / name).stat().st_size for name in runtime.weight_files())
+    holding = runtime.holding(files.spec)
+    assert holding.refusal() is None
+    assert all(holding.unit_refusal(unit, subnet[unit.name]) is None for unit in files.spec.units)
+    predicted = sum(holding.unit_bytes(unit, subnet[unit.name]) for unit in files.spec.units)
+    predicted += holding.rest_bytes(WORKLOAD, files.model_dir)
+    assert predicted == sum((package / name).stat().st_size for name in runtime.packages.weight_files)
 
 
 def test_the_same_subnet_gives_the_same_bytes(
     runtime: Runtime, files: GridModel, package: Path, tmp_path: Path
 ) -> None:
-    runtime.write(files, cycled(files.spec, MIXES[runtime.name]), WORKLOAD, 7, tmp_path)
+    runtime.packages.write(files, cycled(files.spec, MIXES[runtime.name]), WORKLOAD, 7, tmp_path)
     assert listed(tmp_path).keys() == listed(package).keys()
     for name in listed(package):
         assert (tmp_path / name).read_bytes() == (package / name).read_bytes(), name
 
 
 def test_pieces_are_the_tensors(runtime: Runtime, package: Path) -> None:
-    found = runtime.pieces(package, listed(package))
+    found = runtime.packages.pieces(package, listed(package))
     assert {name: sum(piece.bytes for piece in pieces) for name, pieces in found.items()} == listed(package)
     tensors = found["model.safetensors"]
     assert [piece.offset for piece in tensors] == list(accumulate([0, *(p.bytes for p in tensors)]))[:-1]
@@ -76,7 +77,7 @@ def test_the_tokenizer_and_the_stop_tokens_are_the_model_s(runtime: Runtime, fil
 
     tokenizer = AutoTokenizer.from_pretrained(files.model_dir)
     messages = [{"role": "user", "content": "hi"}]
-    ids, chats, stops = runtime.spoken(package, ["a b", "é\n"], [messages])
+    ids, chats, stops = runtime.packages.spoken(package, ["a b", "é\n"], [messages])
     assert ids == [tokenizer.encode(text) for text in ("a b", "é\n")]
     assert chats == [tokenizer.apply_chat_template(messages, tokenize=False)] and stops == [2]
 
@@ -91,7 +92,7 @@ def test_nothing_of_it_is_run_here(runtime: Runtime) -> None:
 )
 def test_a_choice_that_does_not_fit_is_refused(runtime: Runtime, files: GridModel, choice: str, reason: str) -> None:
     down = next(unit for unit in files.spec.units if unit.role == "down")
-    refusal = runtime.refusal(files.spec, down, Choice.parse(choice))
+    refusal = runtime.holding(files.spec).unit_refusal(down, Choice.parse(choice))
     assert refusal is not None and reason in refusal
 
 
@@ -107,27 +108,26 @@ def test_a_choice_that_does_not_fit_is_refused(runtime: Runtime, files: GridMode
 def test_a_model_that_does_not_fit_is_refused(
     runtime: Runtime, files: GridModel, changes: dict[str, Any], reason: str
 ) -> None:
-    refusal = runtime.model_refusal(replace(files.spec, **changes))
+    refusal = runtime.holding(replace(files.spec, **changes)).refusal()
     assert refusal is not None and reason in refusal
 
 
 def test_estimates_say_so_and_add_up_over_units(runtime: Runtime, files: GridModel) -> None:
     device, spec = load(DEVICES[runtime.name]), files.spec
+    pricing, holding = runtime.pricing(spec, WORKLOAD, device), runtime.holding(spec)
     first, last = cycled(spec, ["sym2g64"]), cycled(spec, ["sym8g32"])
     for items in (
-        lambda subnet: runtime.memory_items(spec, subnet, WORKLOAD, device),
-        lambda subnet: runtime.latency_items(spec, subnet, WORKLOAD, device, PREFILL),
-        lambda subnet: runtime.latency_items(spec, subnet, WORKLOAD, device, DECODE),
+        pricing.memory,
+        lambda subnet: pricing.latency(subnet, PREFILL),
+        lambda subnet: pricing.latency(subnet, DECODE),
     ):
         assert {item.basis for item in items(first)} == {ESTIMATE}
         for unit in spec.units:
             changed = first.replace(unit.name, last[unit.name])
             rest = [[item for item in items(subnet) if item.unit != unit.name] for subnet in (first, changed)]
             assert rest[0] == rest[1]
-    memory = [
-        sum(item.bytes for item in runtime.memory_items(spec, subnet, WORKLOAD, device)) for subnet in (first, last)
-    ]
-    disk = [sum(runtime.disk_bytes(spec, unit, subnet[unit.name]) for unit in spec.units) for subnet in (first, last)]
+    memory = [sum(item.bytes for item in pricing.memory(subnet)) for subnet in (first, last)]
+    disk = [sum(holding.unit_bytes(unit, subnet[unit.name]) for unit in spec.units) for subnet in (first, last)]
     assert memory[1] - memory[0] == disk[1] - disk[0] > 0
 
 
@@ -189,7 +189,7 @@ def test_its_own_packages_pass_the_check_with_what_stands_beside_them(
     shutil.copytree(package, folder)
     (folder / "probes.json").write_text("{}")
     shutil.copy(folder / "model.safetensors", folder / "proof.safetensors")
-    runtime.check_package(folder, listed(folder), WORKLOAD)
+    runtime.packages.check(folder, listed(folder), WORKLOAD)
 
 
 @pytest.mark.parametrize("what", DAMAGES)
@@ -201,5 +201,5 @@ def test_what_no_exporter_writes_is_refused(
     shutil.copytree(package, folder)
     damage(folder)
     with pytest.raises(InputError, match=reason) as caught:
-        runtime.check_package(folder, listed(folder), WORKLOAD)
+        runtime.packages.check(folder, listed(folder), WORKLOAD)
     assert "\n" not in str(caught.value)

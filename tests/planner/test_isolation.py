@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a runtime loads, in a folder of its own."""
     model = RoundedModel(save_tiny("llama", tmp_path_factory.mktemp("model") / "tiny"))
     out = tmp_path_factory.mktemp("loads")
-    OnnxRuntime().write(model, mixed(model.spec), Workload(64, 1, 8), 1, out)
+    OnnxRuntime().packages.write(model, mixed(model.spec), Workload(64, 1, 8), 1, out)
     return out
 
 
@@ -56,7 +56,7 @@ def test_nothing_is_written_into_the_home_folder(folder: Path, tmp_path: Path) -
         import numpy as np
         from planner.runtimes.onnxruntime import fresh
         from planner.runtimes.onnxruntime.runtime import OnnxRuntime
-        list(OnnxRuntime().engine().generate(Path({str(folder)!r}), "abc", 2))
+        list(OnnxRuntime().engine().speaker(Path({str(folder)!r})).generate("abc", 2))
         fresh.logits(Path({str(folder)!r}), np.arange(8)[None] + 3)
         import onnxruntime
     """

@@ -38,7 +38,7 @@ def measured_device(ms: float = 0.5, **more: float) -> DeviceProfile:
 def estimate(device: DeviceProfile, bits: int = 4, **workload: int) -> LatencyEstimate:
     subnet = Subnet.of({unit.name: Choice(bits, 32) for unit in SPEC.units})
     asked = Workload(**{"context": 512, "prompt_tokens": 64, **workload})
-    return estimate_latency(RUNTIME, SPEC, subnet, asked, device)
+    return estimate_latency(RUNTIME.pricing(SPEC, asked, device), subnet)
 
 
 def test_time_per_token_is_the_measured_products_and_the_step() -> None:

@@ -51,7 +51,7 @@ def chosen(shape: Shape, bits: int, table: int, head: int, group_size: int = 32,
 
 
 def total(bits: int = 4, context: int = 512, batch: int = 1, prompt: int = 64) -> int:
-    return estimate_memory(RUNTIME, SPEC, subnet(bits), Workload(context, batch, prompt), device()).total_bytes
+    return estimate_memory(RUNTIME.pricing(SPEC, Workload(context, batch, prompt), device()), subnet(bits)).total_bytes
 
 
 def test_the_kv_cache_is_counted_for_the_whole_context_of_every_sequence() -> None:
@@ -79,10 +79,10 @@ def test_items_name_the_unit_that_a_choice_changes_them_for() -> None:
 
 def test_every_item_says_where_its_number_comes_from() -> None:
     workload = Workload(512, 1, 64)
-    usual = estimate_memory(RUNTIME, SPEC, subnet(4), workload, device())
+    usual = estimate_memory(RUNTIME.pricing(SPEC, workload, device()), subnet(4))
     assert usual.basis == "estimate" and {i.basis for i in usual.items} == {"exact", "modelled", "estimate"}
     calibrated = device(base_bytes=7e7, activation_factor=1.5)
-    measured = estimate_memory(RUNTIME, SPEC, subnet(4), workload, calibrated)
+    measured = estimate_memory(RUNTIME.pricing(SPEC, workload, calibrated), subnet(4))
     assert measured.basis == "estimate" and {i.name: i.basis for i in measured.items}["activations"] == "measured"
     layers = SPEC.num_layers * costs.USUAL[costs.LAYER_BYTES]
     assert {i.name: i.bytes for i in measured.items}["runtime"] == 70_000_000 + layers
@@ -121,7 +121,7 @@ def test_no_prompt_takes_more_than_planned(
     picked = chosen(shape, bits, table, head, group_size, grid)
     package = random_package.write(shape, picked, context, 1, tmp_path / "package")
     measured = fresh.measure(package, context - 4, context, new_tokens=4, repeats=1).peak_bytes
-    planned = estimate_memory(RUNTIME, shape.spec(), picked, Workload(context, 1, 8), device()).total_bytes
+    planned = estimate_memory(RUNTIME.pricing(shape.spec(), Workload(context, 1, 8), device()), picked).total_bytes
     assert measured <= planned * (1 + BAND)
     assert planned - measured <= 0.03 * measured + 5e6
 
@@ -131,7 +131,7 @@ def test_several_sequences_are_planned_for_prompts_of_the_whole_context(tmp_path
     picked, workload = chosen(SMALL, 4, 4, 4), Workload(1024, 3, 8)
     package = random_package.write(SMALL, picked, 1024, 1, tmp_path / "package", batch=3)
     measured = fresh.measure(package, 1020, 1024, batch=3, new_tokens=4, repeats=1).peak_bytes
-    planned = estimate_memory(RUNTIME, SPEC, picked, workload, device()).total_bytes
+    planned = estimate_memory(RUNTIME.pricing(SPEC, workload, device()), picked).total_bytes
     assert 0.9 * planned <= measured <= planned * (1 + BAND)
 
 

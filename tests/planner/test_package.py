@@ -130,13 +130,13 @@ def test_what_a_package_cannot_answer_with_is_one_line(package: Path, name: str,
         content = json.dumps(settings).encode()
     path.write_bytes(content)
     with pytest.raises(InputError, match=said):
-        list(RUNTIME.engine().generate(package, "hello", 2))
+        list(RUNTIME.engine().speaker(package).generate("hello", 2))
 
 
 def test_a_prompt_that_is_no_text_is_one_line(package: Path) -> None:
     (package / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(InputError, match="must be Unicode, at character 2"):
-        list(RUNTIME.engine().generate(package, "hi\udcff", 2))
+        list(RUNTIME.engine().speaker(package).generate("hi\udcff", 2))
 
 
 def test_no_package_is_one_line(tmp_path: Path) -> None:
@@ -146,12 +146,12 @@ def test_no_package_is_one_line(tmp_path: Path) -> None:
 
 def test_run_streams_what_the_package_says(package: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(package)
-    (said,) = RUNTIME.engine().continued(package, np.array([tokenizer("user: hello\n")["input_ids"]]), 8)
+    (said,) = RUNTIME.engine().speaker(package).continued(np.array([tokenizer("user: hello\n")["input_ids"]]), 8)
     assert len(said) == 8
     assert (
-        "".join(RUNTIME.engine().generate(package, "hello", 8))
+        "".join(RUNTIME.engine().speaker(package).generate("hello", 8))
         == tokenizer.decode(said, skip_special_tokens=True)
         != ""
     )
     with pytest.raises(ValueError, match="shorter than the package's context"):
-        list(RUNTIME.engine().generate(package, "hello " * 60, 8))
+        list(RUNTIME.engine().speaker(package).generate("hello " * 60, 8))

@@ -14,12 +14,20 @@ from planner.fleet.plan import plan_fleet
 from planner.plan import Plan
 from planner.request import Budget
 from planner.runtimes import AUTO, RUNTIMES, able, installed
-from planner.runtimes.base import Engine, MemoryItem
+from planner.runtimes.base import MemoryItem
+from planner.runtimes.engine import Engine
+from planner.runtimes.onnxruntime.pricing import OnnxPricing
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from records.errors import BudgetError, InputError, NotInstalledError
+from supernet.space import Subnet
 from tests.planner.test_pipeline import BUDGET, DEVICE, WORKLOAD, Files, additive, files
 
 __all__ = ["files"]  # a fixture
+
+
+class Uncached(OnnxPricing):
+    def memory(self, subnet: Subnet) -> tuple[MemoryItem, ...]:
+        return tuple(item for item in super().memory(subnet) if item.name != "KV cache")
 
 
 class Light(OnnxRuntime):
@@ -28,8 +36,8 @@ class Light(OnnxRuntime):
     name = "light"
     activations = "int4"
 
-    def memory_items(self, *asked: Any) -> tuple[MemoryItem, ...]:
-        return tuple(item for item in super().memory_items(*asked) if item.name != "KV cache")
+    def pricing(self, *bound: Any) -> OnnxPricing:
+        return Uncached(*bound)
 
 
 class Absent(OnnxRuntime):
@@ -64,11 +72,15 @@ def test_what_rounded_activations_cost_counts(files: Files) -> None:
 
 
 def test_of_equals_the_faster_is_taken(files: Files) -> None:
+    class Doubled(OnnxPricing):
+        def latency(self, subnet: Subnet, phase: str) -> Any:
+            return tuple(replace(item, ms=2 * item.ms) for item in super().latency(subnet, phase))
+
     class Slow(OnnxRuntime):
         name = "slow"
 
-        def latency_items(self, *asked: Any) -> Any:
-            return tuple(replace(item, ms=2 * item.ms) for item in super().latency_items(*asked))
+        def pricing(self, *bound: Any) -> OnnxPricing:
+            return Doubled(*bound)
 
     for order in ((Slow(), OnnxRuntime()), (OnnxRuntime(), Slow())):
         made = plan_any(files, order, DEVICE, WORKLOAD, BUDGET)

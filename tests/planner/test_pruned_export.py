@@ -44,7 +44,7 @@ def test_a_pruned_package_is_the_model_without_those_channels(family: str, tmp_p
     name, changes = VARIANTS["llama with biases, heads of 32"] if family == "biases" else (family, {})
     files = RoundedModel(save_tiny(name, tmp_path / "model", **changes))
     windows = np.random.default_rng(0).integers(3, files.spec.vocab_size, (2, 48))
-    sizes = []
+    sizes, holding = [], RUNTIME.holding(files.spec)
     for kept in ((64, 128), (0, 192), (None, 0)):
         subnet, out = pruned(files, kept), tmp_path / str(kept)
         out.mkdir()
@@ -52,8 +52,8 @@ def test_a_pruned_package_is_the_model_without_those_channels(family: str, tmp_p
         wanted, found = expected(files, subnet, windows), fresh.logits(out, windows)
         assert divergence(wanted, found) < 0.001
         assert np.abs(wanted - found).max() < 0.2 * wanted.std()
-        predicted = sum(RUNTIME.disk_bytes(files.spec, unit, subnet[unit.name]) for unit in files.spec.units)
-        sizes.append(predicted + RUNTIME.fixed_disk_bytes(files.spec, Workload(CONTEXT, 1, 16)))
+        predicted = sum(holding.unit_bytes(unit, subnet[unit.name]) for unit in files.spec.units)
+        sizes.append(predicted + holding.rest_bytes(Workload(CONTEXT, 1, 16), files.model_dir))
         assert sizes[-1] == (out / WEIGHTS).stat().st_size
     measured = fresh.measure(out, 32, CONTEXT, new_tokens=8, repeats=1)
     assert measured.tpot_ms > 0

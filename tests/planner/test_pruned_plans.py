@@ -125,7 +125,7 @@ def test_a_pruned_block_costs_less_and_one_that_is_gone_nothing() -> None:
     maker, reader = spec.feed_forwards[0]
     assert storage.matrices(maker, HALF) == ((DEEP.hidden, HALF), (DEEP.hidden, HALF))
     assert storage.matrices(reader, HALF) == ((HALF, DEEP.hidden),)
-    costs = Costs(RUNTIME, spec, WORKLOAD, DEVICE)
+    costs = Costs.of(RUNTIME, spec, WORKLOAD, DEVICE, Path())
     whole = Subnet.of({u.name: Choice(4, 64) for u in spec.units})
     amounts = []
     for kept in (None, HALF, GONE):
@@ -143,11 +143,11 @@ def test_a_pruned_block_costs_less_and_one_that_is_gone_nothing() -> None:
 def test_runtimes_say_what_they_do_not_prune() -> None:
     spec = replace(DEEP, layers=1).spec()
     (_, reader), *_ = spec.feed_forwards
-    assert RUNTIME.refusal(spec, reader, Choice(4, 64, kept=HALF)) is None
-    assert RUNTIME.refusal(spec, reader, Choice(3, 64, kept=GONE)) is None
-    assert "got 3" in str(RUNTIME.refusal(spec, reader, Choice(3, 64, kept=HALF)))
+    assert RUNTIME.holding(spec).unit_refusal(reader, Choice(4, 64, kept=HALF)) is None
+    assert RUNTIME.holding(spec).unit_refusal(reader, Choice(3, 64, kept=GONE)) is None
+    assert "got 3" in str(RUNTIME.holding(spec).unit_refusal(reader, Choice(3, 64, kept=HALF)))
     nemotron = replace(spec, architecture="NemotronForCausalLM")
-    refusal = RUNTIME.refusal(nemotron, reader, Choice(4, 64, kept=HALF))
+    refusal = RUNTIME.holding(nemotron).unit_refusal(reader, Choice(4, 64, kept=HALF))
     assert refusal == "feed-forward blocks of NemotronForCausalLM cannot be pruned"
 
 

@@ -11,8 +11,9 @@ import torch
 
 from planner.runtimes.onnxruntime import fresh, graphs, storage, template
 from planner.runtimes.onnxruntime.export import write_model
+from planner.runtimes.onnxruntime.holding import GRIDS
 from planner.runtimes.onnxruntime.packing import pack, unpack
-from planner.runtimes.onnxruntime.runtime import GRIDS, OnnxRuntime
+from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from supernet.space import Choice, Subnet
 from tests.planner.runtime_fixtures import RoundedModel, save_tiny
 
@@ -40,7 +41,7 @@ def test_every_loadable_choice_loads(
     choice, table = Choice(bits, group_size, grid), Choice(max(bits, 4), group_size, grid)
     spec = llama.spec
     linear = next(unit for unit in spec.units if not unit.is_table)
-    if RUNTIME.refusal(spec, linear, choice):
+    if RUNTIME.holding(spec).unit_refusal(linear, choice):
         assert (bits, group_size) in ((2, 16), (2, 256))
         return
     subnet = Subnet.of({unit.name: table if unit.is_table else choice for unit in spec.units})
@@ -67,7 +68,7 @@ def test_every_loadable_choice_loads(
 def test_what_cannot_be_loaded_is_refused_with_the_reason(
     llama: RoundedModel, unit: str, choice: str, reason: str
 ) -> None:
-    refusal = RUNTIME.refusal(llama.spec, llama.spec.unit(unit), Choice.parse(choice))
+    refusal = RUNTIME.holding(llama.spec).unit_refusal(llama.spec.unit(unit), Choice.parse(choice))
     assert refusal is not None and reason in refusal
 
 

@@ -23,7 +23,8 @@ from planner.probes import PROBES, check_probes
 from planner.proof import LEAST_POSITIONS, PROOF, Proof
 from planner.request import Budget, Workload
 from planner.rows import BROKEN, HOLDS, Row, row
-from planner.runtimes.onnxruntime.engine import OnnxEngine
+from planner.runtimes.engine import Server, Speaker, Timer
+from planner.runtimes.onnxruntime.engine import OnnxEngine, OnnxServer, OnnxSpeaker, OnnxTimer
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.verify import served
 from supernet.space import Choice
@@ -186,8 +187,14 @@ class Hurried(OnnxEngine):
     def __init__(self, positions: int) -> None:
         self.left = positions
 
-    def log_probs(self, *asked: Any) -> Any:
-        return tuple(found[: self.left] for found in super().log_probs(*asked))
+    def speaker(self, folder: Path) -> Speaker:
+        left = self.left
+
+        class Short(OnnxSpeaker):
+            def log_probs(self, *asked: Any) -> Any:
+                return tuple(found[:left] for found in super().log_probs(*asked))
+
+        return Short(folder)
 
 
 def hurried(package: Path, positions: int) -> dict[str, Row]:
@@ -282,12 +289,24 @@ class Disturbed(OnnxEngine):
     def __init__(self, disturbed: int, times: float = 1.0) -> None:
         self.left, self.times = disturbed, times
 
-    def measure(self, folder: Path, workload: Any) -> Any:
-        found, self.left = super().measure(folder, workload), self.left - 1
-        return replace(found, tpot_ms=1e6, peak_bytes=PEAK) if self.left >= 0 else found
+    def server(self, folder: Path) -> Server:
+        engine = self
 
-    def slower(self, device: Any) -> float:
-        return self.times
+        class Busy(OnnxServer):
+            def measure(self, workload: Workload) -> Any:
+                found, engine.left = super().measure(workload), engine.left - 1
+                return replace(found, tpot_ms=1e6, peak_bytes=PEAK) if engine.left >= 0 else found
+
+        return Busy(folder)
+
+    def timer(self) -> Timer:
+        times = self.times
+
+        class Slow(OnnxTimer):
+            def slower(self, *asked: Any) -> float:
+                return times
+
+        return Slow()
 
 
 def timed(made: Package, tpot_ms: float, **changes: Any) -> Plan:
@@ -324,7 +343,7 @@ def test_a_limit_is_broken_however_slow_the_machine_is(
     files: RoundedModel, made: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bitfleet: Any
 ) -> None:
     monkeypatch.setattr("planner.verify.TRIES", 1)
-    monkeypatch.setattr(OnnxEngine, "slower", lambda self, device: 1e9)
+    monkeypatch.setattr(OnnxTimer, "slower", lambda self, entries, cache: 1e9)
     plan = replace(timed(made, 1e-6), budget=Budget(2**33, tpot_ms=1e-5))
     write_package(RUNTIME, files, plan, tmp_path / "package")
     done = bitfleet("verify", tmp_path / "package", "--allow-unchecked")
@@ -339,8 +358,14 @@ class Answering(OnnxEngine):
     def __init__(self, answers: list[list[int]]) -> None:
         self.answers = answers
 
-    def continued(self, *asked: Any) -> list[list[int]]:
-        return self.answers
+    def speaker(self, folder: Path) -> Speaker:
+        answers = self.answers
+
+        class Told(OnnxSpeaker):
+            def continued(self, *asked: Any) -> list[list[int]]:
+                return answers
+
+        return Told(folder)
 
 
 def test_a_package_stops_where_its_subnet_does(made: Package, package: Path) -> None:
@@ -368,10 +393,10 @@ def test_kernels_of_the_profile_are_timed_again() -> None:
 
     (entry,) = measure_product(256, 256, Choice(4, 32), (1,), 1, 2**20)
     known = replace(entry, median_ms=entry.median_ms / 50, p10_ms=entry.p10_ms / 100)
-    assert RUNTIME.engine().slower({"kernels": [known], "last_level_cache_bytes": 2**20}) > 5
+    assert OnnxTimer().slower([known], 2**20) > 5
     slow = replace(entry, median_ms=1e3, p90_ms=1e3)
-    assert RUNTIME.engine().slower({"kernels": [slow], "last_level_cache_bytes": 2**20}) == 1.0
-    assert RUNTIME.engine().slower({}) == 1.0
+    assert OnnxTimer().slower([slow], 2**20) == 1.0
+    assert OnnxTimer().slower([], None) == 1.0
 
 
 def test_a_proof_that_is_none_is_one_line(package: Path) -> None:

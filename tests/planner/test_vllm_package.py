@@ -162,12 +162,12 @@ def test_what_no_kernel_runs_is_refused_with_what_fits(tmp_path: Path) -> None:
     files = GridModel(save_tiny("mistral", tmp_path))
     spec, runtime, rtx = files.spec, Vllm(), load("rtx-4090-24gb")
     qkv, head = (next(unit for unit in spec.units if unit.role == role) for role in ("qkv", "head"))
-    refusal = runtime.refusal(spec, qkv, Choice.parse("int3g64"))
+    refusal = runtime.holding(spec).unit_refusal(qkv, Choice.parse("int3g64"))
     assert refusal is not None and "sym3g64" in refusal and "int4g64" in refusal
     fits = [Choice.parse(text) for text in ("sym3g64", "int4g64")]
-    assert all(runtime.refusal(spec, unit, choice) is None for unit in (qkv, head) for choice in fits)
+    assert all(runtime.holding(spec).unit_refusal(unit, choice) is None for unit in (qkv, head) for choice in fits)
     odd = replace(qkv, linears=tuple(replace(linear, out_features=60) for linear in qkv.linears))
-    assert "over 8 rows" in str(runtime.refusal(spec, odd, Choice.parse("int4g64")))
+    assert "over 8 rows" in str(runtime.holding(spec).unit_refusal(odd, Choice.parse("int4g64")))
     kernels = {
         text: holds.kernel(Choice.parse(text)) for text in ("sym4g32", "int4g32", "sym8g64", "int8g64", "sym3g64")
     }

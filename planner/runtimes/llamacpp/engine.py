@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.chat import Messages
 from planner.request import Workload
-from planner.runtimes.base import Engine, Progress
+from planner.runtimes.base import Progress
 from planner.runtimes.child import Measurement
+from planner.runtimes.engine import Engine, Ids, Server, Speaker, Timer
 from planner.runtimes.llamacpp import calibrate, fresh, kernels, latency
 from planner.runtimes.llamacpp.serving import ASSUMED_CACHE_BYTES
+from planner.runtimes.spoken import Spoken
 from profiles.device import Calibration, DeviceProfile
 from profiles.kernels import KernelEntry
 
 LONGEST_NEW_TOKENS = 2
 
 
-class LlamaEngine(Engine):
-    """The pinned build of llama.cpp on a CPU."""
+class LlamaTimer(Timer):
+    """Times products of each type, and small GGUF files with random weights."""
 
     def best_threads(self, device: DeviceProfile) -> int:
         return kernels.best_threads(device.threads or 1, device.last_level_cache_bytes or ASSUMED_CACHE_BYTES)
 
-    def measure_kernels(
+    def kernels(
         self, device: DeviceProfile, quick: bool = False, progress: Progress | None = None
     ) -> list[KernelEntry]:
         cache = device.last_level_cache_bytes or ASSUMED_CACHE_BYTES
@@ -32,31 +38,59 @@ class LlamaEngine(Engine):
     def calibrate(self, device: DeviceProfile, progress: Progress | None = None) -> tuple[Calibration, ...]:
         return calibrate.calibrate(device, progress)
 
-    def slower(self, device: Mapping[str, Any]) -> float:
-        cache = device.get("last_level_cache_bytes") or ASSUMED_CACHE_BYTES
-        return kernels.slower(device.get("kernels") or [], cache)
+    def slower(self, entries: Sequence[KernelEntry], cache_bytes: int | None) -> float:
+        return kernels.slower(entries, cache_bytes or ASSUMED_CACHE_BYTES)
 
-    def measure(self, folder: Path, workload: Workload) -> Measurement:
+
+@dataclass(frozen=True)
+class LlamaServer(Server):
+    """The pinned build, with the package's own settings."""
+
+    folder: Path
+
+    def measure(self, workload: Workload) -> Measurement:
         return fresh.measure(
-            folder, workload.prompt_tokens, workload.context, workload.batch, latency.DECODED_TOKENS
-        )  # fmt: skip
+            self.folder, workload.prompt_tokens, workload.context, workload.batch, latency.DECODED_TOKENS
+        )
 
-    def longest_peak_bytes(self, folder: Path, workload: Workload) -> int:
+    def longest_peak_bytes(self, workload: Workload) -> int:
         prompt = max(1, workload.context - LONGEST_NEW_TOKENS)
-        found = fresh.measure(folder, prompt, workload.context, workload.batch, LONGEST_NEW_TOKENS, repeats=1)
+        found = fresh.measure(self.folder, prompt, workload.context, workload.batch, LONGEST_NEW_TOKENS, repeats=1)
         return found.peak_bytes
 
-    def logits(self, folder: Path, windows: Any) -> Any:
-        return fresh.logits(folder, windows)
 
-    def log_probs(self, folder: Path, windows: Any, positions: Any, ids: Any, seconds: float) -> tuple[Any, Any]:
-        return fresh.log_probs(folder, windows, positions, ids, seconds)
+@dataclass(frozen=True)
+class LlamaSpeaker(Speaker):
+    """The pinned build, by its C interface."""
 
-    def continued(self, folder: Path, prompts: Any, new_tokens: int) -> list[list[int]]:
-        return fresh.continued(folder, prompts, new_tokens)
+    folder: Path
 
-    def generate(self, folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
-        return fresh.generate(folder, prompt, max_tokens)
+    def logits(self, windows: Ids) -> NDArray[np.float32]:
+        return fresh.logits(self.folder, windows)
 
-    def spoken(self, folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
-        return fresh.spoken_by_others(folder, texts, chats)
+    def log_probs(
+        self, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        return fresh.log_probs(self.folder, windows, positions, ids, seconds)
+
+    def continued(self, prompts: Ids, new_tokens: int) -> list[list[int]]:
+        return fresh.continued(self.folder, prompts, new_tokens)
+
+    def spoken(self, texts: Sequence[str], chats: Sequence[Messages]) -> Spoken:
+        return fresh.spoken_by_others(self.folder, texts, chats)
+
+    def generate(self, prompt: str, max_tokens: int) -> Iterator[str]:
+        return fresh.generate(self.folder, prompt, max_tokens)
+
+
+class LlamaEngine(Engine):
+    """The pinned build of llama.cpp on a CPU."""
+
+    def timer(self) -> Timer:
+        return LlamaTimer()
+
+    def server(self, folder: Path) -> Server:
+        return LlamaServer(folder)
+
+    def speaker(self, folder: Path) -> Speaker:
+        return LlamaSpeaker(folder)

@@ -15,6 +15,7 @@ from planner.runtimes.llamacpp.formats import type_of
 from planner.runtimes.llamacpp.header import head, padded
 from planner.runtimes.llamacpp.serving import WEIGHTS, Serving
 from planner.runtimes.llamacpp.tensors import FREQUENCIES, LONG, SHORT, Tensor
+from planner.runtimes.source import WeightSource
 from planner.runtimes.tokenizer_files import write_tokenizer
 from planner.tokens import stop_ids
 from records.errors import InputError
@@ -23,14 +24,19 @@ from supernet.spec import ModelSpec
 
 
 def write_model(
-    files: Any, subnet: Subnet, context: int, threads: int | None, folder: Path, progress: Progress | None = None
+    files: WeightSource,
+    subnet: Subnet,
+    context: int,
+    threads: int | None,
+    folder: Path,
+    progress: Progress | None = None,
 ) -> None:
     """Write model.gguf, how it is served, the tokenizer and a Modelfile into the existing `folder`. The same subnet
     gives the same bytes.
 
     InputError where the model is none that llama.cpp computes alike.
     """
-    spec, model_dir = files.spec, Path(files.model_dir)
+    spec, model_dir = files.spec, files.model_dir
     found = tensors.tensors_of(spec)
     with (folder / WEIGHTS).open("wb") as file:
         file.write(head(metadata.entries(spec, model_dir), [tensor.stored(subnet) for tensor in found]))
@@ -39,14 +45,14 @@ def write_model(
             file.write(bytes(padded(len(data)) - len(data)))
             if progress:
                 progress("writing weights", (done + 1) / len(found))
-    write_tokenizer(model_dir, context, folder, getattr(files, "trusted", False))
+    write_tokenizer(model_dir, context, folder, files.trusted)
     stops = stop_ids(model_dir, folder, spec.vocab_size)
     Serving(context, threads, tuple(stops)).save(folder)
     modelfile.write(folder, stops, context)
     _check_size(spec, subnet, model_dir, folder)
 
 
-def _data(files: Any, subnet: Subnet, found: tuple[Tensor, ...]) -> Iterator[bytes]:
+def _data(files: WeightSource, subnet: Subnet, found: tuple[Tensor, ...]) -> Iterator[bytes]:
     """The bytes of each tensor."""
     floats = files.float_tensors()
     tables = _rope_tables(files, found)
@@ -72,12 +78,12 @@ def in_pairs(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _rope_tables(files: Any, found: tuple[Tensor, ...]) -> Mapping[str, NDArray[np.float32]]:
+def _rope_tables(files: WeightSource, found: tuple[Tensor, ...]) -> Mapping[str, NDArray[np.float32]]:
     """What each frequency is divided by: of what the model computed when its training ended, not of this machine."""
     names = {tensor.name for tensor in found if not tensor.source}
     if not names:
         return {}
-    config = metadata.read_config(Path(files.model_dir))
+    config = metadata.read_config(files.model_dir)
     rope = metadata.settings_of(config)
     if FREQUENCIES in names:
         (rotary,) = files.rotaries().values()

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.chat import Messages
 from planner.runtimes import asking
 from planner.runtimes.child import Endless, Measurement, Worker
+from planner.runtimes.engine import Ids
 from planner.runtimes.llamacpp.installed import library
 from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, Serving
-from planner.runtimes.spoken import ids_and_chats, prompt_ids
+from planner.runtimes.spoken import Spoken, prompt_ids, spoken
 from planner.tokens import Tokenization
 from records.errors import InputError
 
@@ -30,39 +32,39 @@ def measure(
     return asking.measure(_ask, folder, prompt_tokens, new_tokens, batch, repeats, context=context)
 
 
-def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """As `Engine.logits`."""
+def logits(folder: Path, windows: Ids) -> NDArray[np.float32]:
+    """As `Speaker.logits`."""
     return asking.logits(_ask, folder, windows)
 
 
 def log_probs(
-    folder: Path, windows: Sequence[NDArray[Any]], positions: NDArray[Any], ids: NDArray[Any], seconds: float
+    folder: Path, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """As `Engine.log_probs`."""
+    """As `Speaker.log_probs`."""
     return asking.log_probs(_ask, folder, windows, positions, ids, seconds)
 
 
-def continued(folder: Path, prompts: NDArray[Any], new_tokens: int) -> list[list[int]]:
-    """As `Engine.continued`."""
+def continued(folder: Path, prompts: Ids, new_tokens: int) -> list[list[int]]:
+    """As `Speaker.continued`."""
     return asking.continued(_ask, folder, prompts, new_tokens, stops=Serving.load(folder).stop_ids)
 
 
-def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
-    """As `Runtime.spoken`: what `generate` makes of texts and chats."""
-    return *ids_and_chats(folder, texts, chats), list(Serving.load(folder).stop_ids)
+def spoken_here(folder: Path, texts: Sequence[str], chats: Sequence[Messages]) -> Spoken:
+    """As `PackageFormat.spoken`: what `generate` makes of texts and chats."""
+    return spoken(folder, texts, chats, list(Serving.load(folder).stop_ids))
 
 
-def spoken_by_others(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
+def spoken_by_others(folder: Path, texts: Sequence[str], chats: Sequence[Messages]) -> Spoken:
     """The same with the tokens of llama.cpp's own tokenizer. Its C interface renders no templates of Jinja: those are
     taken to be rendered as here, by the programs around it."""
-    _, rendered, stops = spoken(folder, [], chats)
+    ours = spoken_here(folder, [], chats)
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         try:
-            asked = {"library": library(), "asked": texts}
+            asked = {"library": library(), "asked": list(texts)}
             ids = WORKER.ask("encoded", folder, Path(scratch), SPEAKING_S, **asked) if texts else []
         except (InputError, Endless) as error:
             ids = [str(error)] * len(texts)
-    return ids, rendered, stops
+    return ours._replace(ids=ids)
 
 
 def generate(folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:

@@ -97,7 +97,7 @@ def best_threads(available: int, cache_bytes: int) -> int:
 
 
 def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
-    """As `Runtime.slower`: the mean of how much longer the products take."""
+    """As `Timer.slower`: the mean of how much longer the products take."""
     if not entries:
         return 1.0
     ratios = []

@@ -18,14 +18,17 @@ from planner.runtimes.bitstream import pack
 from planner.runtimes.mlx import tensors as layout
 from planner.runtimes.mlx.description import changes
 from planner.runtimes.model_folder import CONFIG, float16, write_description, write_index
+from planner.runtimes.source import FoldedMatrix, WeightSource
 from planner.runtimes.tensor_file import WEIGHTS, Tensor, TensorFile, head_bytes
 from records.reading import read_foreign
 from supernet.space import Choice, Subnet
 
 
-def write_model(files: Any, subnet: Subnet, context: int, folder: Path, progress: Progress | None = None) -> None:
+def write_model(
+    files: WeightSource, subnet: Subnet, context: int, folder: Path, progress: Progress | None = None
+) -> None:
     """Write the weights, both configs and the tokenizer into the existing, empty `folder`."""
-    spec, floats, model_dir = files.spec, files.float_tensors(), Path(files.model_dir)
+    spec, floats, model_dir = files.spec, files.float_tensors(), files.model_dir
     tensors = [tensor for unit in spec.units for tensor in layout.tensors(unit, subnet[unit.name])]
     tensors += [Tensor(name, "F16", tuple(value.shape)) for name, value in floats.items()]
     with TensorFile(folder / WEIGHTS, tensors, head_bytes(spec, layout.PARTS)) as file:
@@ -40,10 +43,10 @@ def write_model(files: Any, subnet: Subnet, context: int, folder: Path, progress
             file.write(name, float16(name, value))
     write_index(folder, tensors)
     said = changes(read_foreign(model_dir / CONFIG), spec, subnet)
-    write_description(model_dir, spec, context, folder, said, getattr(files, "trusted", False))
+    write_description(model_dir, spec, context, folder, said, files.trusted)
 
 
-def packed(name: str, folded: Any, choice: Choice) -> Iterator[tuple[str, NDArray[Any]]]:
+def packed(name: str, folded: FoldedMatrix, choice: Choice) -> Iterator[tuple[str, NDArray[Any]]]:
     """The tensors of one matrix: weight = code * scale + bias, with bias = -zero * scale."""
     scale, zero = np.asarray(folded.scale, np.float32), np.asarray(folded.zero, np.float32)
     half = float16(f"the scales of {name}", scale)

@@ -17,6 +17,7 @@ from planner.runtimes.onnxruntime.graphs import template_for
 from planner.runtimes.onnxruntime.packing import pack
 from planner.runtimes.onnxruntime.standin import facts_of
 from planner.runtimes.onnxruntime.template import Rows, Vector
+from planner.runtimes.source import WeightSource
 from planner.runtimes.tokenizer_files import write_tokenizer
 from records.errors import InputError
 from supernet.space import Choice, Subnet
@@ -55,8 +56,8 @@ class WeightFile(AbstractContextManager["WeightFile"]):
 
 
 def write_model(
-    files: Any, subnet: Subnet, context: int, threads: int | None, folder: Path, progress: Progress | None = None,
-    batch: int = 1,
+    files: WeightSource, subnet: Subnet, context: int, threads: int | None, folder: Path,
+    progress: Progress | None = None, batch: int = 1,
 ) -> None:  # fmt: skip
     """Write the graph, the weight file, genai_config.json and the tokenizer into the existing `folder`."""
     import onnx
@@ -64,7 +65,7 @@ def write_model(
 
     if progress:
         progress("building the graph", 0.0)
-    config = AutoConfig.from_pretrained(files.model_dir, trust_remote_code=getattr(files, "trusted", False))
+    config = AutoConfig.from_pretrained(files.model_dir, trust_remote_code=files.trusted)
     template = template_for(files.spec, config)
     model, by_linear = template.model, linears_of(files.spec, subnet)
     floats, parts = files.float_tensors(), {**template.weights, **template.vectors}
@@ -105,9 +106,9 @@ def write_model(
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     onnx.save(model, folder / MODEL)
-    write_tokenizer(Path(files.model_dir), context, folder, getattr(files, "trusted", False))
+    write_tokenizer(files.model_dir, context, folder, files.trusted)
     chunk = costs.CHUNK_TOKENS if batch == 1 else None
-    settings.write(files.spec, template.kind, model.graph, Path(files.model_dir), context, chunk, threads, folder)
+    settings.write(files.spec, template.kind, model.graph, files.model_dir, context, chunk, threads, folder)
     check_size(files.spec, subnet, context, folder)
 
 
@@ -138,7 +139,7 @@ def _choice_of(parts: tuple[Rows, ...], by_linear: dict[str, tuple[UnitSpec, Cho
 
 
 def quantized(
-    files: Any, name: str, parts: tuple[Rows, ...], choice: Choice, channels: Channels | None = None
+    files: WeightSource, name: str, parts: tuple[Rows, ...], choice: Choice, channels: Channels | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The codes, scales and, unless the format is symmetric, zeros of one matrix, named after it.
 

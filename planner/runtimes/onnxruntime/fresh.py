@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.chat import Messages
 from planner.runtimes import asking
 from planner.runtimes.child import Endless, Measurement, Worker, patience
+from planner.runtimes.engine import Ids
 from planner.runtimes.onnxruntime import worker
+from planner.runtimes.spoken import Spoken
 from profiles.kernels import KernelEntry
 from records.errors import InputError
 
@@ -30,25 +33,25 @@ def measure(
     return asking.measure(ask, folder, prompt_tokens, new_tokens, batch, repeats, max_length=context)
 
 
-def logits(folder: Path, windows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """As `Engine.logits`."""
+def logits(folder: Path, windows: Ids) -> NDArray[np.float32]:
+    """As `Speaker.logits`."""
     return asking.logits(ask, folder, windows)
 
 
 def log_probs(
-    folder: Path, windows: Sequence[NDArray[Any]], positions: NDArray[Any], ids: NDArray[Any], seconds: float
+    folder: Path, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """As `Engine.log_probs`."""
+    """As `Speaker.log_probs`."""
     return asking.log_probs(ask, folder, windows, positions, ids, seconds)
 
 
-def continued(folder: Path, prompts: NDArray[Any], new_tokens: int) -> list[list[int]]:
-    """As `Engine.continued`."""
+def continued(folder: Path, prompts: Ids, new_tokens: int) -> list[list[int]]:
+    """As `Speaker.continued`."""
     return asking.continued(ask, folder, prompts, new_tokens)
 
 
 def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
-    """As `Engine.slower`: the mean of how much longer the products take, in a fresh process."""
+    """As `Timer.slower`: the mean of how much longer the products take, in a fresh process."""
     if not entries:
         return 1.0
     root = str(Path(__file__).resolve().parents[3])
@@ -61,14 +64,14 @@ def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
         return max(1.0, float(ask("slower", Path(scratch), Path(scratch), patience(0), **arguments)))
 
 
-def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
-    """As `Engine.spoken`: texts and chats in processes of their own, so that a template takes no tokenizer with it."""
+def spoken(folder: Path, texts: Sequence[str], chats: Sequence[Messages]) -> Spoken:
+    """As `Speaker.spoken`: texts and chats in processes of their own, so that a template takes no tokenizer with it."""
     found: list[list[Any]] = []
-    for task, asked in (("encoded", texts), ("rendered", chats)):
+    for task, asked in (("encoded", list(texts)), ("rendered", [list(chat) for chat in chats])):
         with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
             try:
                 found.append(ask(task, folder, Path(scratch), SPEAKING_S, asked=asked) if asked else [])
             except (InputError, Endless) as error:
                 found.append([str(error)] * len(asked))
     stops = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"].get("eos_token_id", [])
-    return found[0], found[1], [stops] if isinstance(stops, int) else list(stops)
+    return Spoken(found[0], found[1], [stops] if isinstance(stops, int) else list(stops))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from planner.chat import Messages
 from planner.runtimes.onnxruntime.settings import CONFIG
 from planner.runtimes.onnxruntime.worker import OUT_OF_MEMORY
-from planner.runtimes.spoken import ids_and_chats, prompt_ids
+from planner.runtimes.spoken import Spoken, prompt_ids, spoken
 from planner.tokens import Tokenization, token_ids
 from records.errors import InputError
 from records.reading import read_foreign
@@ -25,10 +26,9 @@ def generate(folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
     return tokenization.stream(answer(folder, ids, min(limit, len(ids) + max_tokens)))
 
 
-def spoken(folder: Path, texts: list[str], chats: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
-    """As `Runtime.spoken`: what `generate` makes of texts and chats."""
-    ids, rendered = ids_and_chats(folder, texts, chats)
-    return ids, rendered, token_ids(read_foreign(folder / CONFIG)["model"].get("eos_token_id"))
+def spoken_here(folder: Path, texts: Sequence[str], chats: Sequence[Messages]) -> Spoken:
+    """As `PackageFormat.spoken`: what `generate` makes of texts and chats."""
+    return spoken(folder, texts, chats, token_ids(read_foreign(folder / CONFIG)["model"].get("eos_token_id")))
 
 
 def answer(folder: Path, ids: list[int], length: int) -> Iterator[int]:

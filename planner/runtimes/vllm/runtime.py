@@ -1,57 +1,55 @@
-"""vLLM as bitfleet sees it: what loads, what it is estimated to cost, how it is written and started."""
+"""vLLM as bitfleet sees it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from planner.request import Workload
-from planner.runtimes.base import Progress
+from planner.runtimes.base import FLOAT, Runtime
 from planner.runtimes.by_bandwidth import Usual
-from planner.runtimes.folder_runtime import FolderRuntime
+from planner.runtimes.folder_runtime import BandwidthPricing, FolderHolding
 from planner.runtimes.tensor_file import Tensor
-from planner.runtimes.vllm import holds
-from planner.runtimes.vllm import tensors as layout
+from planner.runtimes.vllm import holds, tensors
+from planner.runtimes.vllm.packages import VllmPackages
 from profiles.device import DeviceProfile
-from supernet.space import Choice, Subnet
+from supernet.space import Choice
 from supernet.spec import ModelSpec, UnitSpec
 
+# The CUDA context, kernels and captured graphs; a pass without its products; the prompt tokens of a pass.
+USUAL = Usual(process_bytes=1_500_000_000, step_ms=1.0, layer_ms=0.02, chunk_tokens=2048)
 
-class Vllm(FolderRuntime):
+
+class VllmHolding(FolderHolding):
+    """What was read of the runtime's own loader: `holds`."""
+
+    parts = tensors.PARTS
+
+    def refusal(self) -> str | None:
+        return holds.model_refusal(self.spec)
+
+    def unit_refusal(self, unit: UnitSpec, choice: Choice) -> str | None:
+        return holds.refusal(unit, choice)
+
+    def tensors(self, unit: UnitSpec, choice: Choice) -> tuple[Tensor, ...]:
+        return tensors.tensors(unit, choice)
+
+
+class Vllm(Runtime):
     """A compressed-tensors folder for vLLM on NVIDIA GPUs; transformers reads the same one anywhere."""
 
     name = "vllm"
     device_kinds = ("cuda",)
-    # The CUDA context, kernels and captured graphs; a pass without its products; the prompt tokens of a pass.
-    usual = Usual(process_bytes=1_500_000_000, step_ms=1.0, layer_ms=0.02, chunk_tokens=2048)
-    parts = layout.PARTS
-
-    def refusal(self, spec: ModelSpec, unit: UnitSpec, choice: Choice) -> str | None:
-        return holds.refusal(unit, choice)
-
-    def model_refusal(self, spec: ModelSpec) -> str | None:
-        return holds.model_refusal(spec)
+    activations = FLOAT
+    deploys = ("scales", "codes")
+    packages = VllmPackages()
 
     def device_refusal(self, device: DeviceProfile) -> str | None:
         return super().device_refusal(device) or holds.device_refusal(device)
 
-    def tensors(self, unit: UnitSpec, choice: Choice) -> tuple[Tensor, ...]:
-        return layout.tensors(unit, choice)
+    def holding(self, spec: ModelSpec) -> VllmHolding:
+        return VllmHolding(spec)
 
-    def write(
-        self, files: Any, subnet: Subnet, workload: Workload, threads: int | None, folder: Path,
-        progress: Progress | None = None,
-    ) -> None:  # fmt: skip
-        from planner.runtimes.vllm.write import write_model
+    def pricing(self, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> BandwidthPricing:
+        return BandwidthPricing(spec, workload, device, VllmHolding(spec), USUAL)
 
-        write_model(files, subnet, workload.context, folder, progress)
-
-    def check_package(self, folder: Path, sizes: Mapping[str, int], workload: Workload) -> None:
-        from planner.runtimes import folder_safety
-        from planner.runtimes.vllm import safety
-
-        folder_safety.check(folder, sizes, self.name, holds.FUSED, workload.context, safety.shapes)
-
-    def launch(self, folder: Path) -> str:
-        return f"vllm serve {folder}"
+    def versions(self) -> dict[str, str]:
+        """Nothing of the runtime is needed to write what it loads."""
+        return {}

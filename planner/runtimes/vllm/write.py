@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from planner.runtimes.base import Progress
 from planner.runtimes.bitstream import pack
 from planner.runtimes.model_folder import float16, write_description, write_index
+from planner.runtimes.source import FoldedMatrix, WeightSource
 from planner.runtimes.tensor_file import WEIGHTS, Tensor, TensorFile, head_bytes
 from planner.runtimes.vllm import tensors as layout
 from planner.runtimes.vllm.holds import has_zeros
@@ -22,7 +23,9 @@ from supernet.spec import EMBEDDING
 ROWS = 4096  # of an embedding that is made float at once
 
 
-def write_model(files: Any, subnet: Subnet, context: int, folder: Path, progress: Progress | None = None) -> None:
+def write_model(
+    files: WeightSource, subnet: Subnet, context: int, folder: Path, progress: Progress | None = None
+) -> None:
     """Write the weights, both configs and the tokenizer into the existing, empty `folder`."""
     spec, floats = files.spec, files.float_tensors()
     tensors = [tensor for unit in spec.units for tensor in layout.tensors(unit, subnet[unit.name])]
@@ -43,10 +46,10 @@ def write_model(files: Any, subnet: Subnet, context: int, folder: Path, progress
             file.write(name, float16(name, value))
     write_index(folder, tensors)
     changes = {"quantization_config": quantization_config(spec, subnet)}
-    write_description(Path(files.model_dir), spec, context, folder, changes, getattr(files, "trusted", False))
+    write_description(files.model_dir, spec, context, folder, changes, files.trusted)
 
 
-def packed(name: str, folded: Any, choice: Choice) -> Iterator[tuple[str, NDArray[Any]]]:
+def packed(name: str, folded: FoldedMatrix, choice: Choice) -> Iterator[tuple[str, NDArray[Any]]]:
     """The tensors of one matrix. compressed-tensors counts codes and zeros from the middle and adds it back as it
     packs, so what is packed are the codes and zeros as they are here; zeros are packed over rows."""
     codes, zeros = np.asarray(folded.codes, np.uint8), np.asarray(folded.zero, np.uint8)
@@ -59,7 +62,7 @@ def packed(name: str, folded: Any, choice: Choice) -> Iterator[tuple[str, NDArra
         yield "weight_zero_point", pack(np.ascontiguousarray(zeros.T), choice.bits).view("<i4").T
 
 
-def dequantized(name: str, folded: Any) -> NDArray[np.float16]:
+def dequantized(name: str, folded: FoldedMatrix) -> NDArray[np.float16]:
     """The weights themselves, rounded to float16 once."""
     codes, scale, zero = (np.asarray(getattr(folded, part)) for part in ("codes", "scale", "zero"))
     rows, columns = codes.shape

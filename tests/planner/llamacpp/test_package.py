@@ -34,8 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> GridModel:
 
 
 def plan_of(files: GridModel, subnet: Subnet) -> Plan:
-    described = RUNTIME.description_bytes(files.spec, files.model_dir)
-    costs = Costs(RUNTIME, files.spec, WORKLOAD, DEVICE, description_bytes=described)
+    costs = Costs.of(RUNTIME, files.spec, WORKLOAD, DEVICE, files.model_dir)
     plain = tiny_plan(files, WORKLOAD, mixed(files.spec, "int4g32"))
     return replace(
         plain, runtime=RUNTIME.name, compared=(costs.compared("planned", "test", subnet, 0.1),),
