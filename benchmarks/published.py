@@ -44,7 +44,19 @@ IN_BAND = 0.8
 FEW_DEVICES = 5
 PRIOR_SHARE, PRIOR_LAYER_MS, PRIOR_CORE_MS = 0.75, 0.05, 0.004
 RECENT = f"since {TODAY}"
+LOW_K = "low k"
 MOST_PAIRS = 60  # of anchors a device
+
+
+@dataclass(frozen=True)
+class Names:
+    """What figures are told apart by."""
+
+    backends: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+LLAMACPP = Names(BACKENDS, GROUPS)
 
 
 @dataclass(frozen=True)
@@ -115,21 +127,21 @@ class Fit:
     """Shares and layer times by robust least squares of logarithms, with a prior that only matters where rows are few:
     groups differ little and alike on all backends."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-        self._backend = np.array([BACKENDS.index(r.backend) for r in rows])
-        self._group = np.array([GROUPS.index(r.group) for r in rows])
+    def __init__(self, rows: Sequence[Row], names: Names = LLAMACPP) -> None:
+        self._rows, self._names = rows, names
+        self._backend = np.array([names.backends.index(r.backend) for r in rows])
+        self._group = np.array([names.groups.index(r.group) for r in rows])
         self._ideal_ms = np.array([1e3 * r.read_bytes / r.bandwidth for r in rows])
         self._layers = np.array([r.layers * (r.cores or 1) if r.backend == "cpu" else r.layers for r in rows])
         self._age = np.array([r.age for r in rows])
         self._log_ms = np.array([r.log_ms for r in rows])
         counts = {key: sum((r.device, r.backend) == key for r in rows) for key in {(r.device, r.backend) for r in rows}}
         self._weight = np.array([counts[r.device, r.backend] ** -0.25 for r in rows])
-        b, g = len(BACKENDS), len(GROUPS)
+        b, g = len(names.backends), len(names.groups)
         # share of each backend | of each group on all backends | of each group on each backend | layer time |
         # its factor when older | when old | the factor of low K types' shares when old
         self._cuts = np.cumsum([b, g, b * g, b, b, b, 1])
-        layer = np.where(np.array(BACKENDS) == "cpu", PRIOR_CORE_MS, PRIOR_LAYER_MS)
+        layer = np.where(np.array(names.backends) == "cpu", PRIOR_CORE_MS, PRIOR_LAYER_MS)
         zeros = np.zeros(b)
         self._prior = np.concatenate(
             [
@@ -149,12 +161,13 @@ class Fit:
         """Logarithms: share by backend and group, layer time by backend, its factor by age and backend, low K types'
         share when old."""
         backend, group, own, layer, older, old, low_k = np.split(x, self._cuts[:-1])
-        share = backend[:, None] + group[None, :] + own.reshape(len(BACKENDS), len(GROUPS))
+        share = backend[:, None] + group[None, :] + own.reshape(len(backend), len(group))
         return share, layer, np.stack([0.0 * older, older, old]), float(low_k[0])
 
     def _errors(self, x: np.ndarray) -> np.ndarray:
         share, layer, by_age, low_k = self._split(x)
-        slower = np.where((self._age == 2) & (self._group == GROUPS.index("low k")), low_k, 0.0)
+        old_low = np.array([r.age == 2 and r.group == LOW_K for r in self._rows])
+        slower = np.where(old_low, low_k, 0.0)
         each = np.exp(layer[self._backend] + by_age[self._age, self._backend])
         ms = self._ideal_ms / np.exp(share[self._backend, self._group] + slower) + self._layers * each
         return np.concatenate([(np.log(ms) - self._log_ms) * self._weight / 0.15, (x - self._prior) * self._pull])
@@ -162,9 +175,13 @@ class Fit:
     def shares(self) -> Shares:
         share, layer, _, _ = self._split(self.x)
         return Shares(
-            share={(b, g): float(np.exp(share[i, j])) for i, b in enumerate(BACKENDS) for j, g in enumerate(GROUPS)},
-            layer_ms={b: float(np.exp(layer[i])) for i, b in enumerate(BACKENDS) if b != "cpu"},
-            core_layer_ms=float(np.exp(layer[0])),
+            share={
+                (b, g): float(np.exp(share[i, j]))
+                for i, b in enumerate(self._names.backends)
+                for j, g in enumerate(self._names.groups)
+            },
+            layer_ms={b: float(np.exp(layer[i])) for i, b in enumerate(self._names.backends) if b != "cpu"},
+            core_layer_ms=float(np.exp(layer[0])),  # of processors, which llama.cpp's backends begin with
             half=FITTED.half,
         )
 
@@ -174,8 +191,8 @@ class Fit:
         reading = found.read_ms(row.backend, row.group, row.read_bytes, row.bandwidth)
         beside = found.layers_ms(row.backend, row.layers, row.cores)
         _, _, by_age, low_k = self._split(self.x)
-        beside *= float(np.exp(by_age[row.age, BACKENDS.index(row.backend)]))
-        reading /= math.exp(low_k) if row.age == 2 and row.group == "low k" else 1.0
+        beside *= float(np.exp(by_age[row.age, self._names.backends.index(row.backend)]))
+        reading /= math.exp(low_k) if row.age == 2 and row.group == LOW_K else 1.0
         return reading, beside
 
     def log_ratio(self, row: Row) -> float:
@@ -183,13 +200,15 @@ class Fit:
         return row.log_ms - math.log(sum(self.parts_ms(row)))
 
 
-def left_out(rows: Sequence[Row]) -> list[float]:
+def left_out(rows: Sequence[Row], names: Names = LLAMACPP) -> list[float]:
     """What is left of each row after a fit to all other devices."""
-    fits = {d: Fit([r for r in rows if r.device != d]) for d in {r.device for r in rows}}
+    fits = {d: Fit([r for r in rows if r.device != d], names) for d in {r.device for r in rows}}
     return [fits[r.device].log_ratio(r) for r in rows]
 
 
-def half_bands(rows: Sequence[Row], logs: Sequence[float], without: str = "") -> dict[str, float]:
+def half_bands(
+    rows: Sequence[Row], logs: Sequence[float], without: str = "", names: Names = LLAMACPP
+) -> dict[str, float]:
     """Half the band by backend, as a logarithm, from the other devices' rows: a backend's deviation, drawn to that of
     all where it has few devices, times what 8 of 10 figures of all backends are within. A device counts as the square
     root of its rows, so that one card's many figures are not the whole band."""
@@ -197,18 +216,18 @@ def half_bands(rows: Sequence[Row], logs: Sequence[float], without: str = "") ->
     count = Counter((r.device, r.backend) for _, r in chosen)
     size = np.array([log for log, _ in chosen])
     weight = np.array([count[r.device, r.backend] ** -0.5 for _, r in chosen])
-    backend = np.array([BACKENDS.index(r.backend) for _, r in chosen])
+    backend = np.array([names.backends.index(r.backend) for _, r in chosen])
     over_all = float(np.average(size**2, weights=weight))
-    scale = np.empty(len(BACKENDS))
-    for i in range(len(BACKENDS)):
+    scale = np.empty(len(names.backends))
+    for i, name in enumerate(names.backends):
         mine = backend == i
-        devices = sum(1 for _, name in count if name == BACKENDS[i])
+        devices = sum(1 for _, other in count if other == name)
         own = float(np.average(size[mine] ** 2, weights=weight[mine]))
         scale[i] = math.sqrt((devices * own + FEW_DEVICES * over_all) / (devices + FEW_DEVICES))
     order = np.argsort(size / scale[backend])
     middles = (np.cumsum(weight[order]) - weight[order] / 2) / weight.sum()
     within = float(np.interp(IN_BAND, middles, (size / scale[backend])[order]))
-    return {name: within * float(scale[i]) for i, name in enumerate(BACKENDS)}
+    return {name: within * float(scale[i]) for i, name in enumerate(names.backends)}
 
 
 def deviation(rows: Sequence[Row], logs: Sequence[float]) -> Deviation:

@@ -128,7 +128,10 @@ def _basis(made: Plan, promise: str) -> str:
     """What a promise rests on and its band; an estimate is no promise."""
     basis = str((made.memory if promise == MEMORY else made.latency)["basis"])
     band = made.bands[promise]
-    return f"{basis}, within +{band:.0%}" if band and basis != ESTIMATE else basis
+    if basis != ESTIMATE:
+        return f"{basis}, within +{band:.0%}" if band else basis
+    spread = made.latency["spread"] if promise == TPOT else 0.0
+    return f"{basis}, give or take {spread:.0%}" if spread else basis
 
 
 def print_others(made: Plan) -> None:

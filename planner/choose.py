@@ -56,6 +56,7 @@ def choose(
             *measured_on(best.measured),
             *framed.table.notes(),
             *_basis(device, costs.runtime.name),
+            *filter(None, [costs.pricing.rests_on()]),
         ),
         versions={"python": platform.python_version(), **_versions("scipy", "optuna"), **device.kernels.versions},
         date=made_now(),
@@ -106,8 +107,9 @@ def _basis(device: DeviceProfile, runtime: str) -> Iterator[str]:
     if not device.measured:
         yield f"{device.name} was not measured: memory overheads and latency are estimates from {device.source}"
     elif is_quick(device, runtime):
+        count = products(device, runtime)
         yield (
-            f"{device.name} was profiled quickly ({products(device, runtime)} products): time per token is promised "
+            f"{device.name} was profiled quickly ({count} products): time per token is promised "
             f"within {QUICK[TPOT]:.0%}, {BANDS[TPOT]:.0%} after `bitfleet profile device`, which is worth its minutes"
         )
 

@@ -124,6 +124,11 @@ class Pricing(ABC):
         """One forward pass, itemised: of the whole prompt (PREFILL), or of one token after it (DECODE). InputError for
         a device of which no speed is known."""
 
+    def rests_on(self) -> str | None:
+        """What its time per token rests on where nothing of it was measured on the device, in a line; None where there
+        is no more to say than that."""
+        return None
+
 
 class PackageFormat(ABC):
     """A runtime's packages: how they are written, and what may be read of one without the runtime."""

@@ -1,16 +1,18 @@
 """What a runtime costs on a device where nothing of it was measured: bytes over bandwidth, operations over peak.
 
-Every number is an estimate and says so; it is good to a factor of two.
+Every number is an estimate and says so. One token of one sequence rests on decode speeds that others published
+(`profiles.folder_shares`), with their band; a prompt, and several sequences at once, are good to a factor of two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, MemoryItem
 from profiles.device import DeviceProfile
+from profiles.folder_shares import FLOAT, Reading, layers_estimate, read_estimate
 from profiles.roofline import BANDWIDTH_EFFICIENCY, COMPUTE_EFFICIENCY, SPREAD, peak_ops_per_s
 from records.errors import InputError
 from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
@@ -56,20 +58,25 @@ def memory_items(spec: ModelSpec, workload: Workload, sizes: Mapping[str, int], 
 
 
 def latency_items(
-    spec: ModelSpec, workload: Workload, device: DeviceProfile, phase: str, sizes: Mapping[str, int], usual: Usual
+    spec: ModelSpec,
+    workload: Workload,
+    device: DeviceProfile,
+    phase: str,
+    readings: Mapping[str, Reading],
+    runtime: str,
+    usual: Usual,
 ) -> tuple[LatencyItem, ...]:
-    """`sizes` as above."""
-    if phase not in (PREFILL, DECODE):
+    """`readings` are what a token reads of each unit, by its name."""
+    if phase == DECODE:
+        return _decode(spec, workload, device, readings, runtime, usual)
+    if phase != PREFILL:
         raise ValueError(f"phase must be {PREFILL} or {DECODE}, got {phase!r}")
-    rows = workload.batch * (workload.prompt_tokens if phase == PREFILL else 1)
-    passes = -(-rows // usual.chunk_tokens)
-    cached = min(workload.context, workload.prompt_tokens + (DECODED_TOKENS // 2 if phase == DECODE else 0))
+    rows, passes = _rows(workload, phase), -(-_rows(workload, phase) // usual.chunk_tokens)
     items = []
     for unit in spec.units:
-        size, ops = _work(spec, unit, sizes[unit.name], rows, workload.batch)
+        size, ops = _work(spec, unit, readings[unit.name].size, rows, workload.batch)
         items.append(LatencyItem(unit.name, _ms(device, passes * size, ops, usual), ESTIMATE, unit.name, SPREAD))
-    scores = 4 * rows * cached * spec.num_heads * spec.head_dim * spec.num_layers
-    cache = kv_bytes(spec, cached * workload.batch)
+    cache, scores = _attention(spec, workload, phase)
     beside = passes * (usual.step_ms + usual.layer_ms * spec.num_layers)
     return (
         *items,
@@ -78,7 +85,39 @@ def latency_items(
     )
 
 
-def _work(spec: ModelSpec, unit: UnitSpec, size: int, rows: int, batch: int) -> tuple[int, int]:
+def _decode(
+    spec: ModelSpec, workload: Workload, device: DeviceProfile, readings: Mapping[str, Reading], runtime: str,
+    usual: Usual,
+) -> tuple[LatencyItem, ...]:  # fmt: skip
+    """Reading takes as long as published figures say, computing at least as long as the peak allows."""
+    rows, cache, scores = _rows(workload, DECODE), *_attention(spec, workload, DECODE)
+    parts: list[tuple[str, str | None, Reading, int]] = []
+    for unit in spec.units:
+        whole = readings[unit.name]
+        size, ops = _work(spec, unit, whole.size, rows, workload.batch)
+        parts.append((unit.name, unit.name, replace(whole, size=size), ops))
+    parts.append(("attention", None, Reading(cache, FLOAT), scores))
+    items = []
+    for name, unit_name, reading, ops in parts:
+        read = read_estimate(device, runtime, reading)
+        spread = read.spread if workload.batch == 1 else SPREAD  # figures are of one sequence
+        items.append(LatencyItem(name, max(read.ms, _ms(device, 0, ops, usual)), ESTIMATE, unit_name, spread))
+    layers = layers_estimate(runtime, spec.num_layers)
+    return (*items, LatencyItem("kernels of each layer", layers.ms, ESTIMATE, None, layers.spread))
+
+
+def _rows(workload: Workload, phase: str) -> int:
+    return workload.batch * (workload.prompt_tokens if phase == PREFILL else 1)
+
+
+def _attention(spec: ModelSpec, workload: Workload, phase: str) -> tuple[int, int]:
+    """Bytes of the cache that are read, and operations of the scores and sums."""
+    cached = min(workload.context, workload.prompt_tokens + (DECODED_TOKENS // 2 if phase == DECODE else 0))
+    scores = 4 * _rows(workload, phase) * cached * spec.num_heads * spec.head_dim * spec.num_layers
+    return kv_bytes(spec, cached * workload.batch), scores
+
+
+def _work(spec: ModelSpec, unit: UnitSpec, size: float, rows: int, batch: int) -> tuple[float, int]:
     """Bytes read by a pass and operations of all rows. A table that is looked up alone costs its rows; logits are
     computed for the last token of each sequence."""
     if unit.role == EMBEDDING and not spec.tied:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from planner.runtimes.model_folder import FLOAT_BYTES, GENERATION
 from planner.runtimes.spoken import Spoken, spoken
 from planner.runtimes.tensor_file import WEIGHTS, Tensor, head_bytes, pieces
 from planner.tokens import token_ids
+from profiles.folder_shares import FIGURES, FITTED, Reading
 from records.reading import read_foreign
 from supernet.space import Choice, Subnet
 from supernet.spec import UnitSpec
@@ -29,6 +31,10 @@ class FolderHolding(Holding):
     def tensors(self, unit: UnitSpec, choice: Choice) -> tuple[Tensor, ...]:
         """The tensors of a unit in the weight file."""
 
+    @abstractmethod
+    def reading(self, unit: UnitSpec, choice: Choice) -> Reading:
+        """What a token reads of a unit, as published speeds tell kinds of weights apart."""
+
     def unit_bytes(self, unit: UnitSpec, choice: Choice) -> int:
         return sum(tensor.bytes for tensor in self.tensors(unit, choice))
 
@@ -41,14 +47,25 @@ class FolderHolding(Holding):
 class BandwidthPricing(Pricing):
     """By bytes over bandwidth, where nothing of the runtime was measured; what a unit weighs is what it is on disk."""
 
-    holding: Holding
+    holding: FolderHolding
     usual: Usual
+    runtime: str
+    unknown: str
+    """Of which weights no speed was published, and what stands for one."""
 
     def memory(self, subnet: Subnet) -> tuple[MemoryItem, ...]:
         return memory_items(self.spec, self.workload, self._sizes(subnet), self.usual)
 
     def latency(self, subnet: Subnet, phase: str) -> tuple[LatencyItem, ...]:
-        return latency_items(self.spec, self.workload, self.device, phase, self._sizes(subnet), self.usual)
+        readings = {unit.name: self.holding.reading(unit, subnet[unit.name]) for unit in self.spec.units}
+        return latency_items(self.spec, self.workload, self.device, phase, readings, self.runtime, self.usual)
+
+    def rests_on(self) -> str:
+        half = FITTED.half[self.runtime]
+        return (
+            f"time per token rests on {FIGURES[self.runtime]} decode speeds that others published of {self.runtime} on "
+            f"six devices: 8 of 10 within {math.exp(-half):.2f} to {math.exp(half):.2f} of it; {self.unknown}"
+        )
 
     def _sizes(self, subnet: Subnet) -> dict[str, int]:
         return {unit.name: self.holding.unit_bytes(unit, subnet[unit.name]) for unit in self.spec.units}

@@ -19,7 +19,7 @@ from planner.runtimes.llamacpp.formats import TensorType, type_of
 from planner.runtimes.llamacpp.memory import kv_bytes
 from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, KV_TYPES, RUNTIME
 from profiles.device import DeviceProfile
-from profiles.roofline import roofline
+from profiles.roofline import SPREAD, roofline
 from profiles.shares import backend_of, group_of, layers_estimate, read_estimate
 from records.errors import InputError
 from supernet.space import Choice, Subnet
@@ -105,7 +105,10 @@ def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[Lat
         ("picking a token", costs.LOGIT, workload.batch * spec.vocab_size / 1e6),
     )
     found = [(label, *costs.value(device, key), times) for label, key, times in amount]
-    return tuple(LatencyItem(label, cost * times, basis) for label, cost, basis, times in found)
+    return tuple(
+        LatencyItem(label, cost * times, basis, None, SPREAD if basis == ESTIMATE else 0.0)
+        for label, cost, basis, times in found
+    )
 
 
 def _around_unmeasured(spec: ModelSpec, workload: Any, device: DeviceProfile) -> tuple[LatencyItem, ...]:

@@ -10,12 +10,15 @@ from planner.runtimes.mlx import holds, tensors
 from planner.runtimes.mlx.packages import MlxPackages
 from planner.runtimes.tensor_file import Tensor
 from profiles.device import DeviceProfile
+from profiles.folder_shares import PACKED, Reading
 from supernet.space import Choice
 from supernet.spec import ModelSpec, UnitSpec
 
 # Python, Metal's kernels and the cache of freed buffers; mlx-lm reads prompts in pieces. No datasheet gives the
-# compute of these GPUs: it is about 30 operations for each byte of bandwidth.
-USUAL = Usual(process_bytes=500_000_000, step_ms=0.5, layer_ms=0.02, chunk_tokens=512, ops_per_byte=30.0)
+# compute of these GPUs: by published prompt speeds it is about 50 operations for each byte of bandwidth.
+USUAL = Usual(process_bytes=500_000_000, step_ms=0.5, layer_ms=0.02, chunk_tokens=512, ops_per_byte=50.0)
+LEAST_KNOWN = 4  # bits of which speeds were published, but for one of 3
+UNKNOWN = "one figure is of less than 4 bits, which take between half and twice the estimate"
 
 
 class MlxHolding(FolderHolding):
@@ -31,6 +34,9 @@ class MlxHolding(FolderHolding):
 
     def tensors(self, unit: UnitSpec, choice: Choice) -> tuple[Tensor, ...]:
         return tensors.tensors(unit, choice)
+
+    def reading(self, unit: UnitSpec, choice: Choice) -> Reading:
+        return Reading(self.unit_bytes(unit, choice), PACKED, known=choice.bits >= LEAST_KNOWN)
 
 
 class Mlx(Runtime):
@@ -49,7 +55,7 @@ class Mlx(Runtime):
         return MlxHolding(spec)
 
     def pricing(self, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> BandwidthPricing:
-        return BandwidthPricing(spec, workload, device, MlxHolding(spec), USUAL)
+        return BandwidthPricing(spec, workload, device, MlxHolding(spec), USUAL, self.name, UNKNOWN)
 
     def versions(self) -> dict[str, str]:
         """Nothing of the runtime is needed to write what it loads."""

@@ -13,7 +13,7 @@ from typing import Any
 from planner.runtimes.base import DECODE, ESTIMATE, MODELLED, PREFILL, LatencyItem, weakest
 from planner.runtimes.onnxruntime import costs, storage
 from planner.runtimes.onnxruntime.memory import layer_values
-from profiles.roofline import roofline
+from profiles.roofline import SPREAD, roofline
 from records.errors import InputError
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec, UnitSpec
@@ -95,4 +95,7 @@ def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[Lat
         ("step and sampling", costs.STEP, float(passes)),
     )
     found = [(label, *costs.value(device, key), amount) for label, key, amount in amounts]
-    return tuple(LatencyItem(label, cost * amount, basis) for label, cost, basis, amount in found)
+    return tuple(
+        LatencyItem(label, cost * amount, basis, None, SPREAD if basis == ESTIMATE else 0.0)
+        for label, cost, basis, amount in found
+    )
