@@ -111,7 +111,7 @@ def solved(model: Any, spec: ModelSpec, space: SearchSpace, windows: Tensor, arg
 
 def joined(parts: Mapping[str, Tensor], choice: Choice, in_features: int) -> QuantizedWeight:
     grid = GRIDS[choice.grid]
-    return grid.of({name: parts[name] for name in grid.format.parts}, choice, in_features)
+    return grid.of({name: parts[name] for name in grid.format.parts(choice.bits)}, choice, in_features)
 
 
 def supernet_of(model: Any, spec: ModelSpec, space: SearchSpace, weights: Weights) -> Supernet:

@@ -188,6 +188,6 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Weights:
         if part == "codes":
             choice = Choice.parse(text)
             grid = GRIDS[choice.grid]
-            parts = {p: tensors[f"{name}|{text}|{p}"] for p in grid.format.parts}
+            parts = {p: tensors[f"{name}|{text}|{p}"] for p in grid.format.parts(choice.bits)}
             found.setdefault(name, {})[choice] = grid.of(parts, choice, parts["scale"].shape[1] * GROUP)
     return found

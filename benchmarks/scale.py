@@ -21,7 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from supernet.adapters import ADAPTERS
 from supernet.build import build
-from supernet.choices import TABLE_BITS, make_space
+from supernet.choices import make_space
+from supernet.formats import FORMATS
 from supernet.grids.packing import packed_bytes
 from supernet.model import HEAD_TOKENS, checkpoint_blocks, hidden_states, spec_of, spec_of_model
 from supernet.prepare import CALIBRATION, LEARNING
@@ -45,6 +46,7 @@ SHAPES: dict[str, dict[str, int]] = {  # of the published configs
 }  # fmt: skip
 RECIPE = Recipe()  # bits and adapters of the default
 (GROUP,) = set(RECIPE.sizes().values())
+TABLE_BITS = FORMATS[RECIPE.grid].table_bits
 RANK = 16
 WINDOWS, TOKENS = 4, 2048  # of the batch that activations are counted for
 STEPS = 2000

@@ -39,7 +39,8 @@ def rounded_activations(supernet: Supernet) -> Iterator[None]:
 
     def hook(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         quantized = module.embedding if isinstance(module, TiedHead) else module
-        return rounded(args[0], quantized.choice.group_size), *args[1:]
+        choice = quantized.choice
+        return rounded(args[0], max(choice.group_size, choice.format.block)), *args[1:]
 
     products = (module for module in supernet.model.modules() if isinstance(module, (SuperLinear, TiedHead)))
     with removed_after([module.register_forward_pre_hook(hook) for module in products]):

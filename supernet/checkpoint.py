@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from records.errors import InputError, MissingError
 from records.reading import read_record
+from supernet.formats import CODES as CODES_PART
 from supernet.index import FORMAT, Index, TextInfo
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec
@@ -56,12 +57,14 @@ MODEL, LOAD = "model", "load.json"
 class FoldedWeight:
     """One matrix as a runtime stores it, adapter folded in.
 
-    codes: uint8 `(out_features, in_features)`, unpacked; scale: float32 and zero: uint8, both `(out_features, groups)`.
+    codes: uint8 `(out_features, in_features)`, unpacked; scale: float32 and zero: uint8, or float32 where zeros are any
+    numbers, both `(out_features, groups)`; sides: what of its format is stored beside the codes, by name.
     """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor
+    sides: Mapping[str, Tensor]
 
 
 def fingerprint_of(hashes: Mapping[str, str]) -> str:
@@ -156,7 +159,7 @@ class SupernetFiles:
         pairs = ((unit, lin) for unit in self.spec.units for lin in unit.linears)
         unit, found = next((unit, lin) for unit, lin in pairs if lin.name == linear)
         grid = GRIDS[choice.grid]
-        parts = {part: file.get_tensor(f"{linear}|{choice.whole}|{part}") for part in grid.format.parts}
+        parts = {part: file.get_tensor(f"{linear}|{choice.whole}|{part}") for part in grid.format.parts(choice.bits)}
         weight = grid.of(parts, choice.whole, found.in_features)
         if choice.kept is None or unit.channels is None:
             return weight
@@ -167,7 +170,8 @@ class SupernetFiles:
         if ADAPTERS_FILE in self.hashes:
             raise InputError(f"the adapters of {self.path} do not fold into its codes; export it with PEFT")
         weight = self.stored(linear, choice)
-        return FoldedWeight(weight.grid.codes(weight), weight.scale, weight.zero)
+        sides = {name: part for name, part in weight.parts.items() if name != CODES_PART}
+        return FoldedWeight(weight.grid.codes(weight), weight.scale, weight.zero, sides)
 
     def _adapter(self, weight: QuantizedWeight, state: dict[str, Tensor]) -> Any:
         import torch

@@ -104,7 +104,8 @@ def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerato
     clock = Clock(None if recipe.steps else recipe.minutes)
     report = clock.showing(report)
     report("load model", 0, 1)
-    config, _ = describe(source, trust)
+    config, spec = describe(source, trust)
+    recipe.space(spec)  # what it refuses, it refuses before a weight is read
     dtype = kept_dtype(config, accelerator.device)
     loaded = load_model(source, trust, dtype)
     model, tokenizer = loaded.model, loaded.tokenizer

@@ -40,12 +40,12 @@ def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
     """Peak memory of one process on the CPU, and what its folder takes while training."""
     weights = sum(unit.weights for unit in spec.units)
     parameters = weights + spec.float_parameters
-    sizes = recipe.sizes()
+    of_tables = table_bits(recipe.bits, recipe.grid)
     codes = sum(
-        code_bytes(linear, Choice(bits, sizes[bits], recipe.grid))
+        code_bytes(linear, recipe.choice(bits))
         for unit in spec.units
         for linear in unit.linears
-        for bits in (table_bits(recipe.bits) if unit.is_table else recipe.bits)
+        for bits in (of_tables if unit.is_table else recipe.bits)
     )
     adapters = adapter_parameters_of(spec, recipe) * FLOAT_BYTES
     width = max(linear.in_features for unit in spec.units if not unit.is_table for linear in unit.linears)
@@ -71,7 +71,7 @@ def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
 
 def code_bytes(linear: LinearSpec, choice: Choice) -> int:
     """Codes, and what the grid keeps of each group."""
-    sides = linear.in_features // choice.group_size * choice.format.side_bits // 8
+    sides = choice.format.side_bits(choice.bits, choice.group_size, linear.in_features) // 8
     return linear.out_features * (packed_bytes(linear.in_features, choice.bits) + sides)
 
 
@@ -79,8 +79,9 @@ def adapter_parameters_of(spec: ModelSpec, recipe: Recipe) -> int:
     adapter = ADAPTERS[recipe.adapter]
     linears = [linear for unit in spec.units if not unit.is_table for linear in unit.linears]
     if not adapter.ranked:
-        sizes = [recipe.sizes()[bits] for bits in recipe.adapted_bits]
-        return sum(linear.weights // size for linear in linears for size in sizes)
+        choices = [recipe.choice(bits) for bits in recipe.adapted_bits]
+        sides = [(c.group_size, 2 if c.bits in c.format.moving_zeros else 1) for c in choices]
+        return sum(linear.weights // size * count for linear in linears for size, count in sides)
     rank = recipe.rank or DEFAULT_RANK
     each = sum(rank * (linear.in_features + linear.out_features) for linear in linears)
     return each * (EXPERTS if adapter.routes else len(recipe.adapted_bits))

@@ -19,7 +19,6 @@ from supernet.adapters import ADAPTERS
 from supernet.auto import decided
 from supernet.awq import channel_scales, rescale, rescale_checked, same
 from supernet.checkpoint import ORDER, SCALING, SupernetFiles, save_start
-from supernet.choices import make_space
 from supernet.clock import Clock, fewer
 from supernet.evidence import proof_tokens
 from supernet.exact import in_float32
@@ -60,7 +59,7 @@ def prepare(
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     spec = spec_of_model(model, model_name(source))
-    space = make_space(spec, recipe.bits, recipe.sizes(), recipe.prune, recipe.grid)
+    space = recipe.space(spec)
     check_head(model)
     if recipe.window_tokens > spec.max_context:
         raise InputError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")

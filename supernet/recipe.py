@@ -10,14 +10,16 @@ from typing import Any, cast
 from records.errors import InputError
 from records.reading import as_record
 from supernet.adapters import ADAPTERS, Adapter
-from supernet.choices import TABLE_BITS
-from supernet.formats import FORMATS
+from supernet.choices import make_space, table_bits
+from supernet.formats import FORMATS, grid_at
 from supernet.quantizers import QUANTIZERS
 from supernet.refiners import REFINERS
 from supernet.refiners.learned import LEAST_STEPS
 from supernet.samplers import SAMPLERS, Balanced
 from supernet.schedules import SCHEDULES
 from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
+from supernet.space import Choice, SearchSpace
+from supernet.spec import ModelSpec
 from supernet.train import TEACHERS, check_system
 
 AUTO = "auto"  # decided by what fits into the minutes (`supernet.auto`)
@@ -83,6 +85,9 @@ class Recipe:
         for name, least in (("batch", 1), ("window_tokens", 8)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if FORMATS[self.grid].block > 1 and (self.group_size is not None or self.group_sizes):
+            given = list(self.group_sizes) or self.group_size
+            raise InputError(f"grid {self.grid} has group sizes of its own, got {given}; leave the group size out")
         for size in (self.group_size, *self.group_sizes):
             if size is not None and size < LEAST_GROUP:
                 raise InputError(f"group_size must be at least {LEAST_GROUP}, got {size}")
@@ -112,6 +117,12 @@ class Recipe:
                 f"adapter {self.adapter} folds into {adapter.deploys}, grid {self.grid} takes {' and '.join(folds)}; "
                 "use another adapter or another grid"
             )
+        sides = {(self.sizes()[bits], bits in FORMATS[self.grid].moving_zeros) for bits in self.adapted_bits}
+        if SHARINGS[self.sharing] is not Decoupled and adapter.deploys in folds and len(sides) > 1:
+            raise InputError(
+                f"bit-widths share an adapter where their groups are alike, got sharing {self.sharing} and grid "
+                f"{self.grid} at {' and '.join(map(str, self.adapted_bits))} bits; use sharing decoupled"
+            )
         check_sharing(self.adapter, adapter, self.sharing, SHARINGS[self.sharing], widths)
         sampler = SAMPLERS.get(self.sampler, Balanced)  # where it is still to be chosen, one that refuses nothing
         check_system(sampler, SCHEDULES[self.schedule], self.teacher, widths)
@@ -125,9 +136,19 @@ class Recipe:
 
     def sizes(self) -> dict[int, int]:
         """The group size by bits, those of tables included."""
-        usual = FORMATS[self.grid].group_size
-        sizes = {bits: self.group_size or usual(bits) for bits in {*self.bits, *TABLE_BITS}}
+        format = FORMATS[self.grid]
+        sizes = {
+            bits: self.group_size or format.group_size(bits) for bits in {*self.bits, *table_bits(self.bits, self.grid)}
+        }
         return sizes | dict(zip(self.bits, self.group_sizes, strict=False))
+
+    def choice(self, bits: int) -> Choice:
+        """What a unit may be at so many bits."""
+        return Choice(bits, self.sizes()[bits], grid_at(self.grid, bits))
+
+    def space(self, spec: ModelSpec) -> SearchSpace:
+        """What every unit may be. InputError where the model's rows are none of these groups'."""
+        return make_space(spec, self.bits, self.sizes(), self.prune, self.grid)
 
     @property
     def rate(self) -> float:

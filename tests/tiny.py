@@ -67,9 +67,12 @@ def tiny_tokenizer(single: str | None = None, template: str | None = None) -> Pr
     return made
 
 
-def save_tiny(folder: Path, family: str = "llama", seed: int = 0) -> Path:
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}  # rows that llama.cpp's K types have
+
+
+def save_tiny(folder: Path, family: str = "llama", seed: int = 0, **changes: Any) -> Path:
     """A Hugging Face folder."""
-    tiny_model(family, seed).save_pretrained(folder)
+    tiny_model(family, seed, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

@@ -71,35 +71,58 @@ def uniform_parameter(
     return nn.Parameter((torch.rand(shape, generator=generator) * 2 * bound - bound).to(device))
 
 
-def frozen_product(x: Tensor, weight: QuantizedWeight, scale: Tensor | None = None) -> Tensor:
-    """`x @ W^T` with W dequantized in the dtype of `x`; differentiable in `x` and, where given, in `scale`.
+def shift_of(weight: QuantizedWeight) -> nn.Parameter | None:
+    """How far the zero of each group moves, in codes, where its grid's zeros are any numbers."""
+    moves = weight.choice.bits in weight.grid.format.moving_zeros
+    return nn.Parameter(torch.zeros_like(weight.scale)) if moves else None
+
+
+def moved(weight: QuantizedWeight, factor: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The weight's scales times `factor` and its zeros moved by `shift`, both `(out_features, groups)`, as its grid
+    holds them."""
+    zero = weight.zero if shift is None else weight.zero + shift
+    return weight.grid.held(weight.scale * factor, zero, weight.choice.bits)
+
+
+def frozen_product(
+    x: Tensor, weight: QuantizedWeight, scale: Tensor | None = None, zero: Tensor | None = None
+) -> Tensor:
+    """`x @ W^T` with W dequantized in the dtype of `x`; differentiable in `x` and, where given, in `scale` and `zero`.
 
     W is made again for the backward pass, so that a training step holds the packed codes only.
     """
-    return _FrozenProduct.apply(x, weight.scale if scale is None else scale, weight)
+    scale, zero = weight.scale if scale is None else scale, weight.zero if zero is None else zero
+    return _FrozenProduct.apply(x, scale, zero, weight)
 
 
 class _FrozenProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, weight: QuantizedWeight) -> Tensor:
-        ctx.save_for_backward(x, scale)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, weight: QuantizedWeight) -> Tensor:
+        ctx.save_for_backward(x, scale, zero)
         ctx.weight = weight
-        if weight.shape[0] > LONG and not ctx.needs_input_grad[1]:
+        ctx.frozen = not any(ctx.needs_input_grad[1:])
+        if weight.shape[0] > LONG and ctx.frozen:
             made = (part.dequantize(x.dtype) for part in weight.split(LONG))
             return torch.cat([nn.functional.linear(x, rows) for rows in made], -1)
-        return nn.functional.linear(x, weight.grid.dequantize(weight, x.dtype, scale))
+        return nn.functional.linear(x, weight.grid.dequantize(weight, x.dtype, scale, zero))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, scale = ctx.saved_tensors
-        if ctx.weight.shape[0] > LONG and not ctx.needs_input_grad[1]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero = ctx.saved_tensors
+        if ctx.weight.shape[0] > LONG and ctx.frozen:
             parts = zip(grad.split(LONG, -1), ctx.weight.split(LONG), strict=True)
-            return sum(g @ w.dequantize(x.dtype) for g, w in parts), None, None
-        centered = ctx.weight.grid.centered(ctx.weight, x.dtype)
-        grad_x = grad_scale = None
+            return sum(g @ w.dequantize(x.dtype) for g, w in parts), None, None, None
+        centered = ctx.weight.grid.centered(ctx.weight, x.dtype, zero)
+        grad_x = grad_scale = grad_zero = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ (centered * scale.to(x.dtype).unsqueeze(-1)).flatten(1)
-        if ctx.needs_input_grad[1]:
-            grad_weight = grad.flatten(0, -2).T @ x.flatten(0, -2)
-            grad_scale = (grad_weight.view_as(centered) * centered).sum(-1, dtype=scale.dtype)
-        return grad_x, grad_scale, None
+        if not ctx.frozen:
+            grad_weight = (grad.flatten(0, -2).T @ x.flatten(0, -2)).view_as(centered)
+            grad_scale = (grad_weight * centered).sum(-1, dtype=scale.dtype)
+            grad_zero = zero_gradient(grad_weight, scale) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_scale, grad_zero, None
+
+
+def zero_gradient(grad_weight: Tensor, scale: Tensor) -> Tensor:
+    """Of the zeros `(out_features, groups)`, from that of weights in groups: a zero moves the whole group."""
+    return -grad_weight.sum(-1, dtype=scale.dtype) * scale

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supernet.adapters.base import Adapter
+from supernet.adapters.base import Adapter, moved, shift_of, zero_gradient
 from supernet.grids import QuantizedWeight
+from supernet.grids.base import less_zero
 
 POSITIONS = 256  # in the code range, so that a position is a byte
 
@@ -43,6 +44,7 @@ class Rounding(Adapter):
     ) -> None:  # fmt: skip
         super().__init__(weight, generator, full)
         self.delta = nn.Parameter(torch.zeros_like(weight.scale))
+        self.shift = shift_of(weight)
         self.group_size, self.top = weight.choice.group_size, 2**weight.choice.bits - 1
         self.fine = POSITIONS // (self.top + 1)  # positions in a cell
         self.register_buffer("position", self._positions(weight, full, margin), persistent=False)
@@ -79,15 +81,15 @@ class Rounding(Adapter):
 
     def forward(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
         trained = (self.offset,) if self.full_rank else (self.up, self.down)
-        return _RoundedProduct.apply(x, self._scale(weight), weight.zero, self, *trained)
+        return _RoundedProduct.apply(x, *self._sides(weight), self, *trained)
 
     def fold(self, weight: QuantizedWeight) -> QuantizedWeight:
         codes = self.rounded().clamp_(0, self.top)
-        scale = self._scale(weight).detach()
-        return weight.grid.pack(codes, scale, weight.zero, weight.choice, weight.in_features)
+        scale, zero = (side.detach() for side in self._sides(weight))
+        return weight.grid.pack(codes, scale, zero, weight.choice, weight.in_features)
 
-    def _scale(self, weight: QuantizedWeight) -> Tensor:
-        return weight.grid.held(weight.scale * (1 + self.delta))
+    def _sides(self, weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
+        return moved(weight, 1 + self.delta, self.shift)
 
 
 class _RoundedProduct(torch.autograd.Function):
@@ -107,14 +109,15 @@ class _RoundedProduct(torch.autograd.Function):
         inside, centered, weight = ctx.made or _made(ctx.adapter, x.dtype, scale, zero)
         grad_weight = (grad.flatten(0, -2).T @ x.flatten(0, -2)).view_as(centered)
         grad_scale = (grad_weight * centered).sum(-1, dtype=scale.dtype)
+        grad_zero = zero_gradient(grad_weight, scale) if ctx.needs_input_grad[2] else None
         grad_offset = grad_weight.mul_(scale.to(x.dtype).unsqueeze(-1)).flatten(1).mul_(inside)
         grad_x = grad @ weight.flatten(1) if ctx.needs_input_grad[0] else None
         if len(trained) == 1:
-            return grad_x, grad_scale, None, None, grad_offset.to(trained[0].dtype)
+            return grad_x, grad_scale, grad_zero, None, grad_offset.to(trained[0].dtype)
         up, down = trained
         grad_up = (grad_offset @ down.T.to(x.dtype)).to(up.dtype)
         grad_down = (up.T.to(x.dtype) @ grad_offset).to(down.dtype)
-        return grad_x, grad_scale, None, None, grad_up, grad_down
+        return grad_x, grad_scale, grad_zero, None, grad_up, grad_down
 
 
 def _made(adapter: Rounding, dtype: torch.dtype, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,5 +125,5 @@ def _made(adapter: Rounding, dtype: torch.dtype, scale: Tensor, zero: Tensor) ->
     rounded = adapter.rounded()
     codes = rounded.clamp(0, adapter.top)
     inside = codes == rounded
-    centered = codes.to(dtype).unflatten(1, (-1, adapter.group_size)).sub_(zero.to(dtype).unsqueeze(-1))
+    centered = less_zero(codes.unflatten(1, (-1, adapter.group_size)), zero, dtype)
     return inside, centered, centered * scale.to(dtype).unsqueeze(-1)

@@ -24,18 +24,20 @@ class Grid(ABC):
     """Codes <-> weights: `w = (code - zero) * scale` with a scale and a zero for each group of inputs.
 
     A member says which tensors those are kept as, which scales and zeros they can hold, and which suit a group. Who
-    trains a scale passes it through `held`, and so trains what is stored.
+    trains a scale or a zero passes both through `held`, and so trains what is stored. Groups of one block of the
+    format's may share numbers, so scales and zeros are found and held for whole blocks.
     """
 
     format: ClassVar[Format]
 
     @abstractmethod
     def parameters(self, weight: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero that suit `weight`, `(..., group_size)`; both `(..., 1)` and in the dtype of `weight`."""
+        """Scale and zero that suit `weight`, `(rows, groups, group_size)`; both `(rows, groups, 1)` and in the dtype of
+        `weight`."""
 
     @abstractmethod
     def least_error(self, weight: Tensor, top: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero of all that the grid tries that leave `weight` `(rows, ..., group_size)` the least squared
+        """Scale and zero of all that the grid tries that leave `weight` `(rows, groups, group_size)` the least squared
         error, weighed by `importance`; `top`, the highest code, broadcasts over rows."""
 
     @abstractmethod
@@ -47,8 +49,9 @@ class Grid(ABC):
         """Of each group, `(out_features, groups)`: uint8, or a float where something was folded into it."""
 
     @abstractmethod
-    def sides(self, scale: Tensor, zero: Tensor) -> Mapping[str, Tensor]:
-        """What is stored beside the codes for scales and zeros `(out_features, groups)` that the grid holds."""
+    def sides(self, scale: Tensor, zero: Tensor, bits: int) -> Mapping[str, Tensor]:
+        """What is stored beside codes of so many bits for scales and zeros `(out_features, groups)` that the grid
+        holds."""
 
     def check(self, weight: QuantizedWeight) -> None:
         """ValueError where a part beside the codes is not one number for each group."""
@@ -57,9 +60,10 @@ class Grid(ABC):
             if name != CODES and tuple(part.shape) != groups:
                 raise ValueError(f"{name} of {weight.choice} must be {groups}, got {tuple(part.shape)}")
 
-    def held(self, scale: Tensor) -> Tensor:
-        """The nearest scales that the grid stores, in the dtype of `scale`; a gradient passes straight through."""
-        return scale
+    def held(self, scale: Tensor, zero: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """The nearest scales and zeros `(out_features, groups)` that the grid stores with codes of so many bits, in
+        their dtypes; gradients pass straight through."""
+        return scale, zero
 
     def clipped(self, weight: Tensor, bits: int | Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
         """As `parameters`, for what leaves the least squared error, weighed by `importance`.
@@ -81,8 +85,7 @@ class Grid(ABC):
         """The nearest codes, in the dtype of `weight`. `bits` may be a tensor that broadcasts over rows."""
         return self.encode_below(weight, scale, zero, top_code(bits, weight))
 
-    @staticmethod
-    def encode_below(weight: Tensor, scale: Tensor, zero: Tensor, top: Tensor) -> Tensor:
+    def encode_below(self, weight: Tensor, scale: Tensor, zero: Tensor, top: Tensor) -> Tensor:
         """As `encode`, with the highest codes known: who encodes column by column asks for them once."""
         return torch.minimum((weight / scale).round_().add_(zero).clamp_(min=0), top)
 
@@ -93,7 +96,7 @@ class Grid(ABC):
             self.pack(codes.flatten(1), scale.squeeze(-1), zero.squeeze(-1), choice, weight.shape[1])
             for codes, scale, zero in self._nearest(weight, choice, importance)
         ]
-        return packed[0].join({name: torch.cat([one.parts[name] for one in packed]) for name in self.format.parts})
+        return packed[0].join({name: torch.cat([one.parts[name] for one in packed]) for name in packed[0].parts})
 
     def rounded(self, weight: Tensor, choice: Choice) -> Tensor:
         """`weight` rounded to nearest, in its own dtype."""
@@ -117,7 +120,7 @@ class Grid(ABC):
 
     def pack(self, codes: Tensor, scale: Tensor, zero: Tensor, choice: Choice, in_features: int) -> QuantizedWeight:
         """Codes `(out_features, in_features)`, scale and zero `(out_features, groups)`, any dtype -> a stored value."""
-        parts = {CODES: pack(codes.to(torch.uint8), choice.bits), **self.sides(scale, zero)}
+        parts = {CODES: pack(codes.to(torch.uint8), choice.bits), **self.sides(scale, zero, choice.bits)}
         return self.of(parts, choice, in_features)
 
     def of(self, parts: Mapping[str, Tensor], choice: Choice, in_features: int) -> QuantizedWeight:
@@ -128,16 +131,26 @@ class Grid(ABC):
         """Unpacked uint8 codes `(out_features, in_features)`."""
         return unpack(weight.packed(), weight.choice.bits, weight.in_features)
 
-    def centered(self, weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
-        """`code - zero`, shape `(out_features, groups, group_size)`: the weight before its scale."""
-        zero = self.zero(weight)
-        codes = self.codes(weight).view(*zero.shape, weight.choice.group_size)
-        return codes.to(dtype) - zero.to(dtype).unsqueeze(-1)
+    def centered(self, weight: QuantizedWeight, dtype: torch.dtype, zero: Tensor | None = None) -> Tensor:
+        """`code - zero`, shape `(out_features, groups, group_size)`: the weight before its scale. `zero` replaces the
+        stored one."""
+        zero = self.zero(weight) if zero is None else zero
+        return less_zero(self.codes(weight).view(*zero.shape, weight.choice.group_size), zero, dtype)
 
-    def dequantize(self, weight: QuantizedWeight, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
-        """The weights `(out_features, in_features)`; `scale` replaces the stored one."""
+    def dequantize(
+        self, weight: QuantizedWeight, dtype: torch.dtype, scale: Tensor | None = None, zero: Tensor | None = None
+    ) -> Tensor:
+        """The weights `(out_features, in_features)`; `scale` and `zero` replace the stored ones."""
         scale = self.scale(weight) if scale is None else scale
-        return (self.centered(weight, dtype) * scale.to(dtype).unsqueeze(-1)).flatten(1)
+        return (self.centered(weight, dtype, zero) * scale.to(dtype).unsqueeze(-1)).flatten(1)
+
+
+def less_zero(codes: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+    """`code - zero` of codes `(out_features, groups, group_size)`. Zeros that are no codes are rounded to `dtype` with
+    the difference, which is smaller than they are."""
+    if zero.is_floating_point():
+        return (codes.to(zero.dtype) - zero.unsqueeze(-1)).to(dtype)
+    return codes.to(dtype) - zero.to(dtype).unsqueeze(-1)
 
 
 def top_code(bits: int | Tensor, like: Tensor) -> Tensor:

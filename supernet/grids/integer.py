@@ -45,7 +45,7 @@ class IntegerGrid(Grid):
     def zero(self, weight: QuantizedWeight) -> Tensor:
         return weight.parts["zero"]
 
-    def sides(self, scale: Tensor, zero: Tensor) -> Mapping[str, Tensor]:
+    def sides(self, scale: Tensor, zero: Tensor, bits: int) -> Mapping[str, Tensor]:
         return {"scale": scale.float(), "zero": zero.to(torch.uint8)}
 
 

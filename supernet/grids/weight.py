@@ -39,7 +39,7 @@ class QuantizedWeight:
     gather: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        expected = self.grid.format.parts
+        expected = self.grid.format.parts(self.choice.bits)
         if tuple(self.parts) != expected:
             raise ValueError(f"the parts of {self.choice} must be {expected}, got {tuple(self.parts)}")
         self.grid.check(self)
@@ -83,9 +83,9 @@ class QuantizedWeight:
         """The same with these parts in place of its own."""
         return replace(self, parts={**self.parts, **parts})
 
-    def rescaled(self, scale: Tensor) -> QuantizedWeight:
-        """The same codes with other scales, as the grid holds them."""
-        return self.with_parts(**self.grid.sides(scale, self.zero))
+    def with_sides(self, scale: Tensor, zero: Tensor) -> QuantizedWeight:
+        """The same codes with other scales and zeros, as the grid holds them."""
+        return self.with_parts(**self.grid.sides(scale, zero, self.choice.bits))
 
     def keep(self, kept: int, channels: Channels) -> QuantizedWeight:
         """The first `kept` channels alone."""

@@ -70,22 +70,22 @@ class GPTQ(Quantizer):
         # and a column stays as it was when its turn came.
         rest = weight.repeat(len(choices), 1).T.contiguous()
         codes = torch.empty_like(rest)
-        scales, zeros = [], []
+        scales: list[Tensor] = []
+        zeros: list[Tensor] = []
+        span = max(group_size, grid.format.block)  # columns whose scales are settled together
         for start in range(0, columns, BLOCK):
             stop = min(start + BLOCK, columns)
             errors = torch.zeros(stop - start, rest.shape[1], device=rest.device)
             for column in range(start, stop):
+                if column % span == 0:
+                    ahead = rest[column : column + span].clone()
+                    left = stop - column  # columns beyond this block have this block's errors to come
+                    ahead[left:] -= factor[start:stop, stop : column + span].T @ errors
+                    found = self._sides(grid, ahead, bits, importance[column : column + span], group_size)
+                    scales += found[0].unbind(1)
+                    zeros += found[1].unbind(1)
                 if column % group_size == 0:
-                    group = rest[column : column + group_size].clone()
-                    ahead = stop - column  # columns of the group beyond this block have this block's errors to come
-                    group[ahead:] -= factor[start:stop, stop : column + group_size].T @ errors
-                    if self.clip:
-                        found = grid.clipped(group.T, bits.unsqueeze(1), importance[column : column + group_size])
-                    else:
-                        found = grid.parameters(group.T, bits.unsqueeze(1))
-                    scale, zero = (part.squeeze(1) for part in found)
-                    scales.append(scale)
-                    zeros.append(zero)
+                    scale, zero = scales[column // group_size], zeros[column // group_size]
                 codes[column] = code = grid.encode_below(rest[column], scale, zero, top)
                 error = (rest[column] - (code - zero) * scale) / factor[column, column]
                 rest[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
@@ -94,6 +94,18 @@ class GPTQ(Quantizer):
         scale, zero = torch.stack(scales, 1), torch.stack(zeros, 1)
         parts = zip(choices, *(part.split(rows) for part in (codes.T, scale, zero, rest.T)), strict=True)
         return {choice: (grid.pack(c, s, z, choice, columns), moved) for choice, c, s, z, moved in parts}
+
+    def _sides(
+        self, grid: Grid, columns: Tensor, bits: Tensor, importance: Tensor, group_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Scales and zeros `(rows, groups)` for `columns` `(n, rows)` of whole groups, as they are before any of them
+        is rounded."""
+        groups = columns.T.unflatten(1, (-1, group_size))
+        if self.clip:
+            scale, zero = grid.clipped(groups, bits.view(-1, 1, 1), importance.view(-1, group_size))
+        else:
+            scale, zero = grid.parameters(groups, bits.view(-1, 1, 1))
+        return scale.squeeze(-1), zero.squeeze(-1)
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:

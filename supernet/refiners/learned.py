@@ -49,7 +49,7 @@ from supernet.refiners.turn import AT_ONCE, Block, Part, Turn
 from supernet.timing import seconds_of
 
 HALF = 0.499  # codes that an offset starts from its cell's centre at most: all but the cell's edge
-SCALE_RATE = 0.1  # relative step of a scale, as a share of an offset's step in codes
+SCALE_RATE = 0.1  # relative step of a scale, and step of a zero in codes, as a share of an offset's step in codes
 BETAS = (0.0, 0.95)  # with momentum, noise moves codes
 EPS = 1e-16  # gradients are of a share of the error, and spread over millions of weights
 LEAST_STEPS = 8  # fewer move codes without settling them
@@ -257,8 +257,8 @@ class _Descent:
 
     def __init__(self, adapters: Sequence[Rounding], steps: int) -> None:
         self.offsets = [adapter.offset for adapter in adapters]
-        scales = [adapter.delta for adapter in adapters]
-        groups = [{"params": self.offsets, "lr": 1 / steps}, {"params": scales, "lr": SCALE_RATE / steps}]
+        sides = [side for adapter in adapters for side in (adapter.delta, adapter.shift) if side is not None]
+        groups = [{"params": self.offsets, "lr": 1 / steps}, {"params": sides, "lr": SCALE_RATE / steps}]
         self.optimizer = torch.optim.Adam(groups, betas=BETAS, eps=EPS, fused=True)
         self.rates = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 - step / steps)
 

@@ -21,12 +21,17 @@ pytestmark = pytest.mark.parametrize(("name", "grid"), PAIRS)
 
 
 def weight_at(bits: int, grid: str) -> QuantizedWeight:
-    choice = Choice(bits, 16, grid)
-    return RTN().quantize(torch.randn(24, 64, generator=torch.Generator().manual_seed(1)), [choice])[choice]
+    choice = Choice(bits, 16 if FORMATS[grid].block == 1 else FORMATS[grid].group_size(bits), grid)
+    weight = torch.randn(24, columns(grid), generator=torch.Generator().manual_seed(1))
+    return RTN().quantize(weight, [choice])[choice]
 
 
-def inputs() -> torch.Tensor:
-    return torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(5))
+def columns(grid: str) -> int:
+    return max(64, FORMATS[grid].block)
+
+
+def inputs(grid: str) -> torch.Tensor:
+    return torch.randn(2, 5, columns(grid), generator=torch.Generator().manual_seed(5))
 
 
 def adapter_of(name: str, weight: QuantizedWeight, moved: bool = False) -> Adapter:
@@ -38,14 +43,16 @@ def adapter_of(name: str, weight: QuantizedWeight, moved: bool = False) -> Adapt
     return adapter
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_starts_as_the_identity(name: str, grid: str, bits: int) -> None:
-    weight, x = weight_at(bits, grid), inputs()
+    if bits not in FORMATS[grid].widths:
+        pytest.skip("a width that the grid has not")
+    weight, x = weight_at(bits, grid), inputs(grid)
     assert torch.equal(adapter_of(name, weight)(x, weight), frozen_product(x, weight))
 
 
 def test_forward_multiplies_by_the_effective_matrix(name: str, grid: str) -> None:
-    weight, x = weight_at(3, grid), inputs()
+    weight, x = weight_at(3, grid), inputs(grid)
     adapter = adapter_of(name, weight, moved=True)
     assert torch.allclose(adapter(x, weight), x @ adapter.effective(weight).T, atol=1e-4)
 
@@ -54,7 +61,7 @@ def test_gradients_are_those_of_the_dense_computation(name: str, grid: str) -> N
     """The product makes its weights again for the backward pass: it must agree with what autograd alone finds."""
     weight = weight_at(3, grid)
     adapter = adapter_of(name, weight, moved=True)
-    x = inputs().requires_grad_()
+    x = inputs(grid).requires_grad_()
     target = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(6))
     (adapter(x, weight) * target).sum().backward()
     for key, parameter in adapter.named_parameters():
@@ -69,7 +76,8 @@ def test_gradients_are_those_of_the_dense_computation(name: str, grid: str) -> N
                 sides.append((x @ adapter.effective(weight).T * target).sum().item())
                 parameter.add_(direction, alpha=-sign * step)
         slope = (parameter.grad * direction).sum().item()
-        assert slope == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=2e-2, abs=1e-2)
+        coarse = FORMATS[grid].block > 1  # scales are whole numbers times one of them
+        assert slope == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=6e-2 if coarse else 2e-2, abs=1e-2)
     assert torch.allclose(x.grad, target @ adapter.effective(weight), atol=1e-4)
 
 
@@ -90,7 +98,7 @@ def test_folding_computes_the_same_and_keeps_what_it_says(name: str, grid: str) 
 
 def test_what_is_trained_is_what_is_stored(name: str, grid: str) -> None:
     """Bit for bit, also where scales change their sign."""
-    weight, x = weight_at(3, grid), inputs()
+    weight, x = weight_at(3, grid), inputs(grid)
     adapter = adapter_of(name, weight)
     optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
     for _ in range(4):

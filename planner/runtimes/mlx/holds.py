@@ -63,7 +63,7 @@ def model_refusal(spec: ModelSpec) -> str | None:
 
 def refusal(unit: UnitSpec, choice: Choice) -> str | None:
     if choice.grid not in GRIDS:
-        return f"MLX holds the grids {' and '.join(GRIDS)}, got {choice.grid}"
+        return f"MLX holds the grids {' and '.join(GRIDS)}, got {choice.grid}; train with one of them"
     if choice.kept is not None:
         return f"mlx-lm's config has one width for all feed-forward blocks, {choice} prunes this one"
     if choice.bits not in BITS:

@@ -52,7 +52,7 @@ class OnnxHolding(Holding):
 
     def unit_refusal(self, unit: UnitSpec, choice: Choice) -> str | None:
         if choice.grid not in GRIDS:
-            return f"ONNX Runtime loads the grids {' and '.join(GRIDS)}, got {choice.grid}"
+            return f"ONNX Runtime loads the grids {' and '.join(GRIDS)}, got {choice.grid}; train with one of them"
         if unit.is_table and choice.bits not in TABLE_BITS:
             return f"ONNX Runtime looks tokens up in tables of 4 and 8 bits, got {choice.bits}; train with one of them"
         if choice.kept != 0 and choice.bits not in BITS:

@@ -71,7 +71,7 @@ def ties_refusal(spec: ModelSpec) -> str | None:
 def refusal(unit: UnitSpec, choice: Choice) -> str | None:
     """Why no device loads `unit` at `choice`."""
     if choice.grid not in GRIDS:
-        return f"compressed-tensors holds the grids {' and '.join(GRIDS)}, got {choice.grid}"
+        return f"compressed-tensors holds the grids {' and '.join(GRIDS)}, got {choice.grid}; train with one of them"
     if choice.kept is not None:
         return f"a Hugging Face config has one width for all feed-forward blocks, {choice} prunes this one"
     for linear in unit.linears:
