@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class FoldedMatrix(Protocol):
     """One matrix as a runtime stores it, adapter folded in; each part is something that numpy makes an array of.
 
-    codes: uint8 `(out_features, in_features)`, unpacked; scale: float32 and zero: uint8, both `(out_features, groups)`.
+    codes: uint8 `(out_features, in_features)`, unpacked; scale: float32 and zero: uint8, or float32 where zeros are any
+    numbers, both `(out_features, groups)`; sides: what its format stores beside the codes, by name.
     """
 
     @property
@@ -25,6 +26,8 @@ class FoldedMatrix(Protocol):
     def scale(self) -> Any: ...
     @property
     def zero(self) -> Any: ...
+    @property
+    def sides(self) -> Mapping[str, Any]: ...
 
 
 class WeightSource(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 class Folded:
     codes: NDArray[np.uint8]
     scale: NDArray[np.float32]
-    zero: NDArray[np.uint8]
+    zero: NDArray[Any]
+    sides: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def dequantized(self) -> NDArray[np.float32]:
         rows, columns = self.codes.shape
@@ -110,6 +111,8 @@ class Folded:
 
 
 def round_to_nearest(weight: NDArray[np.float32], choice: Choice) -> Folded:
+    if choice.format.block > 1:
+        return _in_blocks(weight, choice)
     rows, columns = weight.shape
     top = 2**choice.bits - 1
     grouped = weight.reshape(rows, columns // choice.group_size, choice.group_size)
@@ -120,6 +123,15 @@ def round_to_nearest(weight: NDArray[np.float32], choice: Choice) -> Folded:
     zero = np.clip(np.round(-low / scale), 0, top)
     codes = np.clip(np.round(grouped / scale[..., None]) + zero[..., None], 0, top)
     return Folded(codes.astype(np.uint8).reshape(rows, columns), scale, zero.astype(np.uint8))
+
+
+def _in_blocks(weight: NDArray[np.float32], choice: Choice) -> Folded:
+    """By the grid itself: its numbers are no matter of a few lines."""
+    from supernet.grids import GRIDS
+
+    found = GRIDS[choice.grid].nearest(torch.from_numpy(weight.copy()), choice)
+    sides = {name: part.numpy() for name, part in found.parts.items() if name != "codes"}
+    return Folded(found.grid.codes(found).numpy(), found.scale.numpy(), found.zero.numpy(), sides)
 
 
 def _symmetric(grouped: NDArray[np.float32], choice: Choice) -> Folded:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.runtimes.base import Progress
-from planner.runtimes.llamacpp import metadata, modelfile, packing, tensors
-from planner.runtimes.llamacpp.formats import type_of
+from planner.runtimes.llamacpp import kpacking, metadata, modelfile, packing, tensors
+from planner.runtimes.llamacpp.formats import K_TYPES, type_of
 from planner.runtimes.llamacpp.header import head, padded
 from planner.runtimes.llamacpp.serving import WEIGHTS, Serving
 from planner.runtimes.llamacpp.tensors import FREQUENCIES, LONG, SHORT, Tensor
@@ -19,7 +19,7 @@ from planner.runtimes.source import WeightSource
 from planner.runtimes.tokenizer_files import write_tokenizer
 from planner.tokens import stop_ids
 from records.errors import InputError
-from supernet.space import Subnet
+from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec
 
 
@@ -58,11 +58,7 @@ def _data(files: WeightSource, subnet: Subnet, found: tuple[Tensor, ...]) -> Ite
     tables = _rope_tables(files, found)
     for tensor in found:
         if tensor.unit is not None and tensor.linear is not None:
-            choice = subnet[tensor.unit.name]
-            weight = files.folded(tensor.linear.name, choice)
-            rows: NDArray[Any] = packing.rows_of(
-                type_of(choice), weight.codes, weight.scale, weight.zero, tensor.linear.name
-            )
+            rows: NDArray[Any] = _rows(files, tensor.linear.name, subnet[tensor.unit.name])
         elif tensor.source:
             rows = np.asarray(floats[tensor.source], "<f4") + np.float32(tensor.offset)
         else:
@@ -70,6 +66,14 @@ def _data(files: WeightSource, subnet: Subnet, found: tuple[Tensor, ...]) -> Ite
         if len(rows) != tensor.shape[0]:
             raise InputError(f"{tensor.source} must have {tensor.shape[0]} rows, got {len(rows)}")
         yield np.ascontiguousarray(in_pairs(rows, tensor.heads) if tensor.heads else rows).tobytes()
+
+
+def _rows(files: WeightSource, linear: str, choice: Choice) -> NDArray[np.uint8]:
+    """A matrix in the blocks of its type."""
+    weight, kind = files.folded(linear, choice), type_of(choice)
+    if kind in K_TYPES:
+        return kpacking.rows_of(kind, weight.codes, weight.sides, linear)
+    return packing.rows_of(kind, weight.codes, weight.scale, weight.zero, linear)
 
 
 def in_pairs(rows: NDArray[Any], heads: int) -> NDArray[Any]:

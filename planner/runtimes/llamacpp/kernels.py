@@ -24,8 +24,9 @@ SHAPES = (
     (2048, 2048), (2048, 8192), (8192, 2048), (4096, 4096), (4096, 14336),
 )  # fmt: skip
 QUICK_SHAPES = ((576, 192), (576, 1536), (1536, 576), (896, 4864), (4864, 896), (2048, 2048))
-TABLES = ((576, 49152), (896, 151936))  # heads: as wide as vocabularies, and multiplied by one row of a prompt
-TABLE_TYPES = ("Q4_0", "Q8_0")
+# Heads: as wide as vocabularies, and multiplied by one row of a prompt; the last for types whose rows it alone has.
+TABLES = ((576, 49152), (896, 151936), (2048, 32000))
+TABLE_TYPES = {TABLES[0]: ("Q4_0", "Q8_0"), TABLES[1]: ("Q4_0", "Q8_0"), TABLES[2]: ("Q4_K", "Q6_K")}
 ROWS, QUICK_ROWS = (1, 16, 128), (1, 128)
 MAX_OPERATIONS = 6e9  # one measured product with many rows: a tenth of a second on one core, or ten with a slow type
 LARGEST_COPY_BYTES = 2**26
@@ -48,7 +49,7 @@ def measure(threads: int, cache_bytes: int, quick: bool = False, progress: Progr
     entries: list[KernelEntry] = []
     for done, shape in enumerate((*shapes, *TABLES)):
         table = shape in TABLES
-        chosen = [kind for kind in kinds if not table or kind.name in TABLE_TYPES]
+        chosen = [kind for kind in kinds if not table or kind.name in TABLE_TYPES[shape]]
         cases = [(kind, *shape, (1,) if table else rows) for kind in chosen if shape[0] % kind.block == 0]
         entries += timed(cases, threads, cache_bytes, TRIES)
         if progress:

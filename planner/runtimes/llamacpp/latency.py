@@ -26,7 +26,8 @@ from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec, UnitSpec
 
 DECODED_TOKENS = 64
-CODE_BITS = {"Q2_0": 2, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
+CODE_BITS = {"Q2_0": 2, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8,
+             "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6}  # fmt: skip
 # Times as long as a processor of this architecture could take, by type: those without a kernel of their own.
 SLOWER = {("x86_64", "Q2_0"): 20.0}
 

@@ -26,8 +26,8 @@ from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
 
 KV_BLOCK_BYTES = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}  # values, and the bytes that they take together
-REPACKED = {"x86_64": ("Q4_0",)}  # by architecture; elsewhere all that any of them repacks
-REPACKED_ANYWHERE = ("Q4_0", "Q8_0")
+REPACKED = {"x86_64": ("Q4_0", "Q4_K")}  # by architecture; elsewhere all that any of them repacks
+REPACKED_ANYWHERE = ("Q4_0", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K")
 REPACKED_ROWS = 8  # in a multiple of which a matrix's rows must be
 LOGIT_BYTES, CANDIDATE_BYTES = 4, 12  # what a pass makes of a token of the vocabulary, and what one is picked from
 MASK_BYTES = 4  # of each token of a chunk for each that it may see

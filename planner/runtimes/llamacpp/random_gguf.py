@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.runtimes.llamacpp.formats import F32, Q4_1, Q5_1, TensorType
+from planner.runtimes.llamacpp.formats import F32, Q2_K, Q3_K, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K, TensorType
 from planner.runtimes.llamacpp.header import FLOAT32, INT32, STRING, UINT32, Entry, Stored, head, padded
 from planner.runtimes.llamacpp.serving import WEIGHTS, Serving
 from planner.runtimes.llamacpp.tensors import tensors_of
@@ -21,6 +21,12 @@ from supernet.space import Subnet
 SCALE = np.float16(0.004)
 TOKEN_LETTERS = 7  # of a token that is no single byte
 NORMAL = 1  # of the kinds of tokens
+# Of K types: where a block's float16 numbers are, and what each of them is in SCALEs, so that weights of random whole
+# numbers are as large as those of other types and around zero.
+K_FLOATS: dict[TensorType, tuple[tuple[int, float], ...]] = {
+    Q2_K: ((80, 1 / 8), (82, 1.5 / 8)), Q3_K: ((108, 1 / 18),), Q4_K: ((0, 1 / 32), (2, 7.5 / 32)),
+    Q5_K: ((0, 1 / 32), (2, 15.5 / 32)), Q6_K: ((208, 1 / 74),),
+}  # fmt: skip
 STRETCH_BLOCKS = 2**20  # that are drawn at a time
 
 
@@ -84,7 +90,8 @@ def _random(kind: TensorType, size: int, rng: np.random.Generator) -> Iterator[b
     blocks = size // kind.block_bytes
     for start in range(0, blocks, STRETCH_BLOCKS):
         found = rng.integers(0, 256, (min(STRETCH_BLOCKS, blocks - start), kind.block_bytes), np.uint8)
-        found[:, :2] = np.frombuffer(SCALE.tobytes(), np.uint8)
+        for at, share in K_FLOATS.get(kind, ((0, 1.0),)):
+            found[:, at : at + 2] = np.frombuffer(np.float16(SCALE * share).tobytes(), np.uint8)
         if kind in (Q4_1, Q5_1):
             low = np.float16(-SCALE * (8 if kind is Q4_1 else 16))
             found[:, 2:4] = np.frombuffer(low.tobytes(), np.uint8)

@@ -34,10 +34,10 @@ LOUD = {"attention": 8.0, "embedding": 4.0}  # weights with which a mistake in a
 
 
 class GridModel(RoundedModel):
-    """A model rounded to either grid."""
+    """A model rounded to any grid."""
 
     def folded(self, linear: str, choice: Choice) -> Folded:
-        if choice.grid == "int":
+        if choice.grid in ("int", "k"):
             return round_to_nearest(self.weights[linear + ".weight"], choice)
         weight = self.weights[linear + ".weight"]
         grouped = weight.reshape(len(weight), -1, choice.group_size)
@@ -61,4 +61,6 @@ def mixed(spec: ModelSpec, *choices: str) -> Subnet:
 
 
 EVERY = ("sym2g64", "sym3g32", "int2g32", "sym4g32", "int3g64", "int4g32", "sym5g32", "int5g64", "int7g32", "sym8g32")
+K = ("k2g16", "k3g16", "k4g32", "k5g32", "k6g16")  # of rows in multiples of 256
+WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512}
 EXACT = ("sym4g32", "sym3g32", "sym5g32", "sym8g32")  # exact, and of types that other programs know

@@ -31,7 +31,9 @@ DEVICE = DeviceProfile(
     int8_ops_per_s=1e12,
 )  # fmt: skip
 SYM4, SYM8 = Choice(4, 32, "sym"), Choice(8, 32, "sym")
+K2, K3, K4, K6 = (Choice.parse(name) for name in ("k2g16", "k3g16", "k4g32", "k6g16"))
 SMALL = Shape("small", 3, 256, 704, 4, 2, 64, 8192)
+SMALL_BLOCKS = replace(SMALL, name="small blocks", feed_forward=768)
 
 
 def uniform(shape: Shape, choice: Choice, table: Choice) -> Subnet:
@@ -39,13 +41,17 @@ def uniform(shape: Shape, choice: Choice, table: Choice) -> Subnet:
 
 
 @needs_library
-@pytest.mark.parametrize(("choice", "table", "context"), [(SYM4, SYM4, 256), (SYM8, SYM4, 4096), (SYM4, SYM8, 2048)])
+@pytest.mark.parametrize(
+    ("choice", "table", "context"),
+    [(SYM4, SYM4, 256), (SYM8, SYM4, 4096), (SYM4, SYM8, 2048), (K3, K4, 256), (K2, K6, 512)],
+)
 def test_the_peak_is_promised(tmp_path: Path, choice: Choice, table: Choice, context: int) -> None:
     """With the usual costs; never above, and within the reserve of it. What a process takes differs by a megabyte."""
-    chosen = uniform(SMALL, choice, table)
-    folder = random_gguf.write(SMALL, chosen, context, 1, tmp_path / "package")
+    shape = SMALL_BLOCKS if choice.grid == "k" else SMALL
+    chosen = uniform(shape, choice, table)
+    folder = random_gguf.write(shape, chosen, context, 1, tmp_path / "package")
     found = fresh.measure(folder, context - 4 if context < 4000 else 400, context, new_tokens=4, repeats=1)
-    promised = sum(item.bytes for item in memory.items(SMALL.spec(), chosen, Workload(context), DEVICE))
+    promised = sum(item.bytes for item in memory.items(shape.spec(), chosen, Workload(context), DEVICE))
     assert found.peak_bytes <= promised < found.peak_bytes + 5_000_000
 
 
@@ -176,11 +182,27 @@ def test_costs_of_time_are_found_again() -> None:
 
 @needs_library
 def test_products_of_every_type_are_timed() -> None:
-    cases = [(TYPES[name], 128, 64, (1, 4)) for name in latency.CODE_BITS]
+    cases = [(TYPES[name], 256, 64, (1, 4)) for name in latency.CODE_BITS]
     found = kernels.timed(cases, 1, 2**16)
     assert [(e.kernel, e.rows) for e in found] == [(name, rows) for name in latency.CODE_BITS for rows in (1, 4)]
     assert all(0 < e.p10_ms <= e.median_ms <= e.p90_ms for e in found)
     assert 0.1 < kernels.slower(found[:2], 2**16) < 100
+
+
+@needs_library
+def test_what_is_repacked_is_what_this_build_repacks() -> None:
+    import platform
+
+    from planner.runtimes.llamacpp import capi, products
+    from planner.runtimes.llamacpp.installed import library
+
+    loaded, machine = capi.Library(library()), platform.machine()
+    for name in latency.CODE_BITS:
+        for rows in (64, 68):
+            made = products.Products(loaded, TYPES[name].number, 256, rows, 1, 1)
+            said = memory.repacked(TYPES[name], machine, rows)
+            assert made.repacked == said if machine == "x86_64" else said or not made.repacked, name
+            made.close()
 
 
 @needs_library

@@ -18,12 +18,15 @@ from planner.runtimes.llamacpp.serving import LIBRARY, SETTINGS, WEIGHTS, Servin
 from planner.runtimes.shapes import Shape
 from records.child import run_child
 from records.errors import InputError, MissingError, NotInstalledError, SystemFailure
+from supernet.formats import FORMATS
 from supernet.space import Choice, Subnet
 
 pytestmark = pytest.mark.skipif(find_spec(LIBRARY) is None, reason=f"needs {LIBRARY}: pip install 'bitfleet[llamacpp]'")
 
 TINY = Shape("tiny", 2, 64, 192, 4, 2, 32, 512)
 TABLE = Choice(8, 32, "sym")
+BLOCKS = replace(TINY, name="tiny blocks", hidden=256, feed_forward=256, head_dim=64)  # rows of K types
+K_CHOICES = tuple(Choice(bits, FORMATS["k"].group_size(bits), "k") for bits in FORMATS["k"].widths)
 CHOICES = (Choice(2, 64, "sym"), Choice(4, 32, "sym"), Choice(4, 32), Choice(5, 32, "sym"), Choice(5, 32), TABLE)
 WINDOWS = np.random.default_rng(1).integers(0, TINY.vocabulary, (2, 150))
 
@@ -40,9 +43,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return package(tmp_path_factory.mktemp("tiny") / "package", CHOICES[1])
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("choice", (*CHOICES, *K_CHOICES), ids=str)
 def test_every_type_loads_and_says_the_same_twice(tmp_path: Path, choice: Choice) -> None:
-    folder = package(tmp_path / "package", choice)
+    folder = package(tmp_path / "package", choice, BLOCKS if choice in K_CHOICES else TINY)
     first, second = fresh.logits(folder, WINDOWS), fresh.logits(folder, WINDOWS)
     assert first.shape == (*WINDOWS.shape, TINY.vocabulary) and first.dtype == np.float32
     assert np.isfinite(first).all() and first.std() > 0.1

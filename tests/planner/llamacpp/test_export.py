@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from planner.runtimes.llamacpp import architectures, metadata, tensors
+from planner.runtimes.llamacpp import architectures, fresh, metadata, safety, tensors
 from planner.runtimes.llamacpp.export import in_pairs, write_model
+from planner.runtimes.llamacpp.serving import LIBRARY
 from records.errors import InputError
 from supernet.sources.gguf import GGUFSource
-from tests.planner.llamacpp.models import EVERY, EXACT, READ, WRITTEN, GridModel, made, mixed
+from tests.planner.llamacpp.models import EVERY, EXACT, READ, WIDE, WRITTEN, GridModel, K, made, mixed
 from tests.planner.runtime_fixtures import save_tiny
 
 CONTEXT = 256
@@ -46,6 +48,29 @@ def assert_same_model(wanted: torch.nn.Module, source: GGUFSource) -> None:
     ids = torch.randint(3, 259, (1, 60), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(found.eval()(ids).logits, wanted(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen2"])
+def test_super_blocks_are_the_subnet_in_the_file_and_in_llama_cpp(variant: str, tmp_path: Path) -> None:
+    """Read by another program's reader and run by llama.cpp, which rounds what products read to int8."""
+    files = made(variant, tmp_path / "model", **WIDE)
+    subnet, package = mixed(files.spec, *K), tmp_path / "package"
+    package.mkdir()
+    write_model(files, subnet, CONTEXT, 1, package)
+    wanted, source = files.subnet_model(subnet), GGUFSource(package / "model.gguf")
+    found, _ = source.weights(source.config(False), False, torch.float32)
+    theirs = dict(found.named_parameters())
+    for name, parameter in wanted.named_parameters():
+        torch.testing.assert_close(theirs[name], parameter, rtol=0, atol=1e-6 * parameter.abs().max().item())
+    safety.check(package, {path.name: path.stat().st_size for path in package.iterdir()}, CONTEXT)
+    if find_spec(LIBRARY) is None:
+        return
+    windows = torch.randint(3, 259, (2, 100), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = wanted(windows).logits.log_softmax(-1)
+    said = torch.from_numpy(fresh.logits(package, windows.numpy())).log_softmax(-1)
+    kl = torch.nn.functional.kl_div(said, ours, reduction="sum", log_target=True) / windows.numel()
+    assert ours.exp().max(-1).values.mean() > 0.05 and kl < 0.004
 
 
 def test_the_same_subnet_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from planner.runtimes.llamacpp.formats import (
     type_of,
 )  # fmt: skip
 from records.errors import InputError
+from supernet.formats import FORMATS
 from supernet.space import Choice
 
 # The whole numbers that multiply the scale in each type; a type with a minimum takes any zero.
@@ -56,6 +57,18 @@ def test_the_type_of_a_choice_with_zeros_holds_every_code_and_zero(bits: int, ki
         assert {code - zero for code in range(2**bits) for zero in range(2**bits)} <= set(NUMBERS[kind.name])
 
 
+@pytest.mark.parametrize(("bits", "kind"), [(2, "Q2_K"), (3, "Q3_K"), (4, "Q4_K"), (5, "Q5_K"), (6, "Q6_K")])
+def test_the_type_of_a_choice_in_super_blocks_has_its_groups(bits: int, kind: str) -> None:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    choice = Choice(bits, FORMATS["k"].group_size(bits), "k")
+    assert type_of(choice).name == kind and is_exact(choice)
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    numbers = {2: 4, 3: 6, 4: 6, 5: 6, 6: 8}[bits]
+    each = 2 if bits in choice.format.moving_zeros else 1
+    assert size * 8 == block * bits + each * (16 + numbers * block // choice.group_size)
+
+
 def smallest(needed: set[int], group: int) -> TensorType:
     """A scale of the other sign turns the numbers around."""
     for kind in (Q2_0, Q4_0, Q5_0, Q8_0):
@@ -74,6 +87,9 @@ def smallest(needed: set[int], group: int) -> TensorType:
         (Choice(4, 32, "other"), 64, "got other"),
         (Choice(2, 64, "sym"), 96, "got 64 and 96; use sym3g32"),
         (Choice(4, 32, "sym"), 80, "no format of this model fits"),
+        (Choice(4, 32, "k"), 576, "Q4_K has blocks of 256 weights, got rows of 576; use sym2g64"),
+        (Choice(4, 16, "k"), 512, "no K type for k4g16; use k2g16, k3g16, k4g32, k5g32, k6g16"),
+        (Choice(8, 32, "k"), 512, "no K type for k8g32"),
     ],
 )
 def test_what_cannot_be_held_is_refused_with_what_can(choice: Choice, row: int, says: str) -> None:
@@ -82,7 +98,9 @@ def test_what_cannot_be_held_is_refused_with_what_can(choice: Choice, row: int, 
 
 
 def test_what_a_refusal_names_is_held() -> None:
-    for row, choice in ((64, Choice(8, 64)), (96, Choice(2, 64, "sym"))):
+    for row, choice in (
+        (64, Choice(8, 64)), (96, Choice(2, 64, "sym")), (576, Choice(2, 16, "k")), (512, Choice(4, 16, "k"))
+    ):  # fmt: skip
         found = refusal(choice, row)
         assert found is not None
         for text in found.rpartition("use ")[2].split(", "):
