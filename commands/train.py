@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     "--grid",
     default="int",
     show_default=True,
-    metavar="int|sym",
-    help="What codes stand for: int has a scale and a zero for each group, sym a signed scale of 16 bits.",
+    metavar="int|sym|k",
+    help="What codes stand for: int has a scale and a zero for each group, sym a signed scale of 16 bits; k is that of "
+    "llama.cpp's K types.",
 )
 @click.option(
     "--group-size",
     metavar="N[,N,...]",
-    help="Weights that share a scale, or one for each of --bits.  [default: 64; on grid sym 32 from 4 bits on]",
+    help="Weights that share a scale, or one for each of --bits; grid k has its own.  [default: 64; on grid sym 32 "
+    "from 4 bits on]",
 )
 @click.option("--data", metavar="FILE|-|DATASET", help="Training text; without it, the full model writes some.")
 @click.option("--eval", "eval_text", metavar="FILE", help="Text that plans are measured on too: what the model is for.")
