@@ -1,12 +1,19 @@
 """What one supernet loses as GGUF files, in llama.cpp, beside llama.cpp's own files of the same bytes.
 
-    python benchmarks/gguf_files.py --text ../shared/text --supernet FOLDER [--keep FOLDER]
+    npm install --prefix ~/.cache/bitfleet @node-llama-cpp/linux-x64@3.22.1
+    python benchmarks/gguf_files.py --text ../shared/text --supernet FOLDER [--model FOLDER] [--against TYPE=SHARE ...]
 
-The supernet is of the embedded default model, on the symmetric grid (`bitfleet train --grid sym`). For each size the
-plan is that of `bitfleet plan --runtime llamacpp --disk SIZE`; its file is read by llama.cpp, and the KL is per token
-from the full model on the first 16 windows of 512 tokens of eval.txt. Beside it stands what the subnet itself loses
-there in PyTorch: llama.cpp's rounding of activations adds the rest. Rivals' sizes and KL are of llama.cpp's files with
-an importance matrix, measured on the same windows (docs/log.md).
+The supernet is of the embedded default model, on the symmetric grid (`bitfleet train --grid sym`). llama.cpp's own
+files are made here, with an importance matrix of train.txt, as gguf_rivals.py makes them (`--made` takes the folder
+that it kept). For each, the plan is that of `bitfleet plan --runtime llamacpp --disk ITS-BYTES`. Both files are read by
+llama.cpp in this run, and KL is per token from the full model on the first 16 windows of 512 tokens of eval.txt. Beside
+it stands what the subnet itself loses there in PyTorch: llama.cpp's rounding of activations adds the rest. SHARE is
+what ours may lose of what a file of TYPE loses.
+
+For a supernet of the reference model (reference_model.py) on a grid of K types:
+
+    python benchmarks/gguf_files.py --text ../shared/text --supernet FOLDER --model ~/.cache/bitfleet/reference-model
+        --against Q2_K=0.6 Q3_K_M=0.7 Q4_K_M=0.9
 """
 
 from __future__ import annotations
@@ -14,85 +21,74 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from claims import Claim, finish, table
-from torch import Tensor
+from gguf_losses import Loss, loss_of
+from gguf_own import PACKAGE, Own, quantizer_library
+from gguf_own import VERSION as QUANTIZER
+from gguf_rivals import EVAL_TOKENS, Made, Scene, add_arguments
 
 from commands.measuring import measured_quality
 from planner import pipeline
 from planner.plan import Plan
 from planner.request import Budget, Workload
 from planner.runtimes.llamacpp.runtime import LlamaCpp
+from planner.runtimes.llamacpp.serving import LIBRARY, VERSION, WEIGHTS
 from profiles.catalog import load
 from supernet.checkpoint import SupernetFiles, open_supernet
-from supernet.evaluate import Reference, evaluate
-from supernet.loading import DEFAULT_MODEL, load_model
-from supernet.text import read_windows
+from supernet.loading import load_model, model_name
+from supernet.reference import Reference
 
 DEVICE = "desktop-ryzen-5600-16gb"  # any: only the file's bytes are limited
-CONTEXT, TOGETHER = 2048, 4
-PACKAGE = 0.004  # nats that a package may be from its subnet: llama.cpp's own noise is 0.003
-
-
-@dataclass(frozen=True)
-class Rival:
-    """A file of llama.cpp's own: its type, bytes and KL, and the share of it that is aimed at in as many bytes."""
-
-    name: str
-    bytes: float
-    kl: float
-    share: float
-
-
-RIVALS = (
-    Rival("Q4_K_M, imatrix", 105.5e6, 0.033, 1.0),
-    Rival("Q4_0, imatrix", 91.9e6, 0.190, 0.5),
-    Rival("IQ3_M, imatrix", 90.2e6, 0.139, 0.5),
-    Rival("IQ2_M, imatrix", 85.6e6, 0.342, 0.5),
-    Rival("Q2_0", 62.0e6, 11.7, 0.8 / 11.7),  # last: llama.cpp has no kernel for it on x86
-)
+CONTEXT = 2048
+PACKAGE_KL = 0.004  # nats that a package may be from its subnet: llama.cpp's own noise is 0.003
+# What ours may lose of what llama.cpp's own file of as many bytes loses: half up to 92 MB.
+AGAINST = ("Q2_0=0.5", "IQ2_M=0.5", "IQ3_M=0.5", "Q4_0=0.5", "Q3_K_M=1", "Q4_K_M=1")
+SMALLEST, SMALLEST_KL = "Q2_0", 0.8  # of the smallest file, in nats: half of its rival's says nothing
 
 
 @dataclass(frozen=True)
 class Row:
-    rival: str
-    rival_bytes: float
-    rival_kl: float
+    """Ours beside theirs, of at most as many bytes."""
+
+    own: Made
+    share: float
     bytes: int
     mean_bits: float
-    subnet_kl: float
-    package_kl: float  # from the full model
-    apart: float  # from the subnet to the package
+    loss: Loss
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, default=Path("../shared/text"))
+    add_arguments(parser)
     parser.add_argument("--supernet", type=Path, required=True)
-    parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--keep", type=Path, help="write the files here")
+    parser.add_argument("--against", nargs="+", default=list(AGAINST), help="TYPE[:EMBEDDING[:HEAD]]=SHARE")
+    parser.add_argument("--made", type=Path, help="take their files from here, where gguf_rivals.py --keep wrote them")
     given = parser.parse_args()
+    library, wanted = quantizer_library(given.quantizer), [against(text) for text in given.against]
     files = open_supernet(given.supernet)
-    plans = [planned(files, round(rival.bytes)) for rival in RIVALS]
-    full = load_model(DEFAULT_MODEL)
-    reference = Reference.of(full.model, read_windows(str(given.text / "eval.txt"), full.tokenizer, given.windows, 512))
-    del full
-    supernet = files.load()
-    subnets = [quality.kl for quality in evaluate(supernet, [plan.subnet for plan in plans], reference)]
-    del supernet
-    print("KL of the subnets:", *(f"{kl:.4f}" for kl in subnets), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = given.keep or Path(scratch)
-        rows = [
-            row_of(files, plan, rival, kl, reference, folder / f"{rival.bytes / 1e6:.1f}MB")
-            for plan, rival, kl in zip(plans, RIVALS, subnets, strict=True)
-        ]
+        folder = given.keep or Path(scratch) / "files"
+        folder.mkdir(parents=True)
+        full = load_model(given.model)
+        scene = Scene.of(full, given, library, folder, given.made)
+        del full
+        rows = []
+        for own, share in wanted:
+            made = scene.made(own, folder / "own" / own.folder)
+            rows.append(row_of(files, made, share, scene.reference, folder / "ours" / own.folder))
     print_rows(rows)
-    finish(__file__, list(claims(rows)), rows=[asdict(row) for row in rows], recipe=files.info["recipe"])
+    finish(
+        __file__, list(claims(rows)), model=model_name(given.model), rows=[asdict(row) for row in rows],
+        recipe=files.info["recipe"], quantizer=f"{PACKAGE} {QUANTIZER}", run_by=f"{LIBRARY} {VERSION}",
+    )  # fmt: skip
+
+
+def against(text: str) -> tuple[Own, float]:
+    kind, _, share = text.rpartition("=")
+    return Own.parse(kind), float(share)
 
 
 def planned(files: SupernetFiles, disk_bytes: int) -> Plan:
@@ -102,47 +98,35 @@ def planned(files: SupernetFiles, disk_bytes: int) -> Plan:
     return pipeline.plan(files, LlamaCpp(), device, workload, budget, measured_quality(files))
 
 
-def row_of(files: SupernetFiles, plan: Plan, rival: Rival, subnet_kl: float, reference: Reference, folder: Path) -> Row:
-    runtime = LlamaCpp()
+def row_of(files: SupernetFiles, made: Made, share: float, reference: Reference, folder: Path) -> Row:
+    plan = planned(files, made.bytes)
     folder.mkdir(parents=True)
-    runtime.packages.write(files, plan.subnet, plan.workload, None, folder)
-    model = files.subnet_model(plan.subnet)
-    from_full, apart = 0.0, 0.0
-    for start in range(0, len(reference.windows), TOGETHER):
-        windows = reference.windows[start : start + TOGETHER]
-        said = runtime.engine().speaker(folder).logits(windows.numpy().astype(np.int64))
-        for number, window in enumerate(windows):
-            theirs = torch.from_numpy(said[number]).double().log_softmax(-1)
-            from_full += divergence(reference.log_probs(start + number, slice(0, len(window))).double(), theirs)
-            with torch.no_grad():
-                ours = model(window[None]).logits[0].double().log_softmax(-1)
-            apart += divergence(ours, theirs)
-    tokens = reference.windows.numel()
-    size = sum((folder / name).stat().st_size for name in runtime.packages.weight_files)
-    bits = plan.chosen.mean_bits
-    row = Row(rival.name, rival.bytes, rival.kl, size, bits, subnet_kl, from_full / tokens, apart / tokens)
-    print(row, flush=True)
+    LlamaCpp().packages.write(files, plan.subnet, replace(plan.workload, context=EVAL_TOKENS), None, folder)
+    loss = loss_of(folder, reference, files.subnet_model(plan.subnet))
+    size = (folder / WEIGHTS).stat().st_size
+    row = Row(made, share, size, plan.chosen.mean_bits, loss)
+    print(f"  ours: {row.bytes / 1e6:.1f} MB, KL {loss.kl:.4f}, of the subnet {loss.subnet_kl:.4f}", flush=True)
     return row
 
 
-def divergence(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.exp() * (ours - theirs)).sum())
-
-
 def claims(rows: list[Row]) -> Iterator[Claim]:
-    for row, rival in zip(rows, RIVALS, strict=True):
-        yield Claim(f"{rival.bytes / 1e6:.1f} MB: KL / that of {rival.name}", row.package_kl / rival.kl, rival.share)
-        yield Claim(f"{rival.bytes / 1e6:.1f} MB: bytes / the rival's", row.bytes / rival.bytes, 1.0)
-    yield Claim("KL from a subnet to its package in llama.cpp, worst", max(row.apart for row in rows), PACKAGE)
+    for row in rows:
+        size = f"{row.own.bytes / 1e6:.1f} MB"
+        yield Claim(f"{size}: KL / that of {row.own.name}", row.loss.kl / row.own.loss.kl, row.share)
+        yield Claim(f"{size}: bytes / those of {row.own.name}", row.bytes / row.own.bytes, 1.0)
+        if row.own.name == SMALLEST:
+            yield Claim(f"{size}: KL", row.loss.kl, SMALLEST_KL)
+    apart = [row.loss.apart for row in rows if row.loss.apart is not None]
+    yield Claim("KL from a subnet to its package in llama.cpp, worst", max(apart), PACKAGE_KL)
 
 
 def print_rows(rows: list[Row]) -> None:
     cells = [
-        (r.rival, f"{r.rival_bytes / 1e6:.1f}", f"{r.rival_kl:.3f}", f"{r.bytes / 1e6:.1f}", f"{r.mean_bits:.2f}",
-         f"{r.subnet_kl:.4f}", f"{r.package_kl:.4f}", f"{r.apart:.4f}")
-        for r in rows
+        (r.own.name, f"{r.own.bytes / 1e6:.1f}", f"{r.own.loss.kl:.4f}", f"{r.bytes / 1e6:.1f}", f"{r.mean_bits:.2f}",
+         f"{r.loss.subnet_kl:.4f}", f"{r.loss.kl:.4f}", f"{r.loss.apart:.4f}", f"{r.loss.kl / r.own.loss.kl:.2f}")
+        for r in sorted(rows, key=lambda row: row.own.bytes)
     ]  # fmt: skip
-    table(("LLAMA.CPP'S OWN", "MB", "KL", "OURS, MB", "BITS", "KL, SUBNET", "KL, FILE", "APART"), cells)
+    table(("LLAMA.CPP'S OWN", "MB", "KL", "OURS, MB", "BITS", "KL, SUBNET", "KL, FILE", "APART", "KL / THEIRS"), cells)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,174 @@
+"""How fast our GGUF files answer beside llama.cpp's own files of equal or more bytes, in one run, and what both lose.
+
+    python benchmarks/gguf_decode.py --text ../shared/text --supernet FOLDER [--device device.json] [--own TYPE ...]
+
+For each of llama.cpp's own files the plan is that of `bitfleet plan --runtime llamacpp --disk ITS-BYTES --tpot TIME`,
+where TIME is that of the fastest of its own files of as many bytes or more. All packages then take turns, each time in
+a fresh process, and a ratio is the median of those of the turns: what else the machine does meets both. Times need a
+quiet machine; without a profile of llama.cpp on it (`--device`) a quick one is measured first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from claims import Claim, finish, table
+from gguf_files import against
+from gguf_losses import Loss, loss_of
+from gguf_own import quantizer_library
+from gguf_rivals import Made, Scene, add_arguments
+from llamacpp_costs import profiled
+
+from commands.measuring import measured_quality
+from planner import pipeline
+from planner.plan import Plan
+from planner.request import Budget, Workload
+from planner.runtimes.llamacpp import fresh
+from planner.runtimes.llamacpp.runtime import LlamaCpp
+from planner.runtimes.llamacpp.serving import WEIGHTS, Serving
+from profiles.detect import detect
+from profiles.device import DeviceProfile
+from records.errors import BudgetError
+from supernet.checkpoint import SupernetFiles, open_supernet
+from supernet.loading import load_model, model_name
+
+OWN = ("Q4_0=0.5", "Q3_K_M=1", "Q4_K_M=1")
+WORKLOAD = Workload(2048)
+TURNS = 5
+SPARE = 0.97  # of the time that our package may take: a plan is a prediction
+
+
+@dataclass(frozen=True)
+class Row:
+    """A file of llama.cpp's own and ours for its bytes, with the milliseconds a token that each took in each turn."""
+
+    own: Made
+    share: float
+    own_ms: tuple[float, ...]
+    limit_ms: float
+    bytes: int
+    mean_bits: float
+    promised_ms: float | None
+    ms: tuple[float, ...]
+    loss: Loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--supernet", type=Path, required=True)
+    parser.add_argument("--device", type=Path, help="a profile of this machine with llama.cpp's products")
+    parser.add_argument("--own", nargs="+", default=list(OWN), help="TYPE[:EMBEDDING[:HEAD]]=SHARE of its KL")
+    parser.add_argument("--made", type=Path, help="take their files from here, where gguf_rivals.py --keep wrote them")
+    given = parser.parse_args()
+    library, wanted = quantizer_library(given.quantizer), [against(text) for text in given.own]
+    device, files = device_of(given.device), open_supernet(given.supernet)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.keep or Path(scratch) / "files"
+        folder.mkdir(parents=True)
+        full = load_model(given.model)
+        scene = Scene.of(full, given, library, folder, given.made)
+        del full
+        made, theirs = [], []
+        for own, _ in wanted:
+            made.append(scene.made(own, folder / "own" / own.folder))
+            theirs.append(served((given.made or folder / "own") / own.folder, folder / f"turn-{own.folder}", device))
+        limits = limits_ms(made, [spent_ms(package) for package in theirs])
+        plans = [planned(files, one.bytes, limit, device) for one, limit in zip(made, limits, strict=True)]
+        ours = [folder / "ours" / own.folder for own, _ in wanted]
+        losses = []
+        for plan, package in zip(plans, ours, strict=True):
+            package.mkdir(parents=True)
+            LlamaCpp().packages.write(files, plan.subnet, WORKLOAD, device.threads, package)
+            losses.append(loss_of(package, scene.reference, files.subnet_model(plan.subnet)))
+        turns = taken_in_turns([*theirs, *ours])
+        rows = [
+            Row(made[i], wanted[i][1], turns[theirs[i]], limits[i], (ours[i] / WEIGHTS).stat().st_size,
+                plans[i].chosen.mean_bits, plans[i].chosen.tpot_ms, turns[ours[i]], losses[i])
+            for i in range(len(wanted))
+        ]  # fmt: skip
+    print_rows(rows)
+    finish(__file__, list(claims(rows)), model=model_name(given.model), rows=[asdict(row) for row in rows],
+           recipe=files.info["recipe"], turns=TURNS)  # fmt: skip
+
+
+def device_of(path: Path | None) -> DeviceProfile:
+    if path is not None:
+        return DeviceProfile.load(path)
+    device, _ = detect("cpu")
+    return profiled(device, quick=True)
+
+
+def served(package: Path, folder: Path, device: DeviceProfile) -> Path:
+    """The package's file in the new `folder`, served with the context and the threads that ours is served with."""
+    folder.mkdir()
+    (folder / WEIGHTS).symlink_to((package / WEIGHTS).resolve())
+    Serving(WORKLOAD.context, device.threads, ()).save(folder)
+    return folder
+
+
+def spent_ms(package: Path) -> float:
+    return fresh.measure(package, WORKLOAD.prompt_tokens, WORKLOAD.context).tpot_ms
+
+
+def limits_ms(made: Sequence[Made], spent: Sequence[float]) -> list[float]:
+    """For each file's bytes, what a token takes in the fastest of the files that have as many or more."""
+    return [min(ms for other, ms in zip(made, spent, strict=True) if other.bytes >= one.bytes) for one in made]
+
+
+def planned(files: SupernetFiles, disk_bytes: int, limit_ms: float, device: DeviceProfile) -> Plan:
+    """What loses least in a file of so many bytes that is as fast; where none is, what loses least in as many bytes."""
+    quality = measured_quality(files)
+    for budget in (
+        Budget(10**10, tpot_ms=SPARE * limit_ms, disk_bytes=disk_bytes),
+        Budget(10**10, disk_bytes=disk_bytes),
+    ):
+        try:
+            return pipeline.plan(files, LlamaCpp(), device, WORKLOAD, budget, quality)
+        except BudgetError as error:
+            if budget.tpot_ms is None:
+                raise
+            print(f"not as fast in {disk_bytes / 1e6:.1f} MB: {error}", flush=True)
+    raise AssertionError
+
+
+def taken_in_turns(packages: Sequence[Path]) -> Mapping[Path, tuple[float, ...]]:
+    """Milliseconds a token of each package in each turn; every second turn goes backwards."""
+    found: dict[Path, list[float]] = {package: [] for package in packages}
+    for turn in range(TURNS):
+        for package in packages if turn % 2 == 0 else packages[::-1]:
+            found[package].append(spent_ms(package))
+    return {package: tuple(times) for package, times in found.items()}
+
+
+def ratio(row: Row, other: Row) -> float:
+    """How much longer a token takes in ours of `row` than in the own file of `other`."""
+    return median(ours / theirs for ours, theirs in zip(row.ms, other.own_ms, strict=True))
+
+
+def claims(rows: Sequence[Row]) -> Iterator[Claim]:
+    for row in rows:
+        size = f"{row.own.bytes / 1e6:.1f} MB"
+        slowest = max(ratio(row, other) for other in rows if other.own.bytes >= row.bytes)
+        yield Claim(f"{size}: time per token / that of the fastest own file of equal or more bytes", slowest, 1.0)
+        yield Claim(f"{size}: KL / that of {row.own.name}", row.loss.kl / row.own.loss.kl, row.share)
+        yield Claim(f"{size}: bytes / those of {row.own.name}", row.bytes / row.own.bytes, 1.0)
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    cells = [
+        (r.own.name, f"{r.own.bytes / 1e6:.1f}", f"{r.own.loss.kl:.4f}", f"{median(r.own_ms):.2f}",
+         f"{r.bytes / 1e6:.1f}", f"{r.mean_bits:.2f}", f"{r.loss.kl:.4f}", f"{median(r.ms):.2f}", f"{ratio(r, r):.3f}")
+        for r in sorted(rows, key=lambda row: row.own.bytes)
+    ]  # fmt: skip
+    heads = ("LLAMA.CPP'S OWN", "MB", "KL", "MS", "OURS, MB", "BITS", "KL", "MS", "MS / THEIRS")
+    table(heads, cells)
+
+
+if __name__ == "__main__":
+    main()
