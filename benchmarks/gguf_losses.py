@@ -36,12 +36,12 @@ def loss_of(package: Path, reference: Reference, subnet: Any = None) -> Loss:
     """Of the file in a package's folder; `subnet` is a model."""
     sums = np.zeros(4)
     for number, said in enumerate(answers(package, reference.windows)):
-        full = reference.log_probs(number, slice(0, said.shape[0])).double()
-        theirs = said.double().log_softmax(-1)
+        full = reference.log_probs(number, slice(0, len(said)))
+        theirs = said.log_softmax(-1)
         sums[0] += divergence(full, theirs)
         sums[1] += float((full.argmax(-1) == theirs.argmax(-1)).sum())
         if subnet is not None:
-            ours = subnet(reference.windows[number][None]).logits[0].double().log_softmax(-1)
+            ours = subnet(reference.windows[number][None]).logits[0].log_softmax(-1)
             sums[2] += divergence(full, ours)
             sums[3] += divergence(ours, theirs)
     kl, top1, subnet_kl, apart = (sums / reference.windows.numel()).tolist()
@@ -66,4 +66,5 @@ def served_quickly(package: Path, scratch: Path) -> Path:
 
 
 def divergence(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.exp() * (ours - theirs)).sum())
+    """Of log probabilities `(tokens, vocabulary)`, added up over the tokens."""
+    return float((ours.exp() * (ours - theirs)).sum(-1).double().sum())

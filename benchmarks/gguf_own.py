@@ -36,7 +36,7 @@ from supernet.spec import ModelSpec
 PACKAGE, VERSION = "@node-llama-cpp/linux-x64", "3.22.1"
 WORKER = Path(__file__).with_name("gguf_quantize.py")
 THREADS = 2
-IMPORTANCE_WINDOWS, IMPORTANCE_TOKENS = 128, 512
+IMPORTANCE_WINDOWS, IMPORTANCE_TOKENS = 64, 512
 
 # Numbers of the types of files, and of tensors, by the names that llama-quantize has for them.
 FILE_TYPES = {
@@ -111,7 +111,7 @@ def importance(model: Any, spec: ModelSpec, windows: Tensor) -> dict[str, NDArra
 
     def hook(name: str) -> Any:
         def add(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            squares = inputs[0].flatten(0, -2).double().square().sum(0)
+            squares = inputs[0].flatten(0, -2).square().sum(0).double()
             sums[name] = sums.get(name, torch.zeros_like(squares)) + squares
 
         return add

@@ -3,7 +3,7 @@
     npm install --prefix ~/.cache/bitfleet @node-llama-cpp/linux-x64@3.22.1
     python benchmarks/gguf_rivals.py --text ../shared/text [--model FOLDER] [--own TYPE[:EMBEDDING[:HEAD]] ...]
 
-The importance matrix is of 128 windows of 512 tokens from all over train.txt. A file is read by the llama.cpp that
+The importance matrix is of 64 windows of 512 tokens from all over train.txt. A file is read by the llama.cpp that
 bitfleet runs packages with, and its KL is per token from the full model on the first 16 windows of 512 tokens of
 eval.txt. This build chooses no types by itself beyond its presets: `llama_model_quantize` has no wanted size.
 """
