@@ -21,14 +21,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from claims import Claim, finish, table
 from gguf_losses import Loss, loss_of
 from gguf_own import PACKAGE, Own, quantizer_library
 from gguf_own import VERSION as QUANTIZER
-from gguf_rivals import EVAL_TOKENS, Made, Scene, add_arguments
+from gguf_rivals import Made, Scene, add_arguments
 
 from commands.measuring import measured_quality
 from planner import pipeline
@@ -101,7 +101,7 @@ def planned(files: SupernetFiles, disk_bytes: int) -> Plan:
 def row_of(files: SupernetFiles, made: Made, share: float, reference: Reference, folder: Path) -> Row:
     plan = planned(files, made.bytes)
     folder.mkdir(parents=True)
-    LlamaCpp().packages.write(files, plan.subnet, replace(plan.workload, context=EVAL_TOKENS), None, folder)
+    LlamaCpp().packages.write(files, plan.subnet, plan.workload, None, folder)
     loss = loss_of(folder, reference, files.subnet_model(plan.subnet))
     size = (folder / WEIGHTS).stat().st_size
     row = Row(made, share, size, plan.chosen.mean_bits, loss)
