@@ -29,9 +29,7 @@ from supernet.reference import Reference
 from supernet.text import read_windows, spread_windows
 
 EVAL_TOKENS = 512
-OWN = (
-    "Q2_0", "IQ2_M", "Q2_K", "IQ3_M", "Q3_K_M", "Q4_0", "IQ4_XS", "Q4_K_M", "IQ4_NL:Q4_0", "Q4_K_M:Q5_0", "Q5_0:Q5_0",
-)  # fmt: skip
+OWN = ("Q2_0", "IQ4_NL:Q4_0", "IQ2_M", "IQ3_M", "Q4_0", "Q3_K_M", "Q4_K_M:Q5_0", "Q4_K_M")
 # Bytes and KL of SmolLM2's files, made and read by another build of llama.cpp with its own llama-imatrix.
 KNOWN = {
     "IQ2_M": (85.6e6, 0.342), "IQ3_M": (90.2e6, 0.139), "Q4_0": (91.9e6, 0.190), "Q3_K_M": (94e6, 0.093),
