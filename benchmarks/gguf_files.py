@@ -44,8 +44,8 @@ from supernet.reference import Reference
 DEVICE = "desktop-ryzen-5600-16gb"  # any: only the file's bytes are limited
 CONTEXT = 2048
 PACKAGE_KL = 0.004  # nats that a package may be from its subnet: llama.cpp's own noise is 0.003
-# What ours may lose of what llama.cpp's own file of as many bytes loses: half of its presets up to 92 MB, and never more
-# than a file whose embedding is no larger than its matrices, which no preset makes of a tied one.
+# What ours may lose of what llama.cpp's own file of as many bytes loses: half of a preset's up to 92 MB, and never more
+# than a file whose embedding has as few bits as its matrices, which no preset makes of a tied one.
 AGAINST = ("Q2_0=0.5", "IQ4_NL:Q4_0=1", "IQ2_M=0.5", "IQ3_M=0.5", "Q4_0=0.5", "Q4_K_M=1")
 SMALLEST, SMALLEST_KL = "Q2_0", 0.8  # of the smallest file, in nats: half of its rival's says nothing
 
