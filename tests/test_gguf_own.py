@@ -31,8 +31,10 @@ def full(tmp_path: Path) -> Any:
     return load_model(str(save_tiny(tmp_path / "model")))
 
 
-def test_the_file_of_floats_says_what_the_model_says(full: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_the_file_of_floats_says_what_the_model_says(family: str, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
+    full = load_model(str(save_tiny(tmp_path / "model", family)))
     spec, package = spec_of_model(full.model, "tiny"), tmp_path / "package"
     package.mkdir()
     gguf_own.write_floats(full.model, spec, tmp_path / "model", package / WEIGHTS)
