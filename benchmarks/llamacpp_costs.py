@@ -1,4 +1,5 @@
-"""What serving with llama.cpp is promised to take, beside what it takes: two shapes, mixes of types, contexts to 8192.
+"""What serving with llama.cpp is promised to take, beside what it takes: two shapes, mixes of types, contexts to 8192,
+types of the KV cache.
 
     python benchmarks/llamacpp_costs.py [--device device.json] [--memory] [--quick]
 
@@ -26,7 +27,7 @@ from planner.request import Workload
 from planner.runtimes.base import DECODE, PREFILL
 from planner.runtimes.llamacpp import amounts, calibrate, fresh, kernels, latency, memory, random_gguf
 from planner.runtimes.llamacpp.formats import type_of
-from planner.runtimes.llamacpp.serving import ASSUMED_CACHE_BYTES
+from planner.runtimes.llamacpp.serving import ASSUMED_CACHE_BYTES, cache_of
 from planner.runtimes.shapes import HALF_B, HALF_B_UNTIED, SMOLLM2, Shape
 from profiles.detect import detect
 from profiles.device import DeviceProfile
@@ -35,12 +36,14 @@ from supernet.space import Choice, Subnet
 
 SYM2, SYM4, SYM5, SYM8 = (Choice(2, 64, "sym"), *(Choice(bits, 32, "sym") for bits in (4, 5, 8)))
 INT4, INT5 = Choice(4, 32), Choice(5, 32)
-# The choices that layers take in turns, the tables' choice, and the context.
+# The choices that layers take in turns, the tables' choice, the context, and how keys and values are kept.
 CASES = (
-    ((SYM4,), SYM8, 256), ((SYM4,), SYM4, 1024), ((SYM8,), SYM8, 2048), ((SYM4, SYM8), SYM8, 4096),
-    ((INT4,), SYM8, 512), ((SYM5,), SYM8, 8192), ((SYM4, SYM5, SYM8), SYM4, 2048), ((INT5, SYM4), SYM8, 1024),
-    ((SYM8, SYM4, SYM4), SYM4, 8192), ((INT4, SYM8), SYM4, 4096), ((SYM2, SYM4, SYM4, SYM4), SYM8, 512),
-    ((SYM2, SYM8, SYM8), SYM8, 256),
+    ((SYM4,), SYM8, 256, "q8_0"), ((SYM4,), SYM4, 1024, "f16"), ((SYM8,), SYM8, 2048, "q4_0"),
+    ((SYM4, SYM8), SYM8, 4096, "q8_0"), ((INT4,), SYM8, 512, "f16"), ((SYM5,), SYM8, 8192, "q4_0"),
+    ((SYM4, SYM5, SYM8), SYM4, 2048, "f16"), ((INT5, SYM4), SYM8, 1024, "q8_0"),
+    ((SYM8, SYM4, SYM4), SYM4, 8192, "f16"), ((INT4, SYM8), SYM4, 4096, "q4_0"),
+    ((SYM2, SYM4, SYM4, SYM4), SYM8, 512, "q4_0"), ((SYM2, SYM8, SYM8), SYM8, 256, "f16"),
+    ((SYM4,), SYM8, 8192, "q8_0"),
 )  # fmt: skip
 PROMPT, ANSWER, LONGEST = 128, 4, 160
 TRIES = 3  # other work only ever adds time
@@ -51,6 +54,7 @@ class Case:
     shape: str
     types: str
     context: int
+    cache: str
     promised_bytes: int
     peak_bytes: int
     promised_tpot_ms: float | None = None
@@ -80,7 +84,19 @@ def main() -> None:
             used = HALF_B_UNTIED if shape is HALF_B and number % 3 == 2 else shape
             cases.append(measured(used, *case, device, timed))
             print(*row(cases[-1]), sep="  ", file=sys.stderr, flush=True)
-    heads = ("shape", "types", "context", "MB, promised", "peak", "off", "ms a token", "measured", "plain", "first")
+    heads = (
+        "shape",
+        "types",
+        "context",
+        "cache",
+        "MB, promised",
+        "peak",
+        "off",
+        "ms a token",
+        "measured",
+        "plain",
+        "first",
+    )
     table((*heads, "measured"), [row(case) for case in cases])
     finish(__file__, list(claims(cases)), cases=[asdict(case) for case in cases], kernels=len(device.kernels.entries))
 
@@ -94,29 +110,30 @@ def profiled(device: DeviceProfile, quick: bool) -> DeviceProfile:
 
 
 def measured(
-    shape: Shape, turns: tuple[Choice, ...], tables: Choice, context: int, device: DeviceProfile, timed: bool
-) -> Case:
+    shape: Shape, turns: tuple[Choice, ...], tables: Choice, context: int, cache: str, device: DeviceProfile,
+    timed: bool,
+) -> Case:  # fmt: skip
     spec = shape.spec()
     chosen = Subnet.of({u.name: tables if u.is_table else turns[(u.layer or 0) % len(turns)] for u in spec.units})
-    workload = Workload(context, 1, PROMPT)
+    workload = Workload(context, 1, PROMPT, cache)
     types = "+".join(type_of(choice).name for choice in turns) + f" {type_of(tables).name}"
     promised = sum(item.bytes for item in memory.items(spec, chosen, workload, device))
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        package = random_gguf.write(shape, chosen, context, device.threads, Path(scratch) / "package")
+        package = random_gguf.write(shape, chosen, context, device.threads, Path(scratch) / "package", kv_type=cache)
         longest = min(LONGEST, context - ANSWER)
         peak = fresh.measure(package, longest, context, new_tokens=ANSWER, repeats=1).peak_bytes
         if not timed:
-            return Case(shape.name, types, context, promised, peak)
+            return Case(shape.name, types, context, cache, promised, peak)
         found = [fresh.measure(package, PROMPT, context) for _ in range(TRIES)]
     times = {phase: sum(i.ms for i in latency.items(spec, chosen, workload, device, phase)) for phase in
              (PREFILL, DECODE)}  # fmt: skip
     read = sum(
         amounts.weight_bytes(unit, chosen[unit.name]) for unit in spec.units if spec.tied or unit.layer is not None
     )
-    read += memory.kv_bytes(spec, PROMPT, 1, "f16")
+    read += memory.kv_bytes(spec, PROMPT, 1, cache_of(workload))
     plain = 1e3 * read / device.bandwidth_bytes_per_s if device.bandwidth_bytes_per_s else None
     return Case(
-        shape.name, types, context, promised, max(peak, *(one.peak_bytes for one in found)), times[DECODE],
+        shape.name, types, context, cache, promised, max(peak, *(one.peak_bytes for one in found)), times[DECODE],
         min(one.tpot_ms for one in found), times[PREFILL], min(one.ttft_ms for one in found), plain,
     )  # fmt: skip
 
@@ -125,7 +142,15 @@ def row(case: Case) -> tuple[str, ...]:
     times = (case.promised_tpot_ms, case.tpot_ms, case.plain_tpot_ms, case.promised_ttft_ms, case.ttft_ms)
     sizes = (f"{case.promised_bytes / 1e6:.1f}", f"{case.peak_bytes / 1e6:.1f}")
     off = f"{case.promised_bytes / case.peak_bytes - 1:+.1%}"
-    return (case.shape, case.types, str(case.context), *sizes, off, *(f"{ms:.1f}" if ms else "-" for ms in times))
+    return (
+        case.shape,
+        case.types,
+        str(case.context),
+        case.cache,
+        *sizes,
+        off,
+        *(f"{ms:.1f}" if ms else "-" for ms in times),
+    )
 
 
 def claims(cases: list[Case]) -> Iterator[Claim]:

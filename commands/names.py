@@ -191,6 +191,16 @@ def check_runtime(name: str) -> None:
     one_of("--runtime", {AUTO: None, **RUNTIMES}, name)
 
 
+def check_cache(kind: str | None, runtime: str) -> None:
+    """InputError where none of the runtimes that are asked for keeps a KV cache of this type."""
+    from planner.runtimes import RUNTIMES
+
+    members = [*RUNTIMES.values()] if runtime == AUTO else [RUNTIMES[runtime]]
+    if kind is not None and not any(cache.name == kind for member in members for cache in member.caches):
+        each = "; ".join(f"{one.name} keeps {', '.join(cache.name for cache in one.caches)}" for one in members)
+        raise InputError(f"--kv-cache must be a type that the runtime has, got {kind!r:.40}: {each}")
+
+
 def runtimes_for(name: str, device: DeviceProfile) -> tuple[tuple[Runtime, ...], dict[str, str]]:
     """The runtime of that name; for AUTO all that run on the device and are installed, and what to install for more."""
     from planner.runtimes import RUNTIMES, able

@@ -188,9 +188,8 @@ def run(package: Path, prompt: str, max_tokens: int) -> None:
     opened.check(runtime)
     engine = runtime.engine()
     if engine is None:
-        raise InputError(
-            f"bitfleet runs no {runtime.name} package; start it with: {runtime.packages.launch(opened.path)}"
-        )
+        command = runtime.packages.launch(opened.path, opened.plan.workload)
+        raise InputError(f"bitfleet runs no {runtime.name} package; start it with: {command}")
     for piece in engine.speaker(opened.path).generate(prompt, max_tokens):
         stream(piece)
         if reader_left():

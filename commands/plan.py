@@ -11,6 +11,7 @@ import click
 from commands.measuring import check_text, measured_quality
 from commands.names import (
     AUTO,
+    check_cache,
     check_runtime,
     default_supernet,
     device_named,
@@ -32,6 +33,9 @@ from records.atomic import check_output
 @click.option("--context", type=int, metavar="N", help="Tokens of context; the default is 4096, or what the model can.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Sequences at once.")
 @click.option("--prompt-tokens", type=int, metavar="N", help="Tokens of the prompt behind --ttft.  [default: 128]")
+@click.option(
+    "--kv-cache", metavar="TYPE", help="How keys and values are kept, such as q8_0; as the runtime does unasked."
+)
 @click.option("--device", metavar="NAME|FILE", help="What to plan for; the default is this machine.")
 @click.option("--runtime", default=AUTO, show_default=True, help="What will load the package: the best one, or a name.")
 @click.option("--text", metavar="FILE", help="Measure on this text too: what the package is for. Needs the full model.")
@@ -42,8 +46,8 @@ from records.atomic import check_output
 @JSON
 def plan(
     supernet: str | None, mem: str, latency: str | None, ttft: str | None, disk: str | None, context: int | None,
-    batch: int, prompt_tokens: int | None, device: str | None, runtime: str, text: str | None, trials: int | None,
-    seed: int, out: Path, trust: bool, as_json: bool,
+    batch: int, prompt_tokens: int | None, kv_cache: str | None, device: str | None, runtime: str, text: str | None,
+    trials: int | None, seed: int, out: Path, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """The bits of every layer that lose least within a memory and latency budget.
 
@@ -62,11 +66,12 @@ def plan(
     )
     check_output(out)
     check_runtime(runtime)
+    check_cache(kv_cache, runtime)
     # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
     named = None if device is None else device_named(device)
     files = None if supernet is None else trained_supernet(supernet, trust)
     if files is not None:
-        Workload.for_model(files.spec, context, batch, prompt_tokens)
+        Workload.for_model(files.spec, context, batch, prompt_tokens, kv_cache)
     elif text is not None:
         check_text(text)
     measure = None if files is None else measured_quality(files, text, trust)
@@ -78,7 +83,7 @@ def plan(
         files,
         loaders,
         target,
-        Workload.for_model(files.spec, context, batch, prompt_tokens),
+        Workload.for_model(files.spec, context, batch, prompt_tokens, kv_cache),
         budget,
         measure=measure,
         trials=TRIALS if trials is None else trials,

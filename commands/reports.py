@@ -88,7 +88,7 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
     uniform = None if made.uniform is chosen else made.uniform
     say(
         f"{spec.name} on {made.device['name']} with {made.runtime}: context {load.context}, batch {load.batch}, "
-        f"prompt {load.prompt_tokens} tokens"
+        f"prompt {load.prompt_tokens} tokens" + (f", {made.kv_cache['type']} KV cache" if made.kv_cache else "")
     )
     columns = [chosen, *([uniform] if uniform else [])]
     tpot, ttft = [c.tpot_ms for c in columns], [c.ttft_ms for c in columns]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.bands import KL_LIMIT
 from planner.package import Package
@@ -15,6 +16,7 @@ from planner.plan import Plan
 from planner.proof import PROOF, Proof
 from planner.rows import BROKEN, HOLDS, Row, row, unchecked
 from planner.runtimes.base import Runtime
+from planner.runtimes.caches import CacheType
 from planner.runtimes.engine import Speaker
 from records.errors import InputError
 from supernet.said import TOP, Said
@@ -45,25 +47,50 @@ def from_proof(runtime: Runtime, package: Package) -> Iterator[Row]:
             yield unchecked(name, NATS, KL_LIMIT, NOT_RUN.format(runtime.name))
         return
     ids = np.concatenate([proof.subnet.ids, proof.original.ids], 1)
-    found, likeliest = speaker.log_probs(proof.windows, proof.positions, ids, SECONDS)
-    done, k = slice(len(found)), proof.subnet.ids.shape[1]
+    cache, asked = runtime.cache(package.plan.workload), (proof.windows, proof.positions, ids, SECONDS)
+    found, likeliest = speaker.log_probs(*asked, unrounded=cache.rounds)
+    yield from _divergences(proof, found)
+    if cache.rounds:
+        found, likeliest = speaker.log_probs(*asked)
+        yield from _with_cache(cache, proof, found)
+    if not len(found):
+        return
+    done = slice(len(found))
+    share = float((likeliest == proof.original.ids[done, 0]).mean())
+    same = float((likeliest == proof.subnet.ids[done, 0]).mean())
+    note = f"of positions as the original model; {same:.4f} as the subnet"
+    yield Row("likeliest token", "share", None, share, verdict=None, note=note, promises=False)
+    for one in _greedy(speaker, proof, runtime.packages.spoken(package.path, [], []).stop_ids):
+        excused = cache.rounds and one.verdict == BROKEN  # no plan promises what such a cache answers
+        yield replace(one, verdict=None, promises=False) if excused else one
+
+
+def _divergences(proof: Proof, found: NDArray[np.float32]) -> Iterator[Row]:
+    """KL to the subnet and to the original model, which a package's weights are held to."""
     if not len(found):
         for name in (TO_SUBNET, TO_ORIGINAL):
             yield unchecked(name, NATS, KL_LIMIT, UNREAD)
         return
+    done, k = slice(len(found)), proof.subnet.ids.shape[1]
     read = f"at {len(found)} positions" + ("" if len(found) == len(proof.positions) else f" of {len(proof.positions)}")
     kl = float(proof.subnet.at(done).kl(found[:, :k]).mean())
     note = f"to its subnet, {read} of the proof"
     yield _reaching(row(TO_SUBNET, NATS, KL_LIMIT, kl, 0.0, note=note), proof, len(found))
-    original = proof.original.at(done)
-    kl, planned = float(original.kl(found[:, k:]).mean()), float(proof.planned(done).mean())
+    kl, planned = float(proof.original.at(done).kl(found[:, k:]).mean()), float(proof.planned(done).mean())
     note = f"the subnet's is {planned:.4g}"
     yield _reaching(row(TO_ORIGINAL, NATS, planned + KL_LIMIT, kl, 0.0, note=note), proof, len(found))
-    share = float((likeliest == original.ids[:, 0]).mean())
-    same = float((likeliest == proof.subnet.ids[done, 0]).mean())
-    note = f"of positions as the original model; {same:.4f} as the subnet"
-    yield Row("likeliest token", "share", None, share, verdict=None, note=note, promises=False)
-    yield from _greedy(speaker, proof, runtime.packages.spoken(package.path, [], []).stop_ids)
+
+
+def _with_cache(cache: CacheType, proof: Proof, found: NDArray[np.float32]) -> Iterator[Row]:
+    """The same as the package serves: what its KV cache loses by rounding is in it, and no plan has promised that."""
+    done, k = slice(len(found)), proof.subnet.ids.shape[1]
+    note = f"as it serves, {cache.bits:g} bits a key or value; where nothing names it they are floats"
+    for name, said, columns in (
+        (TO_SUBNET, proof.subnet, slice(0, k)),
+        (TO_ORIGINAL, proof.original, slice(k, None)),
+    ):
+        kl = float(said.at(done).kl(found[:, columns]).mean()) if len(found) else None
+        yield Row(f"{name}, {cache.name} cache", NATS, None, kl, verdict=None, note=note, promises=False)
 
 
 def speaker_of(runtime: Runtime, package: Package) -> Speaker | None:
@@ -144,7 +171,7 @@ def divergence(speaker: Speaker, plan: Plan, files: SupernetFiles) -> tuple[floa
     files.check_hashes()
     windows = files.reference().windows[:KL_WINDOWS, : min(KL_TOKENS, plan.workload.context)]
     model = files.subnet_model(plan.subnet)
-    packaged = speaker.logits(windows.numpy())
+    packaged = speaker.logits(windows.numpy(), unrounded=True)
     total = 0.0
     for window, theirs in zip(windows, packaged, strict=True):
         with torch.no_grad():
@@ -200,7 +227,7 @@ def against_model(runtime: Runtime, package: Package, source: str, trust_remote_
     if speaker is None:
         yield unchecked(f"KL to {source}", NATS, KL_LIMIT, NOT_RUN.format(runtime.name))
         return
-    found, _ = speaker.log_probs(proof.windows, proof.positions, said.ids, SECONDS)
+    found, _ = speaker.log_probs(proof.windows, proof.positions, said.ids, SECONDS, unrounded=True)
     if not len(found):
         yield unchecked(f"KL to {source}", NATS, KL_LIMIT, UNREAD)
         return

@@ -9,9 +9,10 @@ from typing import Any, cast
 
 from planner.bands import BANDS, QUICK, TPOT, bands, is_quick, products
 from planner.frame import Framed
-from planner.plan import PLANNED, UNIFORM, Compared, DeviceSummary, Plan
+from planner.plan import PLANNED, UNIFORM, CacheRow, Compared, DeviceSummary, Plan
 from planner.propose import Proposed
 from planner.quality import Measured, Quality, measured_on
+from planner.runtimes.caches import CacheType
 from profiles.device import DeviceProfile
 from profiles.kernels import KernelEntry
 from records.dates import made_now
@@ -62,6 +63,7 @@ def choose(
         date=made_now(),
         command=command,
         bands=dict(bands(device, costs.runtime.name)),
+        kv_cache=cache_row(costs.runtime.cache(costs.workload)),
     )
 
 
@@ -112,6 +114,10 @@ def _basis(device: DeviceProfile, runtime: str) -> Iterator[str]:
             f"{device.name} was profiled quickly ({count} products): time per token is promised "
             f"within {QUICK[TPOT]:.0%}, {BANDS[TPOT]:.0%} after `bitfleet profile device`, which is worth its minutes"
         )
+
+
+def cache_row(cache: CacheType) -> CacheRow:
+    return CacheRow(type=cache.name, bits=cache.bits)
 
 
 def summary(spec: ModelSpec) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from planner.bands import KL_LIMIT
 from planner.costs import Costs
 from planner.request import Budget, Workload
 from planner.runtimes.base import FLOAT, Runtime
+from planner.runtimes.caches import CacheType
 from planner.search.base import Problem
 from planner.shortage import readable
 from profiles.device import DeviceProfile
@@ -76,18 +77,39 @@ def frame(
         raise InputError(f"{refusal}, got {device.name}; plan for another --device")
     space, dropped = check_servable(files, table, runtime)
     workload.check(spec)
+    cache = checked_cache(runtime, spec, workload)
     limits, notes = _limits(budget, device)
     costs = Costs.of(runtime, spec, workload, device, files.model_dir)
     costs.latency(Subnet(tuple((unit, choices[0]) for unit, choices in space)))  # refuses a device of unknown speed
     problem = Problem(space, table.by_choice, costs.resources(space, limits), groups=_groups(spec))
-    return Framed(files, table, costs, budget, limits, problem, dropped, (*notes, *_unpriced(files, runtime)))
+    return Framed(files, table, costs, budget, limits, problem, dropped, (*notes, *_unpriced(files, runtime, cache)))
 
 
-def _unpriced(files: Supernet, runtime: Runtime) -> tuple[str, ...]:
-    """Supernets of before do not know what rounded activations cost."""
-    if runtime.activations == FLOAT or runtime.activations in files.activations:
-        return ()
-    return (f"what {runtime.activations} activations cost this model was not measured: `verify` tells, or train again",)
+def checked_cache(runtime: Runtime, spec: ModelSpec, workload: Workload) -> CacheType:
+    """How the runtime keeps the keys and values of a workload. InputError where it has no such type, or not for this
+    model."""
+    cache, holding = runtime.cache(workload), runtime.holding(spec)
+    refusal = holding.cache_refusal(cache)
+    if refusal is not None:
+        others = ", ".join(one.name for one in runtime.caches if holding.cache_refusal(one) is None)
+        raise InputError(
+            f"{runtime.name} cannot keep {cache.name} keys and values of {spec.name}: {refusal}; use {others}"
+        )
+    return cache
+
+
+def _unpriced(files: Supernet, runtime: Runtime, cache: CacheType) -> tuple[str, ...]:
+    """What the predicted loss leaves out. Supernets of before do not know what rounded activations cost."""
+    found = []
+    if runtime.activations != FLOAT and runtime.activations not in files.activations:
+        cost = f"what {runtime.activations} activations cost this model was not measured"
+        found.append(f"{cost}: `verify` tells, or train again")
+    if cache.rounds:
+        found.append(
+            f"keys and values are kept as {cache.name}, {cache.bits:g} bits: what that loses is in no KL of this plan, "
+            "`verify` measures with it"
+        )
+    return tuple(found)
 
 
 def renamed(framed: Framed, device: DeviceProfile) -> Framed:

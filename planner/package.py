@@ -175,7 +175,7 @@ def write_manifest(
     manifest = {
         "kind": KIND,
         "schema": SCHEMA,
-        "launch": runtime.packages.launch(Path(".")),  # wherever the package is put
+        "launch": runtime.packages.launch(Path("."), plan.workload),  # wherever the package is put
         "date": made_now(),
         "versions": runtime.versions(),
         "files": {name: asdict(entry) for name, entry in files.items()},

@@ -58,6 +58,13 @@ class LatencyTable(TypedDict):
     decode: list[LatencyRow]
 
 
+class CacheRow(TypedDict):
+    """How keys and values are kept: the runtime's word, and bits of a value with all that a block holds."""
+
+    type: str
+    bits: float
+
+
 class DeviceSummary(TypedDict):
     """What a plan says of the device that it is for."""
 
@@ -156,6 +163,7 @@ class Plan:
     date: str
     command: str = ""
     bands: Mapping[str, float] = field(default_factory=lambda: dict(BANDS))  # of memory, tpot and ttft: planner.bands
+    kv_cache: CacheRow | None = None  # None in plans of before: as their runtime does unasked
     others: tuple[Other, ...] = ()  # where the runtime was chosen, too: those that were not
 
     @property

@@ -14,6 +14,7 @@ from supernet.spec import ModelSpec
 _DECIMAL = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _BYTES = _DECIMAL | {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _MS = {"ms": 1.0, "s": 1000.0}
+_CACHE = re.compile(r"[a-z0-9_]{1,20}")
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE | re.ASCII)
 
 DEFAULT_CONTEXT = 4096
@@ -45,16 +46,22 @@ def _quantity(text: str, units: Mapping[str, float], accepted: str, least: float
 
 @dataclass(frozen=True)
 class Workload:
-    """What the package will serve: `batch` sequences of up to `context` tokens, prompts of `prompt_tokens`."""
+    """What the package will serve: `batch` sequences of up to `context` tokens, prompts of `prompt_tokens`.
+
+    `kv_cache` names how keys and values are kept, in the runtime's own word; None is what the runtime does unasked.
+    """
 
     context: int
     batch: int = 1
     prompt_tokens: int = DEFAULT_PROMPT_TOKENS
+    kv_cache: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("context", "batch", "prompt_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.kv_cache is not None and not _CACHE.fullmatch(self.kv_cache):
+            raise InputError(f"kv_cache names a type such as q8_0, got {self.kv_cache!r:.40}")
         if self.prompt_tokens >= self.context:  # an answer needs room, too
             raise InputError(f"prompt_tokens must be below the context of {self.context}, got {self.prompt_tokens}")
 
@@ -65,13 +72,14 @@ class Workload:
 
     @classmethod
     def for_model(
-        cls, spec: ModelSpec, context: int | None = None, batch: int = 1, prompt_tokens: int | None = None
-    ) -> Workload:
+        cls, spec: ModelSpec, context: int | None = None, batch: int = 1, prompt_tokens: int | None = None,
+        kv_cache: str | None = None,
+    ) -> Workload:  # fmt: skip
         """With what was not asked filled in: a context of 4096 tokens or what the model can, a prompt of 128
         or half the context."""
         context = min(DEFAULT_CONTEXT, spec.max_context) if context is None else context
         prompt_tokens = min(DEFAULT_PROMPT_TOKENS, max(1, context // 2)) if prompt_tokens is None else prompt_tokens
-        workload = cls(context, batch, prompt_tokens)
+        workload = cls(context, batch, prompt_tokens, kv_cache)
         workload.check(spec)
         return workload
 

@@ -115,7 +115,8 @@ def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Itera
     plan, engine = package.plan, runtime.engine()
     server = None if engine is None else engine.server(package.path)
     if engine is None or server is None:
-        note, chosen = f"{_unserved(runtime, engine)}: {runtime.packages.launch(package.path)}", plan.chosen
+        command, chosen = runtime.packages.launch(package.path, plan.workload), plan.chosen
+        note = f"{_unserved(runtime, engine)}: {command}"
         yield unchecked("peak memory", "bytes", chosen.memory_bytes, note)
         yield unchecked("time per token", "ms", chosen.tpot_ms, note)
         return

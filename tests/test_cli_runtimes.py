@@ -75,3 +75,20 @@ def test_a_folder_for_a_mac_is_written_and_nothing_of_it_is_run(bitfleet: Any, s
     assert found.code == 1 and "incomplete: peak memory, time per token, KL to the supernet" in found.out
     assert bitfleet("verify", out, "--allow-unchecked").code == 0
     assert "start it with: mlx_lm.chat" in bitfleet("run", out, "hi").error
+
+
+def test_a_type_of_kv_cache_is_asked_for_by_name(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
+    """The runtime that has it is taken, the others say what they have; nobody's is refused before any work."""
+    file = tmp_path / "plan.json"
+    made = plan(bitfleet, supernet, file, "--device", DEVICE, "--kv-cache", "int8")
+    assert made["runtime"] == "onnxruntime" and made["kv_cache"] == {"type": "int8", "bits": 8.0}
+    assert made["workload"]["kv_cache"] == "int8"
+    assert any("int8, 8 bits: what that loses is in no KL of this plan" in note for note in made["notes"])
+    assert made["others"][0]["refused"] == (
+        "llamacpp keeps a KV cache as f16, q8_0, q4_0, got 'int8'; give one of them to --kv-cache"
+    )
+    asked = ("plan", supernet, "--mem", "3GB", "--context", 128, "--out", file, "--device", DEVICE)
+    done = bitfleet(*asked, "--kv-cache", "q8_0", "--runtime", "llamacpp")
+    assert done.code == 2 and "heads of 16 values must be a multiple of the 32 of a block; use f16" in done.error
+    done = bitfleet(*asked, "--kv-cache", "q9")
+    assert done.code == 2 and "got 'q9': onnxruntime keeps f32, int8; llamacpp keeps f16, q8_0, q4_0" in done.error

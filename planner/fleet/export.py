@@ -186,6 +186,7 @@ def _there(package: Shared, fingerprint: str, runtime: Runtime, path: Path) -> b
         known.plan.fingerprint == fingerprint
         and known.plan.subnet == package.subnet
         and (known.plan.workload.context, known.plan.workload.batch) == (package.kind.context, package.kind.batch)
+        and runtime.cache(known.plan.workload) == runtime.cache(plan.workload)
         and threads_of([known.promised_to(name).plan for name in known.devices]) == threads_of([plan, *others])
         and dict(known.versions) == runtime.versions()
     )

@@ -40,6 +40,7 @@ max-loss = "5%"
 context = 2048              # tokens that prompt and answer may have together; left out: 4096, or what the model can
 # batch = 1                 # sequences at once
 # prompt-tokens = 128       # of the prompt that `ttft` is for
+# kv-cache = "q8_0"         # how keys and values are kept; left out: as the runtime does unasked
 # runtime = "onnxruntime"   # what loads the package; "auto": whichever loses least on the device
 
 [[device]]
@@ -106,6 +107,7 @@ class Wanted:
     context: int | None = None
     batch: int | None = None
     prompt_tokens: int | None = None
+    kv_cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,9 @@ def read_fleet(path: Path, own: Callable[[str], DeviceProfile] | None = None) ->
 def _wanted(device: dict[str, Any]) -> Wanted:
     memory = device.pop("mem", None) or max(1, device["profile"].usable_bytes)
     limits = [device.pop(name, None) for name in ("latency", "ttft", "disk")]
-    if "prompt-tokens" in device:
-        device["prompt_tokens"] = device.pop("prompt-tokens")
+    for key in ("prompt-tokens", "kv-cache"):
+        if key in device:
+            device[key.replace("-", "_")] = device.pop(key)
     return Wanted(budget=Budget(memory, *limits), **device)
 
 
@@ -297,6 +300,10 @@ def _runtime(value: Any) -> str:
     return _one_of(value, (AUTO, *RUNTIMES))
 
 
+def _cache(value: Any) -> str:
+    return _one_of(value, tuple(dict.fromkeys(cache.name for runtime in RUNTIMES.values() for cache in runtime.caches)))
+
+
 def _catalogued(value: Any) -> str:
     if (text := _text(value)) not in names():
         load(text)  # says which are near
@@ -328,7 +335,7 @@ def _device(value: Any) -> str | dict[str, Any]:
 
 _ANY = {
     "runtime": _runtime, "mem": _size, "latency": _time, "ttft": _time, "disk": _size, "context": _count,
-    "batch": _count, "prompt-tokens": _count,
+    "batch": _count, "prompt-tokens": _count, "kv-cache": _cache,
 }  # fmt: skip
 _TOP = {"supernet": _text, "max-loss": _share, "defaults": _as_it_is, "device": _as_it_is}
 _DEFAULTS = _ANY

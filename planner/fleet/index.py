@@ -316,9 +316,10 @@ def package_name(
     model: str, mean_bits: float, subnet: Subnet, runtime: str, workload: Workload, threads: int | None = None
 ) -> str:
     """`smollm2-135m-3.9bits-4096-1f3a9c2b`: model, mean bits, context, and a hash of that, of the subnet, the runtime,
-    the batch and the threads. A package is for any prompt."""
+    the batch, the threads and the type of the KV cache. A package is for any prompt."""
     plain = re.sub(r"[^a-z0-9.]+", "-", model.rpartition("/")[2].lower()).strip("-.")[:60] or "model"
-    text = json.dumps([subnet.digest, runtime, workload.context, workload.batch, threads])
+    kept = [] if workload.kv_cache is None else [workload.kv_cache]
+    text = json.dumps([subnet.digest, runtime, workload.context, workload.batch, threads, *kept])
     return f"{plain}-{mean_bits:.1f}bits-{workload.context}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

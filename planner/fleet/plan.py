@@ -36,12 +36,14 @@ ALONE = 3
 @dataclass(frozen=True)
 class Kind:
     """What devices must have in common to take the same package. `threads` are those that a measured device's times
-    are promised with; None where nothing was measured, and the runtime takes what there is."""
+    are promised with; None where nothing was measured, and the runtime takes what there is. `kv_cache` is None where
+    the runtime keeps keys and values as it does unasked."""
 
     runtime: str
     context: int
     batch: int
     threads: int | None = None
+    kv_cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,9 @@ def _all_framed(
 def _framed(files: Supernet, table: SensitivityTable, runtime: Runtime, wanted: Wanted) -> Framed | str:
     """The device's problem, or why it has none."""
     try:
-        workload = Workload.for_model(files.spec, wanted.context, wanted.batch or 1, wanted.prompt_tokens)
+        workload = Workload.for_model(
+            files.spec, wanted.context, wanted.batch or 1, wanted.prompt_tokens, wanted.kv_cache
+        )
         device = replace(wanted.profile, name=wanted.name)
         return frame(files, table, runtime, device, workload, wanted.budget)
     except InputError as error:
@@ -240,14 +244,18 @@ class _Served:
     def kind(self) -> Kind:
         profile = self.wanted.profile
         threads = profile.threads if profile.measured else None
-        return Kind(self.wanted.runtime, self.workload.context, self.workload.batch, threads)
+        kept = self.workload.kv_cache
+        unasked = kept == RUNTIMES[self.wanted.runtime].caches[0].name
+        return Kind(
+            self.wanted.runtime, self.workload.context, self.workload.batch, threads, None if unasked else kept
+        )  # fmt: skip
 
 
 def _asked(wanted: Wanted, spec: ModelSpec) -> Workload:
     """Also where it is refused."""
     context = max(2, wanted.context or min(DEFAULT_CONTEXT, spec.max_context))
     prompt = min(wanted.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(1, context // 2))
-    return Workload(context, wanted.batch or 1, prompt)
+    return Workload(context, wanted.batch or 1, prompt, wanted.kv_cache)
 
 
 def _proposals(
@@ -337,6 +345,7 @@ def _shared(kind: Kind, members: Sequence[Member]) -> Shared:
     plan = members[0].plan
     assert plan is not None
     name = package_name(
-        str(plan.model["name"]), plan.chosen.mean_bits, plan.subnet, kind.runtime, plan.workload, kind.threads
-    )
+        str(plan.model["name"]), plan.chosen.mean_bits, plan.subnet, kind.runtime,
+        replace(plan.workload, kv_cache=kind.kv_cache), kind.threads,
+    )  # fmt: skip
     return Shared(name, kind, tuple(members))

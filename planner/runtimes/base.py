@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from planner.chat import Messages
 from planner.request import Workload
+from planner.runtimes.caches import CacheType, cache_named
 from planner.runtimes.spoken import Spoken
 from profiles.device import DeviceProfile
 from supernet.space import Choice, Subnet
@@ -94,6 +95,12 @@ class Holding(ABC):
     def unit_refusal(self, unit: UnitSpec, choice: Choice) -> str | None:
         """Why the runtime cannot load `unit` at `choice`, or None if it can; of a model that is not refused."""
 
+    def cache_refusal(self, cache: CacheType) -> str | None:
+        """Why the runtime cannot keep the model's keys and values so, or None if it can."""
+        if self.spec.head_dim % cache.values:
+            return f"its heads of {self.spec.head_dim} values must be a multiple of the {cache.values} of a block"
+        return None
+
     @abstractmethod
     def unit_bytes(self, unit: UnitSpec, choice: Choice) -> int:
         """Exact bytes that the unit takes in the weight files."""
@@ -161,8 +168,8 @@ class PackageFormat(ABC):
         fresh process with a time limit, since a template is a program."""
 
     @abstractmethod
-    def launch(self, folder: Path) -> str:
-        """The command that runs a package with this runtime."""
+    def launch(self, folder: Path, workload: Workload) -> str:
+        """The command that runs a package with this runtime, as the workload asks."""
 
 
 class Runtime(ABC):
@@ -177,6 +184,11 @@ class Runtime(ABC):
     activations: ClassVar[str]  # what its products read: int8, or FLOAT
     deploys: ClassVar[tuple[str, ...]]  # how an adapter may reach it: folded into the `scales`, as a `side` path
     packages: ClassVar[PackageFormat]
+    caches: ClassVar[tuple[CacheType, ...]]  # how it can keep keys and values, first the way that it does unasked
+
+    def cache(self, workload: Workload) -> CacheType:
+        """How it keeps the keys and values of a workload. InputError, with the types that it has, for another."""
+        return cache_named(workload.kv_cache, self.caches, self.name)
 
     def device_refusal(self, device: DeviceProfile) -> str | None:
         """Why this runtime does not run on a device, whatever the choices are, or None if it does."""

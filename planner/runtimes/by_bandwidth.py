@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, MemoryItem
+from planner.runtimes.caches import CacheType
 from profiles.device import DeviceProfile
 from profiles.folder_shares import FLOAT, Reading, layers_estimate, read_estimate
 from profiles.roofline import BANDWIDTH_EFFICIENCY, COMPUTE_EFFICIENCY, SPREAD, peak_ops_per_s
 from records.errors import InputError
 from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
 
-VALUE_BYTES = 2  # of an activation, and of a key or a value in the cache: float16
+VALUE_BYTES = 2  # of an activation: float16
 DECODED_TOKENS = 64  # time per token is a mean over so many, as elsewhere
 
 
@@ -34,8 +35,8 @@ class Usual:
     ops_per_byte: float | None = None
 
 
-def kv_bytes(spec: ModelSpec, tokens: int) -> int:
-    return spec.kv_bytes_per_token(VALUE_BYTES) * tokens
+def kv_bytes(spec: ModelSpec, tokens: int, cache: CacheType) -> int:
+    return 2 * spec.num_layers * spec.num_kv_heads * cache.bytes_of(spec.head_dim) * tokens
 
 
 def activation_bytes(spec: ModelSpec, workload: Workload, usual: Usual) -> int:
@@ -45,13 +46,15 @@ def activation_bytes(spec: ModelSpec, workload: Workload, usual: Usual) -> int:
     return 2 * VALUE_BYTES * tokens * (widest + 2 * spec.hidden_size) + 8 * workload.batch * spec.vocab_size
 
 
-def memory_items(spec: ModelSpec, workload: Workload, sizes: Mapping[str, int], usual: Usual) -> tuple[MemoryItem, ...]:
+def memory_items(
+    spec: ModelSpec, workload: Workload, cache: CacheType, sizes: Mapping[str, int], usual: Usual
+) -> tuple[MemoryItem, ...]:
     """`sizes` are the bytes of each unit's weights, by its name."""
     units = (MemoryItem(unit.name, sizes[unit.name], ESTIMATE, unit.name) for unit in spec.units)
     return (
         *units,
         MemoryItem("norms and biases", VALUE_BYTES * spec.float_parameters, ESTIMATE),
-        MemoryItem("KV cache", kv_bytes(spec, workload.context * workload.batch), ESTIMATE),
+        MemoryItem("KV cache", kv_bytes(spec, workload.context * workload.batch, cache), ESTIMATE),
         MemoryItem("activations", activation_bytes(spec, workload, usual), ESTIMATE),
         MemoryItem("runtime", usual.process_bytes, ESTIMATE),
     )
@@ -62,13 +65,14 @@ def latency_items(
     workload: Workload,
     device: DeviceProfile,
     phase: str,
+    cache: CacheType,
     readings: Mapping[str, Reading],
     runtime: str,
     usual: Usual,
 ) -> tuple[LatencyItem, ...]:
     """`readings` are what a token reads of each unit, by its name."""
     if phase == DECODE:
-        return _decode(spec, workload, device, readings, runtime, usual)
+        return _decode(spec, workload, device, cache, readings, runtime, usual)
     if phase != PREFILL:
         raise ValueError(f"phase must be {PREFILL} or {DECODE}, got {phase!r}")
     rows, passes = _rows(workload, phase), -(-_rows(workload, phase) // usual.chunk_tokens)
@@ -76,27 +80,27 @@ def latency_items(
     for unit in spec.units:
         size, ops = _work(spec, unit, readings[unit.name].size, rows, workload.batch)
         items.append(LatencyItem(unit.name, _ms(device, passes * size, ops, usual), ESTIMATE, unit.name, SPREAD))
-    cache, scores = _attention(spec, workload, phase)
+    moved, scores = _attention(spec, workload, phase, cache)
     beside = passes * (usual.step_ms + usual.layer_ms * spec.num_layers)
     return (
         *items,
-        LatencyItem("attention", _ms(device, cache, scores, usual), ESTIMATE, None, SPREAD),
+        LatencyItem("attention", _ms(device, moved, scores, usual), ESTIMATE, None, SPREAD),
         LatencyItem("norms, activations and sampling", beside, ESTIMATE, None, SPREAD),
     )
 
 
 def _decode(
-    spec: ModelSpec, workload: Workload, device: DeviceProfile, readings: Mapping[str, Reading], runtime: str,
-    usual: Usual,
+    spec: ModelSpec, workload: Workload, device: DeviceProfile, cache: CacheType, readings: Mapping[str, Reading],
+    runtime: str, usual: Usual,
 ) -> tuple[LatencyItem, ...]:  # fmt: skip
     """Reading takes as long as published figures say, computing at least as long as the peak allows."""
-    rows, cache, scores = _rows(workload, DECODE), *_attention(spec, workload, DECODE)
+    rows, (kept, scores) = _rows(workload, DECODE), _attention(spec, workload, DECODE, cache)
     parts: list[tuple[str, str | None, Reading, int]] = []
     for unit in spec.units:
         whole = readings[unit.name]
         size, ops = _work(spec, unit, whole.size, rows, workload.batch)
         parts.append((unit.name, unit.name, replace(whole, size=size), ops))
-    parts.append(("attention", None, Reading(cache, FLOAT), scores))
+    parts.append(("attention", None, Reading(kept, FLOAT), scores))
     items = []
     for name, unit_name, reading, ops in parts:
         read = read_estimate(device, runtime, reading)
@@ -110,11 +114,11 @@ def _rows(workload: Workload, phase: str) -> int:
     return workload.batch * (workload.prompt_tokens if phase == PREFILL else 1)
 
 
-def _attention(spec: ModelSpec, workload: Workload, phase: str) -> tuple[int, int]:
+def _attention(spec: ModelSpec, workload: Workload, phase: str, cache: CacheType) -> tuple[int, int]:
     """Bytes of the cache that are read, and operations of the scores and sums."""
     cached = min(workload.context, workload.prompt_tokens + (DECODED_TOKENS // 2 if phase == DECODE else 0))
     scores = 4 * _rows(workload, phase) * cached * spec.num_heads * spec.head_dim * spec.num_layers
-    return kv_bytes(spec, cached * workload.batch), scores
+    return kv_bytes(spec, cached * workload.batch, cache), scores
 
 
 def _work(spec: ModelSpec, unit: UnitSpec, size: float, rows: int, batch: int) -> tuple[float, int]:

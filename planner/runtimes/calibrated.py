@@ -25,3 +25,8 @@ class Calibrated:
         """The calibration's spread, as a share of its value; 0 where it is unknown."""
         found = device.calibration(self.runtime, name)
         return 0.0 if found is None or found.spread is None else float(found.spread)
+
+
+def times_as_long(more_ms: float, plain_ms: float) -> float:
+    """The factor of what takes so much more than the plain way; 1 where the plain way was too short to be seen."""
+    return max(0.0, 1 + more_ms / plain_ms) if plain_ms > 0 else 1.0

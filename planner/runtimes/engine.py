@@ -66,16 +66,17 @@ class Speaker(ABC):
     """Tells what a checked package says, each time in a fresh process."""
 
     @abstractmethod
-    def logits(self, windows: Ids) -> NDArray[np.float32]:
-        """Teacher-forced logits `(windows, tokens, vocabulary)` of windows `(windows, tokens)`."""
+    def logits(self, windows: Ids, unrounded: bool = False) -> NDArray[np.float32]:
+        """Teacher-forced logits `(windows, tokens, vocabulary)` of windows `(windows, tokens)`. `unrounded` keeps keys
+        and values as floats, whatever the package does: what is left is its weights' doing."""
 
     @abstractmethod
     def log_probs(
-        self, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float
+        self, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float, unrounded: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """What is said at the first of the ascending `positions` `(n,)` in `windows` one after another, as far as it
         comes in the time: log probabilities of `ids` `(n, k)`, float32 `(done, k)`, and the likeliest tokens
-        `(done,)`."""
+        `(done,)`. `unrounded` as above."""
 
     @abstractmethod
     def continued(self, prompts: Ids, new_tokens: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ from planner.chat import Messages
 from planner.request import Workload
 from planner.runtimes.base import Holding, LatencyItem, MemoryItem, PackageFormat, Piece, Pricing
 from planner.runtimes.by_bandwidth import Usual, latency_items, memory_items
+from planner.runtimes.caches import CacheType
 from planner.runtimes.model_folder import FLOAT_BYTES, GENERATION
 from planner.runtimes.spoken import Spoken, spoken
 from planner.runtimes.tensor_file import WEIGHTS, Tensor, head_bytes, pieces
@@ -52,13 +53,14 @@ class BandwidthPricing(Pricing):
     runtime: str
     unknown: str
     """Of which weights no speed was published, and what stands for one."""
+    cache: CacheType
 
     def memory(self, subnet: Subnet) -> tuple[MemoryItem, ...]:
-        return memory_items(self.spec, self.workload, self._sizes(subnet), self.usual)
+        return memory_items(self.spec, self.workload, self.cache, self._sizes(subnet), self.usual)
 
     def latency(self, subnet: Subnet, phase: str) -> tuple[LatencyItem, ...]:
-        readings = {unit.name: self.holding.reading(unit, subnet[unit.name]) for unit in self.spec.units}
-        return latency_items(self.spec, self.workload, self.device, phase, readings, self.runtime, self.usual)
+        cache, readings = self.cache, {u.name: self.holding.reading(u, subnet[u.name]) for u in self.spec.units}
+        return latency_items(self.spec, self.workload, self.device, phase, cache, readings, self.runtime, self.usual)
 
     def rests_on(self) -> str:
         half = FITTED.half[self.runtime]

@@ -191,8 +191,8 @@ class Hurried(OnnxEngine):
         left = self.left
 
         class Short(OnnxSpeaker):
-            def log_probs(self, *asked: Any) -> Any:
-                return tuple(found[:left] for found in super().log_probs(*asked))
+            def log_probs(self, *asked: Any, **more: Any) -> Any:
+                return tuple(found[:left] for found in super().log_probs(*asked, **more))
 
         return Short(folder)
 

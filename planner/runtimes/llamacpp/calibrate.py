@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from planner.request import Workload
-from planner.runtimes.base import DECODE, ESTIMATE, Progress
+from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, Progress
+from planner.runtimes.caches import CacheType
+from planner.runtimes.calibrated import times_as_long
 from planner.runtimes.child import Measurement
 from planner.runtimes.llamacpp import amounts, costs, fresh, kernels, latency, memory, random_gguf, tensors
 from planner.runtimes.llamacpp.formats import type_of
-from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, KV_TYPES, RUNTIME
+from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, RUNTIME, cache_of
 from planner.runtimes.shapes import Shape
 from profiles.device import Calibration
 from supernet.space import Choice, Subnet
@@ -58,12 +60,18 @@ def calibrate(device: Any, progress: Progress | None = None) -> tuple[Calibratio
             shape: random_gguf.write(shape, subnet(shape), CONTEXT, threads, Path(scratch) / shape.name)
             for shape in (SHALLOW, DEEP, WIDE)
         }
+        kept = {
+            cache: random_gguf.write(DEEP, subnet(DEEP), CONTEXT, threads, Path(scratch) / cache.name, 0, cache.name)
+            for cache in costs.QUANTIZED
+        }
         report("serving the narrow ones", 0.1)
         shallow = fresh.measure(packages[SHALLOW], SHORT, CONTEXT, repeats=5)
         deep = fresh.measure(packages[DEEP], SHORT, CONTEXT, repeats=5)
         middle = fresh.measure(packages[DEEP], MIDDLE, CONTEXT, new_tokens=2, repeats=3)
         long = fresh.measure(packages[DEEP], LONG, CONTEXT, repeats=2)
-        report("serving the wide one", 0.6)
+        report("serving with other types of cache", 0.5)
+        rounded = {cache: fresh.measure(folder, LONG, CONTEXT, repeats=2) for cache, folder in kept.items()}
+        report("serving the wide one", 0.65)
         wide = fresh.measure(packages[WIDE], SHORT, CONTEXT, repeats=5)
         report("measuring peaks of memory", 0.75)
         peaks = {SHALLOW: [served(packages[SHALLOW]) for _ in range(PEAKS)], DEEP: [long]}
@@ -73,7 +81,10 @@ def calibrate(device: Any, progress: Progress | None = None) -> tuple[Calibratio
     products, head = in_cache_ms(rows, threads)
     ttft = {MIDDLE: middle.ttft_ms, LONG: long.ttft_ms}
     times = Times(shallow.tpot_ms, deep.tpot_ms, long.tpot_ms, ttft, products, head)
-    found = [Calibration(RUNTIME, n, v, costs.UNITS[n]) for n, v in solve_times(times).items()]
+    solved = solve_times(times)
+    for cache, one in rounded.items():
+        solved |= solve_cache(cache, one.ttft_ms - long.ttft_ms, one.tpot_ms - long.tpot_ms, solved)
+    found = [Calibration(RUNTIME, n, v, costs.UNITS[n]) for n, v in solved.items()]
     found += solve_memory(peaks, device.architecture)
     return (*found, *product_factor(replace(device, calibrations=tuple(found)), wide.tpot_ms))
 
@@ -134,6 +145,19 @@ def solve_times(times: Times) -> dict[str, float]:
     }
 
 
+def solve_cache(cache: CacheType, ttft_ms: float, tpot_ms: float, known: Mapping[str, float]) -> dict[str, float]:
+    """How many times as long a score takes from a cache of this type, from what the LONG prompt takes more with it to
+    its first token and per token after it."""
+    width = DEEP.heads * DEEP.head_dim * DEEP.layers
+    read = sum(rows * there for rows, there in latency.chunks(prompted(LONG)))
+    more = {DECODE: (tpot_ms, LONG + latency.DECODED_TOKENS / 2), PREFILL: (ttft_ms, read)}
+    found = {}
+    for phase, (ms, scores) in more.items():
+        plain = known[costs.SCORES[phase]] * scores * width / 1e6
+        found[costs.factor_of(cache, phase)] = times_as_long(ms, plain)
+    return found
+
+
 def solve_memory(found: Mapping[Shape, Sequence[Measurement]], architecture: str | None) -> tuple[Calibration, ...]:
     """From what the processes of each shape leave beyond weights and cache: once loaded, and at their peak."""
     left, grown = {}, {}
@@ -160,7 +184,7 @@ def solve_memory(found: Mapping[Shape, Sequence[Measurement]], architecture: str
 def exact_bytes(spec: ModelSpec, chosen: Subnet, architecture: str | None) -> int:
     """What is in memory beside the process, its vocabulary and the buffers of a pass."""
     units = sum(memory.unit_bytes(spec, unit, chosen[unit.name], architecture) for unit in spec.units)
-    return units + tensors.float_bytes(spec) + memory.kv_bytes(spec, CONTEXT, 1, KV_TYPES[0])
+    return units + tensors.float_bytes(spec) + memory.kv_bytes(spec, CONTEXT, 1, cache_of(prompted(LONG)))
 
 
 def product_factor(device: Any, tpot_ms: float) -> tuple[Calibration, ...]:

@@ -65,13 +65,13 @@ class LlamaSpeaker(Speaker):
 
     folder: Path
 
-    def logits(self, windows: Ids) -> NDArray[np.float32]:
-        return fresh.logits(self.folder, windows)
+    def logits(self, windows: Ids, unrounded: bool = False) -> NDArray[np.float32]:
+        return fresh.logits(self.folder, windows, unrounded)
 
     def log_probs(
-        self, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float
+        self, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float, unrounded: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        return fresh.log_probs(self.folder, windows, positions, ids, seconds)
+        return fresh.log_probs(self.folder, windows, positions, ids, seconds, unrounded)
 
     def continued(self, prompts: Ids, new_tokens: int) -> list[list[int]]:
         return fresh.continued(self.folder, prompts, new_tokens)

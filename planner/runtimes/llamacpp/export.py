@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.runtimes.base import Progress
+from planner.runtimes.caches import CacheType
 from planner.runtimes.llamacpp import kpacking, metadata, modelfile, packing, tensors
 from planner.runtimes.llamacpp.formats import K_TYPES, type_of
 from planner.runtimes.llamacpp.header import head, padded
-from planner.runtimes.llamacpp.serving import WEIGHTS, Serving
+from planner.runtimes.llamacpp.serving import CACHES, WEIGHTS, Serving
 from planner.runtimes.llamacpp.tensors import FREQUENCIES, LONG, SHORT, Tensor
 from planner.runtimes.source import WeightSource
 from planner.runtimes.tokenizer_files import write_tokenizer
@@ -30,6 +31,7 @@ def write_model(
     threads: int | None,
     folder: Path,
     progress: Progress | None = None,
+    cache: CacheType = CACHES[0],
 ) -> None:
     """Write model.gguf, how it is served, the tokenizer and a Modelfile into the existing `folder`. The same subnet
     gives the same bytes.
@@ -47,7 +49,7 @@ def write_model(
                 progress("writing weights", (done + 1) / len(found))
     write_tokenizer(model_dir, context, folder, files.trusted)
     stops = stop_ids(model_dir, folder, spec.vocab_size)
-    Serving(context, threads, tuple(stops)).save(folder)
+    Serving(context, threads, tuple(stops), cache.name).save(folder)
     modelfile.write(folder, stops, context)
     _check_size(spec, subnet, model_dir, folder)
 

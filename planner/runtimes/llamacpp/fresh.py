@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from planner.chat import Messages
 from planner.runtimes import asking
+from planner.runtimes.caches import FLOAT16
 from planner.runtimes.child import Endless, Measurement, Worker
 from planner.runtimes.engine import Ids
 from planner.runtimes.llamacpp.installed import library
@@ -32,16 +34,16 @@ def measure(
     return asking.measure(_ask, folder, prompt_tokens, new_tokens, batch, repeats, context=context)
 
 
-def logits(folder: Path, windows: Ids) -> NDArray[np.float32]:
+def logits(folder: Path, windows: Ids, unrounded: bool = False) -> NDArray[np.float32]:
     """As `Speaker.logits`."""
-    return asking.logits(_ask, folder, windows)
+    return asking.logits(partial(_ask, unrounded=unrounded), folder, windows)
 
 
 def log_probs(
-    folder: Path, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float
+    folder: Path, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float, unrounded: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """As `Speaker.log_probs`."""
-    return asking.log_probs(_ask, folder, windows, positions, ids, seconds)
+    return asking.log_probs(partial(_ask, unrounded=unrounded), folder, windows, positions, ids, seconds)
 
 
 def continued(folder: Path, prompts: Ids, new_tokens: int) -> list[list[int]]:
@@ -85,12 +87,12 @@ def _answer(folder: Path, serving: Serving, ids: list[int], new_tokens: int) -> 
             yield int(line)
 
 
-def settings(serving: Serving) -> dict[str, Any]:
-    """How a package's context is made, in the words of capi.Context."""
+def settings(serving: Serving, unrounded: bool = False) -> dict[str, Any]:
+    """How a package's context is made, in the words of capi.Context; `unrounded` keeps keys and values as floats."""
     threads = serving.threads or len(os.sched_getaffinity(0))
-    return {"threads": threads, "kv_type": serving.kv_type, "chunk": CHUNK_TOKENS}
+    return {"threads": threads, "kv_type": FLOAT16.name if unrounded else serving.kv_type, "chunk": CHUNK_TOKENS}
 
 
-def _ask(task: str, folder: Path, scratch: Path, seconds: float, **arguments: Any) -> Any:
-    given = {"library": library(), "settings": settings(Serving.load(folder)), **arguments}
+def _ask(task: str, folder: Path, scratch: Path, seconds: float, unrounded: bool = False, **arguments: Any) -> Any:
+    given = {"library": library(), "settings": settings(Serving.load(folder), unrounded), **arguments}
     return WORKER.ask(task, folder, scratch, seconds, **given)

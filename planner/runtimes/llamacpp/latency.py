@@ -17,7 +17,7 @@ from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem
 from planner.runtimes.llamacpp import amounts, costs
 from planner.runtimes.llamacpp.formats import TensorType, type_of
 from planner.runtimes.llamacpp.memory import kv_bytes
-from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, KV_TYPES, RUNTIME
+from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, RUNTIME, cache_of
 from profiles.device import DeviceProfile
 from profiles.roofline import SPREAD, roofline
 from profiles.shares import backend_of, group_of, layers_estimate, read_estimate
@@ -93,19 +93,20 @@ def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[Lat
         return _around_unmeasured(spec, workload, device)
     width = spec.num_heads * spec.head_dim * spec.num_layers
     if phase == PREFILL:
-        passes, tokens, name = len(chunks(workload)), workload.batch * workload.prompt_tokens, costs.SCORE_PREFILL
+        passes, tokens = len(chunks(workload)), workload.batch * workload.prompt_tokens
         scores = sum(rows * known for rows, known in chunks(workload)) * width
     else:
         cached = _cached(workload)
-        passes, tokens, name, scores = 1, workload.batch, costs.SCORE_DECODE, workload.batch * cached * width
+        passes, tokens, scores = 1, workload.batch, workload.batch * cached * width
+    score, score_basis = costs.score_ns(device, phase, cache_of(workload))
     amount = (
-        ("attention", name, scores / 1e6),
         ("norms, activations and residuals", costs.VALUE, tokens * amounts.layer_values(spec) * spec.num_layers / 1e6),
         ("graph, for each layer", costs.LAYER, float(passes * spec.num_layers)),
         ("step", costs.STEP, float(passes)),
         ("picking a token", costs.LOGIT, workload.batch * spec.vocab_size / 1e6),
     )
     found = [(label, *costs.value(device, key), times) for label, key, times in amount]
+    found.insert(0, ("attention", score, score_basis, scores / 1e6))
     return tuple(
         LatencyItem(label, cost * times, basis, None, SPREAD if basis == ESTIMATE else 0.0)
         for label, cost, basis, times in found
@@ -113,10 +114,11 @@ def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[Lat
 
 
 def _around_unmeasured(spec: ModelSpec, workload: Any, device: DeviceProfile) -> tuple[LatencyItem, ...]:
-    """Of one token: the cache is read as weights are, in the float type that it has unless told; the rest is a time for
-    each layer."""
+    """Of one token: the cache is read as weights of float types are, whatever its type; the rest is a time for each
+    layer."""
     backend = backend_of(device)
-    cache = read_estimate(device, backend, "float", kv_bytes(spec, _cached(workload), workload.batch, KV_TYPES[0]))
+    cached = kv_bytes(spec, _cached(workload), workload.batch, cache_of(workload))
+    cache = read_estimate(device, backend, "float", cached)
     layers = layers_estimate(device, backend, spec.num_layers)
     return (
         LatencyItem("attention", cache.ms, ESTIMATE, None, cache.spread),

@@ -19,13 +19,13 @@ from __future__ import annotations
 from typing import Any
 
 from planner.runtimes.base import EXACT, MODELLED, MemoryItem, weakest
+from planner.runtimes.caches import CacheType
 from planner.runtimes.llamacpp import amounts, costs, tensors
 from planner.runtimes.llamacpp.formats import TensorType, type_of
-from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, KV_TYPES, PADDED_TOKENS
+from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, PADDED_TOKENS, cache_of
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
 
-KV_BLOCK_BYTES = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}  # values, and the bytes that they take together
 REPACKED = {"x86_64": ("Q4_0", "Q4_K")}  # by architecture; elsewhere all that any of them repacks
 REPACKED_ANYWHERE = ("Q4_0", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K")
 REPACKED_ROWS = 8  # in a multiple of which a matrix's rows must be
@@ -45,11 +45,9 @@ def repacked(kind: TensorType, architecture: str | None, rows: int) -> bool:
     return kind.name in REPACKED.get(architecture or "", REPACKED_ANYWHERE) and rows % REPACKED_ROWS == 0
 
 
-def kv_bytes(spec: ModelSpec, context: int, batch: int, kv_type: str) -> int:
-    """Of `batch` sequences; rounded up where a head's values are no whole blocks, which llama.cpp refuses."""
-    values, size = KV_BLOCK_BYTES[kv_type]
-    row = -(-spec.num_kv_heads * spec.head_dim // values) * size
-    return 2 * spec.num_layers * row * padded(context) * batch
+def kv_bytes(spec: ModelSpec, context: int, batch: int, cache: CacheType) -> int:
+    """Of `batch` sequences, each layer's keys and values in rows of a token."""
+    return 2 * spec.num_layers * cache.bytes_of(spec.num_kv_heads * spec.head_dim) * padded(context) * batch
 
 
 def padded(context: int) -> int:
@@ -65,9 +63,7 @@ def activation_bytes(spec: ModelSpec, workload: Any, factor: float) -> int:
     return round(amounts.FLOAT_BYTES * tokens * amounts.layer_values(spec) * factor) + mask + logits
 
 
-def items(
-    spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, kv_type: str = KV_TYPES[0]
-) -> tuple[MemoryItem, ...]:
+def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:
     factor, factor_basis = costs.value(device, costs.ACTIVATIONS)
     base, base_basis = costs.value(device, costs.BASE)
     layer, layer_basis = costs.value(device, costs.LAYER_BYTES)
@@ -81,7 +77,7 @@ def items(
     return (
         *units,
         MemoryItem("norms and biases", tensors.float_bytes(spec), EXACT),
-        MemoryItem("KV cache", kv_bytes(spec, workload.context, workload.batch, kv_type), EXACT),
+        MemoryItem("KV cache", kv_bytes(spec, workload.context, workload.batch, cache_of(workload)), EXACT),
         MemoryItem("activations", activation_bytes(spec, workload, factor), factor_basis),
         MemoryItem("vocabulary", round(token * spec.vocab_size), token_basis),
         MemoryItem("runtime", process, weakest((base_basis, layer_basis))),

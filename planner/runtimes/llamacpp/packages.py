@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from planner.chat import Messages
 from planner.request import Workload
 from planner.runtimes.base import PackageFormat, Piece, Progress
-from planner.runtimes.llamacpp.serving import WEIGHTS
+from planner.runtimes.llamacpp.serving import WEIGHTS, cache_of
 from planner.runtimes.spoken import Spoken
 from supernet.space import Subnet
 
@@ -28,12 +28,12 @@ class LlamaPackages(PackageFormat):
     ) -> None:  # fmt: skip
         from planner.runtimes.llamacpp.export import write_model
 
-        write_model(files, subnet, workload.context, threads, folder, progress)
+        write_model(files, subnet, workload.context, threads, folder, progress, cache_of(workload))
 
     def check(self, folder: Path, sizes: Mapping[str, int], workload: Workload) -> None:
         from planner.runtimes.llamacpp import safety
 
-        safety.check(folder, sizes, workload.context)
+        safety.check(folder, sizes, workload.context, cache_of(workload))
 
     def pieces(self, folder: Path, sizes: Mapping[str, int]) -> dict[str, tuple[Piece, ...]]:
         from planner.runtimes.llamacpp.pieces import pieces
@@ -45,5 +45,7 @@ class LlamaPackages(PackageFormat):
 
         return spoken_here(folder, texts, chats)
 
-    def launch(self, folder: Path) -> str:
-        return f"llama-cli -m {folder / WEIGHTS} -cnv --jinja --temp 0"
+    def launch(self, folder: Path, workload: Workload) -> str:
+        cache = cache_of(workload)
+        kept = f" -fa on -ctk {cache.name} -ctv {cache.name}" if cache.rounds else ""
+        return f"llama-cli -m {folder / WEIGHTS} -cnv --jinja --temp 0{kept}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from planner.runtimes.caches import FLOAT16
 from planner.runtimes.llamacpp.formats import F32, Q2_K, Q3_K, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K, TensorType
 from planner.runtimes.llamacpp.header import FLOAT32, INT32, STRING, UINT32, Entry, Stored, head, padded
 from planner.runtimes.llamacpp.serving import WEIGHTS, Serving
@@ -30,7 +31,10 @@ K_FLOATS: dict[TensorType, tuple[tuple[int, float], ...]] = {
 STRETCH_BLOCKS = 2**20  # that are drawn at a time
 
 
-def write(shape: Shape, subnet: Subnet, context: int, threads: int | None, folder: Path, seed: int = 0) -> Path:
+def write(
+    shape: Shape, subnet: Subnet, context: int, threads: int | None, folder: Path, seed: int = 0,
+    kv_type: str = FLOAT16.name,
+) -> Path:  # fmt: skip
     """A package in the new `folder`, which is returned."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -41,7 +45,7 @@ def write(shape: Shape, subnet: Subnet, context: int, threads: int | None, folde
             for part in _random(tensor.type, tensor.bytes, rng):
                 file.write(part)
             file.write(bytes(padded(tensor.bytes) - tensor.bytes))
-    Serving(context, threads, (shape.vocabulary - 1,)).save(folder)
+    Serving(context, threads, (shape.vocabulary - 1,), kv_type).save(folder)
     return folder
 
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from planner.request import Workload
 from planner.runtimes.base import Runtime
-from planner.runtimes.engine import Engine
 from planner.runtimes.llamacpp.holding import LlamaHolding
 from planner.runtimes.llamacpp.packages import LlamaPackages
 from planner.runtimes.llamacpp.pricing import LlamaPricing
-from planner.runtimes.llamacpp.serving import LIBRARY, RUNTIME, VERSION
+from planner.runtimes.llamacpp.serving import CACHES, LIBRARY, RUNTIME, VERSION
 from profiles.device import DeviceProfile
 from supernet.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from planner.runtimes.engine import Engine
+
 
 class LlamaCpp(Runtime):
-    """One GGUF file on a CPU, products with int8 activations, keys and values as float16."""
+    """One GGUF file on a CPU, products with int8 activations."""
 
     name = RUNTIME
     device_kinds = ("cpu",)
     activations = "int8"  # of blocks of 32 values, with a scale each
     deploys = ("scales", "codes")
     packages = LlamaPackages()
+    caches = CACHES
 
     def holding(self, spec: ModelSpec) -> LlamaHolding:
         return LlamaHolding(spec)

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from planner.runtimes.caches import CacheType
 from planner.runtimes.llamacpp.architectures import ARCHITECTURES, HIDDEN, Architecture
 from planner.runtimes.llamacpp.formats import Q2_0, TYPES
 from planner.runtimes.llamacpp.header import padded
 from planner.runtimes.llamacpp.modelfile import MODELFILE
-from planner.runtimes.llamacpp.serving import SETTINGS, WEIGHTS, Serving
+from planner.runtimes.llamacpp.serving import CACHES, SETTINGS, WEIGHTS, Serving
 from planner.runtimes.llamacpp.tensors import FREQUENCIES, LONG, SHORT
 from planner.tokens import TOKENIZER
 from records.errors import InputError
@@ -33,11 +34,11 @@ MOST_THREADS = 4096
 MOST_MODELFILE = 2**16  # bytes
 
 
-def check(folder: Path, sizes: Mapping[str, int], context: int) -> None:
+def check(folder: Path, sizes: Mapping[str, int], context: int, cache: CacheType = CACHES[0]) -> None:
     """InputError naming what llama.cpp would read in `folder` and an exporter does not write.
 
     `sizes` are the bytes of each file that the manifest lists, by name; `context` is how many tokens the plan says that
-    it serves.
+    it serves, `cache` how it keeps their keys and values.
     """
     for name in REQUIRED:
         if name not in sizes:
@@ -50,7 +51,7 @@ def check(folder: Path, sizes: Mapping[str, int], context: int) -> None:
         if MODELFILE in sizes:
             _check_modelfile(folder / MODELFILE)
         serving, head = Serving.load(folder), check_gguf(folder / WEIGHTS, context)
-        _check_serving(serving, head, context)
+        _check_serving(serving, head, context, cache)
     except ValueError as error:
         raise InputError(f"{folder} holds what no exporter writes, so it is not loaded: {error}") from None
 
@@ -68,8 +69,10 @@ def check_gguf(path: Path, context: int) -> Head:
     return head
 
 
-def _check_serving(serving: Serving, head: Head, context: int) -> None:
-    """A cache of the served context is reserved, so it is the plan's."""
+def _check_serving(serving: Serving, head: Head, context: int, cache: CacheType) -> None:
+    """A cache of the served context is reserved, so it and its type are the plan's."""
+    if serving.kv_type != cache.name:
+        raise ValueError(f"{SETTINGS} keeps keys and values as {serving.kv_type}, the plan as {cache.name}")
     room = head.metadata[f"{head.metadata['general.architecture']}.context_length"]
     if not context <= serving.context <= room:
         raise ValueError(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from planner.runtimes.caches import FLOAT16, CacheType, cache_named
 from records.atomic import write_json
 from records.errors import InputError
 from records.reading import check, read_record
@@ -15,7 +17,7 @@ from records.reading import check, read_record
 RUNTIME = "llamacpp"
 LIBRARY, VERSION = "xllamacpp", "2026.10.11549"  # whose C interface capi.py knows
 WEIGHTS, SETTINGS = "model.gguf", "serving.json"
-KV_TYPES = ("f16", "q8_0", "q4_0")
+CACHES = (FLOAT16, CacheType("q8_0", 32, 34), CacheType("q4_0", 32, 18))  # llama.cpp's own first
 # A prompt goes through the model in pieces of so many tokens: the buffers of a pass grow with it, and llama.cpp's own
 # 512 reads no faster on a CPU.
 CHUNK_TOKENS = 128
@@ -31,15 +33,15 @@ class Serving:
     context: int
     threads: int | None
     stop_ids: tuple[int, ...]
-    kv_type: str = KV_TYPES[0]
+    kv_type: str = FLOAT16.name
 
     def __post_init__(self) -> None:
         check("context", self.context, int, least=1)
         check("threads", self.threads, int, optional=True, least=1)
         for token in self.stop_ids:
             check("a stop id", token, int, least=0)
-        if self.kv_type not in KV_TYPES:
-            raise InputError(f"kv_type must be one of {', '.join(KV_TYPES)}, got {self.kv_type!r:.40}")
+        if self.kv_type not in (names := [one.name for one in CACHES]):
+            raise InputError(f"kv_type must be one of {', '.join(names)}, got {self.kv_type!r:.40}")
 
     def save(self, folder: Path) -> None:
         write_json(folder / SETTINGS, asdict(self))
@@ -48,3 +50,8 @@ class Serving:
     def load(cls, folder: Path) -> Serving:
         """MissingError or InputError: a package may be a stranger's."""
         return read_record(folder / SETTINGS, cls, "package's settings", "export it again")
+
+
+def cache_of(workload: Any) -> CacheType:
+    """How the keys and values of a workload are kept."""
+    return cache_named(workload.kv_cache, CACHES, RUNTIME)

@@ -5,6 +5,7 @@ Read from mlx 0.32 and mlx-lm 0.32, and each architecture compared with transfor
 
 from __future__ import annotations
 
+from planner.runtimes.caches import FLOAT16, CacheType
 from profiles.device import DeviceProfile
 from supernet.formats import FORMATS
 from supernet.space import Choice
@@ -14,6 +15,7 @@ VENDOR = "Apple"
 GRIDS = tuple(name for name, format in FORMATS.items() if format.sides.keys() <= {"scale", "zero"})
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
+CACHES = (FLOAT16, CacheType("q8", 64, 68), CacheType("q4", 64, 36))  # --kv-bits, in groups of 64
 SILU = ("silu", "swish")
 # The activations that mlx-lm's model of an architecture has, whatever the config says.
 ACTIVATIONS: dict[str, tuple[str, ...]] = {

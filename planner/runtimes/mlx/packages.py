@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from planner.request import Workload
 from planner.runtimes.base import Progress
+from planner.runtimes.caches import cache_named
 from planner.runtimes.folder_runtime import FolderPackages
-from planner.runtimes.mlx.holds import ACTIVATIONS
+from planner.runtimes.mlx.holds import ACTIVATIONS, CACHES
 from supernet.space import Subnet
 
 if TYPE_CHECKING:
@@ -33,5 +34,9 @@ class MlxPackages(FolderPackages):
 
         folder_safety.check(folder, sizes, "mlx", ACTIVATIONS, workload.context, safety.shapes)
 
-    def launch(self, folder: Path) -> str:
-        return f"mlx_lm.chat --model {folder}"
+    def launch(self, folder: Path, workload: Workload) -> str:
+        cache = cache_named(workload.kv_cache, CACHES, "mlx")
+        if not cache.rounds:
+            return f"mlx_lm.chat --model {folder}"
+        kept = f"--kv-bits {cache.name.removeprefix('q')} --quantized-kv-start 0"  # unasked, the first 5000 stay floats
+        return f"mlx_lm.generate --model {folder} --prompt PROMPT {kept}"

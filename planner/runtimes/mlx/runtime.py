@@ -47,6 +47,7 @@ class Mlx(Runtime):
     activations = FLOAT
     deploys = ("scales", "codes")
     packages = MlxPackages()
+    caches = holds.CACHES
 
     def device_refusal(self, device: DeviceProfile) -> str | None:
         return super().device_refusal(device) or holds.device_refusal(device)
@@ -55,7 +56,8 @@ class Mlx(Runtime):
         return MlxHolding(spec)
 
     def pricing(self, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> BandwidthPricing:
-        return BandwidthPricing(spec, workload, device, MlxHolding(spec), USUAL, self.name, UNKNOWN)
+        cache = self.cache(workload)
+        return BandwidthPricing(spec, workload, device, MlxHolding(spec), USUAL, self.name, UNKNOWN, cache)
 
     def versions(self) -> dict[str, str]:
         """Nothing of the runtime is needed to write what it loads."""

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from planner.request import Workload
-from planner.runtimes.base import DECODE, ESTIMATE, Progress
+from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, Progress
+from planner.runtimes.calibrated import times_as_long
 from planner.runtimes.onnxruntime import costs, fresh, kernels, latency, memory, random_package, storage
+from planner.runtimes.onnxruntime.cache import INT8
 from planner.runtimes.shapes import Shape
 from profiles.device import Calibration
 from profiles.measure import per_call, time_callable
@@ -56,11 +58,13 @@ def calibrate(device: Any, progress: Progress | None = None) -> tuple[Calibratio
             shape: random_package.write(shape, subnet(shape), CONTEXT, threads, Path(scratch) / shape.name)
             for shape in (SHALLOW, DEEP, WIDE)
         }
+        rounded = random_package.write(DEEP, subnet(DEEP), CONTEXT, threads, Path(scratch) / "int8", cache=INT8)
         report("serving the narrow ones", 0.1)
         shallow = fresh.measure(packages[SHALLOW], SHORT, CONTEXT, repeats=5)
         deep = fresh.measure(packages[DEEP], SHORT, CONTEXT, repeats=5)
         middle = fresh.measure(packages[DEEP], MIDDLE, CONTEXT, new_tokens=2, repeats=3)
         long = fresh.measure(packages[DEEP], LONG, CONTEXT, repeats=2)
+        kept = fresh.measure(rounded, LONG, CONTEXT, repeats=2)
         report("serving the wide one", 0.6)
         wide = fresh.measure(packages[WIDE], SHORT, CONTEXT, repeats=5)
         report("measuring peaks of memory", 0.75)
@@ -75,7 +79,9 @@ def calibrate(device: Any, progress: Progress | None = None) -> tuple[Calibratio
     head = in_cache_ms(1, threads, DEEP.hidden, DEEP.vocabulary)
     ttft = {MIDDLE: middle.ttft_ms, LONG: long.ttft_ms}
     times = Times(shallow.tpot_ms, deep.tpot_ms, long.tpot_ms, ttft, products, head)
-    found = [Calibration(costs.RUNTIME, n, v, costs.UNITS[n]) for n, v in solve_times(times).items()]
+    solved = solve_times(times)
+    solved |= solve_int8(kept.ttft_ms - long.ttft_ms, kept.tpot_ms - long.tpot_ms, solved)
+    found = [Calibration(costs.RUNTIME, n, v, costs.UNITS[n]) for n, v in solved.items()]
     found += solve_memory(peaks)
     return (*found, *product_factor(replace(device, calibrations=tuple(found)), wide.tpot_ms))
 
@@ -135,6 +141,19 @@ def solve_times(times: Times) -> dict[str, float]:
         costs.SCORE_DECODE: max(0.0, 1e6 * decode),
         costs.SCORE_PREFILL: 1e6 * score / width,
     }
+
+
+def solve_int8(ttft_ms: float, tpot_ms: float, known: Mapping[str, float]) -> dict[str, float]:
+    """How many times as long a score takes from a cache of int8, from what the LONG prompt takes more with it to its
+    first token and per token after it."""
+    width = DEEP.heads * DEEP.head_dim * DEEP.layers
+    read = sum(rows * there for rows, there in latency.chunks(prompted(LONG)))
+    more = {DECODE: (tpot_ms, LONG + latency.DECODED_TOKENS / 2), PREFILL: (ttft_ms, read)}
+    found = {}
+    for phase, (ms, scores) in more.items():
+        plain, factor = costs.SCORES[phase]
+        found[factor] = times_as_long(ms, known[plain] * scores * width / 1e6)
+    return found
 
 
 def solve_memory(peaks: Mapping[Shape, list[int]]) -> tuple[Calibration, ...]:

@@ -6,18 +6,21 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from planner.runtimes.base import Progress
+from planner.runtimes.caches import CacheType
 from planner.runtimes.onnxruntime import costs, settings, storage
+from planner.runtimes.onnxruntime.cache import CACHES, INT8
 from planner.runtimes.onnxruntime.fit import fit, fix_head_size
 from planner.runtimes.onnxruntime.graphs import template_for
 from planner.runtimes.onnxruntime.packing import pack
+from planner.runtimes.onnxruntime.scales import round_cache, scales_of
 from planner.runtimes.onnxruntime.standin import facts_of
 from planner.runtimes.onnxruntime.template import Rows, Vector
-from planner.runtimes.source import WeightSource
+from planner.runtimes.source import PackageSource, WeightSource
 from planner.runtimes.tokenizer_files import write_tokenizer
 from records.errors import InputError
 from supernet.space import Choice, Subnet
@@ -57,7 +60,7 @@ class WeightFile(AbstractContextManager["WeightFile"]):
 
 def write_model(
     files: WeightSource, subnet: Subnet, context: int, threads: int | None, folder: Path,
-    progress: Progress | None = None, batch: int = 1,
+    progress: Progress | None = None, batch: int = 1, cache: CacheType = CACHES[0],
 ) -> None:  # fmt: skip
     """Write the graph, the weight file, genai_config.json and the tokenizer into the existing `folder`."""
     import onnx
@@ -101,6 +104,10 @@ def write_model(
         known = facts_of(config, files.rotaries())
         fit(model, known, files.spec.vocab_size, context, lambda n, array: weights.add(n, array, pad=False))
     fix_head_size(model.graph, files.spec.head_dim)
+    if cache == INT8:  # of a whole supernet, since what it caches of its text is read
+        if progress:
+            progress("reading keys and values", 1.0)
+        round_cache(model.graph, scales_of(cast(PackageSource, files), subnet))
     used = {name for node in model.graph.node for name in _reads(node)}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]

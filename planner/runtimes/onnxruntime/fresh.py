@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,16 @@ def measure(
     return asking.measure(ask, folder, prompt_tokens, new_tokens, batch, repeats, max_length=context)
 
 
-def logits(folder: Path, windows: Ids) -> NDArray[np.float32]:
+def logits(folder: Path, windows: Ids, unrounded: bool = False) -> NDArray[np.float32]:
     """As `Speaker.logits`."""
-    return asking.logits(ask, folder, windows)
+    return asking.logits(partial(ask, unrounded=unrounded), folder, windows)
 
 
 def log_probs(
-    folder: Path, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float
+    folder: Path, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float, unrounded: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """As `Speaker.log_probs`."""
-    return asking.log_probs(ask, folder, windows, positions, ids, seconds)
+    return asking.log_probs(partial(ask, unrounded=unrounded), folder, windows, positions, ids, seconds)
 
 
 def continued(folder: Path, prompts: Ids, new_tokens: int) -> list[list[int]]:

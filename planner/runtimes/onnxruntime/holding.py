@@ -6,7 +6,9 @@ from pathlib import Path
 
 from planner.request import Workload
 from planner.runtimes.base import Holding
+from planner.runtimes.caches import CacheType
 from planner.runtimes.onnxruntime import storage
+from planner.runtimes.onnxruntime.cache import INT8
 from supernet.space import Choice
 from supernet.spec import UnitSpec
 
@@ -23,6 +25,7 @@ ARCHITECTURES = (
 ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "ntk_alpha")
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2")
 HEAD_MULTIPLE = 16  # of a head's values, and of those that rotate: ONNX Runtime's attention takes no others
+NEIGHBOURS = ("Ernie4_5ForCausalLM",)  # whose keys turn in pairs of neighbours, not of halves
 NOT_PRUNABLE = ("NemotronForCausalLM",)  # its feed-forward blocks have no unit that makes their channels
 
 
@@ -68,6 +71,11 @@ class OnnxHolding(Holding):
             if linear.in_features % choice.group_size:
                 return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"
         return None
+
+    def cache_refusal(self, cache: CacheType) -> str | None:
+        if cache == INT8 and self.spec.architecture in NEIGHBOURS:
+            return f"its scales are made for keys that turn in halves, those of {self.spec.architecture} do not"
+        return super().cache_refusal(cache)
 
     def unit_bytes(self, unit: UnitSpec, choice: Choice) -> int:
         return storage.unit_bytes(unit, choice)

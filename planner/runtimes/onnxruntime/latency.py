@@ -12,6 +12,7 @@ from typing import Any
 
 from planner.runtimes.base import DECODE, ESTIMATE, MODELLED, PREFILL, LatencyItem, weakest
 from planner.runtimes.onnxruntime import costs, storage
+from planner.runtimes.onnxruntime.cache import cache_of
 from planner.runtimes.onnxruntime.memory import layer_values
 from profiles.roofline import SPREAD, roofline
 from records.errors import InputError
@@ -83,18 +84,19 @@ def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[Lat
         raise ValueError(f"phase must be {PREFILL} or {DECODE}, got {phase!r}")
     width = spec.num_heads * spec.head_dim * spec.num_layers
     if phase == PREFILL:
-        passes, tokens, name = len(chunks(workload)), workload.batch * workload.prompt_tokens, costs.SCORE_PREFILL
+        passes, tokens = len(chunks(workload)), workload.batch * workload.prompt_tokens
         scores = sum(rows * known for rows, known in chunks(workload)) * width
     else:
         cached = min(workload.context, workload.prompt_tokens + DECODED_TOKENS // 2)
-        passes, tokens, name, scores = 1, workload.batch, costs.SCORE_DECODE, workload.batch * cached * width
+        passes, tokens, scores = 1, workload.batch, workload.batch * cached * width
+    score, score_basis = costs.score_ns(device, phase, cache_of(workload))
     amounts = (
-        ("attention", name, scores / 1e6),
         ("norms, activations and residuals", costs.VALUE, tokens * layer_values(spec) * spec.num_layers / 1e6),
         ("graph, for each layer", costs.LAYER, float(passes * spec.num_layers)),
         ("step and sampling", costs.STEP, float(passes)),
     )
     found = [(label, *costs.value(device, key), amount) for label, key, amount in amounts]
+    found.insert(0, ("attention", score, score_basis, scores / 1e6))
     return tuple(
         LatencyItem(label, cost * amount, basis, None, SPREAD if basis == ESTIMATE else 0.0)
         for label, cost, basis, amount in found

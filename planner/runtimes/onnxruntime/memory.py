@@ -19,10 +19,11 @@ from typing import Any
 
 from planner.runtimes.base import EXACT, MODELLED, MemoryItem, weakest
 from planner.runtimes.onnxruntime import costs, storage
+from planner.runtimes.onnxruntime.cache import cache_of
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
 
-FLOAT_BYTES = KV_BYTES = 4
+FLOAT_BYTES = 4
 LOGIT_COPIES = 4  # the graph's, and those that the next token is picked from
 SUM_ROWS = 16  # the sums of blocks are kept for a multiple of this many rows
 TWO_BIT_BLOCKS = 4  # a row of 2-bit codes is packed in a multiple of this many blocks
@@ -58,7 +59,7 @@ def unit_bytes(spec: ModelSpec, unit: UnitSpec, choice: Choice) -> int:
 
 
 def kv_bytes(spec: ModelSpec, workload: Any) -> int:
-    return spec.kv_bytes_per_token(KV_BYTES) * workload.context * workload.batch
+    return spec.kv_bytes_per_token(cache_of(workload).block_bytes) * workload.context * workload.batch
 
 
 def layer_values(spec: ModelSpec) -> int:

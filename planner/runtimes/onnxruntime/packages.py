@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from planner.chat import Messages
 from planner.request import Workload
 from planner.runtimes.base import PackageFormat, Piece, Progress
+from planner.runtimes.onnxruntime.cache import cache_of
 from planner.runtimes.onnxruntime.installed import check_installed
 from planner.runtimes.spoken import Spoken
 from supernet.space import Subnet
@@ -29,12 +30,13 @@ class OnnxPackages(PackageFormat):
         check_installed()
         from planner.runtimes.onnxruntime.export import write_model
 
-        write_model(files, subnet, workload.context, threads, folder, progress, workload.batch)
+        cache = cache_of(workload)
+        write_model(files, subnet, workload.context, threads, folder, progress, workload.batch, cache)
 
     def check(self, folder: Path, sizes: Mapping[str, int], workload: Workload) -> None:
         from planner.runtimes.onnxruntime import safety
 
-        safety.check(folder, sizes, workload.context)
+        safety.check(folder, sizes, workload.context, cache_of(workload))
 
     def pieces(self, folder: Path, sizes: Mapping[str, int]) -> dict[str, tuple[Piece, ...]]:
         from planner.runtimes.onnxruntime import safety
@@ -48,5 +50,5 @@ class OnnxPackages(PackageFormat):
 
         return spoken_here(folder, texts, chats)
 
-    def launch(self, folder: Path) -> str:
+    def launch(self, folder: Path, workload: Workload) -> str:
         return f"bitfleet run {folder} PROMPT"

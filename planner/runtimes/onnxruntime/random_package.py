@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from planner.runtimes.caches import CacheType
 from planner.runtimes.onnxruntime import costs, storage
+from planner.runtimes.onnxruntime.cache import CACHES, INT8
 from planner.runtimes.onnxruntime.export import CONFIG, MODEL, WEIGHTS, WeightFile, replaced
+from planner.runtimes.onnxruntime.scales import round_cache
 from planner.runtimes.shapes import Shape
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, UnitSpec
@@ -27,7 +30,8 @@ EPSILON = 1e-5
 
 
 def write(
-    shape: Shape, subnet: Subnet, context: int, threads: int | None, folder: Path, batch: int = 1
+    shape: Shape, subnet: Subnet, context: int, threads: int | None, folder: Path, batch: int = 1,
+    cache: CacheType = CACHES[0],
 ) -> Path:  # fmt: skip
     """Write graph, weights and settings into the new `folder`, and return it."""
     import onnx
@@ -52,6 +56,9 @@ def write(
     read = {name for node in nodes for name in node.input}
     inputs, outputs = _values(shape)
     graph = helper.make_graph(nodes, "random", inputs, outputs, [i for i in kept if i.name in read])
+    if cache == INT8:
+        scale = np.full((shape.kv_heads, shape.head_dim), 0.1, np.float32)
+        round_cache(graph, dict.fromkeys(range(shape.layers), (scale, scale)))
     opsets = [helper.make_opsetid("", 22), helper.make_opsetid("com.microsoft", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / MODEL)
     (folder / CONFIG).write_text(

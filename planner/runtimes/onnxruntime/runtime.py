@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from planner.request import Workload
 from planner.runtimes.base import Runtime
-from planner.runtimes.engine import Engine
+from planner.runtimes.onnxruntime.cache import CACHES
 from planner.runtimes.onnxruntime.holding import OnnxHolding
 from planner.runtimes.onnxruntime.installed import check_installed, versions
 from planner.runtimes.onnxruntime.packages import OnnxPackages
 from planner.runtimes.onnxruntime.pricing import OnnxPricing
 from profiles.device import DeviceProfile
 from supernet.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from planner.runtimes.engine import Engine
 
 
 class OnnxRuntime(Runtime):
@@ -21,6 +26,7 @@ class OnnxRuntime(Runtime):
     activations = "int8"  # accuracy level 4 of MatMulNBits
     deploys = ("scales", "codes")
     packages = OnnxPackages()
+    caches = CACHES
 
     def holding(self, spec: ModelSpec) -> OnnxHolding:
         return OnnxHolding(spec)

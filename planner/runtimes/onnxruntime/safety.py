@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from planner.runtimes.caches import CacheType
+from planner.runtimes.onnxruntime.cache import CACHES
 from planner.runtimes.onnxruntime.protobuf import fields, within
 from records.errors import InputError
 
@@ -41,11 +43,11 @@ OPERATORS = {
 }
 
 
-def check(folder: Path, sizes: Mapping[str, int], context: int) -> None:
+def check(folder: Path, sizes: Mapping[str, int], context: int, cache: CacheType = CACHES[0]) -> None:
     """InputError naming what ONNX Runtime would read in `folder` and an exporter does not write.
 
     `sizes` are the bytes of each file that the manifest lists, by name; the files are known to be those.
-    `context` is how many tokens the plan says that it serves.
+    `context` is how many tokens the plan says that it serves, `cache` how it keeps their keys and values.
     """
     for name in REQUIRED:
         if name not in sizes:
@@ -67,7 +69,7 @@ def check(folder: Path, sizes: Mapping[str, int], context: int) -> None:
             )
         graph = memoryview((folder / GRAPH).read_bytes())
         _check_graph(graph, sizes, GRAPHS["model"])
-        _check_cache(graph, config["model"]["decoder"])
+        _check_cache(graph, config["model"]["decoder"], cache)
     except (ValueError, RecursionError) as error:
         what = str(error) or "nested too deep"
         raise InputError(f"{folder} holds what no exporter writes, so it is not loaded: {what}") from None
@@ -218,7 +220,8 @@ GRAPHS: dict[str, dict[int, str]] = {
     "tensor": {},
 }
 _DOMAIN, _OPERATOR, _EXTERNAL = 7, 4, 13
-_INPUTS, _INPUT_NAME, _DIMENSIONS = (7, 11), 1, (2, 1, 2, 1)
+_INPUTS, _INPUT_NAME, _ELEMENT, _DIMENSIONS = (7, 11), 1, (2, 1, 1), (2, 1, 2, 1)
+ELEMENTS = {"f32": 1, "int8": 3}  # numbers of ONNX's types
 
 
 def _check_graph(data: memoryview, sizes: Mapping[str, int], inside: dict[int, str], kind: str = "model") -> None:
@@ -271,27 +274,31 @@ def _check_place(entries: list[Any], sizes: Mapping[str, int]) -> None:
         )
 
 
-def _check_cache(data: memoryview, decoder: dict[str, Any]) -> None:
-    """The settings say how large a KV cache is reserved, the graph how large a one it reads."""
+def _check_cache(data: memoryview, decoder: dict[str, Any], cache: CacheType) -> None:
+    """The settings say how large a KV cache is reserved, the graph how large a one it reads, of the plan's type."""
     layers, heads, size = (decoder[key] for key in ("num_hidden_layers", "num_key_value_heads", "head_size"))
     found = [read for read in map(_input, within(data, *_INPUTS)) if read[0].startswith(b"past_key_values.")]
-    names = [name for name, _ in found]
+    names = [name for name, _, _ in found]
     if len(names) != 2 * layers or {*names} != {
         f"past_key_values.{layer}.{part}".encode() for layer in range(layers) for part in ("key", "value")
     }:
         raise ValueError(f"{CONFIG} has {layers} layers, {GRAPH} reads the keys and values of others")
-    for name, dimensions in found:
+    for name, kinds, dimensions in found:
+        if kinds != [ELEMENTS[cache.name]]:
+            raise ValueError(f"the plan keeps keys and values as {cache.name}, {GRAPH} reads others in {name!r:.60}")
         if len(dimensions) != 4 or (dimensions[1], dimensions[3]) != (heads, size):
             raise ValueError(
                 f"{CONFIG} has {heads} heads of {size} for keys and values, {GRAPH} reads others in {name!r:.60}"
             )
 
 
-def _input(data: int | memoryview) -> tuple[bytes, list[int | None]]:
-    """The name of an input, and each of its dimensions where that is a number and only one."""
+def _input(data: int | memoryview) -> tuple[bytes, list[int | memoryview], list[int | None]]:
+    """The name of an input, the numbers of its element types, and each of its dimensions where that is a number and
+    only one."""
     if not isinstance(data, memoryview):
-        return b"", []
+        return b"", [], []
     names = [bytes(name) for name in within(data, _INPUT_NAME) if isinstance(name, memoryview)]
     said = [list(fields(d)) if isinstance(d, memoryview) else [] for d in within(data, *_DIMENSIONS)]
     numbers = [value[0][1] if len(value) == 1 else None for value in said]
-    return b" ".join(names), [number if isinstance(number, int) else None for number in numbers]
+    kinds = list(within(data, *_ELEMENT))
+    return b" ".join(names), kinds, [number if isinstance(number, int) else None for number in numbers]

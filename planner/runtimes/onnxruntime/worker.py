@@ -79,12 +79,12 @@ def measure(
     return {"loaded_bytes": loaded, "peak_bytes": peak, "ttft_ms": min(first), "tpot_ms": min(steps, default=math.nan)}
 
 
-def logits(folder: Path, windows: str, out: str) -> dict[str, Any]:
+def logits(folder: Path, windows: str, out: str, unrounded: bool = False) -> dict[str, Any]:
     """Teacher-forced logits of every position, float32 [windows, tokens, vocabulary], by the packaged products on the
     packaged weights. `windows` and `out` are .npy files."""
     import numpy as np
 
-    session, config = all_positions(folder)
+    session, config = all_positions(folder, unrounded)
     tokens = np.load(windows, allow_pickle=False).astype(np.int64)
     with open(out, "wb") as file:  # no memory map: where the disk is full, writing to one kills the process
         shape = (*tokens.shape, config["model"]["vocab_size"])
@@ -96,7 +96,7 @@ def logits(folder: Path, windows: str, out: str) -> dict[str, Any]:
     return {}
 
 
-def log_probs(folder: Path, asked: str, out: str, reading_s: float) -> dict[str, Any]:
+def log_probs(folder: Path, asked: str, out: str, reading_s: float, unrounded: bool = False) -> dict[str, Any]:
     """What the package says at positions of windows, as far as it comes in the time: the log probabilities of the ids
     that `asked` names for each, and the likeliest token, written to `out`; both .npz files.
 
@@ -104,7 +104,7 @@ def log_probs(folder: Path, asked: str, out: str, reading_s: float) -> dict[str,
     """
     import numpy as np
 
-    session, config = all_positions(folder)
+    session, config = all_positions(folder, unrounded)
     vocabulary = config["model"]["vocab_size"]
     with np.load(asked, allow_pickle=False) as file:
         tokens, lengths, positions, ids = (file[name] for name in ("tokens", "lengths", "positions", "ids"))
@@ -199,8 +199,9 @@ def stretches(session: Any, config: Any, window: Any, length: int) -> Any:
 
     decoder = config["model"]["decoder"]
     shape = (1, decoder["num_key_value_heads"], len(window), decoder["head_size"])
-    names = [x.name for x in session.get_inputs() if x.name.startswith("past_key_values")]
-    cache = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for name in names}
+    kinds = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
+    kept = {x.name: kinds[x.type] for x in session.get_inputs() if x.name.startswith("past_key_values")}
+    cache = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, kind)) for name, kind in kept.items()}
     positions = any(x.name == "position_ids" for x in session.get_inputs())
     for start in range(0, len(window), length):
         ids = window[start : start + length]
@@ -218,8 +219,9 @@ def stretches(session: Any, config: Any, window: Any, length: int) -> Any:
         yield binding.get_outputs()[-1].numpy()[0]
 
 
-def all_positions(folder: Path) -> tuple[Any, Any]:
-    """A session of the packaged graph without the step that drops all positions but the last before the head."""
+def all_positions(folder: Path, unrounded: bool = False) -> tuple[Any, Any]:
+    """A session of the packaged graph without the step that drops all positions but the last before the head; with
+    keys and values as floats if `unrounded`."""
     import onnx
     import onnxruntime
 
@@ -231,12 +233,27 @@ def all_positions(folder: Path) -> tuple[Any, Any]:
     while node.op_type in ("Gather", "Unsqueeze"):
         head.input[0] = node.input[0]
         node = source[head.input[0]]
+    if unrounded:
+        with_floats(model.graph)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = config["model"]["decoder"]["session_options"].get("intra_op_num_threads", 0)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, config
+
+
+def with_floats(graph: Any) -> None:
+    """Take out, in place, what makes attention round keys and values as it caches them."""
+    for node in graph.node:
+        if node.op_type == "GroupQueryAttention":
+            del node.input[12:]
+            kept = [a for a in node.attribute if a.name not in ("k_quant_type", "v_quant_type", "kv_cache_bit_width")]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    for value in (*graph.input, *graph.output):
+        if value.name.startswith(("past_key_values.", "present.")):
+            value.type.tensor_type.elem_type = 1
 
 
 TASKS: dict[str, Callable[..., Any]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from planner.runtimes.caches import FLOAT16, CacheType
 from planner.runtimes.model_folder import DTYPE
 from profiles.device import DeviceProfile
 from supernet.formats import FORMATS
@@ -21,6 +22,7 @@ BITS = (2, 3, 4, 5, 6, 7, 8)
 BITS_WITH_ZEROS = (4, 8)
 GROUP_SIZES = (32, 64, 128)
 WORD_BITS = 32
+CACHES = (FLOAT16, CacheType("fp8", 1, 1))  # unasked it is of the weights' own type
 LEAST_CAPABILITY = 75
 MARLIN, HUMMING = "Marlin", "Humming"
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")

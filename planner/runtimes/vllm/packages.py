@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from planner.request import Workload
 from planner.runtimes.base import Progress
+from planner.runtimes.caches import cache_named
 from planner.runtimes.folder_runtime import FolderPackages
-from planner.runtimes.vllm.holds import FUSED
+from planner.runtimes.vllm.holds import CACHES, FUSED
 from supernet.space import Subnet
 
 if TYPE_CHECKING:
@@ -33,5 +34,6 @@ class VllmPackages(FolderPackages):
 
         folder_safety.check(folder, sizes, "vllm", FUSED, workload.context, safety.shapes)
 
-    def launch(self, folder: Path) -> str:
-        return f"vllm serve {folder}"
+    def launch(self, folder: Path, workload: Workload) -> str:
+        cache = cache_named(workload.kv_cache, CACHES, "vllm")
+        return f"vllm serve {folder}" + (f" --kv-cache-dtype {cache.name}" if cache.rounds else "")

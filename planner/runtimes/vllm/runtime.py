@@ -59,6 +59,7 @@ class Vllm(Runtime):
     activations = FLOAT
     deploys = ("scales", "codes")
     packages = VllmPackages()
+    caches = holds.CACHES
 
     def device_refusal(self, device: DeviceProfile) -> str | None:
         return super().device_refusal(device) or holds.device_refusal(device)
@@ -67,7 +68,8 @@ class Vllm(Runtime):
         return VllmHolding(spec)
 
     def pricing(self, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> BandwidthPricing:
-        return BandwidthPricing(spec, workload, device, VllmHolding(spec), USUAL, self.name, UNKNOWN)
+        cache = self.cache(workload)
+        return BandwidthPricing(spec, workload, device, VllmHolding(spec), USUAL, self.name, UNKNOWN, cache)
 
     def versions(self) -> dict[str, str]:
         """Nothing of the runtime is needed to write what it loads."""

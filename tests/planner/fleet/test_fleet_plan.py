@@ -163,6 +163,26 @@ def test_measured_devices_of_other_threads_do_not_share(files: Files) -> None:
     assert len(planned(files, *unmeasured).packages) == 1
 
 
+def test_devices_whose_caches_differ_do_not_share(files: Files) -> None:
+    """Who names the type that the runtime has unasked takes the same package as who names none."""
+    asked = {
+        name: wanted(name, 300_000_000, kv_cache=kind) for name, kind in (("a", None), ("b", "f32"), ("c", "int8"))
+    }
+    made = planned(files, *asked.values(), wanted("d", 300_000_000, kv_cache="q8_0"))
+    assert [(p.kind.kv_cache, [m.wanted.name for m in p.members]) for p in made.packages] == [
+        (None, ["a", "b"]), ("int8", ["c"]),
+    ]  # fmt: skip
+    assert made.packages[0].name == planned(files, asked["b"]).packages[0].name != made.packages[1].name
+    floats, rounded = (made.members[number].plan for number in (1, 2))
+    assert floats is not None and rounded is not None
+    assert (floats.kv_cache, rounded.kv_cache) == ({"type": "f32", "bits": 32.0}, {"type": "int8", "bits": 8.0})
+    kept = [
+        sum(item["bytes"] for item in plan.memory["items"] if item["name"] == "KV cache") for plan in (floats, rounded)
+    ]
+    assert kept[0] == 4 * kept[1] > 0
+    assert made.members[3].refused.startswith("onnxruntime keeps a KV cache as f32, int8, got 'q8_0'")
+
+
 def test_a_subnet_proposed_for_another_context_may_serve(files: Files) -> None:
     """Losses do not depend on the context: what is best anywhere within the limits is a device's own best."""
     seen = planned(files, wanted("short", 226_000_000), wanted("long", 226_000_000 + 40 * 10**6, context=1024))

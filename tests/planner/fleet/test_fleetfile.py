@@ -41,7 +41,7 @@ def test_the_example_works_as_it_is(tmp_path: Path) -> None:
 
 
 def test_what_the_example_has_in_comments_works_too(tmp_path: Path) -> None:
-    keys = ("# [[", "# device", "# mem", "# batch", "# prompt", "# runtime", "# supernet")
+    keys = ("# [[", "# device", "# mem", "# batch", "# prompt", "# kv", "# runtime", "# supernet")
     lines = [line.removeprefix("# ") if line.startswith(keys) else line for line in EXAMPLE.split("\n")]
     load("l4-24gb").save(tmp_path / "board.json")
     path = written(tmp_path, "\n".join(lines))
@@ -51,7 +51,7 @@ def test_what_the_example_has_in_comments_works_too(tmp_path: Path) -> None:
         ("board", "l4-24gb"),
         ("this-machine", "steam-deck-16gb"),
     ]
-    assert fleet.devices[0].prompt_tokens == 128
+    assert (fleet.devices[0].prompt_tokens, fleet.devices[0].kv_cache) == (128, "q8_0")
 
 
 def test_a_profile_file_lies_beside_the_fleet(tmp_path: Path) -> None:
@@ -82,6 +82,8 @@ GOOD = '[[device]]\ndevice = "l4-24gb"\n'
         (GOOD + f"batch = {2**31}", "3: batch: must be a whole number"),
         (GOOD + "context = 64\nprompt-tokens = 64", "1: prompt-tokens must be below the context of 64, got 64"),
         (GOOD + "runtime = 'onxruntime'", "got 'onxruntime'; did you mean 'onnxruntime'?"),
+        (GOOD + "kv-cache = 'q8'\nkv_cache = 'q8'", "4: no key 'kv_cache' for a device; did you mean 'kv-cache'?"),
+        (GOOD + "kv-cache = 'q8-0'", "3: kv-cache: must be one of f32, int8, f16, q8_0, q4_0, fp8, q8, q4, got 'q8-0'"),
         (GOOD + 'name = "a\\nb"', "3: name: must be text of 1 to 200 printable characters"),
         ("max-loss = 0.05\n" + GOOD, '1: max-loss: must be text such as "5%", got 0.05'),
         ("max-loss = '-5%'\n" + GOOD, '1: max-loss: must be text such as "5%"'),

@@ -92,8 +92,9 @@ def test_names_of_packages_say_what_they_are_and_stay() -> None:
         package_name("SmolLM2-135M", 3.94, Subnet.of({"a": Choice(4, 64)}), "onnxruntime", load),
         package_name("SmolLM2-135M", 3.94, subnet, "other", load),
         package_name("SmolLM2-135M", 3.94, subnet, "onnxruntime", Workload(4096, 2)),
+        package_name("SmolLM2-135M", 3.94, subnet, "onnxruntime", Workload(4096, kv_cache="int8")),
     ]
-    assert len({name, *others}) == 4
+    assert len({name, *others}) == 5
     assert package_name("../\u00e9", 3.94, subnet, "onnxruntime", load).startswith("model-3.9bits")
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, INTERPOLATED, MEASURED, PREFILL
+from planner.runtimes.caches import CacheType
 from planner.runtimes.child import Measurement
 from planner.runtimes.llamacpp import amounts, calibrate, costs, fresh, kernels, latency, memory, random_gguf
 from planner.runtimes.llamacpp.formats import TYPES
-from planner.runtimes.llamacpp.serving import LIBRARY, WEIGHTS
+from planner.runtimes.llamacpp.serving import CACHES, LIBRARY, WEIGHTS
 from planner.runtimes.shapes import SMOLLM2, Shape
 from profiles import catalog
 from profiles.anchor import anchored, figures
@@ -62,7 +63,7 @@ def test_weights_and_cache_are_exact() -> None:
     assert items["model.embed_tokens"] == 49152 * 576 // 32 * 34
     assert items["model.layers.0.self_attn.qkv"] == (576 + 192 + 192) * 576 // 32 * 18
     assert items["norms and biases"] == 61 * 576 * 4
-    kinds = {kind: memory.kv_bytes(spec, 1000, 2, kind) for kind in memory.KV_BLOCK_BYTES}
+    kinds = {cache.name: memory.kv_bytes(spec, 1000, 2, cache) for cache in CACHES}
     assert kinds["f16"] == 2 * items["KV cache"]
     assert kinds["q8_0"] * 32 == kinds["f16"] * 17 and kinds["q4_0"] * 32 == kinds["f16"] * 9
 
@@ -120,7 +121,7 @@ def test_a_device_that_was_never_measured_is_estimated_as_a_whole_file_is() -> N
     totals = []
     for device in (plain, anchored(plain, own)):
         items = latency.items(spec, chosen, workload, device, DECODE)
-        cache = memory.kv_bytes(spec, 256 + latency.DECODED_TOKENS // 2, 1, "f16")
+        cache = memory.kv_bytes(spec, 256 + latency.DECODED_TOKENS // 2, 1, CACHES[0])
         weights = sum(amounts.weight_bytes(unit, chosen[unit.name]) for unit in spec.units)
         whole = decode_estimate(device, "cpu", {"block": weights, "float": cache}, spec.num_layers)
         assert {item.basis for item in items} == {ESTIMATE}
@@ -178,6 +179,30 @@ def test_costs_of_time_are_found_again() -> None:
         assert solved[name] == pytest.approx(known[name], rel=0.02)
     for name in (costs.STEP, costs.LAYER, costs.VALUE):  # a value and a layer of one token are not told apart exactly
         assert solved[name] == pytest.approx(known[name], rel=0.25)
+
+
+@pytest.mark.parametrize("cache", CACHES[1:], ids=lambda cache: cache.name)
+def test_attention_takes_what_its_cache_does(cache: CacheType) -> None:
+    """The factors of a type are found again from what serving takes more with it; without them nothing is measured."""
+    factors = {DECODE: 1.7, PREFILL: 2.5}
+    known = {costs.LAYER: 0.02, costs.SCORE_DECODE: 0.3, costs.SCORE_PREFILL: 0.1}
+    known |= {costs.factor_of(cache, phase): factor for phase, factor in factors.items()}
+    plain, device = (
+        replace(DEVICE, calibrations=tuple(Calibration("llamacpp", n, v, costs.UNITS[n]) for n, v in list(some)))
+        for some in (list(known.items())[:3], known.items())
+    )
+    spec, more = calibrate.DEEP.spec(), {}
+    for phase in (PREFILL, DECODE):
+        items = [
+            latency.around(spec, replace(calibrate.prompted(calibrate.LONG), kv_cache=kind), device, phase)[0]
+            for kind in (None, cache.name)
+        ]
+        assert items[1].ms == pytest.approx(factors[phase] * items[0].ms) and items[1].basis == MEASURED
+        more[phase] = items[1].ms - items[0].ms
+        usual = latency.around(spec, replace(calibrate.prompted(9), kv_cache=cache.name), plain, phase)[0]
+        assert usual.basis == ESTIMATE
+    found = calibrate.solve_cache(cache, more[PREFILL], more[DECODE], known)
+    assert found == {costs.factor_of(cache, phase): pytest.approx(factor) for phase, factor in factors.items()}
 
 
 @needs_library
