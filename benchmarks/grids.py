@@ -1,11 +1,13 @@
 """What each grid loses at its bytes: GPTQ alone, and after training the scales for the same steps.
 
-    python benchmarks/grids.py --text ../shared/text --steps 40
+    python benchmarks/grids.py --text ../shared/text --steps 40 [--model ~/.cache/bitfleet/reference-model]
 
-The folder of --text holds train.txt and eval.txt. The model is the embedded default; quality is KL divergence per token
-from the full model on windows of 512 tokens of eval.txt, embedding and head at 8 bits. All choices are solved from the
-same Hessians; each set of three bit-widths trains alone, by the same windows, seed and steps. Bits a weight count
-scales and zeros: float32 and the zero's bits for `int` in ONNX Runtime, float16 for `sym` in a GGUF file.
+The folder of --text holds train.txt and eval.txt. The model is the embedded default unless told otherwise; quality is
+KL divergence per token from the full model on windows of 512 tokens of eval.txt, embedding and head at 8 bits. All
+choices are solved from the same Hessians; each set of three bit-widths trains alone, by the same windows, seed and
+steps. Bits a weight count scales and zeros: float32 and the zero's bits for `int` in ONNX Runtime, float16 for `sym`
+and the blocks of K types for `k` in a GGUF file. The grid `k` is there where the model's rows are multiples of 256, as
+those of the reference model are (reference_model.py).
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ from claims import Claim, finish, table
 from torch import Tensor
 from training import train
 
+from planner.runtimes.llamacpp.formats import type_of
 from supernet.adapters import ADAPTERS
 from supernet.build import Supernet, Weights, build
 from supernet.checkpoint import code_tensors
 from supernet.choices import make_space
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_tensors
+from supernet.formats import FORMATS
 from supernet.grids import GRIDS, QuantizedWeight
-from supernet.loading import DEFAULT_MODEL, load_model
+from supernet.loading import DEFAULT_MODEL, load_model, model_name
 from supernet.model import in_compute_dtype, spec_of_model
 from supernet.prepare import CALIBRATION
 from supernet.quantize import quantize
@@ -44,34 +48,42 @@ SETS = {
     "int, groups of 64": ("int", 64),
     "sym, groups of 64": ("sym", 64),
     "sym, 32 at 4 bits": ("sym", {2: 64, 3: 64, 4: 32, 8: 32}),
+    "sym, groups of 32": ("sym", 32),
+    "k": ("k", {2: 16, 3: 16, 4: 32, 6: 16, 8: 32}),
 }
-TRAINED = ("int, groups of 64", "sym, 32 at 4 bits")
+TRAINED = ("int, groups of 64", "sym, 32 at 4 bits", "k")
 WORSE = 1.1  # times the KL of the free zero in groups of 64 that the symmetric grid may leave, as it is trained
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=Path("../shared/text"))
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--keep", type=Path, help="codes of before are read from this file, or written to it")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    full = load_model(DEFAULT_MODEL)
-    spec = spec_of_model(full.model, DEFAULT_MODEL)
+    full = load_model(arguments.model)
+    spec = spec_of_model(full.model, model_name(arguments.model))
     reference = Reference.of(
         full.model, read_windows(str(arguments.text / "eval.txt"), full.tokenizer, arguments.windows, 512)
     )
     windows = spread_windows(str(arguments.text / "train.txt"), full.tokenizer, 512, 256, arguments.seed)
-    spaces = {name: make_space(spec, BITS, size, grid=grid) for name, (grid, size) in SETS.items()}
+    widths = [linear.in_features for unit in spec.units for linear in unit.linears]
+    spaces = {
+        name: make_space(spec, BITS, size, grid=grid)
+        for name, (grid, size) in SETS.items()
+        if not any(width % FORMATS[grid].block for width in widths)
+    }
     every = SearchSpace.of({u.name: sum((space[u.name] for space in spaces.values()), ()) for u in spec.units})
     weights = solved(full.model, spec, every, windows[:CALIBRATION], arguments)
     codes: dict[str, list[float]] = {}
     for name, space in spaces.items():
         codes[name] = losses(supernet_of(full.model, spec, space, weights), reference)
         print(name, "codes", *(f"{kl:.4f}" for kl in codes[name]), flush=True)
-    after = {name: [math.nan] * len(BITS) for name in SETS}
-    for name in TRAINED if arguments.steps else ():
+    after = {name: [math.nan] * len(BITS) for name in spaces}
+    for name in [name for name in TRAINED if name in spaces] if arguments.steps else ():
         net = supernet_of(full.model, spec, spaces[name], weights)
         train_scales(in_compute_dtype(full.model), net, windows, arguments)
         after[name] = losses(net, reference)
@@ -134,12 +146,14 @@ def train_scales(teacher: Any, net: Supernet, windows: Tensor, arguments: argpar
 
 def stored_bits(choice: Choice) -> float:
     """Bits a weight in the runtime's file."""
+    if choice.format.block > 1:
+        return type_of(choice).bits_per_weight
     sides = 16 if choice.format.symmetric else 32 + choice.bits
     return choice.bits + sides / choice.group_size
 
 
 def claims(codes: Mapping[str, list[float]], trained: Mapping[str, list[float]]) -> list[Claim]:
-    first, last = TRAINED
+    first, last, *_ = TRAINED
     return [
         Claim(f"{bits} bits, {what}: symmetric KL / that of a free zero in groups of 64", ours / theirs, WORSE)
         for what, found in (("codes", codes), ("trained", trained))

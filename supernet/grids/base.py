@@ -53,6 +53,14 @@ class Grid(ABC):
         """What is stored beside codes of so many bits for scales and zeros `(out_features, groups)` that the grid
         holds."""
 
+    def again(
+        self, weight: Tensor, bits: Tensor, importance: Tensor, scale: Tensor, zero: Tensor, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Scale and zero `(rows,)` of one group of a block whose `scale` and `zero` `(rows, groups)` were found before
+        its weights, now `(rows, 1, group_size)`, had changed: what the block's shared numbers leave, weighed as by
+        `clipped`. The other groups' still hold."""
+        return scale[:, number], zero[:, number]
+
     def check(self, weight: QuantizedWeight) -> None:
         """ValueError where a part beside the codes is not one number for each group."""
         groups = (weight.shape[0], weight.in_features // weight.choice.group_size)

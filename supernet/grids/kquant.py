@@ -6,7 +6,8 @@ for every 256 weights of a row; at 2, 4 and 5 bits so are their minima, and at 3
 
 The whole numbers and the two floats are what a supernet stores and what a file holds. Who trains a scale or a zero
 passes both of a whole block through `held`, straight through the rounding: a block's largest scale takes about the
-largest number, and whatever the block's other scales are is rounded to what that leaves.
+largest number, and whatever the block's other scales are is rounded to what that leaves. Who rounds column by column
+settles what a block shares when it is reached, and the whole numbers of a group when that is (`again`).
 
 No scale is 0, which a file could hold: a group of one value has all its codes at 0 and a minimum as well, and a weight
 stays `(code - zero) * scale` with a scale to divide by.
@@ -40,6 +41,18 @@ class Numbers(NamedTuple):
     high: int
 
 
+class Place(NamedTuple):
+    """Numbers of groups, each part `(rows, groups, 1)`; a group whose number is not `free` keeps it. There are no
+    minima where 0 is in the middle."""
+
+    d: Tensor
+    scales: Tensor
+    free: Tensor | bool = True
+    dmin: Tensor | None = None
+    minima: Tensor | None = None
+    minimum_free: Tensor | bool = True
+
+
 NUMBERS = {2: Numbers(1, 15), 3: Numbers(-32, 31), 4: Numbers(1, 63), 5: Numbers(1, 63), 6: Numbers(-128, 127)}
 
 
@@ -69,42 +82,57 @@ class KGrid(Grid):
     def _of_width(
         self, weight: Tensor, bits: int, importance: Tensor, tried: Sequence[Sequence[float]]
     ) -> tuple[Tensor, Tensor]:
+        scale, minimum = self._fitted(weight, bits, importance, tried)
+        numbers, per = NUMBERS[bits], self.groups(bits)
+        d, scales = _divided(_blocks(scale.squeeze(-1), per), numbers)
+        place = Place(_spread(d, scale), _spread(scales, scale))
+        if bits in self.format.moving_zeros:
+            minimum = _refitted(weight, place.d * place.scales, minimum, top_code(bits, weight), importance)
+            dmin, minima = _divided(_blocks(minimum.squeeze(-1), per), Numbers(0, numbers.high))
+            place = place._replace(dmin=_spread(dmin, scale), minima=_spread(minima, scale))
+        scale, minimum = _nearby(weight, bits, importance, place)
+        scale, minimum = (part.squeeze(-1) for part in (scale, minimum))
+        scale, minimum = _read(self._numbers(scale, minimum, bits), bits)
+        return scale.unsqueeze(-1), (minimum / scale).unsqueeze(-1)
+
+    def _fitted(
+        self, weight: Tensor, bits: int, importance: Tensor, tried: Sequence[Sequence[float]]
+    ) -> tuple[Tensor, Tensor]:
+        """Scale and minimum of each group by itself, not rounded yet."""
         ranges, shrinks, stretches = tried
         top = top_code(bits, weight)
         if bits in self.format.moving_zeros:
-            scale, minimum = scale_and_minimum(weight, top, importance, ranges)
-        else:
-            scale = signed_scale(weight, top, importance, shrinks, stretches)
-            minimum = scale * (top + 1) / 2
-        scale, minimum = self._settled(weight, scale, minimum, bits, importance)
-        return scale, minimum / scale
+            return scale_and_minimum(weight, top, importance, ranges)
+        scale = signed_scale(weight, top, importance, shrinks, stretches)
+        return scale, scale * (top + 1) / 2
 
-    def _settled(
-        self, weight: Tensor, scale: Tensor, minimum: Tensor, bits: int, importance: Tensor
+    def again(
+        self, weight: Tensor, bits: Tensor, importance: Tensor, scale: Tensor, zero: Tensor, number: int
     ) -> tuple[Tensor, Tensor]:
-        """The scales and minima that are stored, near those found for each group by itself: of the numbers nearest to
-        them and their neighbours, those that leave the least error."""
-        moving = bits in self.format.moving_zeros
-        per, numbers, top = self.groups(bits), NUMBERS[bits], top_code(bits, weight)
-        middle = (top + 1) / 2
-        d, scales = _divided(_blocks(scale.squeeze(-1), per), numbers)
-        d, scales = (_spread(part, scale) for part in (d, scales))
-        if moving:
-            minimum = _refitted(weight, d * scales, minimum, top, importance)
-            dmin, minima = _divided(_blocks(minimum.squeeze(-1), per), Numbers(0, numbers.high))
-            dmin, minima = (_spread(part, scale) for part in (dmin, minima))
-        best = torch.full_like(scale, torch.inf)
-        for step in NEAR:
-            n = _valid(scales + step, numbers)
-            for move in NEAR if moving else (0,):
-                m = (minima + move).clamp(0, numbers.high) if moving else n
-                low = dmin * m if moving else d * n * middle
-                error = squares(weight, d * n, low, top, importance)
-                better = error < best
-                best = torch.where(better, error, best)
-                scale, minimum = torch.where(better, d * n, scale), torch.where(better, low, minimum)
-        found = self._numbers(scale.squeeze(-1), minimum.squeeze(-1), bits)
-        return tuple(part.unsqueeze(-1) for part in _read(found, bits))  # type: ignore[return-value]
+        found, moved = scale[:, number].clone(), zero[:, number].clone()
+        for width, rows in _by_width(2**bits - 1):
+            parts = self._numbers(scale[rows], scale[rows] * zero[rows], width)
+            new = self._on_shared(weight[rows], width, importance, parts, number)
+            found[rows], moved[rows] = (part.flatten() for part in new)
+        return found, moved
+
+    def _on_shared(
+        self, weight: Tensor, bits: int, importance: Tensor, parts: Mapping[str, Tensor], number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Scale and zero of one group where what its block shares stands: so do the block's largest numbers, by which
+        it is found again."""
+        numbers = NUMBERS[bits]
+        scale, minimum = self._fitted(weight, bits, importance, (RANGES, SHRINKS, STRETCHES))
+        d, old, free = _one(parts["d"], parts["scales"], number)
+        place = Place(d, torch.where(free, _valid((scale / d).round_(), numbers), old), free)
+        if "minima" in parts:
+            top = top_code(bits, weight)
+            minimum = _refitted(weight, d * place.scales, minimum, top, importance)
+            dmin, old, free = _one(parts["dmin"], parts["minima"], number)
+            minima = torch.where(free, (minimum / dmin).round_().clamp_(0, numbers.high), old)
+            place = place._replace(dmin=dmin, minima=minima, minimum_free=free)
+        scale, minimum = _nearby(weight, bits, importance, place)
+        return scale, minimum / scale
 
     def encode_below(self, weight: Tensor, scale: Tensor, zero: Tensor, top: Tensor) -> Tensor:
         return torch.minimum((weight / scale).add_(zero).round_().clamp_(min=0), top)
@@ -212,6 +240,36 @@ def _valid(whole: Tensor, numbers: Numbers) -> Tensor:
     """The nearest numbers that there are; 0 is none where there are some on both sides."""
     whole = whole.clamp(numbers.low, numbers.high)
     return torch.where(whole == 0, torch.ones_like(whole).copysign(whole), whole) if numbers.low < 0 else whole
+
+
+def _nearby(weight: Tensor, bits: int, importance: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+    """Scales and minima of the numbers at this place and of their neighbours, those that leave the least error."""
+    numbers, top = NUMBERS[bits], top_code(bits, weight)
+    d, dmin, minima = place.d, place.dmin, place.minima
+    best = torch.full_like(d, torch.inf)
+    best_scale, best_minimum = d * place.scales, torch.zeros_like(d)
+    for step in NEAR:
+        scale = d * _valid(place.scales + step * place.free, numbers)
+        for move in (0,) if minima is None else NEAR:
+            if minima is None or dmin is None:
+                minimum = scale * (top + 1) / 2
+            else:
+                minimum = dmin * (minima + move * place.minimum_free).clamp_(0, numbers.high)
+            error = squares(weight, scale, minimum, top, importance)
+            better = error < best
+            best = torch.where(better, error, best)
+            best_scale, best_minimum = (
+                torch.where(better, scale, best_scale),
+                torch.where(better, minimum, best_minimum),
+            )
+    return best_scale, best_minimum
+
+
+def _one(shared: Tensor, numbers: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a block's: what it shares, the number of one group, and whether that is below its largest; `(rows, 1, 1)`."""
+    sizes = numbers.abs()
+    free = sizes[:, group] < sizes.amax(-1)
+    return shared.unsqueeze(-1), numbers[:, group].view(-1, 1, 1), free.view(-1, 1, 1)
 
 
 def _refitted(weight: Tensor, scale: Tensor, minimum: Tensor, top: Tensor, importance: Tensor) -> Tensor:

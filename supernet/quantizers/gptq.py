@@ -77,15 +77,22 @@ class GPTQ(Quantizer):
             stop = min(start + BLOCK, columns)
             errors = torch.zeros(stop - start, rest.shape[1], device=rest.device)
             for column in range(start, stop):
-                if column % span == 0:
-                    ahead = rest[column : column + span].clone()
-                    left = stop - column  # columns beyond this block have this block's errors to come
-                    ahead[left:] -= factor[start:stop, stop : column + span].T @ errors
-                    found = self._sides(grid, ahead, bits, importance[column : column + span], group_size)
-                    scales += found[0].unbind(1)
-                    zeros += found[1].unbind(1)
                 if column % group_size == 0:
-                    scale, zero = scales[column // group_size], zeros[column // group_size]
+                    first = column % span == 0
+                    ahead = slice(column, column + (span if first else group_size))
+                    groups = rest[ahead].clone()
+                    left = stop - column  # columns beyond this block have this block's errors to come
+                    groups[left:] -= factor[start:stop, stop : ahead.stop].T @ errors
+                    grouped = groups.T.unflatten(1, (-1, group_size)), importance[ahead].view(-1, group_size)
+                    number = column % span // group_size
+                    if first:
+                        settled = self._sides(grid, *grouped, bits)
+                    if first or not self.clip:
+                        scale, zero = (part[:, number] for part in settled)
+                    else:
+                        scale, zero = grid.again(grouped[0], bits, grouped[1], *settled, number)
+                    scales.append(scale)
+                    zeros.append(zero)
                 codes[column] = code = grid.encode_below(rest[column], scale, zero, top)
                 error = (rest[column] - (code - zero) * scale) / factor[column, column]
                 rest[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
@@ -95,14 +102,10 @@ class GPTQ(Quantizer):
         parts = zip(choices, *(part.split(rows) for part in (codes.T, scale, zero, rest.T)), strict=True)
         return {choice: (grid.pack(c, s, z, choice, columns), moved) for choice, c, s, z, moved in parts}
 
-    def _sides(
-        self, grid: Grid, columns: Tensor, bits: Tensor, importance: Tensor, group_size: int
-    ) -> tuple[Tensor, Tensor]:
-        """Scales and zeros `(rows, groups)` for `columns` `(n, rows)` of whole groups, as they are before any of them
-        is rounded."""
-        groups = columns.T.unflatten(1, (-1, group_size))
+    def _sides(self, grid: Grid, groups: Tensor, importance: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and zeros `(rows, groups)` for `groups` `(rows, groups, group_size)` that are not rounded yet."""
         if self.clip:
-            scale, zero = grid.clipped(groups, bits.view(-1, 1, 1), importance.view(-1, group_size))
+            scale, zero = grid.clipped(groups, bits.view(-1, 1, 1), importance)
         else:
             scale, zero = grid.parameters(groups, bits.view(-1, 1, 1))
         return scale.squeeze(-1), zero.squeeze(-1)

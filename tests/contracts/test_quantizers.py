@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from supernet.formats import FORMATS
-from supernet.grids import GRIDS
+from supernet.grids import GRIDS, Grid
 from supernet.quantizers import GPTQ, QUANTIZERS, RTN, Quantizer
 from supernet.space import Choice
 
@@ -99,6 +99,29 @@ def test_gptq_without_correlation_is_rounding(grid: str) -> None:
     choice = next(choice for choice in choices(grid) if choice.bits == 4)
     solved = GPTQ(clip=False).quantize(weight, [choice], torch.eye(weight.shape[1]))[choice]
     assert torch.equal(solved.codes, RTN().quantize(weight, [choice])[choice].codes)
+
+
+@pytest.mark.parametrize("choice", [choice for grid in GRIDS if grid not in FREE for choice in choices(grid)], ids=str)
+def test_gptq_finds_a_group_of_a_block_again_when_it_is_reached(
+    choice: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors of the columns before have moved its weights by then. What the block shares stays, so it holds exactly."""
+    weight, hessian = problem(choice.grid)
+    kind, grid = type(GRIDS[choice.grid]), GRIDS[choice.grid]
+    held: list[torch.Tensor] = []
+
+    def packed(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, *more: object) -> object:
+        found = pack(codes, scale, zero, *more)
+        held.extend(((found.scale - scale).abs().max() / scale.abs().max(), (found.zero - zero).abs().max()))
+        return found
+
+    pack = grid.pack
+    monkeypatch.setattr(grid, "pack", packed, raising=False)
+    again = GPTQ().quantize(weight, [choice], hessian.clone())[choice].dequantize()
+    assert max(held) < 1e-4
+    monkeypatch.setattr(kind, "again", Grid.again)
+    settled = GPTQ().quantize(weight, [choice], hessian.clone())[choice].dequantize()
+    assert output_error(weight, again, hessian) < 0.99 * output_error(weight, settled, hessian)
 
 
 @pytest.mark.parametrize("choice", [choice for grid in GRIDS for choice in choices(grid)], ids=str)
