@@ -110,7 +110,7 @@ CHANGES: dict[str, tuple[Callable[[Heads], Heads], str]] = {
     "another tensor": (tensor("blk.1.ffn_up.weight", name="blk.1.ffn_up.scale"), "blk.1.ffn_up.scale"),
     "a float matrix": (tensor("blk.1.ffn_up.weight", type=TensorType("F32", 0, 1, 4)), "GGML type 0"),
     "a quantized norm": (tensor("blk.1.attn_norm.weight", type=Q4_0), "GGML type 2"),
-    "a type that nobody writes": (tensor("blk.1.ffn_up.weight", type=TensorType("Q6_K", 14, 32, 210)), "type 14"),
+    "a type that nobody writes": (tensor("blk.1.ffn_up.weight", type=TensorType("IQ4_NL", 20, 32, 18)), "type 20"),
 }
 
 
