@@ -76,7 +76,7 @@ def test_heads_that_blocks_do_not_divide_are_refused(runtime: str, name: str) ->
 def test_the_command_asks_for_it(runtime: str, name: str) -> None:
     member = RUNTIMES[runtime]()
     plain, asked = (member.packages.launch(Path("p"), Workload(256, kv_cache=kind)) for kind in (None, name))
-    if name == member.caches[0].name:
+    if name == member.caches[0].name or runtime == "onnxruntime":  # whose graph says it
         assert asked == plain
     else:
         assert asked != plain and name.removeprefix("q").split("_")[0] in asked
