@@ -36,8 +36,8 @@ USUAL = {
     VALUE: 0.5,
     SCORE_DECODE: 0.2,
     SCORE_PREFILL: 0.1,
-    INT8_DECODE: 1.3,
-    INT8_PREFILL: 1.5,
+    INT8_DECODE: 0.5,
+    INT8_PREFILL: 2.4,
     PRODUCTS: 1.0,
 }
 UNITS = {

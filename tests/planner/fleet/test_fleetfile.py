@@ -113,7 +113,7 @@ GOOD = '[[device]]\ndevice = "l4-24gb"\n'
         (GOOD * (MOST_DEVICES + 1), f"a fleet has at most {MOST_DEVICES} devices"),
         (GOOD + "mem = ", "3: no TOML: Invalid value"),
     ],
-    ids=range(37),
+    ids=range(39),
 )
 def test_what_is_wrong_is_one_line_with_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
