@@ -7,7 +7,6 @@ or beyond the end, types of other programs under the same number. What an export
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from planner.runtimes.caches import CacheType
 from planner.runtimes.llamacpp.architectures import ARCHITECTURES, HIDDEN, Architecture
 from planner.runtimes.llamacpp.formats import Q2_0, TYPES
 from planner.runtimes.llamacpp.header import padded
-from planner.runtimes.llamacpp.modelfile import MODELFILE
+from planner.runtimes.llamacpp.modelfile import MODELFILE, unquoted
 from planner.runtimes.llamacpp.serving import CACHES, SETTINGS, WEIGHTS, Serving
 from planner.runtimes.llamacpp.tensors import FREQUENCIES, LONG, SHORT
 from planner.tokens import TOKENIZER
@@ -274,16 +273,9 @@ def _check_modelfile(path: Path) -> None:
     if path.stat().st_size > MOST_MODELFILE:
         raise ValueError(f"{MODELFILE} has at most {MOST_MODELFILE} bytes")
     for line in path.read_text(encoding="utf-8").splitlines():
-        if not _LINE.fullmatch(line) or (line.startswith(_STOP) and not _is_text(line.removeprefix(_STOP))):
+        if not _LINE.fullmatch(line) or (line.startswith(_STOP) and unquoted(line.removeprefix(_STOP)) is None):
             raise ValueError(f"{MODELFILE} may not say {line!r:.80}")
 
 
 _STOP = "PARAMETER stop "
 _LINE = re.compile(rf"FROM \./{re.escape(WEIGHTS)}|PARAMETER num_ctx [0-9]{{1,8}}|PARAMETER temperature 0|{_STOP}.+")
-
-
-def _is_text(value: str) -> bool:
-    try:
-        return isinstance(json.loads(value), str)
-    except ValueError:
-        return False

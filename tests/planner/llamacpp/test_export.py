@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from planner.runtimes.llamacpp import architectures, fresh, metadata, safety, tensors
+from planner.runtimes.llamacpp import architectures, fresh, metadata, modelfile, safety, tensors
 from planner.runtimes.llamacpp.export import in_pairs, write_model
 from planner.runtimes.llamacpp.serving import LIBRARY
 from records.errors import InputError
@@ -90,6 +90,25 @@ def test_the_modelfile_says_what_the_file_does_not(tmp_path: Path) -> None:
     write_model(files, mixed(files.spec, "sym8g32"), CONTEXT, 1, tmp_path / "package")
     lines = (tmp_path / "package" / "Modelfile").read_text().splitlines()
     assert lines == ["FROM ./model.gguf", "PARAMETER num_ctx 256", "PARAMETER temperature 0", 'PARAMETER stop "</s>"']
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("<|im_end|>", '"<|im_end|>"'),
+        ("<｜end▁of▁sentence｜>", '"<｜end▁of▁sentence｜>"'),  # Ollama undoes no escapes
+        ("a\\n", '"a\\n"'),
+        ('say "no" now', '"""say "no" now"""'),
+        ('"quoted"', None),
+        ("two\nlines", None),
+        ("", None),
+    ],
+)
+def test_a_stop_of_ollama_is_written_as_its_parser_reads_it(text: str, line: str | None) -> None:
+    assert modelfile.quoted(text) == line
+    if line is not None:
+        assert modelfile.unquoted(line) == text
+        assert not any(modelfile.unquoted(other) for other in (line + " ", line[:-1], text + "x", f"'{text}'"))
 
 
 def test_neighbours_in_the_file_are_halves_in_the_model() -> None:
