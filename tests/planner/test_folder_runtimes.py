@@ -167,7 +167,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "depth": (config(lambda value: value.update(x=[[[[[[[[[1]]]]]]]]])), "deep"),
     "a key twice": (again, "twice"),
     "no number": (config(lambda value: value.update(x=float("nan"))), "finite"),
-    "an architecture": (config(lambda value: value.update(architectures=["OlmoForCausalLM"])), "OlmoForCausalLM"),
+    "an architecture": (config(lambda value: value.update(architectures=["OddForCausalLM"])), "OddForCausalLM"),
     "a vocabulary": (config(lambda value: value.update(vocab_size=10**7)), "vocabulary"),
     "layers": (config(lambda value: value.update(num_hidden_layers=5000)), "5000 layers"),
     "channels": (config(lambda value: value.update(intermediate_size=10**6)), "1000000"),

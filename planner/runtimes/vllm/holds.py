@@ -1,8 +1,8 @@
 """What a compressed-tensors folder holds, what vLLM's loader takes of it, and which kernel runs it on which device.
 
 Read from vLLM 0.32: `compressed_tensors_wNa16` for the layout, `kernels/linear/mixed_precision` for the kernels, and
-`packed_modules_mapping` of each model's class for what it fuses. Models that vLLM runs through its Transformers backend
-are left out: nobody loaded one here.
+`packed_modules_mapping` of each model's class for what it fuses. It runs some models by transformers' own code
+(`TRANSFORMERS`) and fuses there what it recognizes; each of those was loaded and answered as its subnet does.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ FUSED: dict[str, tuple[tuple[str, ...], ...]] = {
     "NemotronForCausalLM": (QKV,),
     "Ernie4_5ForCausalLM": (QKV, GATE_UP),
 }
+TRANSFORMERS = ("SmolLM3ForCausalLM", "HunYuanDenseV1ForCausalLM", "PhiForCausalLM", "OlmoForCausalLM")
+FUSED |= dict.fromkeys(TRANSFORMERS, (QKV, GATE_UP))
 NO_FLOAT16 = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
