@@ -67,6 +67,7 @@ def diagnose(cache: Path) -> Report:
         torch_works,
         onnxruntime_works,
         genai_loads,
+        other_runtimes,
         gpu,
         memory,
         partial(disk, cache),
@@ -213,6 +214,18 @@ def genai_loads() -> Iterator[Check]:
         yield Check("onnxruntime-genai", FAIL, _line(error), "pip install --force-reinstall onnxruntime-genai")
         return
     yield Check("onnxruntime-genai", PASS, str(genai.__version__))
+
+
+def other_runtimes() -> Iterator[Check]:
+    """One that is missing is a matter of taste; one that is there must work."""
+    from planner import runtime_checks as runtimes
+
+    for found in runtimes.check_all():
+        if found.state == runtimes.MISSING:
+            yield Check(found.name, PASS, f"{found.detail} ({found.fix})")
+        else:
+            statuses = {runtimes.INSTALLED: PASS, runtimes.OTHER: WARN, runtimes.BROKEN: FAIL}
+            yield Check(found.name, statuses[found.state], found.detail, found.fix)
 
 
 def gpu() -> Iterator[Check]:
