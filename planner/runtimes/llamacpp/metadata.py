@@ -29,10 +29,11 @@ def entries(spec: ModelSpec, model_dir: Path) -> list[Entry]:
     numbers = {**_shapes(spec), **_special(spec, config, model_dir / CONFIG)}
     rope, texts = _rope(spec, config, model_dir / CONFIG)
     numbers |= rope
+    spoken = vocabulary.entries(model_dir, spec.vocab_size)
     return [
         Entry("general.architecture", STRING, known.name),
         Entry("general.type", STRING, "model"),
-        Entry("general.name", STRING, spec.name),
+        Entry("general.name", STRING, vocabulary.called(spec.name, model_dir)),
         Entry("general.file_type", UINT32, MIXED),
         Entry("general.quantization_version", UINT32, QUANTIZATION_VERSION),
         *(
@@ -40,7 +41,7 @@ def entries(spec: ModelSpec, model_dir: Path) -> list[Entry]:
             for key, value in numbers.items()
         ),
         *(Entry(f"{known.name}.{key}", STRING, text) for key, text in texts.items()),
-        *vocabulary.entries(model_dir, spec.vocab_size),
+        *spoken,
     ]
 
 

@@ -6,6 +6,7 @@ those, part by part, and what has no name there is refused: a text that is cut o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from records.reading import read_foreign
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # what llama.cpp takes a token for
 _ENDS = ("eos", "eot", "eom")  # keys of tokens at which llama.cpp ends a text
+# llama.cpp lets special tokens take the spaces after them in models by the name of Phi-3, and there all but these.
+_PHI3 = re.compile("phi-?3", re.IGNORECASE)
+_KEEP_SPACES = {"<unk>", "<s>", "<|endoftext|>"}
 _BYTES = {f"<0x{value:02X}>" for value in range(256)}
 
 
@@ -54,14 +58,34 @@ def entries(model_dir: Path, vocab_size: int) -> list[Entry]:
     return found + ([] if template is None else [Entry("tokenizer.chat_template", STRING, template)])
 
 
+def called(name: str, model_dir: Path) -> str:
+    """The name that a file gives its model: llama.cpp reads there whether special tokens take the spaces after them,
+    and does not load a file by the name of Phi-3 without its tokens. For a model that `entries` takes."""
+    looks = _PHI3.search(name) is not None
+    if _takes_spaces(read_foreign(model_dir / TOKENIZER)):
+        return name if looks else f"phi-3 {name}"
+    return _PHI3.sub("phi 3", name) if looks else name
+
+
+def _takes_spaces(described: Mapping[str, Any]) -> bool:
+    """Whether special tokens take the spaces after them, as Phi-3's do. InputError where others do, or otherwise."""
+    added = described["added_tokens"]
+    names = {token["content"] for token in added}
+    taking = {token["content"] for token in added if token.get("rstrip")}
+    phi3 = bool(taking) and taking == names - _KEEP_SPACES and _KEEP_SPACES | {"</s>"} <= names
+    for token in added:
+        if any(token.get(flag) for flag in ("single_word", "lstrip")) or (token.get("rstrip") and not phi3):
+            raise InputError(f"{token['content']!r:.40} takes the spaces beside it or stands by itself alone")
+    return phi3
+
+
 def _tokens(described: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
     """Every row's token and what it is; rows that the tokenizer does not use get names that no text has."""
     model = described["model"]
     by_id = {number: token for token, number in model["vocab"].items()}
     types = {number: BYTE if model.get("byte_fallback") and t in _BYTES else NORMAL for number, t in by_id.items()}
+    _takes_spaces(described)
     for token in described["added_tokens"]:
-        if any(token.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
-            raise InputError(f"{token['content']!r:.40} takes the spaces beside it or stands by itself alone")
         by_id[token["id"]] = token["content"]
         types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
     unknown = next((number for number, token in by_id.items() if token == model.get("unk_token")), None)

@@ -22,6 +22,9 @@ from records.errors import InputError, MissingError
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
+BESIDE = ["", " ", "  ", "\n", "\t ", "<|im_start|>", "<|im_start|>\n", "</s> ", "<s> ", "<|endoftext|>  "]
+WORDS = ["hello", "Hello  world", "été", "你好", "😀 é", "x = 1234", "...", "don't"]
+AROUND = [f"{before}{word}{after}" for before in BESIDE for word in WORDS for after in BESIDE]
 TEXTS = [*PROBES, "import os\n\n\tdef f(self, x=10):\n\t\treturn  x + 1234\n"] * 3
 ByteLevel = pre_tokenizers.ByteLevel
 
@@ -59,6 +62,14 @@ def sentencepiece(normalizer: Any, cutter: Any) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(described))
 
 
+def phi3() -> Tokenizer:
+    """Special tokens take the spaces after them, but for three."""
+    described = json.loads(sentencepiece(prefixed(), None).to_str().replace("<|im_end|>", "<|endoftext|>"))
+    for token in described["added_tokens"]:
+        token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+    return Tokenizer.from_str(json.dumps(described))
+
+
 def digits() -> Any:
     each = pre_tokenizers.Digits(individual_digits=True)
     return pre_tokenizers.Sequence([each, ByteLevel(add_prefix_space=False)])
@@ -80,6 +91,7 @@ TOKENIZERS: dict[str, tuple[str, Callable[[], Tokenizer]]] = {
     "qwen": ("qwen2", lambda: by_pattern(cuts.ONE_DIGIT)),
     "llama 2": ("default", lambda: sentencepiece(prefixed(), None)),
     "gemma": ("default", lambda: sentencepiece(spaces(), pre_tokenizers.Split(" ", "merged_with_previous"))),
+    "phi-3": ("default", phi3),
     "without a prefix": ("default", lambda: sentencepiece(None, metaspace("never"))),
 }
 
@@ -109,9 +121,10 @@ def test_llama_cpp_cuts_as_the_model_does(name: str, single: str, tmp_path: Path
     saved(tokenizer, tmp_path, single)
     found = vocabulary.entries(tmp_path, tokenizer.get_vocab_size())
     assert told(tmp_path)["pre"] == cut
-    (tmp_path / WEIGHTS).write_bytes(head([Entry("general.architecture", STRING, "llama"), *found], []))
+    named = Entry("general.name", STRING, vocabulary.called("a model like Phi-3", tmp_path))
+    (tmp_path / WEIGHTS).write_bytes(head([Entry("general.architecture", STRING, "llama"), named, *found], []))
     Serving(64, 1, ()).save(tmp_path)
-    ids, _, _ = fresh.spoken_by_others(tmp_path, texts := [t for t in PROBES if "\0" not in t], [])
+    ids, _, _ = fresh.spoken_by_others(tmp_path, texts := [t for t in (*PROBES, *AROUND) if "\0" not in t], [])
     ours = Tokenization(tmp_path)
     differs = {text: (found, ours.encode(text)) for text, found in zip(texts, ids, strict=True)
                if found != ours.encode(text)}  # fmt: skip
@@ -174,6 +187,12 @@ def test_merges_that_tokens_do_not_imply_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(described))
     with pytest.raises(InputError, match="SentencePiece would"):
         told(folder)
+
+
+def test_the_name_says_whether_special_tokens_take_spaces(tmp_path: Path) -> None:
+    taking, plain = saved(phi3(), tmp_path / "phi"), saved(sentencepiece(prefixed(), None), tmp_path / "llama")
+    assert [vocabulary.called(name, taking) for name in ("Phi-3-mini", "mine")] == ["Phi-3-mini", "phi-3 mine"]
+    assert [vocabulary.called(name, plain) for name in ("Phi3-like", "mine")] == ["phi 3-like", "mine"]
 
 
 def test_a_token_that_takes_spaces_is_refused(tmp_path: Path) -> None:
