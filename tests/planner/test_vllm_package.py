@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from planner.request import Workload
 from planner.runtimes.tensor_file import WEIGHTS
 from planner.runtimes.vllm import holds
 from planner.runtimes.vllm.runtime import Vllm
@@ -27,7 +28,7 @@ LIBRARY = "pip install bitfleet[vllm]"
 LOADED = (
     "llama", "qwen2", "qwen3", "gemma", "phi3", "granite", "nemotron", "ernie", "llama with biases, heads of 32",
     "mistral with a window", "llama, llama3", "phi3, longrope", "smollm3", "hunyuan",
-    "phi", "olmo",
+    "phi", "olmo", "gemma2", "gemma3",
 )  # fmt: skip
 
 
@@ -213,4 +214,15 @@ def test_a_layer_that_is_fused_and_may_differ_is_refused(tmp_path: Path) -> None
         apart += parts if unit.role == "gate_up" else [unit]
     assert holds.model_refusal(spec) is None
     assert "mlp.gate_proj, model.layers.0.mlp.up_proj" in str(holds.model_refusal(replace(spec, units=tuple(apart))))
-    assert "bfloat16" in str(holds.model_refusal(replace(spec, architecture="Gemma3ForCausalLM")))
+
+
+def test_a_plan_says_where_vllm_rounds(tmp_path: Path) -> None:
+    spec, device = GridModel(save_tiny("gemma3", tmp_path)).spec, load("l4-24gb")
+    said = Vllm().pricing(spec, Workload(128, 1, 32), device).rests_on()
+    assert (
+        holds.model_refusal(spec) is None
+        and said is not None
+        and said.endswith("bfloat16, which rounds scales to 8 bits")
+    )
+    other = Vllm().pricing(replace(spec, architecture="LlamaForCausalLM"), Workload(128, 1, 32), device).rests_on()
+    assert other is not None and "bfloat16" not in other

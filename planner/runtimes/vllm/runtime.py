@@ -69,7 +69,9 @@ class Vllm(Runtime):
 
     def pricing(self, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> BandwidthPricing:
         cache = self.cache(workload)
-        return BandwidthPricing(spec, workload, device, VllmHolding(spec), USUAL, self.name, UNKNOWN, cache)
+        rounded = "; vLLM runs this model in bfloat16, which rounds scales to 8 bits"
+        said = UNKNOWN + (rounded if spec.architecture in holds.BFLOAT16 else "")
+        return BandwidthPricing(spec, workload, device, VllmHolding(spec), USUAL, self.name, said, cache)
 
     def versions(self) -> dict[str, str]:
         """Nothing of the runtime is needed to write what it loads."""
