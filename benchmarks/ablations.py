@@ -36,7 +36,7 @@ from mixtures import code_bits
 from rival_tools import from_tensors
 from training import train
 
-from planner.search.exact import solve
+from planner.search.program import solve
 from records.atomic import write_text
 from records.cache import cache_dir
 from supernet.adapters import ADAPTERS

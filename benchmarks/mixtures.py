@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from planner.search.base import Problem, Resource
 from planner.search.depth import around, split
-from planner.search.exact import solve
+from planner.search.program import solve
 from supernet.build import Supernet
 from supernet.evaluate import Reference, evaluate
 from supernet.sensitivity import Table

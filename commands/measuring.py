@@ -85,14 +85,15 @@ def check_text(source: str) -> None:
     check_source(source)
 
 
-def check_full_model(files: SupernetFiles) -> None:
+def check_full_model(
+    files: SupernetFiles,
+    what: str = "text of your own",
+    otherwise: str = ", or train with --eval FILE, which keeps what the full model says of a text",
+) -> None:
     """MissingError where the model that the supernet was made from is known to be gone."""
     source = files.info["source"]
     if Path(source).is_absolute() and not Path(source).exists():
-        raise MissingError(
-            f"text of your own needs the full model, and {source} is gone; put it back, or train with --eval FILE, "
-            "which keeps what the full model says of a text"
-        )
+        raise MissingError(f"{what} needs the full model, and {source} is gone; put it back{otherwise}")
 
 
 def measured_quality(files: SupernetFiles, text: str | None = None, trust: bool = False) -> MeasuredQuality:

@@ -20,6 +20,7 @@ from commands.names import (
     trained_supernet,
 )
 from commands.reports import print_plan
+from commands.searching import check_searchable, measured_search
 from commands.terminal import JSON, TRUST, emit, say
 from records.atomic import check_output
 
@@ -40,6 +41,8 @@ from records.atomic import check_output
 @click.option("--runtime", default=AUTO, show_default=True, help="What will load the package: the best one, or a name.")
 @click.option("--text", metavar="FILE", help="Measure on this text too: what the package is for. Needs the full model.")
 @click.option("--trials", type=click.IntRange(min=0), metavar="N", help="Subnets that the search tries.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Search on, by measuring.")
+@click.option("--storage", metavar="URL", help="An Optuna storage for that search.  [default: beside the supernet]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="plan.json", show_default=True)
 @TRUST
@@ -47,7 +50,7 @@ from records.atomic import check_output
 def plan(
     supernet: str | None, mem: str, latency: str | None, ttft: str | None, disk: str | None, context: int | None,
     batch: int, prompt_tokens: int | None, kv_cache: str | None, device: str | None, runtime: str, text: str | None,
-    trials: int | None, seed: int, out: Path, trust: bool, as_json: bool,
+    trials: int | None, minutes: float | None, storage: str | None, seed: int, out: Path, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """The bits of every layer that lose least within a memory and latency budget.
 
@@ -75,10 +78,13 @@ def plan(
     elif text is not None:
         check_text(text)
     measure = None if files is None else measured_quality(files, text, trust)
+    if files is not None and minutes is not None:
+        check_searchable(files)
     target = named or own_device(runtime)
     files = files or default_supernet()
     measure = measure or measured_quality(files, text, trust)
     loaders, absent = runtimes_for(runtime, target)
+    deepen = None if minutes is None else measured_search(files, minutes, storage, trust)
     made = pipeline.plan_any(
         files,
         loaders,
@@ -90,6 +96,7 @@ def plan(
         seed=seed,
         command=shlex.join(["bitfleet", *sys.argv[1:]]),
         absent=absent,
+        deepen=deepen,
     )
     made.save(out)
     if as_json:

@@ -5,7 +5,7 @@ One device is a fleet of one: `planner.fleet` joins the same stages for many.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from planner.choose import choose
@@ -20,6 +20,9 @@ from profiles.device import DeviceProfile
 from records.errors import BudgetError, InputError
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Subnet
+
+Deepen = Callable[[Framed, Proposed], Proposed]
+"""More finalists, from those that are there."""
 
 
 def plan(
@@ -50,12 +53,15 @@ def plan_any(
     top: int = TOP,
     command: str = "",
     absent: Mapping[str, str] | None = None,
+    deepen: Deepen | None = None,
 ) -> Plan:
     """The runtime and the subnet that lose least on `device` within `budget`, with their evidence; of equals the
     faster.
 
     What a runtime's rounding of activations costs counts where it is known. `absent` are runtimes that may not be
     taken, with the reason; they are listed with the others.
+
+    `deepen` searches on from the finalists of the runtime that was taken, and what it finds is measured with them.
 
     `measure` is given the finalists and the best uniform subnet, and returns what each loses on text that did not
     train; without it the predictions decide. Raises BudgetError when nothing meets the budget, InputError for a model
@@ -81,6 +87,9 @@ def plan_any(
     plans = {name: choose(framed, proposed, qualities, command) for name, (framed, proposed) in found.items()}
     losses = {name: _loss(plans[name], framed) for name, (framed, _) in found.items()}
     best = min(plans, key=lambda name: (losses[name], plans[name].chosen.tpot_ms))
+    if deepen is not None:
+        framed, proposed = found[best][0], deepen(*found[best])
+        plans[best] = choose(framed, proposed, qualities | measured([proposed], measure), command)
     others = [_other(plans[name], losses[name]) for name in sorted(losses, key=losses.__getitem__) if name != best]
     lines = {**{name: str(error) for name, error in refused.items()}, **(absent or {})}
     return replace(plans[best], others=(*others, *(Other(name, line) for name, line in lines.items())))

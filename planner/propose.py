@@ -8,7 +8,7 @@ from itertools import chain, product
 from typing import Any
 
 from planner.plan import PLANNED, UNIFORM
-from planner.search.base import Candidate, Found, Problem, ranked
+from planner.search.base import Candidate, Found, Problem, Search, ranked
 from planner.search.depth import around, split
 from planner.search.exact import ExactSearch
 from planner.search.optuna_search import OptunaSearch
@@ -44,6 +44,14 @@ def propose(problem: Problem, spec: ModelSpec, trials: int = TRIALS, seed: int =
         return Proposed((), traces)
     near = _near_the_mean(problem, spec, candidates[0].subnet)
     return Proposed(tuple(_finalists(candidates, near, uniforms, top)), traces)
+
+
+def searched(problem: Problem, proposed: Proposed, search: Search, top: int = TOP) -> Proposed:
+    """The finalists, and before them the `top` best that `search` finds from there."""
+    known = {candidate.subnet: kind for kind, candidate in proposed.finalists}
+    found = search.search(problem, [candidate for _, candidate in proposed.finalists])
+    new = [(PLANNED, one) for one in found.candidates if one.subnet not in known][:top]
+    return Proposed((*new, *proposed.finalists), (*proposed.traces, found.trace))
 
 
 def _uniforms(problem: Problem, spec: ModelSpec) -> tuple[Candidate, ...]:

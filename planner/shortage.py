@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from planner.request import Budget
 from planner.search.base import Problem
-from planner.search.exact import Shortfall, shortfalls
+from planner.search.program import Shortfall, shortfalls
 from records.errors import BudgetError
 
 FLAGS = {"memory": "--mem {}", "tpot": "--latency {}", "ttft": "--ttft {}", "disk": "--disk {}"}

@@ -27,7 +27,7 @@ from supernet.folder import begin
 from supernet.gate import Gate
 from supernet.loading import Loaded, model_name
 from supernet.model import check_head, hidden_states, in_compute_dtype, spec_of_model
-from supernet.progress import Progress
+from supernet.progress import Progress, silent
 from supernet.pruning import channel_order, reorder
 from supernet.recipe import Recipe
 from supernet.reference import HELD_OUT, MANUAL, Reference, text_name
@@ -144,8 +144,24 @@ def _windows(
     """Windows to hold out and to train on, and what text they are."""
     tokens, seed = recipe.window_tokens, recipe.seed
     if recipe.data is not None:
-        return spread_windows(recipe.data, tokenizer, MEASURED + READ, tokens, seed, progress), recipe.data
+        return _drawn(tokenizer, recipe, progress), recipe.data
     return own_windows(in_compute_dtype(model), tokenizer, MEASURED + SAMPLED, tokens, seed, progress, seconds)
+
+
+def _drawn(tokenizer: Any, recipe: Recipe, progress: Progress) -> Tensor:
+    """Windows of the text that was given, those to hold out first."""
+    assert recipe.data is not None
+    return spread_windows(recipe.data, tokenizer, MEASURED + READ, recipe.window_tokens, recipe.seed, progress)
+
+
+def training_windows(tokenizer: Any, recipe: Recipe, count: int, progress: Progress = silent) -> Tensor:
+    """Up to `count` windows that no plan is measured on: of the text that trained, where that was given and is there;
+    else of the Python manual, of its part that adapters are tried on."""
+    if recipe.data is None or recipe.data == "-":
+        return manual_windows(tokenizer, count, recipe.window_tokens, "trial")
+    windows = _drawn(tokenizer, recipe, progress)
+    held_out = min(MEASURED, len(windows) // 2)
+    return windows[held_out : held_out + count]
 
 
 def _references(

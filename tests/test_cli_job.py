@@ -217,6 +217,37 @@ def test_a_plan_for_a_known_device_is_quick_and_loads_no_torch(supernet: Path, p
     assert done.stderr.splitlines()[-1] == "False"
 
 
+def test_minutes_of_search_are_kept_beside_the_supernet_and_go_on(
+    bitfleet: Any, supernet: Path, tmp_path: Path
+) -> None:
+    net, out = tmp_path / "net", tmp_path / "plan.json"
+    shutil.copytree(supernet, net)
+    options = ("--runtime", "onnxruntime", "--context", 128, "--prompt-tokens", 64, "--device", DEVICE, "--out", out)
+    smallest = float(bitfleet("plan", net, "--mem", "10MB", *options).error.rpartition("use --mem ")[2].split("MB")[0])
+    tight = ("--mem", f"{smallest + 0.02:.2f}MB", *options)
+    plain = json.loads(bitfleet("plan", net, *tight, "--json").out)
+    assert not (net / "searches.journal").exists()
+    first, second = (json.loads(bitfleet("plan", net, *tight, "--minutes", 0.1, "--json").out) for _ in range(2))
+    assert (net / "searches.journal").is_file() and (net / "search.safetensors").is_file()
+    traces = [one["search"][-1] for one in (first, second)]
+    assert all(trace["solver"] == "Optuna, steps along the measured slope" for trace in traces)
+    assert traces[1]["trials"] >= traces[0]["trials"] > 1
+    losses = [one["compared"][0]["measured"]["kl"] for one in (plain, first, second)]
+    assert losses[0] >= losses[1] >= losses[2]
+
+
+def test_searching_needs_the_full_model_and_says_so_at_once(
+    bitfleet: Any, model: Path, supernet: Path, tmp_path: Path
+) -> None:
+    net = tmp_path / "net"
+    shutil.copytree(supernet, net)
+    index = net / "supernet.json"
+    index.write_text(index.read_text().replace(str(model), str(tmp_path / "gone")))
+    done = bitfleet("plan", net, "--mem", "200MB", "--device", DEVICE, "--context", 128, "--minutes", 1)
+    assert done.code != 0
+    assert f"searching needs the full model, and {tmp_path / 'gone'} is gone" in done.error
+
+
 def test_a_budget_that_cannot_be_met_exits_3_and_names_the_smallest(
     bitfleet: Any, supernet: Path, tmp_path: Path
 ) -> None:

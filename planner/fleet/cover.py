@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.exact import quiet
+from planner.search.program import quiet
 
 TIME_LIMIT_S = 10.0
 

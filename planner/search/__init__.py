@@ -1,17 +1,19 @@
 from planner.search.base import Candidate, Found, Problem, Resource, Search
 from planner.search.evolution import EvolutionSearch
 from planner.search.exact import ExactSearch
+from planner.search.measured import MeasuredSearch
 from planner.search.optuna_search import OptunaSearch
 from planner.search.shrink import ShrinkSearch
 
 SEARCHES: dict[str, type[Search]] = {
     "evolution": EvolutionSearch,
     "exact": ExactSearch,
+    "measured": MeasuredSearch,
     "optuna": OptunaSearch,
     "shrink": ShrinkSearch,
 }
 
 __all__ = [
-    "SEARCHES", "Candidate", "EvolutionSearch", "ExactSearch", "Found", "OptunaSearch", "Problem", "Resource", "Search",
-    "ShrinkSearch",
+    "SEARCHES", "Candidate", "EvolutionSearch", "ExactSearch", "Found", "MeasuredSearch", "OptunaSearch", "Problem",
+    "Resource", "Search", "ShrinkSearch",
 ]  # fmt: skip

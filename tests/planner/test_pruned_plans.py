@@ -23,7 +23,8 @@ from planner.runtimes.onnxruntime.calibrate import DEEP
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.search import SEARCHES
 from planner.search.base import Problem, Resource, Search
-from planner.search.exact import ExactSearch, shortfalls
+from planner.search.exact import ExactSearch
+from planner.search.program import shortfalls
 from profiles.device import DeviceProfile
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice, SearchSpace, Subnet

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from planner.search.base import Problem, Resource
-from planner.search.exact import ExactSearch, shortfalls
+from planner.search.exact import ExactSearch
+from planner.search.program import shortfalls
 from supernet.space import Choice, SearchSpace
 
 SHAPES = (576 * 960, 576 * 576, 576 * 3072, 576 * 1536)  # the four kinds of unit of SmolLM2-135M
