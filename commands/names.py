@@ -66,7 +66,7 @@ def measure_device(device: str, quick: bool, path: Path, runtime: str = AUTO) ->
     from planner.profiling import profile_device, with_others
     from planner.runtimes import installed
 
-    timed = installed()[0] if runtime == AUTO else (runtime_named(runtime),)
+    timed = installed().found if runtime == AUTO else (runtime_named(runtime),)
     with progress() as report:
         found, skipped = profile_device(device, timed, quick, report)
     for one in skipped:
@@ -181,13 +181,16 @@ def default_supernet_path() -> Path:
 def runtime_named(name: str) -> Runtime:
     from planner.runtimes import RUNTIMES
 
-    return one_of("--runtime", RUNTIMES, name)()
+    check_runtime(name)
+    return RUNTIMES[name]()
 
 
 def check_runtime(name: str) -> None:
-    """InputError where `name` is neither a runtime's nor AUTO."""
-    from planner.runtimes import RUNTIMES
+    """InputError where `name` is neither a runtime's nor AUTO, or that of a runtime that cannot be loaded."""
+    from planner.runtimes import BROKEN, RUNTIMES
 
+    if name in BROKEN:
+        raise InputError(BROKEN[name])
     one_of("--runtime", {AUTO: None, **RUNTIMES}, name)
 
 
@@ -203,11 +206,12 @@ def check_cache(kind: str | None, runtime: str) -> None:
 
 def runtimes_for(name: str, device: DeviceProfile) -> tuple[tuple[Runtime, ...], dict[str, str]]:
     """The runtime of that name; for AUTO all that run on the device and are installed, and what to install for more."""
-    from planner.runtimes import RUNTIMES, able
+    from planner.runtimes import RUNTIMES, installed
 
     if name != AUTO:
         return (runtime_named(name),), {}
-    found, missing = able(device)
+    here = installed().on(device)
+    found, missing = here.found, here.missing
     if not found and missing:
         raise NotInstalledError("; ".join(missing.values()))
     return found or tuple(member() for member in RUNTIMES.values()), missing  # without any, each will say why

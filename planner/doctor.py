@@ -68,6 +68,7 @@ def diagnose(cache: Path) -> Report:
         onnxruntime_works,
         genai_loads,
         other_runtimes,
+        outside_runtimes,
         gpu,
         memory,
         partial(disk, cache),
@@ -226,6 +227,16 @@ def other_runtimes() -> Iterator[Check]:
         else:
             statuses = {runtimes.INSTALLED: PASS, runtimes.OTHER: WARN, runtimes.BROKEN: FAIL}
             yield Check(found.name, statuses[found.state], found.detail, found.fix)
+
+
+def outside_runtimes() -> Iterator[Check]:
+    """Those that other packages bring; nothing where there are none."""
+    from planner.runtimes import BROKEN, OUTSIDE
+
+    for name, member in OUTSIDE.items():
+        yield Check(f"runtime {name}", PASS, f"brought by {member.__module__}")
+    for name, line in BROKEN.items():
+        yield Check(f"runtime {name}", WARN, line, "mend or uninstall it")
 
 
 def gpu() -> Iterator[Check]:

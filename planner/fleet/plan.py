@@ -18,7 +18,7 @@ from planner.plan import PLANNED, Plan
 from planner.propose import TRIALS, Proposed, propose
 from planner.quality import Measure, Quality
 from planner.request import DEFAULT_CONTEXT, DEFAULT_PROMPT_TOKENS, Workload
-from planner.runtimes import AUTO, RUNTIMES, able
+from planner.runtimes import AUTO, RUNTIMES, Installed, installed
 from planner.runtimes.base import Progress, Runtime
 from planner.search.base import Candidate, Problem
 from planner.shortage import KEYS, budget_error
@@ -115,7 +115,8 @@ def plan_fleet(
     """
     report = progress or (lambda what, share: None)
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
-    ways = [list(_ways(wanted)) for wanted in fleet.devices]
+    here = installed() if any(wanted.runtime == AUTO for wanted in fleet.devices) else None
+    ways = [list(_ways(wanted, here)) for wanted in fleet.devices]
     flat = [way for each in ways for way in each]
     runtimes = {name: runtime_of(name) for name in dict.fromkeys(way.runtime for way in flat)}
     _check_any(files, table, list(runtimes.values()))
@@ -136,12 +137,12 @@ def plan_fleet(
     return _covered(members, qualities, fleet.max_loss, len(problems), command)
 
 
-def _ways(wanted: Wanted) -> Iterator[Wanted]:
+def _ways(wanted: Wanted, here: Installed | None) -> Iterator[Wanted]:
     """The device with each runtime that may serve it: the one that is named, or with AUTO each that is able."""
-    if wanted.runtime != AUTO:
+    if here is None or wanted.runtime != AUTO:
         yield wanted
         return
-    names = [runtime.name for runtime in able(wanted.profile)[0]]
+    names = [runtime.name for runtime in here.on(wanted.profile).found]
     for name in names or list(RUNTIMES):  # without any, each will say why
         yield replace(wanted, runtime=name)
 

@@ -13,7 +13,7 @@ from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, MemoryItem
 from planner.runtimes.caches import CacheType
 from profiles.device import DeviceProfile
-from profiles.folder_shares import FLOAT, Reading, layers_estimate, read_estimate
+from profiles.folder_shares import FIGURES, FLOAT, Reading, layers_estimate, read_estimate
 from profiles.roofline import BANDWIDTH_EFFICIENCY, COMPUTE_EFFICIENCY, SPREAD, peak_ops_per_s
 from records.errors import InputError
 from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
@@ -70,11 +70,12 @@ def latency_items(
     runtime: str,
     usual: Usual,
 ) -> tuple[LatencyItem, ...]:
-    """`readings` are what a token reads of each unit, by its name."""
-    if phase == DECODE:
-        return _decode(spec, workload, device, cache, readings, runtime, usual)
-    if phase != PREFILL:
+    """`readings` are what a token reads of each unit, by its name. Of a runtime without published figures one token is
+    good to a factor of two, too."""
+    if phase not in (PREFILL, DECODE):
         raise ValueError(f"phase must be {PREFILL} or {DECODE}, got {phase!r}")
+    if phase == DECODE and runtime in FIGURES:
+        return _decode(spec, workload, device, cache, readings, runtime, usual)
     rows, passes = _rows(workload, phase), -(-_rows(workload, phase) // usual.chunk_tokens)
     items = []
     for unit in spec.units:

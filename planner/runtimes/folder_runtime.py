@@ -62,7 +62,9 @@ class BandwidthPricing(Pricing):
         cache, readings = self.cache, {u.name: self.holding.reading(u, subnet[u.name]) for u in self.spec.units}
         return latency_items(self.spec, self.workload, self.device, phase, cache, readings, self.runtime, self.usual)
 
-    def rests_on(self) -> str:
+    def rests_on(self) -> str | None:
+        if self.runtime not in FIGURES:
+            return None
         half = FITTED.half[self.runtime]
         return (
             f"time per token rests on {FIGURES[self.runtime]} decode speeds that others published of {self.runtime} on "

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec
 
@@ -28,6 +31,14 @@ class FoldedMatrix(Protocol):
     def zero(self) -> Any: ...
     @property
     def sides(self) -> Mapping[str, Any]: ...
+
+
+def dequantized(folded: FoldedMatrix, rows: slice = slice(None)) -> NDArray[np.float32]:
+    """The weights `(out_features, in_features)` that some `rows` of a matrix stand for."""
+    parts = (np.asarray(part)[rows].astype(np.float32) for part in (folded.codes, folded.scale, folded.zero))
+    codes, scale, zero = parts
+    groups = codes.reshape(*scale.shape, -1)
+    return np.asarray((groups - zero[..., None]) * scale[..., None], np.float32).reshape(codes.shape)
 
 
 class WeightSource(Protocol):

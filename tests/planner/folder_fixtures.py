@@ -10,19 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from supernet.grids import GRIDS
+from planner.testing.supernets import Folded, RoundedSupernet
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec
-from tests.planner.runtime_fixtures import Folded, RoundedModel
 
 
-class GridModel(RoundedModel):
+class GridModel(RoundedSupernet):
     """Rounded to the nearest on the choice's own grid."""
 
-    def folded(self, linear: str, choice: Choice) -> Folded:
-        weight = torch.from_numpy(self.weights[linear + ".weight"])
-        found = GRIDS[choice.grid].nearest(weight, choice, None)
-        return Folded(found.grid.codes(found).numpy(), found.scale.numpy(), found.zero.numpy())
+    def dequantized(self, subnet: Subnet) -> Any:
+        """The plain model whose weights are the subnet's."""
+        return super().subnet_model(subnet)
 
 
 def cycled(spec: ModelSpec, choices: Iterable[str], table: str = "int8g64", head: str = "int8g64") -> Subnet:

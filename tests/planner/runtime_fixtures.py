@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from supernet.model import spec_of_model
-from supernet.rotary import Rotary, rotaries_of
+from planner.testing.models import tiny_model
+from planner.testing.supernets import Folded, RoundedSupernet, nearest
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec
 
-COMMON: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-    "tie_word_embeddings": True,
-}
 UNTIED = {"tie_word_embeddings": False}
 MULTIPLIERS = {
     "embedding_multiplier": 3.0,
@@ -96,23 +81,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Folded:
-    codes: NDArray[np.uint8]
-    scale: NDArray[np.float32]
-    zero: NDArray[Any]
-    sides: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-    def dequantized(self) -> NDArray[np.float32]:
-        rows, columns = self.codes.shape
-        groups = self.scale.shape[1]
-        centred = self.codes.reshape(rows, groups, -1).astype(np.float32) - self.zero[..., None].astype(np.float32)
-        return (centred * self.scale[..., None]).reshape(rows, columns)
-
-
 def round_to_nearest(weight: NDArray[np.float32], choice: Choice) -> Folded:
     if choice.format.block > 1:
-        return _in_blocks(weight, choice)
+        return nearest(weight, choice)  # the grid's own numbers are no matter of a few lines
     rows, columns = weight.shape
     top = 2**choice.bits - 1
     grouped = weight.reshape(rows, columns // choice.group_size, choice.group_size)
@@ -125,15 +96,6 @@ def round_to_nearest(weight: NDArray[np.float32], choice: Choice) -> Folded:
     return Folded(codes.astype(np.uint8).reshape(rows, columns), scale, zero.astype(np.uint8))
 
 
-def _in_blocks(weight: NDArray[np.float32], choice: Choice) -> Folded:
-    """By the grid itself: its numbers are no matter of a few lines."""
-    from supernet.grids import GRIDS
-
-    found = GRIDS[choice.grid].nearest(torch.from_numpy(weight.copy()), choice)
-    sides = {name: part.numpy() for name, part in found.parts.items() if name != "codes"}
-    return Folded(found.grid.codes(found).numpy(), found.scale.numpy(), found.zero.numpy(), sides)
-
-
 def _symmetric(grouped: NDArray[np.float32], choice: Choice) -> Folded:
     """The largest weight of a group takes its last code, so that scales have either sign."""
     half = 2 ** (choice.bits - 1)
@@ -144,91 +106,20 @@ def _symmetric(grouped: NDArray[np.float32], choice: Choice) -> Folded:
     return Folded(codes.astype(np.uint8).reshape(len(grouped), -1), scale, zero)
 
 
-class RoundedModel:
-    """What a runtime's exporter reads of a supernet, over one Hugging Face folder."""
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.path = folder
-        self.model_dir = folder
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.spec = spec_of_model(self.model, folder.name)
-        self.trusted = False
-        self.fingerprint = "rounded-" + folder.name
-        self.weights = {n: p.detach().numpy() for n, p in self.model.named_parameters()}
-
-    def check_hashes(self) -> None:
-        """There is nothing on disk that could be damaged."""
-
-    def evidence(self) -> dict[str, Any]:
-        """What the full model says of its own text, made once."""
-        from safetensors.numpy import load_file
-        from transformers import AutoTokenizer
-
-        from supernet.evidence import PROOF, write_evidence
-
-        if not (self.path / PROOF).exists():
-            held_out = torch.randint(3, 259, (4, 64), generator=torch.Generator().manual_seed(0))
-            write_evidence(self.path / PROOF, self.model, AutoTokenizer.from_pretrained(self.path), held_out, self.spec)
-        return dict(load_file(self.path / PROOF))
-
-    def rotaries(self) -> dict[str, Rotary]:
-        return rotaries_of(self.model.config)
-
-    def subnet_model(self, subnet: Subnet) -> Any:
-        return self.dequantized(subnet)
+class RoundedModel(RoundedSupernet):
+    """Rounded by a rule of its own, which no code that is tested has a part in."""
 
     def folded(self, linear: str, choice: Choice) -> Folded:
         return round_to_nearest(self.weights[linear + ".weight"], choice)
 
-    def float_tensors(self) -> dict[str, torch.Tensor]:
-        quantized = {linear.name + ".weight" for unit in self.spec.units for linear in unit.linears}
-        return {n: p.detach() for n, p in self.model.named_parameters() if n not in quantized}
-
     def dequantized(self, subnet: Subnet) -> Any:
         """The plain model whose weights are the subnet's."""
-        import copy
-
-        model = copy.deepcopy(self.model)
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for unit in self.spec.units:
-                for linear in unit.linears:
-                    weight = self.folded(linear.name, subnet[unit.name]).dequantized()
-                    parameters[linear.name + ".weight"].copy_(torch.from_numpy(weight))
-        return model
+        return super().subnet_model(subnet)
 
 
-def save_tiny(family: str, folder: Path, attention: float = 4.0, embedding: float = 1.0, **overrides: Any) -> Path:
-    """A random model of `family` as a Hugging Face folder with a small real tokenizer.
-
-    `attention` and `embedding` are what its weights are multiplied by, the more the more attention matters.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    options = {**COMMON, **FAMILIES[family], **overrides}
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(options.pop("model_type"), **options)
-    model = AutoModelForCausalLM.from_config(config).float().eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:  # norms and biases that are not the identity, so that losing one shows
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            else:
-                table = "embed" in name or "lm_head" in name
-                parameter.mul_(embedding if table else attention if "attn" in name else 4)
-    model.save_pretrained(folder)
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{c: i + 3 for i, c in enumerate(sorted(letters))}}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    fast.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
-    fast.save_pretrained(folder)
-    return folder
+def save_tiny(family: str, folder: Path, **settings: Any) -> Path:
+    """A random model of `family`, as `planner.testing.models.tiny_model` makes them."""
+    return tiny_model(folder, **{**FAMILIES[family], **settings})
 
 
 def mixed(spec: ModelSpec, bits: Mapping[int, int] | tuple[int, ...] = (2, 4, 8), group_size: int = 32) -> Subnet:

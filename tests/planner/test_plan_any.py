@@ -13,7 +13,7 @@ from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.plan import plan_fleet
 from planner.plan import Plan
 from planner.request import Budget
-from planner.runtimes import AUTO, RUNTIMES, able, installed
+from planner.runtimes import AUTO, RUNTIMES, installed
 from planner.runtimes.base import MemoryItem
 from planner.runtimes.engine import Engine
 from planner.runtimes.onnxruntime.pricing import OnnxPricing
@@ -106,13 +106,13 @@ def test_a_runtime_that_cannot_serve_is_a_row_with_its_reason(files: Files) -> N
 
 def test_what_is_not_installed_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RUNTIMES, "absent", Absent)
-    found, missing = installed()
-    assert "absent" not in {one.name for one in found} and missing["absent"].endswith("pip install it")
-    here, others = able(DEVICE)
-    assert "onnxruntime" in {one.name for one in here} and others["absent"].endswith("pip install it")
-    gpu = replace(DEVICE, kind="cuda")
-    here, others = able(gpu)
-    assert all("cuda" in one.device_kinds for one in here) and not others
+    everywhere = installed()
+    assert "absent" not in {one.name for one in everywhere.found}
+    assert everywhere.missing["absent"].endswith("pip install it")
+    here = everywhere.on(DEVICE)
+    assert "onnxruntime" in {one.name for one in here.found} and here.missing["absent"].endswith("pip install it")
+    gpu = everywhere.on(replace(DEVICE, kind="cuda"))
+    assert all("cuda" in one.device_kinds for one in gpu.found) and not gpu.missing
 
 
 def test_a_fleet_takes_each_device_s_best_runtime(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from planner.runtimes.base import Progress
 from planner.runtimes.bitstream import pack
 from planner.runtimes.model_folder import float16, write_description, write_index
-from planner.runtimes.source import FoldedMatrix, WeightSource
+from planner.runtimes.source import FoldedMatrix, WeightSource, dequantized
 from planner.runtimes.tensor_file import WEIGHTS, Tensor, TensorFile, head_bytes
 from planner.runtimes.vllm import tensors as layout
 from planner.runtimes.vllm.holds import has_zeros
@@ -36,7 +36,7 @@ def write_model(
             for linear in unit.linears:
                 folded = files.folded(linear.name, choice)
                 if unit.role == EMBEDDING:
-                    file.write(f"{linear.name}.weight", dequantized(linear.name, folded))
+                    file.write(f"{linear.name}.weight", half(linear.name, folded))
                 else:
                     for part, array in packed(linear.name, folded, choice):
                         file.write(f"{linear.name}.{part}", array)
@@ -62,14 +62,10 @@ def packed(name: str, folded: FoldedMatrix, choice: Choice) -> Iterator[tuple[st
         yield "weight_zero_point", pack(np.ascontiguousarray(zeros.T), choice.bits).view("<i4").T
 
 
-def dequantized(name: str, folded: FoldedMatrix) -> NDArray[np.float16]:
+def half(name: str, folded: FoldedMatrix) -> NDArray[np.float16]:
     """The weights themselves, rounded to float16 once."""
-    codes, scale, zero = (np.asarray(getattr(folded, part)) for part in ("codes", "scale", "zero"))
-    rows, columns = codes.shape
-    half = np.empty((rows, columns), "<f2")
-    for start in range(0, rows, ROWS):
-        stop = min(rows, start + ROWS)
-        grouped = codes[start:stop].reshape(stop - start, scale.shape[1], -1).astype(np.float32)
-        exact = (grouped - zero[start:stop, :, None].astype(np.float32)) * scale[start:stop, :, None]
-        half[start:stop] = float16(name, exact.reshape(stop - start, columns))
-    return half
+    found = np.empty(np.asarray(folded.codes).shape, "<f2")
+    for start in range(0, len(found), ROWS):
+        rows = slice(start, start + ROWS)
+        found[rows] = float16(name, dequantized(folded, rows))
+    return found
