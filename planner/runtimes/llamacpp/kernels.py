@@ -11,7 +11,7 @@ from typing import Any
 from planner.runtimes.base import Progress
 from planner.runtimes.child import patience
 from planner.runtimes.llamacpp import fresh
-from planner.runtimes.llamacpp.formats import TYPES, TensorType
+from planner.runtimes.llamacpp.formats import K_TYPES, TYPES, TensorType
 from planner.runtimes.llamacpp.installed import library
 from planner.runtimes.llamacpp.latency import CODE_BITS
 from planner.runtimes.llamacpp.serving import RUNTIME
@@ -23,6 +23,7 @@ SHAPES = (
     (576, 192), (576, 576), (576, 1536), (1536, 576), (896, 128), (896, 4864), (4864, 896), (1024, 3072),
     (2048, 2048), (2048, 8192), (8192, 2048), (4096, 4096), (4096, 14336),
 )  # fmt: skip
+WIDEST = ((8192, 2048), (4096, 14336))  # for which K types are known well enough from the others
 QUICK_SHAPES = ((576, 192), (576, 1536), (1536, 576), (896, 4864), (4864, 896), (2048, 2048))
 # Heads: as wide as vocabularies, and multiplied by one row of a prompt; the last for types whose rows it alone has.
 TABLES = ((576, 49152), (896, 151936), (2048, 32000))
@@ -50,7 +51,8 @@ def measure(threads: int, cache_bytes: int, quick: bool = False, progress: Progr
     for done, shape in enumerate((*shapes, *TABLES)):
         table = shape in TABLES
         chosen = [kind for kind in kinds if not table or kind.name in TABLE_TYPES[shape]]
-        cases = [(kind, *shape, (1,) if table else rows) for kind in chosen if shape[0] % kind.block == 0]
+        chosen = [kind for kind in chosen if shape[0] % kind.block == 0 and not (kind in K_TYPES and shape in WIDEST)]
+        cases = [(kind, *shape, (1,) if table else rows) for kind in chosen]
         entries += timed(cases, threads, cache_bytes, TRIES)
         if progress:
             progress(f"{shape[0]} x {shape[1]}", (done + 1) / (len(shapes) + len(TABLES)))
