@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from planner.chat import Messages
 from planner.request import Workload
-from planner.runtimes.caches import CacheType, cache_named
+from planner.runtimes.caches import FLOAT16, CacheType, cache_named
 from planner.runtimes.spoken import Spoken
 from profiles.device import DeviceProfile
 from supernet.space import Choice, Subnet
@@ -184,7 +184,7 @@ class Runtime(ABC):
     activations: ClassVar[str]  # what its products read: int8, or FLOAT
     deploys: ClassVar[tuple[str, ...]]  # how an adapter may reach it: folded into the `scales`, as a `side` path
     packages: ClassVar[PackageFormat]
-    caches: ClassVar[tuple[CacheType, ...]]  # how it can keep keys and values, first the way that it does unasked
+    caches: ClassVar[tuple[CacheType, ...]] = (FLOAT16,)  # of keys and values, first the one that it takes unasked
 
     def cache(self, workload: Workload) -> CacheType:
         """How it keeps the keys and values of a workload. InputError, with the types that it has, for another."""
