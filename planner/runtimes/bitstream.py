@@ -6,8 +6,12 @@ and a code may begin in one word and end in the next. A row whose codes end with
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 WORD_BYTES = 4
 LANE = 8  # codes, which are as many whole bytes as a code has bits
@@ -20,6 +24,8 @@ def words(count: int, bits: int) -> int:
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
     """uint8 codes `(rows, count)` below 2**bits -> words `(rows, words(count, bits))`, little-endian."""
+    import numpy as np
+
     rows, count = codes.shape
     lanes = np.pad(codes, ((0, 0), (0, -count % LANE))).reshape(rows, -1, LANE)
     joined = np.zeros(lanes.shape[:2], "<u8")
@@ -34,6 +40,8 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
 
 def unpack(packed: NDArray[np.uint32], bits: int, count: int) -> NDArray[np.uint8]:
     """The inverse of `pack` for rows of `count` codes."""
+    import numpy as np
+
     lanes = -(-count // LANE)
     octets = np.ascontiguousarray(packed, "<u4").view(np.uint8)
     octets = np.pad(octets, ((0, 0), (0, max(0, lanes * bits - octets.shape[1]))))[:, : lanes * bits]

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from planner.runtimes.tensor_file import WEIGHTS, Tensor
 from planner.runtimes.tokenizer_files import FILES as TOKENIZER_FILES
@@ -17,6 +14,10 @@ from planner.tokens import stop_ids
 from records.errors import InputError
 from records.reading import read_foreign
 from supernet.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
 REQUIRED = (CONFIG, GENERATION, INDEX, WEIGHTS, "tokenizer.json")
@@ -62,6 +63,8 @@ def _write_json(path: Path, value: Any) -> None:
 
 def float16(name: str, values: Any) -> NDArray[np.float16]:
     """Values as a package stores them; InputError where one is beyond what float16 can say."""
+    import numpy as np
+
     array = np.asarray(values, np.float32)
     with np.errstate(over="ignore"):
         half = array.astype("<f2")

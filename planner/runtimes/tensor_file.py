@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from planner.runtimes.base import Piece
 from records.errors import InputError
 from supernet.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WEIGHTS = "model.safetensors"
 ITEM_BYTES = {"I64": 8, "I32": 4, "U32": 4, "F32": 4, "F16": 2}
@@ -79,6 +79,8 @@ class TensorFile(AbstractContextManager["TensorFile"]):
         self._file.truncate(head + (ends[-1] if ends else 0))
 
     def write(self, name: str, values: NDArray[Any]) -> None:
+        import numpy as np
+
         tensor, offset = self._places[name]
         array = np.ascontiguousarray(values, _NUMPY[tensor.kind])
         if array.shape != tensor.shape:
