@@ -278,7 +278,7 @@ def use_index(folder: Path) -> None:
     workload = Workload.for_model(files.spec, None, 1, None)
     costs = Costs.of(RUNTIME, files.spec, workload, catalogued(DEVICE), files.model_dir)
     space, _ = loadable(files.space, files.spec, RUNTIME)
-    costs.compared("uniform", "fuzz", space.uniform(files.spec, space.bits(files.spec)[0]), 0.0)
+    costs.compared("uniform", "fuzz", space.uniform(costs.spec, space.bits(costs.spec)[0]), 0.0)
 
 
 def use_sensitivities(folder: Path) -> None:

@@ -20,7 +20,7 @@ from claims import Claim, finish, table
 
 from commands import names
 from planner.answers import divergence
-from planner.memory import estimate_memory
+from planner.costs import Costs
 from planner.package import write_package
 from planner.pipeline import plan
 from planner.request import Budget, Workload
@@ -71,8 +71,10 @@ def main() -> None:
 def measured(files: Any, device: DeviceProfile, context: int, prompt: int, share: float) -> Case:
     runtime, workload = RUNTIMES[names.RUNTIME](), Workload(context, 1, prompt)
 
+    costs = Costs.of(runtime, files.spec, workload, device, files.model_dir)
+
     def peak(subnet: Subnet) -> int:
-        return estimate_memory(runtime.pricing(files.spec, workload, device), subnet).total_bytes
+        return costs.memory(subnet).total_bytes
 
     least, most = (peak(files.space.uniform(files.spec, bits)) for bits in (2, 8))
     budget = Budget(round(least + share * (most - least)))

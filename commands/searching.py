@@ -42,11 +42,12 @@ def measured_search(
     check_searchable(files)
 
     def search(framed: Framed, proposed: Proposed) -> Proposed:
+        from planner.landscape import TiedLandscape
         from planner.propose import searched
         from planner.search.measured import MeasuredSearch
 
         require_training()
-        landscape = _landscape(files, trust)
+        landscape = TiedLandscape(_landscape(files, trust), framed)
         note(f"searching for {minutes:g} min from {len(proposed.finalists)} subnets")
         kept = storage or _journal(files)
         return searched(

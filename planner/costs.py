@@ -18,6 +18,7 @@ from planner.search.base import Resource
 from profiles.device import DeviceProfile
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec
+from supernet.ties import together
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Costs:
-    """The runtime's arithmetic with everything fixed but the subnet. `rest_bytes` is its holding's; `known` may be
-    shared by alike devices of other names."""
+    """The runtime's arithmetic with everything fixed but the subnet. `spec` is the model as the runtime ties it, and
+    subnets may be in its units or in the supernet's. `rest_bytes` is its holding's; `known` may be shared by alike
+    devices of other names."""
 
     runtime: Runtime
     spec: ModelSpec
@@ -42,7 +44,9 @@ class Costs:
 
     @classmethod
     def of(cls, runtime: Runtime, spec: ModelSpec, workload: Workload, device: DeviceProfile, model_dir: Path) -> Costs:
-        """Of the model that is described in `model_dir`; InputError where the runtime cannot be told of it."""
+        """Of the model that is described in `model_dir`, its units tied as the runtime does; InputError where the
+        runtime cannot be told of it."""
+        spec = runtime.tied(spec)
         return cls(runtime, spec, workload, device, runtime.holding(spec).rest_bytes(workload, model_dir))
 
     @cached_property
@@ -54,14 +58,19 @@ class Costs:
         return self.runtime.holding(self.spec)
 
     def memory(self, subnet: Subnet) -> MemoryEstimate:
+        subnet = self._tied(subnet)
         if subnet not in self.known.memory:
             self.known.memory[subnet] = estimate_memory(self.pricing, subnet)
         return self.known.memory[subnet]
 
     def latency(self, subnet: Subnet) -> LatencyEstimate:
+        subnet = self._tied(subnet)
         if subnet not in self.known.latency:
             self.known.latency[subnet] = estimate_latency(self.pricing, subnet)
         return self.known.latency[subnet]
+
+    def _tied(self, subnet: Subnet) -> Subnet:
+        return together(subnet, self.spec, self.runtime.name)
 
     def disk_bytes(self, subnet: Subnet) -> int:
         return int(sum(amount for _, amount in self._disk_items(subnet)))
@@ -99,7 +108,7 @@ class Costs:
             kind=kind,
             source=source,
             subnet=subnet,
-            mean_bits=round(subnet.mean_bits(self.spec), 4),
+            mean_bits=round(self._tied(subnet).mean_bits(self.spec), 4),
             memory_bytes=self.memory(subnet).total_bytes,
             disk_bytes=self.disk_bytes(subnet),
             tpot_ms=latency.tpot_ms,
@@ -109,6 +118,7 @@ class Costs:
         )
 
     def _disk_items(self, subnet: Subnet) -> list[tuple[str | None, float]]:
+        subnet = self._tied(subnet)
         units = [(u.name, self.holding.unit_bytes(u, subnet[u.name])) for u in self.spec.units]
         return [(None, self.rest_bytes), *units]
 

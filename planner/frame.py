@@ -20,6 +20,7 @@ from records.errors import InputError
 from supernet.sensitivity_table import SensitivityTable
 from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
+from supernet.ties import apart, fused_role, tied_space, together
 
 DEPTHS = 4
 """Units of one role are priced in this many stretches of depth."""
@@ -46,7 +47,8 @@ class Supernet(Protocol):
 
 @dataclass(frozen=True)
 class Framed:
-    """A device, what it shall serve within which budget, and the problem that this is.
+    """A device, what it shall serve within which budget, and the problem that this is: in the units of the costs' spec,
+    of which some are several of the supernet's where the runtime ties them.
 
     `limits` are what is planned to: the budget, or less where the device has less. `dropped` are choices that the
     runtime cannot load, and why; `notes` what a reader must know by now.
@@ -60,6 +62,14 @@ class Framed:
     problem: Problem
     dropped: Mapping[str, str]
     notes: tuple[str, ...] = ()
+
+    def tied(self, subnet: Subnet) -> Subnet:
+        """A subnet of the supernet in the problem's units. InputError where units differ that the runtime ties."""
+        return together(subnet, self.costs.spec, self.costs.runtime.name)
+
+    def apart(self, subnet: Subnet) -> Subnet:
+        """A subnet of the problem in the supernet's units."""
+        return apart(subnet, self.costs.spec, self.supernet.spec)
 
 
 def frame(
@@ -81,7 +91,8 @@ def frame(
     limits, notes = _limits(budget, device)
     costs = Costs.of(runtime, spec, workload, device, files.model_dir)
     costs.latency(Subnet(tuple((unit, choices[0]) for unit, choices in space)))  # refuses a device of unknown speed
-    problem = Problem(space, table.by_choice, costs.resources(space, limits), groups=_groups(spec))
+    losses = table.tied(costs.spec).by_choice
+    problem = Problem(space, losses, costs.resources(space, limits), groups=_groups(costs.spec))
     return Framed(files, table, costs, budget, limits, problem, dropped, (*notes, *_unpriced(files, runtime, cache)))
 
 
@@ -139,12 +150,15 @@ def check_servable(files: Supernet, table: SensitivityTable, runtime: Runtime) -
             "the rest; train with a larger --awq, which evens them out, or plan for another --runtime"
         )
     space, dropped = loadable(files.space, files.spec, runtime)
-    table.check(space, files.fingerprint)
+    table.tied(runtime.tied(files.spec)).check(space, files.fingerprint)
     return space, dropped
 
 
 def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:
-    """`space` without what `runtime` cannot load, and the reason for each choice that a unit lost."""
+    """`space` in the units of `spec` as `runtime` ties them, without what it cannot load, and the reason for each
+    choice that a unit lost."""
+    spec = runtime.tied(spec)
+    space = tied_space(space, spec)
     holding = runtime.holding(spec)
     refusal = holding.refusal()
     if refusal is not None:
@@ -176,6 +190,7 @@ def _limits(budget: Budget, device: DeviceProfile) -> tuple[Budget, tuple[str, .
 
 
 def _groups(spec: ModelSpec) -> dict[str, str]:
-    """Unit -> units that are alike: one role, one stretch of depth."""
+    """Unit -> units that are alike: one role, one stretch of depth. Siblings are alike where nothing ties them, too:
+    prices of groups are searched for, and the more groups there are, the less is found."""
     depth = {u.name: 0 if u.layer is None else u.layer * DEPTHS // spec.num_layers for u in spec.units}
-    return {u.name: f"{u.role} {depth[u.name]}" for u in spec.units}
+    return {u.name: f"{fused_role(u.role)} {depth[u.name]}" for u in spec.units}

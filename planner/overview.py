@@ -7,13 +7,17 @@ from typing import Any
 
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
+from supernet.ties import FUSED, Groups, siblings, tied, together
 
 
 def bits_by_layer(subnet: Subnet, spec: ModelSpec) -> dict[str, str]:
     """A digit a layer for each role, one for what is no layer's; `-` where a layer has none or nothing is left of it.
 
-    A last line says how many tenths of their channels pruned blocks keep, rounded down, and `.` for whole ones.
+    Siblings that are alike in every layer are one role. A last line says how many tenths of their channels pruned
+    blocks keep, rounded down, and `.` for whole ones.
     """
+    spec = tied(spec, _alike(subnet, spec))
+    subnet = together(subnet, spec, "a plan")
     roles: dict[str, dict[int, str]] = {}
     pruned: dict[int, str] = {}
     for unit in spec.units:
@@ -27,6 +31,15 @@ def bits_by_layer(subnet: Subnet, spec: ModelSpec) -> dict[str, str]:
         role: layers[-1] if -1 in layers else "".join(layers.get(layer, "-") for layer in range(spec.num_layers))
         for role, layers in roles.items()
     }
+
+
+def _alike(subnet: Subnet, spec: ModelSpec) -> Groups:
+    found: Groups = ()
+    for parts in FUSED.values():
+        groups = siblings(spec, (parts,))
+        if all(len({subnet[unit] for unit in group}) == 1 for group in groups):
+            found += groups
+    return found
 
 
 def summed(items: Iterable[Mapping[str, Any]], amount: str, spec: ModelSpec) -> dict[tuple[str, str], float]:

@@ -22,7 +22,7 @@ from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Subnet
 
 Deepen = Callable[[Framed, Proposed], Proposed]
-"""More finalists, from those that are there."""
+"""More finalists, from those that are there; in the problem's units, as all of them are."""
 
 
 def plan(
@@ -74,7 +74,7 @@ def plan_any(
     for runtime in runtimes:
         try:
             framed = frame(files, table, runtime, device, workload, budget)
-            proposed = propose(framed.problem, files.spec, trials, seed, top)
+            proposed = propose(framed.problem, framed.costs.spec, trials, seed, top)
             if not proposed.finalists:
                 raise budget_error(framed.problem, budget, device.name)
         except (InputError, BudgetError) as error:
@@ -83,13 +83,14 @@ def plan_any(
             found[runtime.name] = framed, proposed
     if not found:
         raise _refusal(refused)
-    qualities = measured([proposed for _, proposed in found.values()], measure)
-    plans = {name: choose(framed, proposed, qualities, command) for name, (framed, proposed) in found.items()}
+    finalists = {name: proposed.apart(framed) for name, (framed, proposed) in found.items()}
+    qualities = measured(finalists.values(), measure)
+    plans = {name: choose(framed, finalists[name], qualities, command) for name, (framed, _) in found.items()}
     losses = {name: _loss(plans[name], framed) for name, (framed, _) in found.items()}
     best = min(plans, key=lambda name: (losses[name], plans[name].chosen.tpot_ms))
     if deepen is not None:
-        framed, proposed = found[best][0], deepen(*found[best])
-        plans[best] = choose(framed, proposed, qualities | measured([proposed], measure), command)
+        framed, deeper = found[best][0], deepen(*found[best]).apart(found[best][0])
+        plans[best] = choose(framed, deeper, qualities | measured([deeper], measure), command)
     others = [_other(plans[name], losses[name]) for name in sorted(losses, key=losses.__getitem__) if name != best]
     lines = {**{name: str(error) for name, error in refused.items()}, **(absent or {})}
     return replace(plans[best], others=(*others, *(Other(name, line) for name, line in lines.items())))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, product
 from typing import Any
 
+from planner.frame import Framed
 from planner.plan import PLANNED, UNIFORM
 from planner.search.base import Candidate, Found, Problem, Search, ranked
 from planner.search.depth import around, split
@@ -32,6 +33,11 @@ class Proposed:
     @property
     def subnets(self) -> tuple[Subnet, ...]:
         return tuple(candidate.subnet for _, candidate in self.finalists)
+
+    def apart(self, framed: Framed) -> Proposed:
+        """The same with subnets in the supernet's units, in which those of all runtimes can be compared."""
+        found = ((kind, replace(one, subnet=framed.apart(one.subnet))) for kind, one in self.finalists)
+        return replace(self, finalists=tuple(found))
 
 
 def propose(problem: Problem, spec: ModelSpec, trials: int = TRIALS, seed: int = 0, top: int = TOP) -> Proposed:

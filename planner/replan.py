@@ -27,13 +27,14 @@ def replanned(files: Supernet, made: Plan, runtime: Runtime, device: DeviceProfi
     chosen = made.chosen
     proposed = Proposed(((chosen.kind, Candidate(made.subnet, chosen.predicted_kl, chosen.source)),), made.search)
     found = choose(framed, proposed, {made.subnet: chosen.measured} if chosen.measured else {}, made.command)
-    over = [one.name for one in framed.problem.resources if one.amount(made.subnet) > one.limit]
+    subnet = framed.tied(made.subnet)
+    over = [one.name for one in framed.problem.resources if one.amount(subnet) > one.limit]
     notes = (f"planned for {made.runtime}; takes more {' and '.join(over)} than its budget here",) if over else ()
     return replace(found, notes=(*found.notes, *notes))
 
 
 def _check_loadable(framed: Framed, made: Plan) -> None:
-    for unit, choice in made.subnet:
+    for unit, choice in framed.tied(made.subnet):
         if choice not in framed.problem.space[unit]:
             name, role = framed.costs.runtime.name, framed.costs.spec.unit(unit).role
             why = framed.dropped.get(f"{choice} of {role}", "it is none of its choices")

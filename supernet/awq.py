@@ -15,7 +15,7 @@ projection, stay as they are: scaling them won nothing (docs/log.md).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def channel_scales(
 ) -> Scales:
     """t of every channel that a norm or an up projection makes, from the activations on `windows` `(n, tokens)`."""
     readers = norm_readers(model, spec, windows[:1, :TOKENS])
-    gated = {reader.linears[0].name: up_rows(maker) for maker, reader in spec.feed_forwards}
+    gated = {reader.linears[0].name: up_rows(makers) for *makers, reader in spec.feed_forwards}
     ups = {down: rows for down, rows in gated.items() if rows is not None}
     watched = [*(linears[0] for linears in readers.values()), *ups]
     means = mean_inputs(model, watched, windows, progress)
@@ -64,12 +64,13 @@ def _scale(mean: Tensor, power: float) -> Tensor:
     return (logs - logs.mean()).clamp(-limit, limit).exp().cpu()
 
 
-def up_rows(maker: UnitSpec) -> tuple[str, int] | None:
+def up_rows(makers: Sequence[UnitSpec]) -> tuple[str, int] | None:
     """The linear that makes a gated block's channels without an activation after it, and the first of those rows."""
-    if maker.role == "gate_up":
-        return maker.linears[1].name, 0
-    if maker.role == "gate_up_proj" and maker.channels is not None:
-        return maker.linears[0].name, maker.channels.count
+    linears = {linear.name.rpartition(".")[2]: linear.name for maker in makers for linear in maker.linears}
+    if "gate_proj" in linears and "up_proj" in linears:
+        return linears["up_proj"], 0
+    if "gate_up_proj" in linears and makers[0].channels is not None:
+        return linears["gate_up_proj"], makers[0].channels.count
     return None
 
 

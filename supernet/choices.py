@@ -40,12 +40,12 @@ def make_space(
         return SearchSpace.of(options)
     if not spec.feed_forwards:
         raise InputError(f"{spec.architecture} has no feed-forward block that bitfleet can prune; train without prune")
-    for pair in spec.feed_forwards:
-        kept = kept_channels(pair[1], prune, math.lcm(FORMATS[grid].block, *(sizes[b] for b in bits)))
-        for unit in pair:
+    for block in spec.feed_forwards:
+        kept = kept_channels(block[-1], prune, math.lcm(FORMATS[grid].block, *(sizes[b] for b in bits)))
+        for unit in block:
             whole = options[unit.name]
             options[unit.name] += tuple(replace(c, kept=k) for k in kept for c in (whole if k else whole[:1]))
-    return SearchSpace.of(options, tuple((maker.name, reader.name) for maker, reader in spec.feed_forwards))
+    return SearchSpace.of(options, tuple(tuple(unit.name for unit in block) for block in spec.feed_forwards))
 
 
 def _check_groups(spec: ModelSpec, options: Mapping[str, Sequence[Choice]]) -> None:

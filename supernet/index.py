@@ -11,7 +11,8 @@ from records.reading import as_record
 from supernet.space import SearchSpace
 from supernet.spec import EMBEDDING, HEAD, ModelSpec
 
-FORMAT = 3
+FORMAT = 4
+READ = (3, FORMAT)  # 3: units of several linears, where runtimes of then joined them
 
 
 class AdapterInfo(TypedDict):
@@ -55,8 +56,9 @@ class Index:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Index:
-        if data.get("format") != FORMAT:
-            raise InputError(f"it has format {data.get('format')!r:.80}, this version reads {FORMAT}; train it again")
+        if data.get("format") not in READ:
+            have = " and ".join(map(str, READ))
+            raise InputError(f"it has format {data.get('format')!r:.80}, this version reads {have}; train it again")
         return cast(Index, as_record(cls, data, "a supernet's index"))
 
     def __post_init__(self) -> None:

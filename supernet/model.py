@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,10 +15,6 @@ from records.errors import InputError
 from supernet import facts
 from supernet.spec import EMBEDDING, HEAD, LinearSpec, ModelSpec, UnitSpec
 
-FUSED = {  # siblings that runtimes compute as one product
-    "qkv": ("q_proj", "k_proj", "v_proj"),
-    "gate_up": ("gate_proj", "up_proj"),
-}
 ROLES = {"o_proj": "o", "down_proj": "down"}
 HEAD_TOKENS = 128  # logits are made for so many tokens at a time: a vocabulary is wide, and a cache is not
 
@@ -87,26 +82,14 @@ def _tables(model: Any) -> list[UnitSpec]:
 
 
 def _layer_units(model: nn.Module) -> list[UnitSpec]:
-    parents: dict[str, dict[str, LinearSpec]] = defaultdict(dict)
+    units = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and _LAYER.search(name):
-            parent, tail = name.rsplit(".", 1)
-            parents[parent][tail] = _linear_spec(name, module)
-    units = [unit for parent, linears in parents.items() for unit in _group(parent, linears)]
+        match = _LAYER.search(name)
+        if isinstance(module, nn.Linear) and match is not None:
+            tail = name.rpartition(".")[2]
+            units.append(UnitSpec(name, ROLES.get(tail, tail), int(match[1]), (_linear_spec(name, module),)))
     if not units:
         raise InputError(f"{type(model).__name__} has no nn.Linear in its layers; bitfleet needs a decoder of linears")
-    return units
-
-
-def _group(parent: str, linears: dict[str, LinearSpec]) -> list[UnitSpec]:
-    match = _LAYER.search(parent + ".")
-    assert match is not None
-    layer, units = int(match[1]), []
-    left = dict(linears)
-    for role, tails in FUSED.items():
-        if all(tail in left for tail in tails):
-            units.append(UnitSpec(f"{parent}.{role}", role, layer, tuple(left.pop(tail) for tail in tails)))
-    units += [UnitSpec(lin.name, ROLES.get(tail, tail), layer, (lin,)) for tail, lin in left.items()]
     return units
 
 

@@ -34,7 +34,7 @@ def channel_order(
     Removing channel c moves the output of the reading linear by W_c x_c, which costs 1/2 E[(g . W_c x_c)^2] as in
     `supernet.sensitivity`. `model` is the full model.
     """
-    readers = {reader.linears[0].name: reader.name for _, reader in spec.feed_forwards}
+    readers = {reader.linears[0].name: reader.name for *_, reader in spec.feed_forwards}
     costs: dict[str, Tensor] = {}
 
     def collect(linear: str, module: Any, x: Tensor, grad: Tensor) -> None:
@@ -49,16 +49,16 @@ def channel_order(
 @torch.no_grad()
 def reorder(model: Any, spec: ModelSpec, order: Mapping[str, Tensor]) -> None:
     """Put the channels of the full model in `order`. It computes the same: makers' rows and readers' columns agree."""
-    for maker, reader in spec.feed_forwards:
-        channels = maker.channels
-        assert channels is not None
+    for *makers, reader in spec.feed_forwards:
         first = order[reader.name]
-        rows = torch.cat([first + start for start, _ in channels.spans(0)])
-        for linear in maker.linears:
-            module = model.get_submodule(linear.name)
-            _assign(module.weight, module.weight[rows.to(module.weight.device)])
-            if module.bias is not None:
-                _assign(module.bias, module.bias[rows.to(module.bias.device)])
+        for maker in makers:
+            assert maker.channels is not None
+            rows = torch.cat([first + start for start, _ in maker.channels.spans(0)])
+            for linear in maker.linears:
+                module = model.get_submodule(linear.name)
+                _assign(module.weight, module.weight[rows.to(module.weight.device)])
+                if module.bias is not None:
+                    _assign(module.bias, module.bias[rows.to(module.bias.device)])
         for linear in reader.linears:
             weight = model.get_submodule(linear.name).weight
             _assign(weight, weight[:, first.to(weight.device)])
@@ -82,14 +82,14 @@ class Pruning:
     whole: float = 0.5
     most: float = 0.5
 
-    def open(self, space: SearchSpace, step: int, steps: int) -> dict[tuple[str, str], tuple[int, ...]]:
+    def open(self, space: SearchSpace, step: int, steps: int) -> dict[tuple[str, ...], tuple[int, ...]]:
         """The numbers of channels that coupled units may keep at `step`, beside all of them."""
         found = {}
-        for pair in space.coupled:
-            kept = sorted({c.kept for c in space[pair[0]] if c.kept is not None}, reverse=True)
+        for group in space.coupled:
+            kept = sorted({c.kept for c in space[group[0]] if c.kept is not None}, reverse=True)
             between = (self.all_open - self.start) / max(1, len(kept) - 1)
             starts = [round((self.start + between * number) * steps) for number in range(len(kept))]
-            found[pair] = tuple(k for k, first in zip(kept, starts, strict=True) if step >= first)
+            found[group] = tuple(k for k, first in zip(kept, starts, strict=True) if step >= first)
         return found
 
     def draw(self, subnet: Subnet, space: SearchSpace, step: int, steps: int, seed: int, number: int = 0) -> Subnet:
@@ -97,8 +97,8 @@ class Pruning:
         draw = random.Random(f"{seed}/{step}/{number}/kept")
         share = 0.0 if draw.random() < self.whole else draw.uniform(0, self.most)
         choices = dict(subnet.items)
-        for pair, kept in self.open(space, step, steps).items():
+        for group, kept in self.open(space, step, steps).items():
             if kept and draw.random() < share:
                 left = draw.choice(kept)
-                choices |= {unit: space.pruned(unit, choices[unit], left) for unit in pair}
+                choices |= {unit: space.pruned(unit, choices[unit], left) for unit in group}
         return Subnet.of(choices)

@@ -81,15 +81,15 @@ def measure_sensitivities(
 def _pruned_trials(space: SearchSpace, best: Subnet, removals: Removals) -> dict[int, Subnet]:
     """For each place in the list of numbers of channels: the best subnet with so many in a quarter of the blocks, those
     that lose least by it."""
-    levels = {pair: sorted({c.kept for c in space[pair[0]] if c.kept is not None}) for pair in space.coupled}
+    levels = {block: sorted({c.kept for c in space[block[0]] if c.kept is not None}) for block in space.coupled}
     found = {}
     for level in range(max(map(len, levels.values()), default=0)):
-        pairs = [pair for pair, kept in levels.items() if level < len(kept)]
-        pairs.sort(key=lambda pair: removals[pair[1]][levels[pair][level]])
+        blocks = [block for block, kept in levels.items() if level < len(kept)]
+        blocks.sort(key=lambda block: removals[block[-1]][levels[block][level]])
         subnet = best
-        for pair in pairs[: max(1, round(len(pairs) * PRUNED_AT_ONCE))]:
-            for unit in pair:
-                subnet = subnet.replace(unit, space.pruned(unit, best[unit], levels[pair][level]))
+        for block in blocks[: max(1, round(len(blocks) * PRUNED_AT_ONCE))]:
+            for unit in block:
+                subnet = subnet.replace(unit, space.pruned(unit, best[unit], levels[block][level]))
         found[level] = subnet
     return found
 

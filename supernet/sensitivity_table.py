@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from records.atomic import write_json
 from records.errors import InputError
 from records.reading import read_record
 from supernet.space import Choice, SearchSpace, Subnet
+from supernet.spec import ModelSpec
+from supernet.ties import tied_table
 
 SENSITIVITY_FILE = "sensitivity.json"
 _REMEDY = "copy the supernet again, or train it again with `bitfleet train`"
@@ -40,6 +42,10 @@ class SensitivityTable:
     @cached_property
     def by_choice(self) -> dict[str, dict[Choice, float]]:
         return {u: {Choice.parse(c): float(loss) for c, loss in choices.items()} for u, choices in self.units.items()}
+
+    def tied(self, spec: ModelSpec) -> SensitivityTable:
+        """The same in the units of the tied `spec`: what its parts lose adds up."""
+        return replace(self, units=tied_table(self.units, spec))
 
     def check(self, space: SearchSpace, fingerprint: str = "") -> None:
         """InputError unless every option of `space` was measured, on the supernet of that fingerprint."""

@@ -120,16 +120,18 @@ class Subnet:
 Block = tuple[tuple[str, ...], tuple[tuple[Choice, ...], ...]]
 """Units that must agree, and every choice of theirs that does, one for each of them."""
 
+Coupled = tuple[tuple[str, ...], ...]
+
 
 @dataclass(frozen=True)
 class SearchSpace:
     """The options of every unit, smallest bits first.
 
-    Two units are `coupled` where one makes the channels that the other reads: in a subnet both keep the same number.
+    Units are `coupled` where some make the channels that the last of them reads: in a subnet all keep the same number.
     """
 
     options: tuple[tuple[str, tuple[Choice, ...]], ...]
-    coupled: tuple[tuple[str, str], ...] = ()
+    coupled: Coupled = ()
 
     def __post_init__(self) -> None:
         for unit, choices in self.options:
@@ -137,20 +139,22 @@ class SearchSpace:
                 raise InputError(f"every unit needs at least one choice, {unit} has none")
             if list(choices) != sorted(set(choices)):
                 raise InputError(f"choices must be sorted and unique, got {[str(c) for c in choices]} for {unit}")
-        paired = {unit for pair in self.coupled for unit in pair}
+        paired = {unit for group in self.coupled for unit in group}
         for unit, choices in self.options:
             if unit not in paired and any(choice.kept is not None for choice in choices):
                 raise InputError(f"a unit that keeps some of its channels is coupled to another, {unit} is not")
+        if any(len(group) < 2 for group in self.coupled) or len(paired) != sum(map(len, self.coupled)):
+            raise InputError("coupled units are two at least and belong together once, some are not")
         unknown = paired - {unit for unit, _ in self.options}
         if unknown:
             raise InputError(f"coupled units are units of the space, {sorted(unknown)[0]!r:.80} is not")
-        for pair in self.coupled:
-            sides = [{choice.kept for choice in self[unit]} for unit in pair]
-            if sides[0] != sides[1]:
-                raise InputError(f"coupled units keep the same numbers of channels, {' and '.join(pair)} do not")
+        for group in self.coupled:
+            sides = [{choice.kept for choice in self[unit]} for unit in group]
+            if any(side != sides[0] for side in sides):
+                raise InputError(f"coupled units keep the same numbers of channels, {' and '.join(group)} do not")
 
     @classmethod
-    def of(cls, options: Mapping[str, tuple[Choice, ...]], coupled: tuple[tuple[str, str], ...] = ()) -> SearchSpace:
+    def of(cls, options: Mapping[str, tuple[Choice, ...]], coupled: Coupled = ()) -> SearchSpace:
         return cls(tuple((unit, tuple(sorted(set(choices)))) for unit, choices in options.items()), coupled)
 
     @cached_property
@@ -165,20 +169,20 @@ class SearchSpace:
 
     def __contains__(self, subnet: Subnet) -> bool:
         known = subnet.choices.keys() == self.by_unit.keys() and all(c in self[unit] for unit, c in subnet)
-        return known and all(subnet[a].kept == subnet[b].kept for a, b in self.coupled)
+        return known and all(len({subnet[unit].kept for unit in group}) == 1 for group in self.coupled)
 
     def restrict(self, allowed: Callable[[str, Choice], bool]) -> SearchSpace:
         """The same space without the choices that `allowed(unit, choice)` refuses; InputError if a unit loses all.
 
-        What one of two coupled units can no longer keep, the other cannot either.
+        What one of coupled units can no longer keep, the others cannot either.
         """
         options = {unit: tuple(c for c in choices if allowed(unit, c)) for unit, choices in self.options}
         coupled = []
-        for pair in self.coupled:
-            left = set.intersection(*({choice.kept for choice in options[unit]} for unit in pair))
-            options |= {unit: tuple(c for c in options[unit] if c.kept in left) for unit in pair}
+        for group in self.coupled:
+            left = set.intersection(*({choice.kept for choice in options[unit]} for unit in group))
+            options |= {unit: tuple(c for c in options[unit] if c.kept in left) for unit in group}
             if left != {None}:
-                coupled.append(pair)
+                coupled.append(group)
         return SearchSpace(tuple(options.items()), tuple(coupled))
 
     @cached_property
@@ -190,20 +194,14 @@ class SearchSpace:
     def blocks(self) -> tuple[Block, ...]:
         """Units that must agree, with all that they may be together; every other unit by itself. In the space's order
         of their first units."""
-        partners = {a: b for pair in self.coupled for a, b in (pair, pair[::-1])}
-        found: list[Block] = []
-        seen: set[str] = set()
-        for unit, choices in self.options:
-            if unit in seen:
-                continue
-            partner = partners.get(unit)
-            seen |= {unit, partner or unit}
-            if partner is None:
-                found.append(((unit,), tuple((choice,) for choice in choices)))
-            else:
-                together = tuple(two for two in product(choices, self[partner]) if two[0].kept == two[1].kept)
-                found.append(((unit, partner), together))
-        return tuple(found)
+        groups = {unit: group for group in self.coupled for unit in group}
+        blocks = dict.fromkeys(groups.get(unit, (unit,)) for unit, _ in self.options)
+        return tuple((units, self._agreeing(units)) for units in blocks)
+
+    def _agreeing(self, units: Sequence[str]) -> tuple[tuple[Choice, ...], ...]:
+        """Every choice of these units that keeps the same channels in all of them."""
+        every = product(*(self[unit] for unit in units))
+        return tuple(choices for choices in every if all(choice.kept == choices[0].kept for choice in choices))
 
     def at(self, numbers: Sequence[int]) -> Subnet:
         """The subnet of these options, one number for each of `blocks`; past a block's last option it is the last."""
@@ -238,11 +236,11 @@ class SearchSpace:
 
     def to_json(self) -> dict[str, Any]:
         options: dict[str, Any] = {unit: [str(c) for c in choices] for unit, choices in self.options}
-        return options | ({_COUPLED: [list(pair) for pair in self.coupled]} if self.coupled else {})
+        return options | ({_COUPLED: [list(group) for group in self.coupled]} if self.coupled else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchSpace:
         plain = as_record(dict[str, Any], data, "a space")
-        coupled = as_record(tuple[tuple[str, str], ...], plain.pop(_COUPLED, []), "coupled units")
+        coupled = as_record(tuple[tuple[str, ...], ...], plain.pop(_COUPLED, []), "coupled units")
         units = as_record(dict[str, tuple[str, ...]], plain, "a space")
         return cls(tuple((unit, tuple(map(Choice.parse, choices))) for unit, choices in units.items()), coupled)

@@ -20,7 +20,8 @@ _COUNTS = (
 EMBEDDING = "embedding"
 HEAD = "head"
 # Roles that make the channels of a feed-forward block as rows, in so many stretches, and roles that read them.
-MAKERS = {"gate_up": 1, "gate_up_proj": 2, "fc1": 1}
+MAKERS = {"gate_proj": 1, "up_proj": 1, "gate_up": 1, "gate_up_proj": 2, "fc1": 1}
+MADE_BY = (("gate_proj", "up_proj"), ("gate_up",), ("gate_up_proj",), ("fc1",))  # all that make a block's channels
 READERS = ("down", "fc2")
 
 
@@ -57,10 +58,10 @@ class LinearSpec:
 
 @dataclass(frozen=True)
 class UnitSpec:
-    """Linears that a runtime fuses and that therefore share one choice.
+    """What has a choice of its own: a linear, or several where they are tied (`supernet.ties`).
 
-    `role` is `qkv`, `o`, `gate_up`, `down`, `embedding`, `head`, or the last part of the linear's name where the
-    architecture has a linear of its own. `layer` is the decoder layer, or None for the embedding and the head.
+    `role` is `o`, `down`, `embedding`, `head`, or the last part of the linear's name; `qkv` and `gate_up` where those
+    are tied. `layer` is the decoder layer, or None for the embedding and the head.
     """
 
     name: str
@@ -152,13 +153,13 @@ class ModelSpec:
         raise KeyError(f"{self.name} has no unit {name!r}")
 
     @property
-    def feed_forwards(self) -> tuple[tuple[UnitSpec, UnitSpec], ...]:
-        """The feed-forward blocks that can lose channels: the unit that makes them, and the one that reads them."""
+    def feed_forwards(self) -> tuple[tuple[UnitSpec, ...], ...]:
+        """The feed-forward blocks that can lose channels: the units that make them, then the one that reads them."""
         blocks: dict[str, list[UnitSpec]] = {}
         for unit in self.units:
             if unit.channels is not None:
                 blocks.setdefault(unit.name.rpartition(".")[0], []).append(unit)
-        return tuple(pair for block in blocks.values() if (pair := _maker_and_reader(block)))
+        return tuple(found for block in blocks.values() if (found := _makers_and_reader(block)))
 
     @property
     def linear_weights(self) -> int:
@@ -177,10 +178,10 @@ class ModelSpec:
         return cast(ModelSpec, as_record(cls, data, "a model"))
 
 
-def _maker_and_reader(block: list[UnitSpec]) -> tuple[UnitSpec, UnitSpec] | None:
+def _makers_and_reader(block: list[UnitSpec]) -> tuple[UnitSpec, ...] | None:
     makers = [unit for unit in block if unit.role in MAKERS]
     readers = [unit for unit in block if unit.role in READERS]
-    if len(makers) != 1 or len(readers) != 1:
+    if tuple(sorted(unit.role for unit in makers)) not in MADE_BY or len(readers) != 1:
         return None
     counts = {unit.channels.count for unit in (*makers, *readers) if unit.channels}
-    return (makers[0], readers[0]) if len(counts) == 1 else None
+    return (*makers, *readers) if len(counts) == 1 else None

@@ -28,6 +28,8 @@ from supernet.pruning import Pruning
 from supernet.samplers import Sampler, Trained, bits_of
 from supernet.schedules import Constant, Schedule
 from supernet.space import Choice, SearchSpace, Subnet
+from supernet.spec import ModelSpec
+from supernet.ties import apart, siblings, tied, tied_space
 from supernet.timing import seconds_of
 
 WARMUP = 0.05  # share of the steps in which the learning rate rises
@@ -74,18 +76,28 @@ class TrainOptions:
         return self.learning_rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def drawn_spec(spec: ModelSpec) -> ModelSpec:
+    """The units that samplers draw: siblings that some runtimes tie share a draw.
+
+    A runtime that ties them can load no subnet in which they differ, and no step is spent on one.
+    """
+    return tied(spec, siblings(spec))
+
+
 def trained_space(supernet: Supernet) -> SearchSpace:
-    """What samplers draw from: the choices that have an adapter; the largest for units that have none.
+    """What samplers draw from, in the units of `drawn_spec`: the choices that have an adapter; the largest for units
+    that have none.
 
     All of them are whole. Which blocks lose channels is drawn after the bits (`supernet.pruning`): so every sampler and
     schedule means the same with pruning and without, and units that must agree are drawn together.
     """
-    names = {unit.name: unit.linears[0].name for unit in supernet.spec.units}
-    adapted = {
-        unit: tuple(c for c in choices if supernet.matrices[names[unit]].adapter(c) is not None)
-        for unit, choices in supernet.space.whole
-    }
-    return SearchSpace.of({unit: adapted[unit] or choices[-1:] for unit, choices in supernet.space.whole})
+    spec = drawn_spec(supernet.spec)
+    found = {}
+    for unit, choices in tied_space(supernet.space.whole, spec):
+        matrices = [supernet.matrices[linear.name] for linear in spec.unit(unit).linears]
+        adapted = tuple(c for c in choices if all(matrix.adapter(c) is not None for matrix in matrices))
+        found[unit] = adapted or choices[-1:]
+    return SearchSpace.of(found)
 
 
 def check_system(sampler: type[Sampler], schedule: type[Schedule], teacher: str, widths: int) -> None:
@@ -176,7 +188,7 @@ class Trainer:
         self.checkpoint = checkpoint
         self.schedule = schedule or Constant()
         self.pruning = Pruning()
-        self.space = trained_space(supernet)
+        self.space, self.drawn_spec = trained_space(supernet), drawn_spec(supernet.spec)
         widths = max(len(choices) for _, choices in self.space)
         check_system(type(sampler), type(self.schedule), options.teacher, widths)
         if options.checkpointing:
@@ -210,14 +222,15 @@ class Trainer:
 
     def step(self, step: int) -> tuple[Trained, ...]:
         """Find the gradients, then move by them; a signal between moving and the history that tells of it waits."""
-        subnets = self.draw(step)
-        losses = torch.tensor(self._gradients(self.pruned(subnets, step), step), device=self.accelerator.device)
+        drawn = self._drawn(step)
+        subnets = self.pruned(self._apart(drawn), step)
+        losses = torch.tensor(self._gradients(subnets, step), device=self.accelerator.device)
         losses = self.accelerator.reduce(losses, "mean")
         grads = [p.grad for p in self.parameters.values() if p.grad is not None]
         self._average(grads)
         self._check_finite(step, (losses, *grads))
         trained = tuple(
-            Trained(bits_of(subnet, self.space), loss) for subnet, loss in zip(subnets, losses.tolist(), strict=True)
+            Trained(bits_of(subnet, self.space), loss) for subnet, loss in zip(drawn, losses.tolist(), strict=True)
         )
         with unbroken():
             for group in self.optimizer.param_groups:
@@ -240,6 +253,13 @@ class Trainer:
 
     def draw(self, step: int) -> tuple[Subnet, ...]:
         """The subnets of a step, whole."""
+        return self._apart(self._drawn(step))
+
+    def _apart(self, drawn: Sequence[Subnet]) -> tuple[Subnet, ...]:
+        return tuple(apart(subnet, self.drawn_spec, self.supernet.spec) for subnet in drawn)
+
+    def _drawn(self, step: int) -> tuple[Subnet, ...]:
+        """The same in the units of `drawn_spec`."""
         options = self.options
         opened = self.schedule.open(self.space, step, options.steps)
         return self.sampler.sample(opened, step, options.steps, options.seed, self.history)
@@ -264,7 +284,7 @@ class Trainer:
 
     def average_work(self) -> float:
         """The work of an average step as a share of `try_step`'s: while choices are closed, subnets may be fewer."""
-        work = [passes(len(self.draw(step))) for step in range(self.options.steps)]
+        work = [passes(len(self._drawn(step))) for step in range(self.options.steps)]
         return fmean(work) / work[-1]
 
     def _gradients(self, subnets: Sequence[Subnet], step: int) -> list[float]:

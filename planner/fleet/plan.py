@@ -122,8 +122,9 @@ def plan_fleet(
     _check_any(files, table, list(runtimes.values()))
     framed = list(_all_framed(files, table, runtimes, flat))
     report("searching", 0.0)
-    problems = list(_distinct([one.problem for one in framed if isinstance(one, Framed)]))
-    found = _proposed(problems, files.spec, trials, seed, partial(report, "searching"))
+    distinct = list(_distinct([one for one in framed if isinstance(one, Framed)]))
+    problems = [one.problem for one in distinct]
+    found = _proposed(distinct, trials, seed, partial(report, "searching"))
     served = iter(
         [
             _proposals(one, wanted, _asked(wanted, files.spec), problems, found)
@@ -160,7 +161,7 @@ def _best(ways: Sequence[_Served], qualities: Mapping[Subnet, Quality]) -> _Serv
 def _least(one: _Served, qualities: Mapping[Subnet, Quality]) -> float:
     """What the device's own best plan loses, its runtime's rounding of activations included."""
     assert one.framed is not None and one.proposed is not None
-    losses = (_loss(one.framed.problem, subnet, qualities) for subnet in one.proposed.subnets)
+    losses = (_loss(one.framed, subnet, qualities) for subnet in one.proposed.subnets)
     return min(loss for loss in losses if loss is not None) + activations_kl(one.framed)
 
 
@@ -204,19 +205,19 @@ def _framed(files: Supernet, table: SensitivityTable, runtime: Runtime, wanted: 
         return str(error)
 
 
-def _distinct(problems: Sequence[Problem]) -> Iterator[Problem]:
+def _distinct(framed: Sequence[Framed]) -> Iterator[Framed]:
     """Each problem once: devices that differ in what no limit sees are alike."""
     seen: list[Problem] = []
-    for problem in problems:
-        if problem not in seen:
-            seen.append(problem)
-            yield problem
+    for one in framed:
+        if one.problem not in seen:
+            seen.append(one.problem)
+            yield one
 
 
-def _proposed(
-    problems: Sequence[Problem], spec: ModelSpec, trials: int, seed: int, report: Callable[[float], None]
-) -> list[Proposed]:
-    search = partial(propose, spec=spec, trials=trials, seed=seed)
+def _proposed(framed: Sequence[Framed], trials: int, seed: int, report: Callable[[float], None]) -> list[Proposed]:
+    """Of each problem what was found, in its own units."""
+    search = partial(propose, trials=trials, seed=seed)
+    problems, specs = [one.problem for one in framed], [one.costs.spec for one in framed]
     found: list[Proposed] = []
 
     def kept(results: Iterator[Proposed]) -> list[Proposed]:
@@ -226,9 +227,9 @@ def _proposed(
         return found
 
     if len(problems) <= ALONE:
-        return kept(map(search, problems))
+        return kept(map(search, problems, specs))
     with workers(min(len(problems), profile_cpu(measure_bandwidth=False).threads or 1)) as pool:
-        return kept(pool.map(search, problems))
+        return kept(pool.map(search, problems, specs))
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def _proposals(
         return _Served(wanted, asked, refused=framed)
     proposed = found[problems.index(framed.problem)]
     if proposed.finalists:
-        return _Served(wanted, framed.costs.workload, framed, proposed)
+        return _Served(wanted, framed.costs.workload, framed, proposed.apart(framed))
     refusal = budget_error(framed.problem, wanted.budget, wanted.name, KEYS)
     return _Served(wanted, asked, refused=str(refusal))
 
@@ -285,7 +286,7 @@ def _covered(
         rows: dict[int, list[float | None]] = {}  # by problem: alike devices share one
         for one in same:
             if id(_problem(one)) not in rows:
-                rows[id(_problem(one))] = [_loss(_problem(one), subnet, qualities) for subnet in candidates]
+                rows[id(_problem(one))] = [_loss(_framed_of(one), subnet, qualities) for subnet in candidates]
         losses = [rows[id(_problem(one))] for one in same]
         cover = fewest(losses, max_loss)
         for one, row, number in zip(same, losses, cover.takes, strict=True):
@@ -313,17 +314,22 @@ def _candidates(served: Sequence[_Served]) -> dict[Subnet, Candidate]:
     return found
 
 
-def _problem(one: _Served) -> Problem:
+def _framed_of(one: _Served) -> Framed:
     assert one.framed is not None
-    return one.framed.problem
+    return one.framed
 
 
-def _loss(problem: Problem, subnet: Subnet, qualities: Mapping[Subnet, Quality]) -> float | None:
-    """What `subnet` loses where it keeps the limits."""
-    if subnet not in problem.space or not problem.feasible(subnet):
+def _problem(one: _Served) -> Problem:
+    return _framed_of(one).problem
+
+
+def _loss(framed: Framed, subnet: Subnet, qualities: Mapping[Subnet, Quality]) -> float | None:
+    """What `subnet`, which the runtime can load, loses where it keeps the limits."""
+    problem, tied = framed.problem, framed.tied(subnet)
+    if tied not in problem.space or not problem.feasible(tied):
         return None
     found = qualities.get(subnet)
-    return max(0.0, problem.value(subnet) if found is None else float(found["kl"]))
+    return max(0.0, problem.value(tied) if found is None else float(found["kl"]))
 
 
 def _member(
@@ -336,7 +342,7 @@ def _member(
     for extra in (best, subnet):
         if all(candidate.subnet != extra for _, candidate in finalists):
             found = candidates[extra]
-            loss = one.framed.problem.value(extra)
+            loss = one.framed.problem.value(one.framed.tied(extra))
             finalists.append((PLANNED, replace(found, loss=loss, source=f"{found.source}, for another device")))
     plan = choose(one.framed, replace(one.proposed, finalists=tuple(finalists)), qualities, command, subnet)
     return Member(one.wanted, one.workload, plan, best, best_kl)

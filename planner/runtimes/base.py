@@ -15,6 +15,7 @@ from planner.runtimes.spoken import Spoken
 from profiles.device import DeviceProfile
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec, UnitSpec
+from supernet.ties import Groups, tied
 
 if TYPE_CHECKING:
     from planner.runtimes.engine import Engine
@@ -149,7 +150,8 @@ class PackageFormat(ABC):
         progress: Progress | None = None,
     ) -> None:  # fmt: skip
         """Write everything the runtime loads into the existing, empty `folder`; with as many `threads` as the runtime
-        would choose where that is None. The same arguments give the same bytes."""
+        would choose where that is None. The same arguments give the same bytes. `subnet` is in the units of `files`;
+        InputError where units differ that the runtime ties."""
 
     @abstractmethod
     def check(self, folder: Path, sizes: Mapping[str, int], workload: Workload) -> None:
@@ -194,6 +196,14 @@ class Runtime(ABC):
         """Why this runtime does not run on a device, whatever the choices are, or None if it does."""
         kinds = self.device_kinds
         return None if device.kind in kinds else f"{self.name} runs on {' and '.join(kinds)}, not on {device.kind}"
+
+    def ties(self, spec: ModelSpec) -> Groups:
+        """The units that are computed as one product and share one choice here; none of those that are tied already."""
+        return ()
+
+    def tied(self, spec: ModelSpec) -> ModelSpec:
+        """The model in the units that `holding` and `pricing` are asked in."""
+        return tied(spec, self.ties(spec))
 
     @abstractmethod
     def holding(self, spec: ModelSpec) -> Holding:

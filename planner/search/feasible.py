@@ -32,7 +32,7 @@ TOLERANCE = 1e-9
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
-"""Subnets as `(subnets, blocks)`: the number of each block's option. A block is one unit, or two that must agree."""
+"""Subnets as `(subnets, blocks)`: the number of each block's option. A block is one unit, or some that must agree."""
 
 
 @dataclass(frozen=True)

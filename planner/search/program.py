@@ -93,10 +93,11 @@ def _milp(
 
 
 def _agreement(space: SearchSpace, columns: Sequence[tuple[str, Choice]]) -> NDArray[np.float64]:
-    """A row for every number of channels that two coupled units may keep: as many of one keep it as of the other."""
+    """A row for every number of channels that coupled units may keep: as many of one keep it as of each other."""
+    pairs = ((group[-1], other) for group in space.coupled for other in group[:-1])
     rows = [
         [((unit == a) - (unit == b)) * float(choice.kept == kept) for unit, choice in columns]
-        for a, b in space.coupled
+        for a, b in pairs
         for kept in sorted({choice.kept for choice in space[a] if choice.kept is not None})
     ]
     return np.array(rows)

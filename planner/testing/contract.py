@@ -32,10 +32,11 @@ from planner.runtimes.source import FoldedMatrix, PackageSource, dequantized
 from planner.testing.models import tiny_model
 from planner.testing.supernets import RoundedSupernet
 from profiles.device import KINDS, DeviceProfile
-from records.errors import NotInstalledError
+from records.errors import InputError, NotInstalledError
 from supernet.formats import FORMATS
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, LinearSpec, ModelSpec, UnitSpec
+from supernet.ties import apart
 
 DEVICE = DeviceProfile(
     name="test", kind="cpu", vendor="test", model="test", memory_bytes=2**34, measured=False, source="test",
@@ -91,12 +92,13 @@ class RuntimeContract:
                 assert refused is not None and kind in refused and one_line(refused)
 
     def test_it_holds_something_and_says_why_not(self, files: PackageSource) -> None:
-        holding = self.runtime.holding(files.spec)
+        spec = self.runtime.tied(files.spec)
+        holding = self.runtime.holding(spec)
         assert holding.refusal() is None
-        assert len({subnet.digest for subnet in loadable(self.runtime, files.spec)}) > 1
-        refusals = [holding.unit_refusal(unit, choice) for unit in files.spec.units for choice in choices()]
+        assert len({subnet.digest for subnet in loadable(self.runtime, spec)}) > 1
+        refusals = [holding.unit_refusal(unit, choice) for unit in spec.units for choice in choices()]
         assert all(reason is None or one_line(reason) for reason in refusals)
-        refusal = holding.unit_refusal(files.spec.units[1], Choice(4, WRONG_GROUP_SIZE))
+        refusal = holding.unit_refusal(spec.units[1], Choice(4, WRONG_GROUP_SIZE))
         assert refusal is not None and str(WRONG_GROUP_SIZE) in refusal and one_line(refusal)
 
     def test_an_unknown_architecture_is_refused_by_name(self) -> None:
@@ -120,23 +122,46 @@ class RuntimeContract:
         refusal = self.runtime.holding(replace(files.spec, **changes)).refusal()
         assert refusal is not None and reason in refusal and one_line(refusal)
 
+    def test_units_that_it_ties_are_the_model_s_and_tied_once(self, files: PackageSource) -> None:
+        groups = self.runtime.ties(files.spec)
+        found = [unit for group in groups for unit in group]
+        assert set(found) <= names(files.spec) and len(set(found)) == len(found)
+        assert self.runtime.ties(self.runtime.tied(files.spec)) == ()
+
+    def test_siblings_that_differ_are_written_or_said_to_be_tied(self, files: PackageSource, tmp_path: Path) -> None:
+        """Bytes are promised for whatever may be written; where units are tied, the reason names them."""
+        low, *_, high = loadable(self.runtime, files.spec)
+        turns = enumerate(unit for unit, _ in low)
+        mix = Subnet.of({unit: (low if number % 2 else high)[unit] for number, unit in turns})
+        if groups := self.runtime.ties(files.spec):
+            parts = ", ".join(unit.rpartition(".")[2] for unit in groups[0])
+            with pytest.raises(InputError, match=f"^{self.runtime.name} computes {parts} of .* together") as caught:
+                self.written(files, mix, tmp_path / "mix")
+            assert one_line(str(caught.value))
+            return
+        folder = self.written(files, mix, tmp_path / "mix")
+        predicted = Costs.of(self.runtime, files.spec, WORKLOAD, DEVICE, files.model_dir).disk_bytes(mix)
+        assert predicted == sum((folder / name).stat().st_size for name in self.runtime.packages.weight_files)
+
     def test_estimates_are_additive_over_units(self, files: PackageSource) -> None:
         """The exact solver relies on it: changing one unit changes the items of that unit, and no others."""
-        pricing = self.runtime.pricing(files.spec, WORKLOAD, DEVICE)
-        first, *_, last = loadable(self.runtime, files.spec)
+        spec = self.runtime.tied(files.spec)
+        pricing = self.runtime.pricing(spec, WORKLOAD, DEVICE)
+        first, *_, last = loadable(self.runtime, spec)
         parts: tuple[Callable[[Subnet], Sequence[Any]], ...] = (
             pricing.memory,
             lambda subnet: pricing.latency(subnet, PREFILL),
             lambda subnet: pricing.latency(subnet, DECODE),
         )
-        for unit in files.spec.units:
+        for unit in spec.units:
             changed = first.replace(unit.name, last[unit.name])
             for items in parts:
                 rest = [[item for item in items(subnet) if item.unit != unit.name] for subnet in (first, changed)]
                 assert rest[0] == rest[1]
 
     def test_every_number_says_what_it_rests_on(self, files: PackageSource) -> None:
-        subnet, pricing = next(loadable(self.runtime, files.spec)), self.runtime.pricing(files.spec, WORKLOAD, DEVICE)
+        spec = self.runtime.tied(files.spec)
+        subnet, pricing = next(loadable(self.runtime, spec)), self.runtime.pricing(spec, WORKLOAD, DEVICE)
         memory, latency = pricing.memory(subnet), (*pricing.latency(subnet, PREFILL), *pricing.latency(subnet, DECODE))
         said = [(item.basis, item.unit) for item in memory] + [(item.basis, item.unit) for item in latency]
         assert all(basis in BASES and unit in (None, *subnet.choices) for basis, unit in said)
@@ -144,7 +169,7 @@ class RuntimeContract:
 
     def test_predicted_bytes_are_those_of_the_files(self, files: PackageSource, tmp_path: Path) -> None:
         """Of a subnet of each grid; the same subnet gives the same bytes, and its pieces are all of them."""
-        for number, subnet in enumerate(of_each_grid(self.runtime, files.spec)):
+        for number, subnet in enumerate(of_each_grid(self.runtime, self.runtime.tied(files.spec))):
             folder, again = tmp_path / str(number), tmp_path / f"{number} again"
             for place, threads in ((folder, 1), (again, 1)):
                 self.written(files, subnet, place, threads)
@@ -168,18 +193,20 @@ class RuntimeContract:
     def test_every_format_that_is_not_refused_comes_back_exactly(self, files: PackageSource, tmp_path: Path) -> None:
         if type(self).weights is RuntimeContract.weights:
             pytest.skip(f"nothing here reads a package of {self.runtime.name}: give `weights`")
-        for number, subnet in enumerate(covering(self.runtime, files.spec)):
+        spec = self.runtime.tied(files.spec)
+        for number, subnet in enumerate(covering(self.runtime, spec)):
             folder = self.written(files, subnet, tmp_path / str(number))
-            found = self.weights(folder, files.spec)
+            found = self.weights(folder, spec)
             assert found
-            for unit in files.spec.units:
+            for unit in spec.units:
                 for linear in unit.linears:
                     if linear.name in found:
                         wanted = self.stored(unit, subnet[unit.name], files.folded(linear.name, subnet[unit.name]))
                         assert np.array_equal(found[linear.name], wanted), f"{linear.name} at {subnet[unit.name]}"
 
     def test_its_own_packages_pass_its_check(self, files: PackageSource, tmp_path: Path) -> None:
-        folder = self.written(files, next(loadable(self.runtime, files.spec)), tmp_path / "package")
+        spec = self.runtime.tied(files.spec)
+        folder = self.written(files, next(loadable(self.runtime, spec)), tmp_path / "package")
         for name in BESIDE:
             (folder / name).write_bytes(b"{}")
         self.runtime.packages.check(folder, listed(folder), WORKLOAD)
@@ -188,7 +215,8 @@ class RuntimeContract:
     def test_a_package_speaks_as_the_model_does(self, files: PackageSource, tmp_path: Path) -> None:
         from transformers import AutoTokenizer
 
-        folder = self.written(files, next(loadable(self.runtime, files.spec)), tmp_path / "package")
+        spec = self.runtime.tied(files.spec)
+        folder = self.written(files, next(loadable(self.runtime, spec)), tmp_path / "package")
         tokenizer = AutoTokenizer.from_pretrained(files.model_dir)
         ids, chats, stops = self.runtime.packages.spoken(folder, TEXTS, [CHAT])
         assert ids == [tokenizer.encode(text) for text in TEXTS]
@@ -201,11 +229,16 @@ class RuntimeContract:
 
         engine = self.engine()
         ids = np.random.default_rng(0).integers(3, files.spec.vocab_size, (2, 24))
-        for number, subnet in enumerate(of_each_grid(self.runtime, files.spec)):
+        spec = self.runtime.tied(files.spec)
+        for number, subnet in enumerate(of_each_grid(self.runtime, spec)):
             folder = self.written(files, subnet, tmp_path / str(number))
             said = torch.from_numpy(np.array(engine.speaker(folder).logits(ids))).double().log_softmax(-1)
             with torch.no_grad():
-                wanted = files.subnet_model(subnet)(torch.from_numpy(ids)).logits.double().log_softmax(-1)
+                wanted = (
+                    files.subnet_model(apart(subnet, spec, files.spec))(torch.from_numpy(ids))
+                    .logits.double()
+                    .log_softmax(-1)
+                )
             kl = float((wanted.exp() * (wanted - said)).sum(-1).mean())
             assert abs(kl) < self.most_kl, f"{kl} nats a token from {subnet.items[1][1]}"
         server = engine.server(folder)
@@ -233,7 +266,7 @@ class RuntimeContract:
                 self.runtime.engine()
             assert one_line(str(caught.value)) and self.runtime.name in str(caught.value)
         costs = Costs.of(self.runtime, files.spec, WORKLOAD, DEVICE, files.model_dir)
-        subnet = next(loadable(self.runtime, files.spec))
+        subnet = next(loadable(self.runtime, self.runtime.tied(files.spec)))
         assert costs.memory(subnet).total_bytes > 0 and costs.latency(subnet).tpot_ms > 0
         assert costs.disk_bytes(subnet) > 0
 
@@ -246,9 +279,16 @@ class RuntimeContract:
         assert not {*HEAVY, *self.engine_needs} & set(done.stdout.split())
 
     def written(self, files: PackageSource, subnet: Subnet, folder: Path, threads: int = 1) -> Path:
+        """A package of `subnet`, which is in the units that the runtime ties or in the supernet's."""
         folder.mkdir()
+        if subnet.choices.keys() != names(files.spec):
+            subnet = apart(subnet, self.runtime.tied(files.spec), files.spec)
         self.runtime.packages.write(files, subnet, WORKLOAD, threads, folder)
         return folder
+
+
+def names(spec: ModelSpec) -> set[str]:
+    return {unit.name for unit in spec.units}
 
 
 def one_line(text: str) -> bool:

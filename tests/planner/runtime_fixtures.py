@@ -13,6 +13,7 @@ from planner.testing.models import tiny_model
 from planner.testing.supernets import Folded, RoundedSupernet, nearest
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec
+from supernet.ties import apart, siblings, tied
 
 UNTIED = {"tie_word_embeddings": False}
 MULTIPLIERS = {
@@ -107,7 +108,13 @@ def _symmetric(grouped: NDArray[np.float32], choice: Choice) -> Folded:
 
 
 class RoundedModel(RoundedSupernet):
-    """Rounded by a rule of its own, which no code that is tested has a part in."""
+    """Rounded by a rule of its own, which no code that is tested has a part in: with siblings tied, so that a subnet of
+    it is one for every runtime, or `untied`."""
+
+    def __init__(self, folder: Path, untied: bool = False) -> None:
+        super().__init__(folder)
+        if not untied:
+            self.spec = tied(self.spec, siblings(self.spec))
 
     def folded(self, linear: str, choice: Choice) -> Folded:
         return round_to_nearest(self.weights[linear + ".weight"], choice)
@@ -123,12 +130,13 @@ def save_tiny(family: str, folder: Path, **settings: Any) -> Path:
 
 
 def mixed(spec: ModelSpec, bits: Mapping[int, int] | tuple[int, ...] = (2, 4, 8), group_size: int = 32) -> Subnet:
-    """A subnet that cycles through `bits` over the linears, with the tables at 8 and then 4 bits."""
+    """A subnet that cycles through `bits` over the linears, siblings alike, with the tables at 8 and then 4 bits."""
     cycle = list(bits)
-    tables = iter((8, 4))
-    return Subnet.of(
+    tables, whole = iter((8, 4)), tied(spec, siblings(spec))
+    subnet = Subnet.of(
         {
             unit.name: Choice(next(tables) if unit.is_table else cycle[i % len(cycle)], group_size)
-            for i, unit in enumerate(spec.units)
+            for i, unit in enumerate(whole.units)
         }
     )
+    return apart(subnet, whole, spec)

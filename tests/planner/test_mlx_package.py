@@ -34,7 +34,7 @@ REFUSED = {
 
 def tiny(variant: str, folder: Path) -> GridModel:
     family, options = VARIANTS[variant]
-    return GridModel(save_tiny(family, folder, **options))
+    return GridModel(save_tiny(family, folder, **options), untied=True)
 
 
 @pytest.mark.parametrize("variant", LOADED)

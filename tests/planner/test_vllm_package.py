@@ -17,9 +17,10 @@ from planner.runtimes.vllm import holds
 from planner.runtimes.vllm.runtime import Vllm
 from planner.runtimes.vllm.write import packed, write_model
 from profiles.catalog import load
+from records.errors import InputError
 from supernet.space import Choice
 from supernet.spec import EMBEDDING
-from tests.planner.folder_fixtures import GridModel, cycled, packaged_model, stored
+from tests.planner.folder_fixtures import GridModel, cycled, listed, packaged_model, stored
 from tests.planner.runtime_fixtures import VARIANTS, save_tiny
 
 MIX = ("sym2g64", "sym3g64", "sym4g32", "sym8g32")
@@ -206,16 +207,6 @@ def test_what_no_kernel_runs_is_refused_with_what_fits(tmp_path: Path) -> None:
     assert "cpu" in str(runtime.device_refusal(load("macbook-air-m3-16gb")))
 
 
-def test_a_layer_that_is_fused_and_may_differ_is_refused(tmp_path: Path) -> None:
-    spec = GridModel(save_tiny("llama", tmp_path)).spec
-    apart = []
-    for unit in spec.units:
-        parts = [replace(unit, name=f"{unit.name}.{i}", linears=(lin,)) for i, lin in enumerate(unit.linears)]
-        apart += parts if unit.role == "gate_up" else [unit]
-    assert holds.model_refusal(spec) is None
-    assert "mlp.gate_proj, model.layers.0.mlp.up_proj" in str(holds.model_refusal(replace(spec, units=tuple(apart))))
-
-
 def test_a_plan_says_where_vllm_rounds(tmp_path: Path) -> None:
     spec, device = GridModel(save_tiny("gemma3", tmp_path)).spec, load("l4-24gb")
     said = Vllm().pricing(spec, Workload(128, 1, 32), device).rests_on()
@@ -226,3 +217,24 @@ def test_a_plan_says_where_vllm_rounds(tmp_path: Path) -> None:
     )
     other = Vllm().pricing(replace(spec, architecture="LlamaForCausalLM"), Workload(128, 1, 32), device).rests_on()
     assert other is not None and "bfloat16" not in other
+
+
+def test_what_is_tied_is_what_the_model_s_class_fuses(tmp_path: Path) -> None:
+    spec = GridModel(save_tiny("llama", tmp_path), untied=True).spec
+    assert [len(group) for group in Vllm().ties(spec)] == [3, 2, 3, 2]
+    nemotron = replace(spec, architecture="NemotronForCausalLM")
+    assert [len(group) for group in Vllm().ties(nemotron)] == [3, 3]
+    assert Vllm().ties(replace(spec, architecture="Phi3ForCausalLM")) == ()
+
+
+def test_a_config_in_which_fused_layers_differ_is_no_package(tmp_path: Path) -> None:
+    made("llama", tmp_path / "package")
+    path = tmp_path / "package" / "config.json"
+    said, name = json.loads(path.read_text()), "model.layers.0.mlp.up_proj"
+    groups = said["quantization_config"]["config_groups"]
+    first, other = sorted(groups, key=lambda choice: name not in groups[choice]["targets"])[:2]
+    groups[first]["targets"].remove(name)
+    groups[other]["targets"].append(name)
+    path.write_text(json.dumps(said))
+    with pytest.raises(InputError, match="must give gate_proj, up_proj of model.layers.0.mlp one choice"):
+        Vllm().packages.check(tmp_path / "package", listed(tmp_path / "package"), Workload(128, 1, 32))

@@ -43,7 +43,7 @@ def test_the_model_computes_the_same(family: str) -> None:
 
 
 def reads_a_norm(role: str) -> bool:
-    return role in ("qkv", "qkv_proj", "gate_up", "gate_up_proj", "fc1")
+    return role in ("q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "gate_up_proj", "fc1")
 
 
 @pytest.mark.parametrize("family", GATED)

@@ -23,6 +23,7 @@ from supernet.grids import IntegerGrid
 from supernet.recipe import Recipe
 from supernet.sensitivity_table import SensitivityTable
 from supernet.space import Choice
+from supernet.ties import apart, siblings, tied, tied_space
 from tests.supernet.conftest import assert_measured
 from tests.tiny import save_tiny
 
@@ -68,6 +69,22 @@ def test_opening_imports_no_torch(finished: Path) -> None:
 
 def test_loading_gives_the_subnets_that_were_measured(finished: Path) -> None:
     assert_measured(open_supernet(finished))
+
+
+def test_a_folder_of_before_is_read_with_its_own_units(finished: Path, tmp_path: Path) -> None:
+    """Siblings were one unit then, in the model and in its space."""
+    shutil.copytree(finished, tmp_path / "old")
+    index = json.loads((finished / SUPERNET).read_text())
+    now = open_supernet(finished)
+    spec = tied(now.spec, siblings(now.spec))
+    index |= {"format": 3, "model": spec.to_json(), "space": tied_space(now.space, spec).to_json()}
+    (tmp_path / "old" / SUPERNET).write_text(json.dumps(index))
+    old = open_supernet(tmp_path / "old")
+    assert "model.layers.0.self_attn.qkv" in old.space.by_unit
+    subnet = old.space.uniform(old.spec, 4).replace("model.layers.1.mlp.gate_up", Choice(2, 16))
+    ids = torch.arange(8).unsqueeze(0)
+    expected = extract(now.load(), apart(subnet, spec, now.spec))(ids).logits
+    assert torch.equal(extract(old.load(), subnet)(ids).logits, expected)
 
 
 def test_folded_weights_are_what_the_subnet_computes_with(finished: Path) -> None:
@@ -207,7 +224,7 @@ def without_embedding(path: Path) -> None:
         (lambda p: (p / SUPERNET).unlink(), "no supernet at"),
         (lambda p: (p / SUPERNET).write_text("{"), "supernet.json is not JSON"),
         (lambda p: (p / SUPERNET).write_text("{}"), "supernet.json: it has format None"),
-        (lambda p: (p / SUPERNET).write_text(json.dumps({"format": 9})), "has format 9, this version reads 3"),
+        (lambda p: (p / SUPERNET).write_text(json.dumps({"format": 9})), "has format 9, this version reads 3 and 4;"),
         (lambda p: without_source(p / SUPERNET), "source"),
         (lambda p: without_embedding(p / SUPERNET), "a model has an embedding"),
         (lambda p: (p / CODES).write_bytes((p / CODES).read_bytes()[:-9]), "is damaged"),

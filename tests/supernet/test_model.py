@@ -9,8 +9,9 @@ from supernet.model import check_head, hidden_states, logits_of, spec_of, spec_o
 from supernet.spec import ModelSpec
 from tests.tiny import FAMILIES, tiny_config, tiny_model
 
-LLAMA_LIKE = ["qkv", "o", "gate_up", "down"]
-ROLES = {"phi": ["qkv", "dense", "fc1", "fc2"], "phi3": ["o", "qkv_proj", "gate_up_proj", "down"]}
+ATTENTION = ["q_proj", "k_proj", "v_proj"]
+LLAMA_LIKE = [*ATTENTION, "o", "gate_proj", "up_proj", "down"]
+ROLES = {"phi": [*ATTENTION, "dense", "fc1", "fc2"], "phi3": ["o", "qkv_proj", "gate_up_proj", "down"]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -24,13 +25,14 @@ def test_the_config_alone_tells_the_whole_spec(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_units_are_what_runtimes_fuse(family: str) -> None:
+def test_every_linear_is_a_unit(family: str) -> None:
     spec = spec_of_model(tiny_model(family), family)
     tables = ["embedding"] if spec.tied else ["embedding", "head"]
     assert [unit.role for unit in spec.units if unit.is_table] == tables
     for layer in range(2):
         roles = [unit.role for unit in spec.units if unit.layer == layer]
         assert sorted(roles) == sorted(ROLES.get(family, LLAMA_LIKE))
+    assert all(unit.linears[0].name == unit.name and len(unit.linears) == 1 for unit in spec.units)
     assert spec.num_kv_heads == (4 if family == "phi" else 2)
     assert spec.head_dim == 16
     assert any(lin.bias for unit in spec.units for lin in unit.linears) == (family in ("qwen2", "phi"))

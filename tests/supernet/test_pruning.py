@@ -38,7 +38,7 @@ from tests.supernet.conftest import Made, assert_measured
 from tests.tiny import FAMILIES, TEXT, save_tiny, tiny_model, windows
 
 PRUNE = (0.5, 0.0)
-GATE_UP, DOWN = "model.layers.0.mlp.gate_up", "model.layers.0.mlp.down_proj"
+GATE, UP, DOWN = (f"model.layers.0.mlp.{part}_proj" for part in ("gate", "up", "down"))
 
 
 def make(family: str = "llama", bits: tuple[int, ...] = (2, 3, 4, 8)) -> Made:
@@ -58,7 +58,7 @@ def drawn(space: SearchSpace, seed: int) -> Subnet:
 
 def zeroed(model: Any, spec: ModelSpec, subnet: Subnet) -> Any:
     """Nothing reads the channels that are gone."""
-    for _, reader in spec.feed_forwards:
+    for *_, reader in spec.feed_forwards:
         kept = subnet[reader.name].kept
         if kept is not None:
             model.get_submodule(reader.linears[0].name).weight[:, kept:] = 0
@@ -82,11 +82,11 @@ def test_choices_are_ordered_by_bits_then_channels() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_blocks_to_prune(family: str) -> None:
     spec = spec_of_model(tiny_model(family), family)
-    assert [maker.layer for maker, _ in spec.feed_forwards] == [0, 1]
+    assert [[unit.layer for unit in block] for block in spec.feed_forwards] in ([[0] * 2, [1] * 2], [[0] * 3, [1] * 3])
     space = make_space(spec, (2, 4), 16, PRUNE)
-    for maker, reader in spec.feed_forwards:
-        assert list(map(str, space[maker.name])) == ["int2g16k0", "int2g16k64", "int2g16", "int4g16k64", "int4g16"]
-        assert space[reader.name] == space[maker.name]
+    for block in spec.feed_forwards:
+        for unit in block:
+            assert list(map(str, space[unit.name])) == ["int2g16k0", "int2g16k64", "int2g16", "int4g16k64", "int4g16"]
 
 
 def test_a_space_with_coupled_units_is_written_and_read() -> None:
@@ -99,27 +99,30 @@ def test_a_space_with_coupled_units_is_written_and_read() -> None:
     subnet = space.uniform(spec, 4)
     assert subnet in space
     assert subnet.replace(DOWN, half) not in space
-    assert subnet.replace(DOWN, half).replace(GATE_UP, space.pruned(GATE_UP, whole, 64)) in space
+    assert subnet.replace(DOWN, half).replace(UP, space.pruned(UP, whole, 64)) not in space
+    assert subnet.replace(DOWN, half).replace(UP, space.pruned(UP, whole, 64)).replace(GATE, half) in space
     assert space.pruned(DOWN, whole, 0) == Choice(2, 16, kept=0)
 
 
-def test_what_one_of_two_coupled_units_loses_the_other_loses() -> None:
+def test_what_one_of_coupled_units_loses_the_others_lose() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
     space = make_space(spec, (2, 4), 16, PRUNE)
-    left = space.restrict(lambda unit, choice: unit != GATE_UP or choice.kept != 64)
-    assert {choice.kept for choice in left[DOWN]} == {None, 0}
-    assert left.restrict(lambda unit, choice: unit != GATE_UP or choice.kept is None)[DOWN] == space.whole[DOWN]
+    left = space.restrict(lambda unit, choice: unit != GATE or choice.kept != 64)
+    assert {choice.kept for unit in (UP, DOWN) for choice in left[unit]} == {None, 0}
+    assert left.restrict(lambda unit, choice: unit != GATE or choice.kept is None)[DOWN] == space.whole[DOWN]
     with pytest.raises(ValueError, match="coupled units keep the same numbers of channels"):
         SearchSpace.of(space.by_unit | {DOWN: (Choice(4, 16),)}, space.coupled)
     with pytest.raises(ValueError, match="is coupled to another"):
         SearchSpace.of(space.by_unit)
+    with pytest.raises(ValueError, match="coupled units are two at least and belong together once"):
+        SearchSpace.of(space.by_unit, (*space.coupled, (GATE, UP)))
 
 
 def test_blocks_are_all_that_units_may_be_together() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
     space = make_space(spec, (2, 4), 16, PRUNE)
     together = dict(space.blocks)
-    assert len(together[GATE_UP, DOWN]) == 2 * 2 + 2 * 2 + 1
+    assert len(together[GATE, UP, DOWN]) == 2**3 + 2**3 + 1
     assert sum(len(units) for units in together) == len(spec.units)
     assert all(drawn(space, seed) in space for seed in range(20))
 
@@ -128,15 +131,15 @@ def test_mean_bits_count_what_is_gone_as_nothing() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
     space = make_space(spec, (2, 4), 16, PRUNE)
     subnet = space.uniform(spec, 4)
-    for pair in spec.feed_forwards:
-        for unit in pair:
+    for block in spec.feed_forwards:
+        for unit in block:
             subnet = subnet.replace(unit.name, Choice(4, 16, kept=64))
-    feed_forward = sum(unit.weights for pair in spec.feed_forwards for unit in pair)
+    feed_forward = sum(unit.weights for block in spec.feed_forwards for unit in block)
     assert subnet.mean_bits(spec) == pytest.approx(4 * (1 - 0.5 * feed_forward / spec.linear_weights))
 
 
 def test_channels_are_kept_in_multiples_that_products_like() -> None:
-    (_, down), *_ = spec_of_model(tiny_model(), "tiny").feed_forwards
+    (*_, down), *_ = spec_of_model(tiny_model(), "tiny").feed_forwards
     assert kept_channels(down, (0.9, 0.75, 0.5, 0.0), 16) == (0, 64)
     with pytest.raises(ValueError, match=r"keeps a multiple of 64 channels, got 0.3 of 128; use shares from 0.5, or 0"):
         kept_channels(down, (0.3,), 16)
@@ -218,8 +221,8 @@ def test_channels_that_nothing_needs_come_last() -> None:
 def test_what_is_pruned_opens_slowly_and_comes_back() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
     space = make_space(spec, (2, 4), 16, PRUNE)
-    pruning, pair = Pruning(), (GATE_UP, DOWN)
-    assert [pruning.open(space, step, 100)[pair] for step in (0, 19, 20, 59, 60)] == [(), (), (64,), (64,), (64, 0)]
+    pruning, block = Pruning(), (GATE, UP, DOWN)
+    assert [pruning.open(space, step, 100)[block] for step in (0, 19, 20, 59, 60)] == [(), (), (64,), (64,), (64, 0)]
     whole = space.uniform(spec, 4)
     drawn = [pruning.draw(whole, space, step, 100, seed=1) for step in range(100)]
     assert drawn == [pruning.draw(whole, space, step, 100, seed=1) for step in range(100)]
@@ -227,7 +230,7 @@ def test_what_is_pruned_opens_slowly_and_comes_back() -> None:
     assert set(drawn[:20]) == {whole}
     assert 0.4 < sum(subnet == whole for subnet in drawn) / 100 < 0.95
     assert {subnet[DOWN].kept for subnet in drawn[60:]} == {None, 64, 0}
-    assert all(subnet[u].bits == 4 for subnet in drawn for u in pair if subnet[u].kept != 0)
+    assert all(subnet[u].bits == 4 for subnet in drawn for u in block if subnet[u].kept != 0)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -260,16 +263,16 @@ def test_removals_rank_as_single_evaluations_do() -> None:
     table, removals = fisher_parts(made.model, made.supernet, units, text, seed=0)
     best = made.space.uniform(made.spec, 8)
     swaps, estimated = [], []
-    for pair in made.space.coupled:
+    for block in made.space.coupled:
         for kept in (0, 64):
             subnet = best
-            for unit in pair:
+            for unit in block:
                 subnet = subnet.replace(unit, made.space.pruned(unit, best[unit], kept))
             swaps.append(subnet)
-            estimated.append(removals[pair[1]][kept] + sum(table[unit][subnet[unit]] for unit in pair))
+            estimated.append(removals[block[-1]][kept] + sum(table[unit][subnet[unit]] for unit in block))
     true = [quality.kl for quality in evaluate(made.supernet, swaps, Reference.of(made.model, text))]
     assert spearmanr(estimated, true).statistic > 0.7
-    for unit in pair:
+    for unit in block:
         assert table[unit][Choice(2, 16, kept=0)] == 0
         assert table[unit][Choice(2, 16, kept=64)] <= 1.2 * table[unit][Choice(2, 16)]
 

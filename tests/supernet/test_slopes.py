@@ -29,7 +29,7 @@ def test_a_slope_is_what_a_small_part_of_the_change_costs(grid: str) -> None:
     reference = Reference.of(made.model, text, first=1)
     found = slopes(made.supernet, subnet, reference, torch.float32)
     assert set(found) == {unit.name for unit in made.spec.units if not unit.is_table}
-    unit = made.spec.unit("model.layers.1.self_attn.qkv")
+    unit = made.spec.unit("model.layers.1.self_attn.v_proj")
     for choice, slope in found[unit.name].items():
         if choice == subnet[unit.name]:
             assert slope == 0.0

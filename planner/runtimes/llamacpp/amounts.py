@@ -44,4 +44,4 @@ def layer_values(spec: ModelSpec) -> int:
     return 3 * wide + 3 * spec.hidden_size + attention
 
 
-ATTENTION = ("qkv", "qkv_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "qkv", "qkv_proj")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from supernet.spec import ModelSpec, UnitSpec
+from supernet.ties import fused_role
 
 HIDDEN, HEAD = "hidden", "head"  # what a norm is as long as
 
@@ -119,7 +120,7 @@ def _rotation(spec: ModelSpec, known: Architecture) -> str | None:
 
 def _biases(spec: ModelSpec, known: Architecture) -> str | None:
     for unit in spec.units:
-        if _has_bias(unit) and unit.role not in known.biases:
+        if _has_bias(unit) and fused_role(unit.role) not in known.biases:
             return f"llama.cpp's {known.name} has no bias in {unit.name}"
     return None
 

@@ -25,6 +25,7 @@ from planner.runtimes.tokenizer_files import write_tokenizer
 from records.errors import InputError
 from supernet.space import Choice, Subnet
 from supernet.spec import Channels, ModelSpec, UnitSpec
+from supernet.ties import tied, together
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -66,11 +67,13 @@ def write_model(
     import onnx
     from transformers import AutoConfig
 
+    spec = tied(files.spec, storage.ties(files.spec))
+    whole = together(subnet, spec, "onnxruntime")
     if progress:
         progress("building the graph", 0.0)
     config = AutoConfig.from_pretrained(files.model_dir, trust_remote_code=files.trusted)
-    template = template_for(files.spec, config)
-    model, by_linear = template.model, linears_of(files.spec, subnet)
+    template = template_for(spec, config)
+    model, by_linear = template.model, linears_of(spec, whole)
     floats, parts = files.float_tensors(), {**template.weights, **template.vectors}
     kept: list[Any] = [i for i in model.graph.initializer if i.name not in parts]
     tables: dict[str, Choice] = {}
@@ -102,8 +105,8 @@ def write_model(
         model.graph.node.extend(nodes)
         model.graph.initializer.extend(kept)
         known = facts_of(config, files.rotaries())
-        fit(model, known, files.spec.vocab_size, context, lambda n, array: weights.add(n, array, pad=False))
-    fix_head_size(model.graph, files.spec.head_dim)
+        fit(model, known, spec.vocab_size, context, lambda n, array: weights.add(n, array, pad=False))
+    fix_head_size(model.graph, spec.head_dim)
     if cache == INT8:  # of a whole supernet, since what it caches of its text is read
         if progress:
             progress("reading keys and values", 1.0)
@@ -115,8 +118,8 @@ def write_model(
     onnx.save(model, folder / MODEL)
     write_tokenizer(files.model_dir, context, folder, files.trusted)
     chunk = costs.CHUNK_TOKENS if batch == 1 else None
-    settings.write(files.spec, template.kind, model.graph, files.model_dir, context, chunk, threads, folder)
-    check_size(files.spec, subnet, context, folder)
+    settings.write(spec, template.kind, model.graph, files.model_dir, context, chunk, threads, folder)
+    check_size(spec, whole, context, folder)
 
 
 def linears_of(spec: ModelSpec, subnet: Subnet) -> dict[str, tuple[UnitSpec, Choice]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from planner.request import Workload
 from planner.runtimes.base import Runtime
+from planner.runtimes.onnxruntime import storage
 from planner.runtimes.onnxruntime.cache import CACHES
 from planner.runtimes.onnxruntime.holding import OnnxHolding
 from planner.runtimes.onnxruntime.installed import check_installed, versions
@@ -13,6 +14,7 @@ from planner.runtimes.onnxruntime.packages import OnnxPackages
 from planner.runtimes.onnxruntime.pricing import OnnxPricing
 from profiles.device import DeviceProfile
 from supernet.spec import ModelSpec
+from supernet.ties import Groups
 
 if TYPE_CHECKING:
     from planner.runtimes.engine import Engine
@@ -27,6 +29,9 @@ class OnnxRuntime(Runtime):
     deploys = ("scales", "codes")
     packages = OnnxPackages()
     caches = CACHES
+
+    def ties(self, spec: ModelSpec) -> Groups:
+        return storage.ties(spec)
 
     def holding(self, spec: ModelSpec) -> OnnxHolding:
         return OnnxHolding(spec)

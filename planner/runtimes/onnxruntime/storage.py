@@ -12,6 +12,7 @@ import math
 
 from supernet.space import Choice
 from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
+from supernet.ties import Groups, siblings
 
 ALIGNMENT = 64
 FLOAT_BYTES = 4
@@ -19,6 +20,11 @@ FLOAT_BYTES = 4
 
 def padded(size: int) -> int:
     return math.ceil(size / ALIGNMENT) * ALIGNMENT
+
+
+def ties(spec: ModelSpec) -> Groups:
+    """The graph has one product for query, key and value; gate and up are two, alike wherever they were measured."""
+    return siblings(spec)
 
 
 def matrices(unit: UnitSpec, kept: int | None = None) -> tuple[tuple[int, int], ...]:

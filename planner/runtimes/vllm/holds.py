@@ -14,6 +14,7 @@ from profiles.device import DeviceProfile
 from supernet.formats import FORMATS
 from supernet.space import Choice
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
+from supernet.ties import Groups, siblings
 
 GRIDS = tuple(name for name, format in FORMATS.items() if format.sides.keys() <= {"scale", "zero"})
 MIDDLE = next(name for name in GRIDS if FORMATS[name].symmetric)
@@ -56,19 +57,11 @@ def model_refusal(spec: ModelSpec) -> str | None:
     for window in spec.windows:
         if window is not None and window < 1:
             return f"a sliding window must let a token see itself, got a window of {window}"
-    return ties_refusal(spec)
-
-
-def ties_refusal(spec: ModelSpec) -> str | None:
-    """A layer that vLLM fuses, and whose parts may differ here."""
-    unit_of = {linear.name: unit.name for unit in spec.units for linear in unit.linears}
-    for parts in FUSED[spec.architecture]:
-        for name in unit_of:
-            parent, _, tail = name.rpartition(".")
-            others = [f"{parent}.{part}" for part in parts if f"{parent}.{part}" in unit_of]
-            if tail in parts and len({unit_of[other] for other in others}) > 1:
-                return f"vLLM fuses {', '.join(others)}, which are units of their own here"
     return None
+
+
+def ties(spec: ModelSpec) -> Groups:
+    return siblings(spec, FUSED.get(spec.architecture, ()))
 
 
 def refusal(unit: UnitSpec, choice: Choice) -> str | None:

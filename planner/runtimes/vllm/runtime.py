@@ -16,6 +16,7 @@ from profiles.folder_shares import FLOAT as FLOAT16
 from profiles.folder_shares import PACKED, Reading
 from supernet.space import Choice
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
+from supernet.ties import Groups
 
 # The CUDA context, kernels and captured graphs; a pass without its products; the prompt tokens of a pass.
 USUAL = Usual(process_bytes=1_500_000_000, step_ms=1.0, layer_ms=0.02, chunk_tokens=2048)
@@ -60,6 +61,9 @@ class Vllm(Runtime):
     deploys = ("scales", "codes")
     packages = VllmPackages()
     caches = holds.CACHES
+
+    def ties(self, spec: ModelSpec) -> Groups:
+        return holds.ties(spec)
 
     def device_refusal(self, device: DeviceProfile) -> str | None:
         return super().device_refusal(device) or holds.device_refusal(device)

@@ -15,10 +15,11 @@ from planner.runtimes.model_folder import float16, write_description, write_inde
 from planner.runtimes.source import FoldedMatrix, WeightSource, dequantized
 from planner.runtimes.tensor_file import WEIGHTS, Tensor, TensorFile, head_bytes
 from planner.runtimes.vllm import tensors as layout
-from planner.runtimes.vllm.holds import has_zeros
+from planner.runtimes.vllm.holds import has_zeros, ties
 from planner.runtimes.vllm.quantization import quantization_config
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING
+from supernet.ties import tied, together
 
 ROWS = 4096  # of an embedding that is made float at once
 
@@ -27,7 +28,8 @@ def write_model(
     files: WeightSource, subnet: Subnet, context: int, folder: Path, progress: Progress | None = None
 ) -> None:
     """Write the weights, both configs and the tokenizer into the existing, empty `folder`."""
-    spec, floats = files.spec, files.float_tensors()
+    spec, floats = tied(files.spec, ties(files.spec)), files.float_tensors()
+    subnet = together(subnet, spec, "vllm")
     tensors = [tensor for unit in spec.units for tensor in layout.tensors(unit, subnet[unit.name])]
     tensors += [Tensor(name, "F16", tuple(value.shape)) for name, value in floats.items()]
     with TensorFile(folder / WEIGHTS, tensors, head_bytes(spec, layout.PARTS)) as file:

@@ -51,7 +51,7 @@ class GridModel(RoundedModel):
 
 def made(variant: str, folder: Path, **more: Any) -> GridModel:
     family, changes = WRITTEN[variant]
-    return GridModel(save_tiny(family, folder, **LOUD, **changes, **more))
+    return GridModel(save_tiny(family, folder, **LOUD, **changes, **more), untied=True)
 
 
 def mixed(spec: ModelSpec, *choices: str) -> Subnet:

@@ -68,7 +68,7 @@ def test_a_package_whose_weights_changed_is_refused(package: Package, tmp_path: 
 
 def test_a_delta_carries_the_tensors_that_changed(package: Package, files: GridModel, tmp_path: Path) -> None:
     unit = next(unit for unit in files.spec.units if unit.role == "down")
-    plan = plan_of(files, package.plan.subnet.replace(unit.name, Choice(8, 32, "sym")))
+    plan = plan_of(files, package.plan.subnet.replace(unit.name, Choice(4, 32, "sym")))
     new = write_package(RUNTIME, files, plan, tmp_path / "new")
     delta = write_delta(RUNTIME, package, new, tmp_path / "delta")
     assert [name for name in delta.changed if "weight" in name] == ["blk.0.ffn_down.weight"]
