@@ -3,10 +3,10 @@
     python benchmarks/steps.py SUPERNET --text ../shared/text [--bits 2.25 2.5 2.75 3.25 3.5 3.75] [--minutes 3]
 
 A budget is bytes of the linears' codes, given as average bits; embedding and head stay at their largest choice. `sum`
-is the exact solution of the sensitivities, `planned` the best finalist of `bitfleet plan` by its own measurements, `null`
-the exact solution of sensitivities that are permuted within each role, and `measured` what `--minutes` of steps along
-the slope reach from the finalists, on windows of the text that trained. KL per token is from the full model on the
-first windows of 512 tokens of eval.txt; `line` is the log-linear interpolation between the uniform subnets around.
+is the exact solution of the sensitivities, `planned` the best finalist of `bitfleet plan` by its own measurements,
+`null` the exact solution of sensitivities that are permuted within each role, and `measured` what `--minutes` of steps
+along the slope reach from the finalists, on windows of the text that trained. KL per token is from the full model on
+the first windows of 512 tokens of eval.txt; `line` is the log-linear interpolation between the uniform subnets around.
 """
 
 from __future__ import annotations
