@@ -40,7 +40,8 @@ from supernet.labels import label_gradient
 from supernet.linear import Quantized
 from supernet.model import hidden_states, removed_after
 from supernet.progress import Progress
-from supernet.quantizers import RTN
+from supernet.quantizers import GPTQ, RTN
+from supernet.quantizers.by_width import ByWidth
 from supernet.refiners.base import Refiner
 from supernet.refiners.outcome import losses_at_output
 from supernet.refiners.pace import Pace
@@ -71,9 +72,9 @@ class Learned(Refiner):
     minutes: float | None = None
 
     widest: int = 4
-    """Wider codes are left as they are rounded: they lose too little to win anything back."""
+    """Wider codes are left as they are found: they lose too little to win anything back."""
 
-    begins = RTN(clip=True)
+    begins = ByWidth(RTN(clip=True), GPTQ(), (5, 6))
 
     def within(self, steps: int | None, minutes: float | None) -> Learned:
         return replace(self, steps=steps or self.steps, minutes=None if steps else minutes)

@@ -8,6 +8,7 @@ import torch
 from supernet.formats import FORMATS
 from supernet.grids import GRIDS, Grid
 from supernet.quantizers import GPTQ, QUANTIZERS, RTN, Quantizer
+from supernet.refiners import Learned
 from supernet.space import Choice
 
 MEMBERS: dict[str, Quantizer] = {name: member() for name, member in QUANTIZERS.items()} | {"clipped": RTN(clip=True)}
@@ -35,6 +36,17 @@ def problem(grid: str = "int") -> tuple[torch.Tensor, torch.Tensor]:
 def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
     change = quantized - weight
     return (change @ hessian * change).sum().item()
+
+
+def test_codes_that_are_not_learned_are_those_of_gptq() -> None:
+    """From 5 to 6 bits; 8 bits lose nothing either way, and narrower ones are learned from where they are nearest."""
+    weight, hessian = problem()
+    asked = [Choice(bits, 16) for bits in (2, 4, 5, 6, 8)]
+    found = Learned.begins.quantize(weight, asked, hessian.clone())
+    assert list(found) == asked and Learned.begins.needs_hessian
+    for choice in asked:
+        member = GPTQ() if choice.bits in (5, 6) else RTN(clip=True)
+        assert torch.equal(found[choice].codes, member.quantize(weight, [choice], hessian.clone())[choice].codes)
 
 
 @ON_GRIDS
