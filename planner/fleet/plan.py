@@ -247,7 +247,7 @@ class _Served:
         profile = self.wanted.profile
         threads = profile.threads if profile.measured else None
         kept = self.workload.kv_cache
-        unasked = kept == RUNTIMES[self.wanted.runtime].caches[0].name
+        unasked = kept == _framed_of(self).costs.runtime.caches[0].name
         return Kind(
             self.wanted.runtime, self.workload.context, self.workload.batch, threads, None if unasked else kept
         )  # fmt: skip
