@@ -47,4 +47,5 @@ def test_from_the_default_model_to_a_package_that_answers(tmp_path: Path) -> Non
     assert rows["KL to the supernet"]["measured"] <= 0.01
     assert rows["peak memory"]["measured"] == pytest.approx(rows["peak memory"]["promised"], rel=0.1)
     assert rows["time per token"]["holds"] is None  # an estimate is no promise
-    assert "Paris" in command("run", package, "What is the capital of France?", "--max-tokens", 24)
+    # The full model is sure of each token up to "Paris"; of the capital of France it begins to speak by a near tie.
+    assert "Paris" in command("run", package, "Where is the Eiffel Tower?", "--max-tokens", 24)
