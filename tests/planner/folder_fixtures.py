@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 from planner.testing.supernets import Folded, RoundedSupernet
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec
+from supernet.ties import siblings, tied
 
 
 class GridModel(RoundedSupernet):
-    """Rounded to the nearest on the choice's own grid."""
+    """Rounded to the nearest on the choice's own grid: with siblings tied, so that a subnet of it is one for every
+    runtime, or `untied`."""
+
+    def __init__(self, folder: Path, untied: bool = False) -> None:
+        super().__init__(folder)
+        if not untied:
+            self.spec = tied(self.spec, siblings(self.spec))
 
     def dequantized(self, subnet: Subnet) -> Any:
         """The plain model whose weights are the subnet's."""

@@ -66,7 +66,7 @@ class Files:
     """What the probes read of a supernet."""
 
     def __init__(self, folder: Path) -> None:
-        self.model_dir, self.spec = folder, SimpleNamespace(vocab_size=300)
+        self.model_dir, self.spec, self.trusted = folder, SimpleNamespace(vocab_size=300), False
 
 
 def written(folder: Path) -> Probes:
