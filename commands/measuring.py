@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from planner.quality import MeasuredQuality, Quality
     from supernet.checkpoint import SupernetFiles
+    from supernet.loading import Loaded
     from supernet.reference import Reference
     from supernet.space import Subnet
 
@@ -67,15 +68,23 @@ class OwnText:
 
     def reference(self, trust_remote_code: bool = False) -> Reference:
         """Read the full model again and ask it; InputError where it is another by now."""
-        from supernet.loading import load_model
-        from supernet.prepare import check_same
         from supernet.reference import Reference
 
-        source, windows = self.files.info["source"], self.windows
+        windows = self.windows
         with progress() as report:
-            model = load_model(source, trust_remote_code).model
-            check_same(model, self.files, source)
+            model = full_model(self.files, trust_remote_code).model
             return Reference.of(model, windows, report, self.first, self.source)
+
+
+def full_model(files: SupernetFiles, trust: bool) -> Loaded:
+    """The model that the supernet was made from, read again; InputError where it is another by now."""
+    from supernet.loading import load_model
+    from supernet.prepare import check_same
+
+    source = files.info["source"]
+    loaded = load_model(source, trust_remote_code=trust)
+    check_same(loaded.model, files, source)
+    return loaded
 
 
 def check_text(source: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commands.measuring import check_full_model
+from commands.measuring import check_full_model, full_model
 from commands.terminal import note
 from commands.waiting import progress
 from records.cache import cache_dir
@@ -68,15 +68,13 @@ def _landscape(files: SupernetFiles, trust: bool) -> MeasuredLandscape:
 def _reference(files: SupernetFiles, trust: bool, report: Any) -> Reference:
     """Windows of the text that trained and what the full model says of them, which is read once and kept."""
     from supernet.landscape import WINDOWS
-    from supernet.loading import load_model
-    from supernet.prepare import check_same, training_windows
+    from supernet.prepare import training_windows
     from supernet.recipe import Recipe
     from supernet.reference import Reference, read_references, write_references
 
     path = _place(files, KEPT)
     if not path.exists():
-        full = load_model(files.info["source"], trust_remote_code=trust)
-        check_same(full.model, files, files.info["source"])
+        full = full_model(files, trust)
         recipe = Recipe.from_json(files.info["recipe"])
         windows = training_windows(full.tokenizer, recipe, WINDOWS, report)
         first = files.reference().first

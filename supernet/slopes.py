@@ -6,12 +6,11 @@ forward and backward tells what each change would do there:
     KL(subnet with dW) - KL(subnet) ~ <dKL/dW, dW>
 
 with dW what a choice changes in the unit's matrices. It says which way, not how far: a step along it is short, and is
-judged by the loss itself (`planner.search.linearized`).
+judged by the loss itself (`planner.search.steps`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from functools import partial
 from typing import Any
 
@@ -48,7 +47,7 @@ def slopes(
     backward, report = _Divergence(supernet.model, reference), partial(progress, "slopes")
     each_gradient(supernet.model, linears, reference.windows, backward, collect, report)
     tokens = len(reference.windows) * (reference.windows.shape[1] - reference.first)
-    table: Table = defaultdict(dict)
+    table: Table = {}
     for unit in units:
         changes = dict.fromkeys(supernet.space.whole[unit.name], 0.0)
         for linear in unit.linears:
@@ -58,7 +57,7 @@ def slopes(
                 if choice != subnet[unit.name]:
                     changes[choice] += gradient.dot((matrix.effective(choice) - now).flatten()).item() / tokens
         table[unit.name] = changes
-    return dict(table)
+    return table
 
 
 class _Divergence:

@@ -103,6 +103,7 @@ class StepSampler(BaseSampler):
     def _steps(self, base: _Base, known: set[Subnet]) -> list[Subnet]:
         """Up to `TOGETHER` new steps, long ones first; none where all are known down to the shortest."""
         found: list[Subnet] = []
+        moved = self._moved(base.subnet)
         while len(found) < TOGETHER:
             if base.longest < SHORTEST:
                 if found or base.sample + 1 >= self.landscape.samples:
@@ -110,7 +111,7 @@ class StepSampler(BaseSampler):
                 base.again()
             if base.costs is None:
                 base.costs = self._linearized(base)
-            moves = Resource("moves", "units", float(base.longest), 0.0, self._moved(base.subnet))
+            moves = Resource("moves", "units", float(base.longest), 0.0, moved)
             step, _ = solve(self.problem.space, base.costs, (*self.problem.resources, moves))
             base.longest //= 2
             if step is not None and step not in known and step not in found:
