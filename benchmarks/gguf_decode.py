@@ -2,10 +2,12 @@
 
     python benchmarks/gguf_decode.py --text ../shared/text --supernet FOLDER [--device device.json] [--own TYPE ...]
 
-For each of llama.cpp's own files the plan is that of `bitfleet plan --runtime llamacpp --disk ITS-BYTES --tpot TIME`,
-where TIME is that of the fastest of its own files of as many bytes or more. All packages then take turns, each time in
-a fresh process, and a ratio is the median of those of the turns: what else the machine does meets both. Times need a
-quiet machine; without a profile of llama.cpp on it (`--device`) a quick one is measured first.
+For each of llama.cpp's own files the plan is that of `bitfleet plan --runtime llamacpp --disk ITS-BYTES --latency T`,
+where T is the time of the fastest of its own files of as many bytes or more, as the profile would promise it: what the
+machine takes now for the uniform 4-bit subnet is what its promise stands for, and a limit leaves the room that every
+promise of time has. All packages then take turns, each time in a fresh process, and a ratio is the median of those of
+the turns: what else the machine does meets both. Times need a quiet machine; without a profile of llama.cpp on it
+(`--device`) a quick one is measured first.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from llamacpp_costs import profiled
 
 from commands.measuring import measured_quality
 from planner import pipeline
+from planner.bands import TPOT, bands
 from planner.plan import Plan
 from planner.request import Budget, Workload
-from planner.runtimes.llamacpp import fresh
+from planner.runtimes.base import DECODE
+from planner.runtimes.llamacpp import fresh, latency
 from planner.runtimes.llamacpp.runtime import LlamaCpp
 from planner.runtimes.llamacpp.serving import WEIGHTS, Serving
 from profiles.detect import detect
@@ -40,7 +44,8 @@ from supernet.loading import load_model, model_name
 OWN = ("Q4_0=0.5", "Q3_K_M=1", "Q4_K_M=1")
 WORKLOAD = Workload(2048)
 TURNS = 5
-SPARE = 0.97  # of the time that our package may take: a plan is a prediction
+SPARE = 0.92  # of the time that our package may take: a plan is a prediction
+SAME_TYPES = ("Q4_0",)  # the uniform 4-bit subnet has this file's very types and its speed: nothing is spared there
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,8 @@ def main() -> None:
         for own, _ in wanted:
             made.append(scene.made(own, folder / "own" / own.folder))
             theirs.append(served((given.made or folder / "own") / own.folder, folder / f"turn-{own.folder}", device))
-        limits = limits_ms(made, [spent_ms(package) for package in theirs])
+        scale = promised_for_spent(files, device, folder / "uniform")
+        limits = [scale * ms for ms in limits_ms(made, [least_ms(package) for package in theirs])]
         plans = [planned(files, one.bytes, limit, device) for one, limit in zip(made, limits, strict=True)]
         ours = [folder / "ours" / own.folder for own, _ in wanted]
         losses = []
@@ -116,16 +122,31 @@ def spent_ms(package: Path) -> float:
     return fresh.measure(package, WORKLOAD.prompt_tokens, WORKLOAD.context).tpot_ms
 
 
+def least_ms(package: Path) -> float:
+    """Other work only ever adds time, and so does a file that was not read before."""
+    return min(spent_ms(package) for _ in range(TURNS))
+
+
 def limits_ms(made: Sequence[Made], spent: Sequence[float]) -> list[float]:
-    """For each file's bytes, what a token takes in the fastest of the files that have as many or more."""
-    return [min(ms for other, ms in zip(made, spent, strict=True) if other.bytes >= one.bytes) for one in made]
+    """For each file's bytes, what a token may take: as in the fastest of the files that have as many or more."""
+    spared = [ms * (1.0 if own.name in SAME_TYPES else SPARE) for own, ms in zip(made, spent, strict=True)]
+    return [min(ms for other, ms in zip(made, spared, strict=True) if other.bytes >= one.bytes) for one in made]
+
+
+def promised_for_spent(files: SupernetFiles, device: DeviceProfile, package: Path) -> float:
+    """How many milliseconds a limit must allow for one that a token takes now, by the uniform 4-bit subnet."""
+    subnet = files.space.uniform(files.spec, 4)
+    package.mkdir(parents=True)
+    LlamaCpp().packages.write(files, subnet, WORKLOAD, device.threads, package)
+    promised = sum(item.ms for item in latency.items(files.spec, subnet, WORKLOAD, device, DECODE))
+    return promised * (1 + bands(device, LlamaCpp.name)[TPOT]) / least_ms(package)
 
 
 def planned(files: SupernetFiles, disk_bytes: int, limit_ms: float, device: DeviceProfile) -> Plan:
     """What loses least in a file of so many bytes that is as fast; where none is, what loses least in as many bytes."""
     quality = measured_quality(files)
     for budget in (
-        Budget(10**10, tpot_ms=SPARE * limit_ms, disk_bytes=disk_bytes),
+        Budget(10**10, tpot_ms=limit_ms, disk_bytes=disk_bytes),
         Budget(10**10, disk_bytes=disk_bytes),
     ):
         try:

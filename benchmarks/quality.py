@@ -4,11 +4,12 @@
     python benchmarks/quality.py --text ../shared/text --full            # an hour or two on 2 cores
     python benchmarks/quality.py --text ../shared/text --full --supernet FOLDER    # one that was trained before
     python benchmarks/quality.py --text ../shared/text --full --block-steps 48 --steps 90    # another full training
+    python benchmarks/quality.py --text ../shared/text --full --grid sym    # full training of another grid
 
 The folder of --text holds train.txt and eval.txt. The model is the embedded default, SmolLM2-135M-Instruct; quality is
-KL divergence per token from the full model on the first 16 windows of 512 tokens of eval.txt. Linears are on the
-integer grid in groups of 64, embedding and head at 8 bits in every row, so rows of one bit-width have the same bytes.
-What others reach in their own time is in benchmarks/rivals.py; full training is held to fixed numbers.
+KL divergence per token from the full model on the first 16 windows of 512 tokens of eval.txt. Linears are in the usual
+groups of their grid (64 on the integer grid), embedding and head at 8 bits in every row, so rows of one bit-width have
+the same bytes. What others reach in their own time is in benchmarks/rivals.py; full training is held to fixed numbers.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--block-steps", type=int, default=FULL_RECIPE["block_steps"], help="of --full")
     parser.add_argument("--steps", type=int, default=FULL_RECIPE["steps"], help="of --full")
     parser.add_argument("--sampler", default="auto", help="of --full")
+    parser.add_argument("--grid", default="int", help="of the supernets")
     parser.add_argument("--supernet", type=Path, help="judge this finished supernet, trained on the text")
     parser.add_argument("--keep", type=Path, help="write the supernet trained on the text here")
     parser.add_argument("--without-data", action="store_true", help="also train on text sampled from the model")
@@ -117,7 +119,7 @@ def trained(out: Path, data: str | None, arguments: argparse.Namespace) -> tuple
         return open_supernet(arguments.supernet), 0.0
     full = {name: getattr(arguments, name) for name in ("block_steps", "steps", "sampler")}
     options = full if arguments.full else {"minutes": arguments.minutes}
-    recipe = Recipe(data=data, seed=arguments.seed, **options)
+    recipe = Recipe(data=data, seed=arguments.seed, grid=arguments.grid, **options)
     started = time.perf_counter()
     files = create(DEFAULT_MODEL, out, recipe, progress=partial(keep_start, out))
     return files, time.perf_counter() - started
