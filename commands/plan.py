@@ -29,6 +29,7 @@ from records.atomic import check_output
 @click.argument("supernet", required=False)
 @click.option("--mem", required=True, metavar="SIZE", help="Peak memory of the process: 8GB, 8GiB, 8192MB, 0.5 GB.")
 @click.option("--latency", metavar="TIME", help="Time per token, such as 20ms.")
+@click.option("--target-tps", type=float, metavar="N", help="Tokens a second of each sequence, instead of --latency.")
 @click.option("--ttft", metavar="TIME", help="Time to the first token, such as 500ms.")
 @click.option("--disk", metavar="SIZE", help="Size of the weight files.")
 @click.option("--context", type=int, metavar="N", help="Tokens of context; the default is 4096, or what the model can.")
@@ -48,9 +49,10 @@ from records.atomic import check_output
 @TRUST
 @JSON
 def plan(
-    supernet: str | None, mem: str, latency: str | None, ttft: str | None, disk: str | None, context: int | None,
-    batch: int, prompt_tokens: int | None, kv_cache: str | None, device: str | None, runtime: str, text: str | None,
-    trials: int | None, minutes: float | None, storage: str | None, seed: int, out: Path, trust: bool, as_json: bool,
+    supernet: str | None, mem: str, latency: str | None, target_tps: float | None, ttft: str | None, disk: str | None,
+    context: int | None, batch: int, prompt_tokens: int | None, kv_cache: str | None, device: str | None, runtime: str,
+    text: str | None, trials: int | None, minutes: float | None, storage: str | None, seed: int, out: Path, trust: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """The bits of every layer that lose least within a memory and latency budget.
 
@@ -59,11 +61,11 @@ def plan(
     """
     from planner import pipeline
     from planner.propose import TRIALS
-    from planner.request import Budget, Workload, parse_bytes, parse_duration
+    from planner.request import Budget, Workload, parse_bytes, parse_duration, time_limit
 
     budget = Budget(
         parse_bytes(mem),
-        None if latency is None else parse_duration(latency),
+        time_limit(None if latency is None else parse_duration(latency), target_tps),
         None if ttft is None else parse_duration(ttft),
         None if disk is None else parse_bytes(disk),
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from commands.terminal import say, table
-from planner.amounts import amount, milliseconds, rate, size
+from planner.amounts import amount, milliseconds, per_second, rate, size
 from planner.bands import MEMORY, TPOT, TTFT
 from planner.overview import bits_by_layer, summed
 from planner.quality import with_interval
@@ -96,6 +96,7 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
         ("peak memory", *(size(c.memory_bytes) for c in columns), size(limits.memory_bytes), _basis(made, MEMORY)),
         ("weight files", *(size(c.disk_bytes) for c in columns), size(limits.disk_bytes), "exact"),
         ("time per token", *map(milliseconds, tpot), milliseconds(limits.tpot_ms), _basis(made, TPOT)),
+        ("tokens per second", *map(per_second, tpot), _at_least(limits.tpot_ms), "of each sequence"),
         ("time to first token", *map(milliseconds, ttft), milliseconds(limits.ttft_ms), _basis(made, TTFT)),
         ("mean bits of linears", *(f"{c.mean_bits:.2f}" for c in columns), "-", "exact"),
         ("KL per token", *(f"{c.predicted_kl:.4f}" for c in columns), "-", "predicted"),
@@ -108,6 +109,10 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
     print_bits(made.subnet, spec)
     for line in made.notes:
         say(f"note: {line}")
+
+
+def _at_least(tpot_ms: float | None) -> str:
+    return "-" if tpot_ms is None else f"at least {per_second(tpot_ms)}"
 
 
 def measured_rows(columns: Sequence[Compared]) -> list[tuple[str, ...]]:

@@ -18,6 +18,11 @@ def milliseconds(value: float | None) -> str:
     return f"{value / 1e3:.2f} s" if value >= 1e3 else f"{value:.1f} ms"
 
 
+def per_second(ms: float | None) -> str:
+    """Tokens a second where each takes `ms`; - where none does."""
+    return f"{float(f'{1000 / ms:.3g}'):g}" if ms else "-"
+
+
 def rate(bytes_per_s: float | None) -> str:
     return "-" if bytes_per_s is None else f"{bytes_per_s / 1e9:.0f} GB/s"
 

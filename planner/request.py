@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +32,23 @@ def parse_duration(text: str) -> float:
     """Milliseconds of `20ms` or `0.5s`. InputError for anything else."""
     accepted = "a time is a number and a unit like 20ms or 0.5s (ms, s)"
     return _quantity(text, _MS, accepted, 0.001)
+
+
+def time_limit(
+    latency: float | None, target_tps: float | None, names: tuple[str, str] = ("--latency", "--target-tps")
+) -> float | None:
+    """Milliseconds that a token may take: `latency`, or that of `target_tps` tokens a second. InputError, by the
+    `names` that they were given as, where both are and differ."""
+    if target_tps is None:
+        return latency
+    if not 0.001 <= target_tps <= 1e6:
+        raise InputError(f"{names[1]} is a number of tokens a second such as 20, got {target_tps:g}")
+    wanted = 1000 / target_tps
+    if latency is not None and not math.isclose(latency, wanted, rel_tol=1e-3):
+        raise InputError(
+            f"{names[1]} {target_tps:g} is {wanted:.4g} ms a token, {names[0]} says {latency:.4g} ms; give one of them"
+        )
+    return wanted
 
 
 def _quantity(text: str, units: Mapping[str, float], accepted: str, least: float) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from planner.amounts import per_second
 from planner.request import Budget
-from planner.search.base import Problem
+from planner.search.base import Problem, Resource
 from planner.search.program import Shortfall, shortfalls
 from records.errors import BudgetError
 
@@ -19,7 +20,7 @@ WORDS = {"memory": "memory", "tpot": "time per token", "ttft": "time to first to
 def budget_error(problem: Problem, budget: Budget, device: str, given: Mapping[str, str] = FLAGS) -> BudgetError:
     """The error for a problem without a solution, planned for `budget` on `device`, which may have less memory."""
     short = shortfalls(problem)
-    names = " and ".join(f"{WORDS[s.resource.name]} of {readable(s.resource.unit, s.resource.limit)}" for s in short)
+    names = " and ".join(_limit(s.resource) for s in short)
     together = " together" if len(short) > 1 and not short[0].alone else ""
     needs = (" or " if together else " and ").join(_need(s) for s in short)
     flags = (" or " if together else " ").join(_raised(s, given) for s in short)
@@ -39,8 +40,18 @@ def readable(unit: str, value: float, whole: Callable[[float], int] = round) -> 
     return f"{whole(value / size / step) * step:.4g} {name}"
 
 
+def _limit(resource: Resource) -> str:
+    return f"{WORDS[resource.name]} of {readable(resource.unit, resource.limit)}{_rate(resource, resource.limit)}"
+
+
 def _need(shortfall: Shortfall) -> str:
-    return f"{readable(shortfall.resource.unit, shortfall.smallest, math.ceil)} of {WORDS[shortfall.resource.name]}"
+    resource, least = shortfall.resource, shortfall.smallest
+    return f"{readable(resource.unit, least, math.ceil)} of {WORDS[resource.name]}{_rate(resource, least)}"
+
+
+def _rate(resource: Resource, value: float) -> str:
+    """A time per token is asked for as a rate, too."""
+    return f" ({per_second(value)} tokens/s)" if resource.name == "tpot" else ""
 
 
 def _raised(shortfall: Shortfall, given: Mapping[str, str]) -> str:

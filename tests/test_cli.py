@@ -73,6 +73,8 @@ def test_version(bitfleet: Any) -> None:
         (["plan", "--mem", "8GB", "--fast"], "--fast"),
         (["plan", "--mem", "8 gigs"], "8GiB"),
         (["plan", "--mem", "8GB", "--latency", "soon"], "20ms"),
+        (["plan", "--mem", "8GB", "--latency", "20ms", "--target-tps", "20"], "--target-tps 20 is 50 ms a token"),
+        (["plan", "--mem", "8GB", "--target-tps", "nan"], "tokens a second"),
         (["plan", "--mem", "-1GB"], "8GiB"),
         (["plan", "no-such-supernet", "--mem", "8GB"], "no-such-supernet"),
         (["plan", "--mem", "8GB", "--runtime", "tensorrt"], "onnxruntime"),

@@ -193,6 +193,7 @@ def test_plan_prints_the_promise_the_bits_and_the_next_command(bitfleet: Any, su
         "peak memory",
         "200.0 MB",
         "time per token",
+        "tokens per second",
         "estimate",
         "bits by layer",
         "qkv",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.request import Budget, parse_bytes, parse_duration
+from planner.request import Budget, parse_bytes, parse_duration, time_limit
 from planner.runtimes import AUTO, RUNTIMES
 from profiles.catalog import load, names
 from profiles.device import DeviceProfile
@@ -46,7 +46,7 @@ context = 2048              # tokens that prompt and answer may have together; l
 [[device]]
 device = "raspberry-pi-5-8gb"   # a name of `bitfleet profile list`
 mem = "400MB"                   # peak memory of the process: 8GB, 8GiB, 8192MB
-latency = "50ms"                # time per token
+latency = "50ms"                # time per token; or target-tps = 20, tokens a second of each sequence
 
 [[device]]
 name = "kiosk"                  # how tables and packages call it; left out: the device's own name
@@ -156,6 +156,7 @@ def read_fleet(path: Path, own: Callable[[str], DeviceProfile] | None = None) ->
 def _wanted(device: dict[str, Any]) -> Wanted:
     memory = device.pop("mem", None) or max(1, device["profile"].usable_bytes)
     limits = [device.pop(name, None) for name in ("latency", "ttft", "disk")]
+    limits[0] = time_limit(limits[0], device.pop("target-tps", None))
     for key in ("prompt-tokens", "kv-cache"):
         if key in device:
             device[key.replace("-", "_")] = device.pop(key)
@@ -189,7 +190,10 @@ class _Reading:
         return found
 
     def device(self, place: Place, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {"runtime": RUNTIME, **defaults, **self.table(place, _DEVICE, "a device")}
+        own = self.table(place, _DEVICE, "a device")
+        if own.keys() & {"latency", "target-tps"}:  # a device's own limit of time takes the place of both defaults
+            defaults = {key: value for key, value in defaults.items() if key not in ("latency", "target-tps")}
+        found: dict[str, Any] = {"runtime": RUNTIME, **defaults, **own}
         if "device" not in found:
             raise self.wrong(place, f"a device needs the key 'device', a name, a profile or its fields; {_REMEDY}")
         given, at = found["device"], (*place, "device")
@@ -203,6 +207,10 @@ class _Reading:
                 found["profile"] = self.named(given)
             except InputError as error:
                 raise self.wrong(at, f"{error}") from None
+        try:
+            time_limit(found.get("latency"), found.get("target-tps"), ("latency", "target-tps"))
+        except InputError as error:
+            raise self.wrong(place, f"{error}") from None
         context, prompt = found.get("context"), found.get("prompt-tokens")
         if context is not None and prompt is not None and prompt >= context:
             raise self.wrong(place, f"prompt-tokens must be below the context of {context}, got {prompt}")
@@ -265,6 +273,13 @@ def _quoted(value: Any, example: str) -> str:
     if not isinstance(value, str):
         raise InputError(f'must be text such as "{example}", got {value!r:.80}')
     return value
+
+
+def _rate_of_tokens(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"must be a number of tokens a second such as 20, got {value!r:.80}")
+    time_limit(None, float(value), ("latency", "it"))
+    return float(value)
 
 
 def _count(value: Any) -> int:
@@ -334,8 +349,8 @@ def _device(value: Any) -> str | dict[str, Any]:
 
 
 _ANY = {
-    "runtime": _runtime, "mem": _size, "latency": _time, "ttft": _time, "disk": _size, "context": _count,
-    "batch": _count, "prompt-tokens": _count, "kv-cache": _cache,
+    "runtime": _runtime, "mem": _size, "latency": _time, "target-tps": _rate_of_tokens, "ttft": _time, "disk": _size,
+    "context": _count, "batch": _count, "prompt-tokens": _count, "kv-cache": _cache,
 }  # fmt: skip
 _TOP = {"supernet": _text, "max-loss": _share, "defaults": _as_it_is, "device": _as_it_is}
 _DEFAULTS = _ANY

@@ -238,6 +238,12 @@ def test_a_budget_that_cannot_be_met_names_the_smallest_that_can(
         planned(files, replace(budget, **{field: type(enough)(enough * 0.998)}))
 
 
+def test_a_time_that_cannot_be_met_is_said_in_tokens_a_second_too(files: Files) -> None:
+    said = r"^time per token of 1 ms \(1000 tokens/s\) cannot be met, .* [\d.]+ ms of time per token \([\d.]+ tokens/s\)"
+    with pytest.raises(BudgetError, match=said):
+        planned(files, Budget(10**9, tpot_ms=1.0))
+
+
 def test_budgets_that_all_fail_are_all_named(files: Files) -> None:
     with pytest.raises(BudgetError, match=r"^memory of 90 MB and disk of 10 MB cannot be met.*; use --mem .* --disk "):
         planned(files, Budget(90_000_000, disk_bytes=10_000_000))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.request import Budget, Workload, parse_bytes, parse_duration
+from planner.request import Budget, Workload, parse_bytes, parse_duration, time_limit
 from supernet.spec import ModelSpec
 
 SPEC = ModelSpec("tiny", "LlamaForCausalLM", 1, 64, 2, 1, 32, 100, 2048, True, 0, ())
@@ -42,6 +42,19 @@ def test_durations(text: str, expected: float) -> None:
 def test_any_other_duration_says_what_is_accepted(text: str) -> None:
     with pytest.raises(ValueError, match=r"20ms or 0\.5s.*got"):
         parse_duration(text)
+
+
+def test_a_rate_is_a_time_per_token() -> None:
+    assert time_limit(None, 20) == time_limit(50.0, 20) == time_limit(50.0, None) == 50.0
+    assert time_limit(None, None) is None
+    with pytest.raises(ValueError, match=r"--target-tps 20 is 50 ms a token, --latency says 20 ms; give one of them"):
+        time_limit(20.0, 20)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_rate_that_cannot_be_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="--target-tps is a number of tokens a second such as 20, got"):
+        time_limit(None, rate)
 
 
 def test_a_workload_fills_in_what_was_not_asked() -> None:

@@ -54,6 +54,14 @@ def test_what_the_example_has_in_comments_works_too(tmp_path: Path) -> None:
     assert (fleet.devices[0].prompt_tokens, fleet.devices[0].kv_cache) == (128, "q8_0")
 
 
+def test_tokens_a_second_are_a_time_per_token(tmp_path: Path) -> None:
+    """A device's own limit of time takes the place of the defaults', in whichever way they are given."""
+    device = '\n[[device]]\ndevice = "l4-24gb"\n'
+    named = [f'{device}name = "{name}"\n' for name in "abc"]
+    fleet = read(tmp_path, f"[defaults]\ntarget-tps = 20{named[0]}{named[1]}latency = '8ms'{named[2]}target-tps = 2.5")
+    assert [one.budget.tpot_ms for one in fleet.devices] == [50.0, 8.0, 400.0]
+
+
 def test_a_profile_file_lies_beside_the_fleet(tmp_path: Path) -> None:
     load("l4-24gb").save(tmp_path / "p.json")
     fleet = read(tmp_path, '[[device]]\ndevice = "./p.json"\nname = "a b"\nmem = "1GB"')
@@ -77,6 +85,9 @@ GOOD = '[[device]]\ndevice = "l4-24gb"\n'
         (GOOD + "\nmem = 8", '4: mem: must be text such as "8GB", got 8'),
         (GOOD + "mem = '8 bananas'", "3: mem: a size is a number and a unit like 8GB"),
         (GOOD + "latency = '8GB'", "3: latency: a time is a number and a unit like 20ms"),
+        (GOOD + "target-tps = '20'", "3: target-tps: must be a number of tokens a second such as 20, got '20'"),
+        (GOOD + "target-tps = 0", "3: target-tps: it is a number of tokens a second such as 20, got 0"),
+        (GOOD + "latency = '20ms'\ntarget-tps = 20", "1: target-tps 20 is 50 ms a token, latency says 20 ms; give one"),
         (GOOD + "context = '4096'", "3: context: must be a whole number of at least 1, got '4096'"),
         (GOOD + "batch = true", "3: batch: must be a whole number"),
         (GOOD + f"batch = {2**31}", "3: batch: must be a whole number"),
@@ -113,7 +124,7 @@ GOOD = '[[device]]\ndevice = "l4-24gb"\n'
         (GOOD * (MOST_DEVICES + 1), f"a fleet has at most {MOST_DEVICES} devices"),
         (GOOD + "mem = ", "3: no TOML: Invalid value"),
     ],
-    ids=range(39),
+    ids=range(42),
 )
 def test_what_is_wrong_is_one_line_with_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
