@@ -301,7 +301,7 @@ def use_plan(folder: Path) -> None:
     made, files = Plan.load(folder / "plan.json"), opened(folder)
     made.check(files.space)
     with quiet():
-        print_plan(made, files.spec)
+        print_plan(made)
     if made.to_json() != Plan.from_json(made.to_json()).to_json():
         raise AssertionError("a plan that was read does not round-trip")
 

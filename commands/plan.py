@@ -27,7 +27,10 @@ from records.atomic import check_output
 
 @click.command()
 @click.argument("supernet", required=False)
-@click.option("--mem", required=True, metavar="SIZE", help="Peak memory of the process: 8GB, 8GiB, 8192MB, 0.5 GB.")
+@click.option("--mem", metavar="SIZE", help="Peak memory of the process: 8GB, 8GiB, 8192MB, 0.5 GB.")
+@click.option(
+    "--max-loss", metavar="KL|P%", help="The smallest within this: nats of KL a token, or a share of perplexity."
+)
 @click.option("--latency", metavar="TIME", help="Time per token, such as 20ms.")
 @click.option("--target-tps", type=float, metavar="N", help="Tokens a second of each sequence, instead of --latency.")
 @click.option("--ttft", metavar="TIME", help="Time to the first token, such as 500ms.")
@@ -49,25 +52,30 @@ from records.atomic import check_output
 @TRUST
 @JSON
 def plan(
-    supernet: str | None, mem: str, latency: str | None, target_tps: float | None, ttft: str | None, disk: str | None,
-    context: int | None, batch: int, prompt_tokens: int | None, kv_cache: str | None, device: str | None, runtime: str,
-    text: str | None, trials: int | None, minutes: float | None, storage: str | None, seed: int, out: Path, trust: bool,
-    as_json: bool,
+    supernet: str | None, mem: str | None, max_loss: str | None, latency: str | None, target_tps: float | None,
+    ttft: str | None, disk: str | None, context: int | None, batch: int, prompt_tokens: int | None,
+    kv_cache: str | None, device: str | None, runtime: str, text: str | None, trials: int | None,
+    minutes: float | None, storage: str | None, seed: int, out: Path, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """The bits of every layer that lose least within a memory and latency budget.
+    """The bits of every layer that lose least within a memory and latency budget, or the fewest within a loss.
 
     SUPERNET is a folder that `bitfleet train` made; without it, the embedded default model's, which is built and kept
     in the cache on first use.
     """
     from planner import pipeline
     from planner.propose import TRIALS
-    from planner.request import Budget, Workload, parse_bytes, parse_duration, time_limit
+    from planner.request import Budget, Workload, parse_bytes, parse_duration, parse_loss, time_limit
 
-    budget = Budget(
-        parse_bytes(mem),
+    if mem is None and max_loss is None:
+        raise click.UsageError("Give --mem, what the plan may take, or --max-loss, what it may lose, or both.")
+    if minutes is not None and max_loss is not None:
+        raise click.UsageError("--minutes searches for less loss, --max-loss asks for less memory: give one of them.")
+    memory = None if mem is None else parse_bytes(mem)
+    limits = (
         time_limit(None if latency is None else parse_duration(latency), target_tps),
         None if ttft is None else parse_duration(ttft),
         None if disk is None else parse_bytes(disk),
+        None if max_loss is None else parse_loss(max_loss),
     )
     check_output(out)
     check_runtime(runtime)
@@ -92,7 +100,7 @@ def plan(
         loaders,
         target,
         Workload.for_model(files.spec, context, batch, prompt_tokens, kv_cache),
-        budget,
+        Budget(memory or max(1, target.usable_bytes), *limits),
         measure=measure,
         trials=TRIALS if trials is None else trials,
         seed=seed,
@@ -104,5 +112,5 @@ def plan(
     if as_json:
         emit(made.to_json())
     else:
-        print_plan(made, files.spec)
+        print_plan(made)
         say(f"next: bitfleet export {shlex.quote(str(out))} --out DIR")

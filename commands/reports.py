@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from commands.terminal import say, table
 from planner.amounts import amount, milliseconds, per_second, rate, size
 from planner.bands import MEMORY, TPOT, TTFT
-from planner.overview import bits_by_layer, summed
+from planner.overview import summed
+from planner.plan import LARGER, WORSE
 from planner.quality import with_interval
 from planner.rows import BROKEN, HOLDS
 from planner.runtimes.base import ESTIMATE
+from planner.shortage import WORDS
 
 if TYPE_CHECKING:
-    from planner.plan import Compared, Plan
+    from planner.plan import Compared, ContextRoom, Notch, Plan, Rejected
     from planner.verify import VerifyReport
     from profiles.device import DeviceProfile
     from supernet.checkpoint import SupernetFiles
-    from supernet.space import Subnet
-    from supernet.spec import ModelSpec
 
 
 def print_device(device: DeviceProfile) -> None:
@@ -82,14 +82,17 @@ def print_training(files: SupernetFiles) -> None:
     table(("BITS", "CODES ALONE", "TRAINED", "KEPT", "ADAPTERS KEPT"), rows)
 
 
-def print_plan(made: Plan, spec: ModelSpec) -> None:
+def print_plan(made: Plan) -> None:
     """What is promised beside the limit and the best uniform subnet, then the bits, then what to know."""
     load, chosen, limits = made.workload, made.chosen, made.limits
     uniform = None if made.uniform is chosen else made.uniform
     say(
-        f"{spec.name} on {made.device['name']} with {made.runtime}: context {load.context}, batch {load.batch}, "
-        f"prompt {load.prompt_tokens} tokens" + (f", {made.kv_cache['type']} KV cache" if made.kv_cache else "")
+        f"{made.model['name']} on {made.device['name']} with {made.runtime}: context {load.context}, "
+        f"batch {load.batch}, prompt {load.prompt_tokens} tokens"
+        + (f", {made.kv_cache['type']} KV cache" if made.kv_cache else "")
     )
+    if made.context_room is not None:
+        say(_room(made.context_room, made.model.get("max_context")))
     columns = [chosen, *([uniform] if uniform else [])]
     tpot, ttft = [c.tpot_ms for c in columns], [c.ttft_ms for c in columns]
     rows = [
@@ -101,21 +104,29 @@ def print_plan(made: Plan, spec: ModelSpec) -> None:
         ("mean bits of linears", *(f"{c.mean_bits:.2f}" for c in columns), "-", "exact"),
         ("KL per token", *(f"{c.predicted_kl:.4f}" for c in columns), "-", "predicted"),
     ]
-    rows += measured_rows(columns)
+    rows += measured_rows(columns, limits.max_kl)
     header = ("", "PLANNED", *([f"BEST UNIFORM ({uniform.mean_bits:.0f} bits)"] if uniform else []), "LIMIT", "BASIS")
     table(header, rows)
+    print_beside(made)
     print_others(made)
-    print_items(made, spec)
-    print_bits(made.subnet, spec)
+    print_items(made)
+    print_bits(made.bits)
     for line in made.notes:
         say(f"note: {line}")
+
+
+def _room(room: ContextRoom, most: int | None) -> str:
+    said = f"this subnet holds a context of up to {room['planned']} tokens within the limit of memory"
+    if room["planned"] == most:
+        return f"{said}, all that the model can"
+    return f"{said}, the smallest subnet up to {room['smallest']}"
 
 
 def _at_least(tpot_ms: float | None) -> str:
     return "-" if tpot_ms is None else f"at least {per_second(tpot_ms)}"
 
 
-def measured_rows(columns: Sequence[Compared]) -> list[tuple[str, ...]]:
+def measured_rows(columns: Sequence[Compared], max_kl: float | None = None) -> list[tuple[str, ...]]:
     """What was measured of the subnets: on each text, then the mean that they were ranked by."""
     texts = columns[0].measured.get("texts", {})
     rows = []
@@ -125,7 +136,8 @@ def measured_rows(columns: Sequence[Compared]) -> list[tuple[str, ...]]:
             rows.append((f"{label}, {name}", *("-" if q is None else shown(q) for q in found), "-", "measured"))
     if "kl" in columns[0].measured and len(texts) != 1:
         means = (f"{c.measured['kl']:.4g}" if "kl" in c.measured else "-" for c in columns)
-        rows.append(("KL, mean over texts" if texts else "KL per token", *means, "-", "measured"))
+        limit = "-" if max_kl is None else f"{max_kl:.4g}"
+        rows.append(("KL, mean over texts" if texts else "KL per token", *means, limit, "measured"))
     return rows
 
 
@@ -137,6 +149,48 @@ def _basis(made: Plan, promise: str) -> str:
         return f"{basis}, within +{band:.0%}" if band else basis
     spread = made.latency["spread"] if promise == TPOT else 0.0
     return f"{basis}, give or take {spread:.0%}" if spread else basis
+
+
+def print_beside(made: Plan) -> None:
+    """What could have been the plan and why it is not, then what a little more or less memory would do."""
+    rows = [
+        (
+            one.name,
+            size(one.memory_bytes),
+            milliseconds(one.tpot_ms),
+            f"{one.kl:.4g} {'measured' if one.measured else 'predicted'}",
+            _why(one),
+        )
+        for one in made.rejected
+    ]
+    for notch in made.notches:
+        name = f"{abs(notch.share):.0%} {'more' if notch.share > 0 else 'less'} memory"
+        if notch.kl is None:
+            rows.append((name, size(notch.limit_bytes), "", "", "too little for any subnet"))
+        else:
+            rows.append((name, size(notch.memory_bytes), "", f"{notch.kl:.4g} predicted", _change(made, notch)))
+    if rows:
+        say()
+        table(("BESIDE IT", "PEAK MEMORY", "PER TOKEN", "KL", ""), rows)
+
+
+def _change(made: Plan, notch: Notch) -> str:
+    if notch.kl == notch.instead_of:
+        return "nothing to win" if notch.share > 0 else "nothing to lose"
+    return f"instead of {notch.instead_of:.4g} within {size(_limited_to(made))}"
+
+
+def _limited_to(made: Plan) -> int:
+    return made.limits.memory_bytes if made.limits.max_kl is None else made.chosen.memory_bytes
+
+
+def _why(one: Rejected) -> str:
+    if not one.over:
+        return {WORSE: "loses more", LARGER: "takes more"}.get(one.reason, one.reason)
+    words = {**WORDS, "loss": "loss"}
+    units = {"memory": "bytes", "disk": "bytes", "tpot": "ms", "ttft": "ms"}
+    over = (f"{amount(by, units.get(name, ''))} of {words.get(name, name)}" for name, by in one.over.items())
+    return f"over by {' and '.join(over)}"
 
 
 def print_others(made: Plan) -> None:
@@ -155,9 +209,10 @@ def print_others(made: Plan) -> None:
     table(("OTHER RUNTIMES", "PEAK MEMORY", "PER TOKEN", "KL", "BASIS OF TIME", ""), rows)
 
 
-def print_items(made: Plan, spec: ModelSpec) -> None:
+def print_items(made: Plan) -> None:
     """Peak memory and time per token by item; the linears, of which there are hundreds, as one."""
-    memory, times = summed(made.memory["items"], "bytes", spec), summed(made.latency["decode"], "ms", spec)
+    tables = made.model.get("tables", ())
+    memory, times = summed(made.memory["items"], "bytes", tables), summed(made.latency["decode"], "ms", tables)
     for title, sums, shown in (("peak memory", memory, size), ("time per token", times, milliseconds)):
         say()
         table(
@@ -176,12 +231,12 @@ def print_verified(found: VerifyReport) -> None:
     table(("", "LIMIT", "PROMISED", "MEASURED", "BAND", "", ""), rows)
 
 
-def print_bits(subnet: Subnet, spec: ModelSpec) -> None:
+def print_bits(roles: Mapping[str, str]) -> None:
     """One digit a layer, one line a role; wide models wrap every 100 layers."""
-    roles = bits_by_layer(subnet, spec)
-    width = max(len(role) for role in roles)
+    width = max(map(len, roles), default=0)
+    layers = max(map(len, roles.values()), default=0)
     say()
-    say(f"{'bits by layer':<{width}}  0 to {spec.num_layers - 1}", bold=True)
+    say(f"{'bits by layer':<{width}}  0 to {layers - 1}", bold=True)
     for role, digits in roles.items():
         for start in range(0, len(digits), 100):
             say(f"{role if start == 0 else '':<{width}}  {digits[start : start + 100]}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib import metadata
-from typing import Any, cast
+from typing import cast
 
+from planner.amounts import size
 from planner.bands import BANDS, QUICK, TPOT, bands, is_quick, products
 from planner.frame import Framed
-from planner.plan import PLANNED, UNIFORM, CacheRow, Compared, DeviceSummary, Plan
+from planner.overview import bits_by_layer
+from planner.plan import PLANNED, UNIFORM, CacheRow, Compared, DeviceSummary, ModelSummary, Plan
 from planner.propose import Proposed
 from planner.quality import Measured, Quality, measured_on
 from planner.runtimes.caches import CacheType
@@ -53,7 +57,7 @@ def choose(
         dropped=framed.dropped,
         notes=(
             *framed.notes,
-            *_verdict(compared, least),
+            *(_verdict(compared, least) if framed.limits.max_kl is None else _smallest(compared, framed.limits.max_kl)),
             *measured_on(best.measured),
             *framed.table.notes(),
             *_basis(device, costs.runtime.name),
@@ -63,6 +67,7 @@ def choose(
         date=made_now(),
         command=command,
         bands=dict(bands(device, costs.runtime.name)),
+        bits=bits_by_layer(best.subnet, framed.supernet.spec),
         kv_cache=cache_row(costs.runtime.cache(costs.workload)),
     )
 
@@ -76,7 +81,14 @@ def _compare(framed: Framed, proposed: Proposed, measured: Mapping[Subnet, Quali
         )
         for kind, candidate in proposed.finalists
     ]  # fmt: skip
-    return tuple(sorted(compared, key=_kl))
+    return tuple(sorted(compared, key=partial(_rank, framed.limits.max_kl)))
+
+
+def _rank(most: float | None, one: Compared) -> tuple[float, ...]:
+    """The least loss first; where the loss is limited the smallest within it, then the others."""
+    if most is None:
+        return (_kl(one),)
+    return (0.0, one.memory_bytes, _kl(one)) if _kl(one) <= most else (1.0, _kl(one))
 
 
 def _kl(one: Compared) -> float:
@@ -97,12 +109,29 @@ def _verdict(compared: Sequence[Compared], least: Compared) -> Iterator[str]:
         yield "no uniform subnet fits this budget"
     elif planned is None:
         yield f"the best subnet for this budget is {uniform.source}"
-    elif best.kind == UNIFORM:
+    elif best.kind != PLANNED:
         loss, other = best.measured["kl"], planned.measured["kl"]
         yield f"{best.source} measured best and was chosen: KL {loss:.4g}, the best mixed subnet {other:.4g}"
     else:
         loss, other = best.measured["kl"], uniform.measured["kl"]
         yield f"KL {loss:.4g} measured, against {other:.4g} of {uniform.source} within the same budget"
+
+
+def _smallest(compared: Sequence[Compared], most: float) -> Iterator[str]:
+    """What was asked of a loss, and what a uniform subnet within it would take."""
+    best, uniform = compared[0], next((c for c in compared if c.kind == UNIFORM), None)
+    how = "measured" if best.measured else "predicted from sensitivities, nothing was measured for this plan"
+    yield (
+        f"the smallest within a loss of {most:.4g}, which is {math.expm1(most):.2%} of perplexity on text that the "
+        f"full model itself would write: KL {_kl(best):.4g} {how}"
+    )
+    if uniform is None or _kl(uniform) > most:
+        yield "no uniform subnet within the limits keeps this loss"
+    elif best is uniform:
+        yield f"{best.source} is the smallest that keeps this loss, and was chosen"
+    else:
+        more = size(uniform.memory_bytes - best.memory_bytes)
+        yield f"{uniform.source}, the smallest uniform subnet that keeps this loss, takes {more} more"
 
 
 def _basis(device: DeviceProfile, runtime: str) -> Iterator[str]:
@@ -120,7 +149,7 @@ def cache_row(cache: CacheType) -> CacheRow:
     return CacheRow(type=cache.name, bits=cache.bits)
 
 
-def summary(spec: ModelSpec) -> dict[str, Any]:
+def summary(spec: ModelSpec) -> ModelSummary:
     return {
         "name": spec.name,
         "architecture": spec.architecture,
@@ -129,6 +158,7 @@ def summary(spec: ModelSpec) -> dict[str, Any]:
         "linear_weights": spec.linear_weights,
         "max_context": spec.max_context,
         "tied": spec.tied,
+        "tables": [unit.name for unit in spec.units if unit.is_table],
     }
 
 

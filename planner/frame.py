@@ -123,6 +123,11 @@ def _unpriced(files: Supernet, runtime: Runtime, cache: CacheType) -> tuple[str,
     return tuple(found)
 
 
+def activations_kl(framed: Framed) -> float:
+    """Nats a token that the runtime's rounding of activations costs, by itself; 0 where that is unknown."""
+    return framed.supernet.activations.get(framed.costs.runtime.activations, 0.0)
+
+
 def renamed(framed: Framed, device: DeviceProfile) -> Framed:
     """The same for a `device` that differs in its name alone."""
     before, now = (_limits(framed.budget, one)[1] for one in (framed.costs.device, device))

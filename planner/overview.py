@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from supernet.space import Subnet
@@ -42,9 +42,9 @@ def _alike(subnet: Subnet, spec: ModelSpec) -> Groups:
     return found
 
 
-def summed(items: Iterable[Mapping[str, Any]], amount: str, spec: ModelSpec) -> dict[tuple[str, str], float]:
-    """The `amount` of a plan's items by (name, basis); the linears, of which there are hundreds, as one."""
-    tables = {unit.name for unit in spec.units if unit.is_table}
+def summed(items: Iterable[Mapping[str, Any]], amount: str, tables: Collection[str]) -> dict[tuple[str, str], float]:
+    """The `amount` of a plan's items by (name, basis); units that are none of the `tables`, of which there are
+    hundreds, as one."""
     sums: dict[tuple[str, str], float] = {}
     for item in items:
         name = "linears" if item["unit"] and item["unit"] not in tables else item["name"]

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from planner.beside import notches, rejected, with_stock
 from planner.choose import choose
-from planner.frame import Framed, Supernet, frame
-from planner.plan import Other, Plan
+from planner.frame import Framed, Supernet, activations_kl, frame
+from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SLOWER, WORSE, Other, Plan
 from planner.propose import TOP, TRIALS, Proposed, propose
 from planner.quality import Measure, Quality, as_quality
 from planner.request import Budget, Workload
+from planner.room import context_room
 from planner.runtimes.base import Runtime
 from planner.shortage import budget_error
+from planner.smallest import within_loss
 from profiles.device import DeviceProfile
 from records.errors import BudgetError, InputError
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
@@ -56,7 +59,7 @@ def plan_any(
     deepen: Deepen | None = None,
 ) -> Plan:
     """The runtime and the subnet that lose least on `device` within `budget`, with their evidence; of equals the
-    faster.
+    faster. Where the budget limits the loss, those that take least memory.
 
     What a runtime's rounding of activations costs counts where it is known. `absent` are runtimes that may not be
     taken, with the reason; they are listed with the others.
@@ -74,9 +77,13 @@ def plan_any(
     for runtime in runtimes:
         try:
             framed = frame(files, table, runtime, device, workload, budget)
-            proposed = propose(framed.problem, framed.costs.spec, trials, seed, top)
+            if budget.max_kl is not None:
+                framed, proposed = within_loss(framed, measure, seed)
+            else:
+                proposed = propose(framed.problem, framed.costs.spec, trials, seed, top)
             if not proposed.finalists:
                 raise budget_error(framed.problem, budget, device.name)
+            proposed = with_stock(framed, proposed)
         except (InputError, BudgetError) as error:
             refused[runtime.name] = error
         else:
@@ -87,18 +94,29 @@ def plan_any(
     qualities = measured(finalists.values(), measure)
     plans = {name: choose(framed, finalists[name], qualities, command) for name, (framed, _) in found.items()}
     losses = {name: _loss(plans[name], framed) for name, (framed, _) in found.items()}
-    best = min(plans, key=lambda name: (losses[name], plans[name].chosen.tpot_ms))
+    ranks = {name: _rank(plans[name], losses[name]) for name in plans}
+    best = min(plans, key=ranks.__getitem__)
     if deepen is not None:
         framed, deeper = found[best][0], deepen(*found[best]).apart(found[best][0])
         plans[best] = choose(framed, deeper, qualities | measured([deeper], measure), command)
-    others = [_other(plans[name], losses[name]) for name in sorted(losses, key=losses.__getitem__) if name != best]
-    lines = {**{name: str(error) for name, error in refused.items()}, **(absent or {})}
-    return replace(plans[best], others=(*others, *(Other(name, line) for name, line in lines.items())))
+    taken = _with_what_stands_beside(found[best][0], plans[best])
+    others = [_other(plans[name], losses[name], taken) for name in sorted(plans, key=ranks.__getitem__) if name != best]
+    others += [Other(name, f"{error}", _code(error)) for name, error in refused.items()]
+    others += [Other(name, line, NOT_INSTALLED) for name, line in (absent or {}).items() if name not in refused]
+    return replace(taken, others=tuple(others))
 
 
-def activations_kl(framed: Framed) -> float:
-    """Nats a token that the runtime's rounding of activations costs, by itself; 0 where that is unknown."""
-    return framed.supernet.activations.get(framed.costs.runtime.activations, 0.0)
+def _with_what_stands_beside(framed: Framed, made: Plan) -> Plan:
+    return replace(
+        made,
+        context_room=context_room(framed, made.subnet),
+        rejected=rejected(framed, made),
+        notches=notches(framed, made),
+    )
+
+
+def _code(error: InputError | BudgetError) -> str:
+    return OVER if isinstance(error, BudgetError) else CANNOT
 
 
 def _loss(made: Plan, framed: Framed) -> float:
@@ -107,11 +125,21 @@ def _loss(made: Plan, framed: Framed) -> float:
     return max(0.0, kl) + activations_kl(framed)
 
 
-def _other(made: Plan, kl: float) -> Other:
-    """A plan that was not taken, in a row."""
+def _rank(made: Plan, loss: float) -> tuple[float, ...]:
     chosen = made.chosen
+    return (loss, chosen.tpot_ms) if made.budget.max_kl is None else (chosen.memory_bytes, loss)
+
+
+def _other(made: Plan, kl: float, taken: Plan) -> Other:
+    """A plan that was not `taken`, in a row."""
+    chosen = made.chosen
+    if made.budget.max_kl is not None:
+        reason = LARGER
+    else:
+        reason = SLOWER if kl == taken.chosen.measured.get("kl", taken.chosen.predicted_kl) else WORSE
     return Other(
         runtime=made.runtime,
+        reason=reason,
         kl=kl,
         memory_bytes=chosen.memory_bytes,
         memory_basis=made.memory["basis"],

@@ -20,8 +20,11 @@ SCHEMA = 1
 KIND = "bitfleet plan"
 _REMAKE = "make it again with `bitfleet plan --out FILE`"
 
-PLANNED = "planned"
-UNIFORM = "uniform"
+PLANNED, UNIFORM, STOCK = "planned", "uniform", "stock"
+"""A subnet that a search found, one bit-width for every linear, the types that the runtime's own tools take."""
+OVER, WORSE, LARGER = "over_limit", "loses_more", "takes_more"
+CANNOT, NOT_INSTALLED, SLOWER = "cannot", "not_installed", "slower"
+"""Why an alternative is not the plan; the last three are of runtimes alone."""
 
 
 class MemoryRow(TypedDict):
@@ -65,6 +68,27 @@ class CacheRow(TypedDict):
     bits: float
 
 
+class ContextRoom(TypedDict):
+    """Tokens of the longest context that the limit of memory has room for: beside the planned subnet, and beside the
+    smallest that there is; 0 for none."""
+
+    planned: int
+    smallest: int
+
+
+class ModelSummary(TypedDict):
+    """What a plan says of the model; `tables` are the units as wide as the vocabulary."""
+
+    name: str
+    architecture: NotRequired[str]
+    layers: NotRequired[int]
+    units: NotRequired[int]
+    linear_weights: NotRequired[int]
+    max_context: NotRequired[int]
+    tied: NotRequired[bool]
+    tables: NotRequired[list[str]]
+
+
 class DeviceSummary(TypedDict):
     """What a plan says of the device that it is for."""
 
@@ -85,7 +109,8 @@ class DeviceSummary(TypedDict):
 class Compared:
     """A subnet considered to the end: who proposed it, what it takes, what it was predicted and measured to lose.
 
-    `kind` is "planned" or "uniform", the latter one bit-width for every linear. `disk_bytes` are of the weight files.
+    `kind` is "planned", "uniform" (one bit-width for every linear) or "stock" (the types that the runtime's own tools
+    take). `disk_bytes` are of the weight files.
     `measured` is {} where nothing was measured, else `kl`, the mean over `texts`, and those by name.
     """
 
@@ -122,6 +147,7 @@ class Other:
 
     runtime: str
     refused: str = ""
+    reason: str = ""  # a code of the above
     kl: float | None = None
     memory_bytes: int | None = None
     memory_basis: str | None = None
@@ -138,6 +164,48 @@ class Other:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """An alternative and why it is not the plan: `reason` is OVER where it passes limits, WORSE where it loses more,
+    LARGER where the loss was limited and it takes more memory.
+
+    `over` says of each limit that it passes by how much, what a promise may be off by included: bytes, ms or nats.
+    `kl` is what it loses, `measured` or else predicted.
+    """
+
+    kind: str
+    name: str
+    reason: str
+    over: Mapping[str, float] = field(hash=False)
+    mean_bits: float
+    memory_bytes: int
+    disk_bytes: int
+    tpot_ms: float
+    ttft_ms: float
+    kl: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Notch:
+    """What a `share` more memory than the limit would win, or less would cost: the least sum of sensitivities within
+    `limit_bytes`, `instead_of` the least within what was asked. None where nothing fits."""
+
+    share: float
+    limit_bytes: int
+    memory_bytes: int | None
+    kl: float | None
+    instead_of: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """The least sum of sensitivities, in nats a token, of subnets that take at most so much memory."""
+
+    memory_bytes: int
+    kl: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What `export` writes and `verify` holds a package to. Tables are plain JSON: numbers with their basis.
 
@@ -147,7 +215,7 @@ class Plan:
 
     supernet: str
     fingerprint: str
-    model: Mapping[str, Any]
+    model: ModelSummary
     runtime: str
     device: DeviceSummary
     workload: Workload
@@ -164,6 +232,11 @@ class Plan:
     command: str = ""
     bands: Mapping[str, float] = field(default_factory=lambda: dict(BANDS))  # of memory, tpot and ttft: planner.bands
     kv_cache: CacheRow | None = None  # None in plans of before: as their runtime does unasked
+    context_room: ContextRoom | None = None  # None where nobody asked
+    rejected: tuple[Rejected, ...] = ()
+    notches: tuple[Notch, ...] = ()
+    front: tuple[Point, ...] = ()  # what is lost at least within so much memory; drawn, and computed only for that
+    bits: Mapping[str, str] = field(default_factory=dict)  # a digit a layer, by role: planner.overview
     others: tuple[Other, ...] = ()  # where the runtime was chosen, too: those that were not
 
     @property
@@ -203,6 +276,10 @@ class Plan:
             "compared": [compared.to_json() for compared in self.compared],
             "search": list(self.search),
             "notes": list(self.notes),
+            "rejected": [asdict(one) for one in self.rejected],
+            "notches": [asdict(one) for one in self.notches],
+            "front": [asdict(one) for one in self.front],
+            "bits": dict(self.bits),
             "others": [asdict(other) for other in self.others],
         }
 

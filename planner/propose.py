@@ -42,14 +42,14 @@ class Proposed:
 
 def propose(problem: Problem, spec: ModelSpec, trials: int = TRIALS, seed: int = 0, top: int = TOP) -> Proposed:
     """The best of all, one near its mean, and the best uniform one; `top` of them mixed. The same for the same seed."""
-    uniforms = _uniforms(problem, spec)
-    found = _search(problem, uniforms, trials, seed)
+    known = uniforms(problem, spec)
+    found = _search(problem, known, trials, seed)
     traces = tuple(one.trace for one in found)
     candidates = found[-1].candidates
     if not candidates:
         return Proposed((), traces)
     near = _near_the_mean(problem, spec, candidates[0].subnet)
-    return Proposed(tuple(_finalists(candidates, near, uniforms, top)), traces)
+    return Proposed(tuple(_finalists(candidates, near, known, top)), traces)
 
 
 def searched(problem: Problem, proposed: Proposed, search: Search, top: int = TOP) -> Proposed:
@@ -60,17 +60,20 @@ def searched(problem: Problem, proposed: Proposed, search: Search, top: int = TO
     return Proposed((*new, *proposed.finalists), (*proposed.traces, found.trace))
 
 
-def _uniforms(problem: Problem, spec: ModelSpec) -> tuple[Candidate, ...]:
-    """Every linear at one bit-width, embedding and head at any one choice each: those within the limits, best first."""
+def uniforms(problem: Problem, spec: ModelSpec) -> tuple[Candidate, ...]:
+    """Those of `all_uniforms` within the limits, best first."""
+    return ranked(problem, list(all_uniforms(problem, spec)))
+
+
+def all_uniforms(problem: Problem, spec: ModelSpec) -> Iterator[tuple[Subnet, str]]:
+    """Every linear at one bit-width, embedding and head at any one choice each, and what it is called."""
     tables = [unit.name for unit in spec.units if unit.is_table]
-    proposals = []
     for bits in problem.space.bits(spec):
         for choices in product(*(problem.space[name] for name in tables)):
             subnet = problem.space.uniform(spec, bits)
             for name, choice in zip(tables, choices, strict=True):
                 subnet = subnet.replace(name, choice)
-            proposals.append((subnet, f"uniform {bits} bits"))
-    return ranked(problem, proposals)
+            yield subnet, f"uniform {bits} bits"
 
 
 def _search(problem: Problem, uniforms: Sequence[Candidate], trials: int, seed: int) -> tuple[Found, ...]:

@@ -34,6 +34,22 @@ def parse_duration(text: str) -> float:
     return _quantity(text, _MS, accepted, 0.001)
 
 
+def parse_loss(text: str) -> float:
+    """Nats of KL a token of `0.02` or of `2%` of perplexity. InputError for anything else.
+
+    KL a token is what the logarithm of perplexity grows by, on average over text that the full model itself writes; on
+    other text perplexity grows by more or less, as luck has it. So `2%` are ln 1.02 nats.
+    """
+    accepted = "a loss is nats of KL a token such as 0.02, or a share of perplexity such as 2%"
+    match = re.fullmatch(r"\s*(\d{1,4}(?:\.\d{0,9})?|\.\d{1,9})\s*(%?)\s*", text, re.ASCII)
+    if match is None:
+        raise InputError(f"{accepted}, got {text!r:.80}")
+    value = math.log1p(float(match[1]) / 100) if match[2] else float(match[1])
+    if value <= 0:
+        raise InputError(f"{accepted}, above zero, got {text!r:.80}")
+    return value
+
+
 def time_limit(
     latency: float | None, target_tps: float | None, names: tuple[str, str] = ("--latency", "--target-tps")
 ) -> float | None:
@@ -119,12 +135,16 @@ class Workload:
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent: peak memory of the process, time per token, time to first token, disk; None is no limit."""
+    """What may be spent: peak memory of the process, time per token, time to first token, disk; None is no limit.
+
+    `max_kl` is what may be lost, in nats of KL a token: where it is given, the smallest within it is asked for.
+    """
 
     memory_bytes: int
     tpot_ms: float | None = None
     ttft_ms: float | None = None
     disk_bytes: int | None = None
+    max_kl: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -32,6 +32,30 @@ def budget_error(problem: Problem, budget: Budget, device: str, given: Mapping[s
     return BudgetError(f"{names} cannot be met{together}, the smallest plan needs {needs}; {step}")
 
 
+def loss_error(
+    problem: Problem, budget: Budget, device: str, most: float, least: float, enough: float | None
+) -> BudgetError:
+    """The error where nothing within the limits of `problem` was found to lose `most` nats a token or less: the `least`
+    that was, and the memory that would be `enough`; None where none of the device's would."""
+    limits = " and ".join(_limit(resource) for resource in problem.resources)
+    given = "" if budget.max_kl is None or budget.max_kl == most else f" (of {budget.max_kl:.4g})"
+    step = f"--max-loss {_up(least + (budget.max_kl or most) - most)}"
+    if enough is None:
+        needs = f"no more memory of {device} would do"
+    else:
+        memory = readable("bytes", enough, math.ceil)
+        needs = f"the smallest plan within it needs {memory} of memory"
+        step = f"--mem {memory.replace(' ', '')} or {step}"
+    said = f"a loss of {most:.4g}{given} cannot be met within {limits}"
+    return BudgetError(f"{said}: the least found is {least:.4g}; {needs}; use {step}")
+
+
+def _up(loss: float) -> str:
+    """Three digits, the last one rounded up."""
+    step = 10.0 ** (math.floor(math.log10(loss)) - 2)
+    return f"{math.ceil(loss / step) * step:.3g}"
+
+
 def readable(unit: str, value: float, whole: Callable[[float], int] = round) -> str:
     """`value` bytes or ms for a person, in four digits: `143.2 MB`, `5.61 ms`; `whole` rounds the last one."""
     scales = ((10**9, "GB"), (10**6, "MB"), (10**3, "KB"), (1, "B")) if unit == "bytes" else ((1, "ms"),)

@@ -331,7 +331,8 @@ def bits_text(subnet: Subnet, spec: ModelSpec) -> str:
 def memory_of(plan: Plan, spec: ModelSpec) -> tuple[Amount, ...]:
     """Peak memory by item, the largest first, the linears as one."""
     sums: Counter[str] = Counter()
-    for (name, _), amount in summed(plan.memory["items"], "bytes", spec).items():
+    tables = [unit.name for unit in spec.units if unit.is_table]
+    for (name, _), amount in summed(plan.memory["items"], "bytes", tables).items():
         sums[name] += round(amount)
     return tuple(Amount(name, amount) for name, amount in sums.most_common() if amount)
 

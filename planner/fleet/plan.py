@@ -12,8 +12,8 @@ from planner.choose import choose
 from planner.fleet.cover import fewest
 from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.index import loss_of, package_name
-from planner.frame import Framed, Supernet, check_servable, frame, renamed
-from planner.pipeline import activations_kl, measured
+from planner.frame import Framed, Supernet, activations_kl, check_servable, frame, renamed
+from planner.pipeline import measured
 from planner.plan import PLANNED, Plan
 from planner.propose import TRIALS, Proposed, propose
 from planner.quality import Measure, Quality

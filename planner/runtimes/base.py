@@ -13,7 +13,7 @@ from planner.request import Workload
 from planner.runtimes.caches import FLOAT16, CacheType, cache_named
 from planner.runtimes.spoken import Spoken
 from profiles.device import DeviceProfile
-from supernet.space import Choice, Subnet
+from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec, UnitSpec
 from supernet.ties import Groups, tied
 
@@ -204,6 +204,11 @@ class Runtime(ABC):
     def tied(self, spec: ModelSpec) -> ModelSpec:
         """The model in the units that `holding` and `pricing` are asked in."""
         return tied(spec, self.ties(spec))
+
+    def stock(self, spec: ModelSpec, space: SearchSpace) -> tuple[str, Subnet] | None:
+        """What the runtime's own tools make of a model where nothing else is asked: a name, and the subnet of `space`
+        that has its types. None where the space has them not, or nothing is known of such tools."""
+        return None
 
     @abstractmethod
     def holding(self, spec: ModelSpec) -> Holding:

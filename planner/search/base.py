@@ -47,6 +47,11 @@ class Resource:
         blocks = ((self.together(units, option) for option in options) for units, options in space.blocks)
         return self.constant + sum(min(amounts) for amounts in blocks)
 
+    def smallest(self, space: SearchSpace) -> Subnet:
+        """That subnet."""
+        amounts = ([self.together(units, option) for option in options] for units, options in space.blocks)
+        return space.at([of.index(min(of)) for of in amounts])
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -16,6 +16,7 @@ from commands.reports import print_bits
 from planner import pipeline
 from planner.costs import Costs
 from planner.frame import loadable
+from planner.overview import bits_by_layer
 from planner.plan import Plan
 from planner.request import Budget, Workload
 from planner.runtimes.onnxruntime import storage
@@ -208,11 +209,12 @@ def test_a_plan_shows_how_much_is_kept(files: Files, capsys: pytest.CaptureFixtu
     for (maker, reader), kept in zip(files.spec.feed_forwards, (GONE, HALF), strict=False):
         for unit in (maker, reader):
             subnet = subnet.replace(unit.name, files.space.pruned(unit.name, Choice(4, 64), kept))
-    print_bits(subnet, files.spec)
+    print_bits(bits_by_layer(subnet, files.spec))
     lines = capsys.readouterr().out.splitlines()
     assert "down         -444444444444444" in lines
     assert "tenths kept  05.............." in lines
-    print_bits(files.space.uniform(files.spec, 4), files.spec)
+    whole = files.space.uniform(files.spec, 4)
+    print_bits(bits_by_layer(whole, files.spec))
     assert "tenths" not in capsys.readouterr().out
 
 

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from planner.request import Workload
 from planner.runtimes.base import Runtime
+from planner.runtimes.llamacpp import stock
 from planner.runtimes.llamacpp.holding import LlamaHolding
 from planner.runtimes.llamacpp.packages import LlamaPackages
 from planner.runtimes.llamacpp.pricing import LlamaPricing
 from planner.runtimes.llamacpp.serving import CACHES, LIBRARY, RUNTIME, VERSION
 from profiles.device import DeviceProfile
+from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ class LlamaCpp(Runtime):
 
     def pricing(self, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> LlamaPricing:
         return LlamaPricing(spec, workload, device)
+
+    def stock(self, spec: ModelSpec, space: SearchSpace) -> tuple[str, Subnet] | None:
+        return stock.stock(spec, space)
 
     def versions(self) -> dict[str, str]:
         return {LIBRARY: VERSION}  # the build that packages are for, installed here or not

@@ -13,6 +13,7 @@ from planner.runtimes.onnxruntime.installed import check_installed, versions
 from planner.runtimes.onnxruntime.packages import OnnxPackages
 from planner.runtimes.onnxruntime.pricing import OnnxPricing
 from profiles.device import DeviceProfile
+from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 from supernet.ties import Groups
 
@@ -38,6 +39,10 @@ class OnnxRuntime(Runtime):
 
     def pricing(self, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> OnnxPricing:
         return OnnxPricing(spec, workload, device)
+
+    def stock(self, spec: ModelSpec, space: SearchSpace) -> tuple[str, Subnet] | None:
+        """Of onnxruntime-genai's builder at int4, which leaves the embedding as it is: the largest that there is."""
+        return ("types of int4, largest tables", space.uniform(spec, 4)) if 4 in space.bits(spec) else None
 
     def versions(self) -> dict[str, str]:
         return versions()

@@ -1,0 +1,120 @@
+"""What stands beside a plan: uniform subnets, what the runtime's own tools make, a little more or less memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from planner.frame import Framed
+from planner.plan import LARGER, OVER, STOCK, UNIFORM, WORSE, Compared, Notch, Plan, Rejected
+from planner.propose import Proposed, all_uniforms
+from planner.search.base import Candidate, Problem
+from planner.search.program import solve
+from supernet.space import Subnet
+
+NOTCH = 0.10
+"""Of the memory that a plan was limited to, up and down."""
+LOSS = "loss"
+
+
+def with_stock(framed: Framed, proposed: Proposed) -> Proposed:
+    """The finalists, and with them what the runtime's own tools make, where the limits hold it."""
+    problem, stock = framed.problem, stock_of(framed)
+    if stock is None or not problem.feasible(stock[1]) or stock[1] in proposed.subnets:
+        return proposed
+    name, subnet = stock
+    found = (STOCK, Candidate(subnet, problem.value(subnet), name))
+    return replace(proposed, finalists=(*proposed.finalists, found))
+
+
+def stock_of(framed: Framed) -> tuple[str, Subnet] | None:
+    """The name of what the runtime's own tools make, and the subnet of the problem that has its types."""
+    return framed.costs.runtime.stock(framed.costs.spec, framed.problem.space)
+
+
+def rejected(framed: Framed, made: Plan) -> tuple[Rejected, ...]:
+    """Each alternative with the reason why it is not the plan: a uniform subnet for each bit-width, the runtime's stock
+    types, and every other finalist."""
+    known = {framed.tied(one.subnet): one for one in made.compared}
+    rows: dict[Subnet, Rejected] = {}
+    for kind, candidate in (*_uniforms(framed, known), *_stock(framed)):
+        one = known.get(candidate.subnet) or framed.costs.compared(
+            kind, candidate.source, framed.apart(candidate.subnet), candidate.loss
+        )
+        rows[candidate.subnet] = _row(framed, made, replace(one, kind=kind, source=candidate.source))
+    for subnet, one in known.items():
+        rows.setdefault(subnet, _row(framed, made, one))
+    rows.pop(framed.tied(made.subnet), None)
+    return tuple(rows.values())
+
+
+def _uniforms(framed: Framed, known: Mapping[Subnet, Compared]) -> Iterator[tuple[str, Candidate]]:
+    """Of each bit-width the one that loses least within the limits; where none keeps them, the smallest."""
+    problem, spec = framed.problem, framed.costs.spec
+    by_bits: dict[str, list[Candidate]] = {}
+    for subnet, source in all_uniforms(problem, spec):
+        by_bits.setdefault(source, []).append(Candidate(subnet, problem.value(subnet), source))
+    for candidates in by_bits.values():
+        fitting = [one for one in candidates if problem.feasible(one.subnet)]
+        if fitting:
+            measured = [one for one in fitting if one.subnet in known]
+            yield UNIFORM, min(measured or fitting, key=lambda one: one.loss)
+        else:
+            yield UNIFORM, min(candidates, key=lambda one: problem.resources[0].amount(one.subnet))
+
+
+def _stock(framed: Framed) -> Iterator[tuple[str, Candidate]]:
+    stock = stock_of(framed)
+    if stock is not None:
+        yield STOCK, Candidate(stock[1], framed.problem.value(stock[1]), stock[0])
+
+
+def _row(framed: Framed, made: Plan, one: Compared) -> Rejected:
+    over = _over(framed, one)
+    reason = OVER if over else WORSE if framed.limits.max_kl is None else LARGER
+    return Rejected(
+        kind=one.kind, name=one.source, reason=reason, over=over, mean_bits=one.mean_bits,
+        memory_bytes=one.memory_bytes, disk_bytes=one.disk_bytes, tpot_ms=one.tpot_ms, ttft_ms=one.ttft_ms,
+        kl=_kl(one), measured=bool(one.measured),
+    )  # fmt: skip
+
+
+def _kl(one: Compared) -> float:
+    return float(one.measured.get("kl", one.predicted_kl))
+
+
+def _over(framed: Framed, one: Compared) -> dict[str, float]:
+    """By how much each limit is passed, bands included, in the limit's unit."""
+    subnet, most = framed.tied(one.subnet), framed.limits.max_kl
+    amounts = {each.name: each.amount(subnet) - each.limit for each in framed.problem.resources}
+    if most is not None:
+        amounts[LOSS] = _kl(one) - most
+    return {name: amount for name, amount in amounts.items() if amount > 0}
+
+
+def notches(framed: Framed, made: Plan) -> tuple[Notch, ...]:
+    """What a tenth more memory would win and a tenth less would cost, as the sums of sensitivities predict."""
+    memory = framed.problem.resources[0]
+    limit = memory.limit if framed.limits.max_kl is None else memory.amount(framed.tied(made.subnet)) + 1
+    here = _least(framed.problem, limit)
+    if here is None:
+        return ()
+    found = []
+    for share in (NOTCH, -NOTCH):
+        there = _least(framed.problem, (1 + share) * limit)
+        found.append(
+            Notch(
+                share=share,
+                limit_bytes=int((1 + share) * limit),
+                memory_bytes=None if there is None else framed.costs.memory(there).total_bytes,
+                kl=None if there is None else framed.problem.additive(there),
+                instead_of=framed.problem.additive(here),
+            )
+        )
+    return tuple(found)
+
+
+def _least(problem: Problem, memory_bytes: float) -> Subnet | None:
+    """The subnet of the least sum within so much memory and the other limits."""
+    memory, *others = problem.resources
+    return solve(problem.space, problem.loss, (replace(memory, limit=memory_bytes), *others))[0]

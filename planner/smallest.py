@@ -1,0 +1,204 @@
+"""The smallest plan within a loss: memory is what shall be least, and the loss is what is limited.
+
+The exact program takes the sum of the sensitivities for a resource, which is where the search begins. What mixtures
+are measured to lose is more than that sum, so the limit of memory is then narrowed between one at which some finalist
+was measured within the loss and one at which none was, until the two are close.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from planner.frame import Framed, activations_kl
+from planner.plan import PLANNED, UNIFORM
+from planner.propose import Proposed, propose, uniforms
+from planner.quality import Measure
+from planner.search.base import Candidate, Problem, Resource
+from planner.search.program import solve
+from planner.shortage import budget_error, loss_error
+from records.errors import BudgetError
+from supernet.space import Subnet
+
+LOSS = "loss"
+ROUNDS = 8
+CLOSE = 0.01
+"""The search ends where what is left is this share of what the weights may take at all."""
+INSIDE = 0.15
+"""A round looks no nearer than this share of what is left to either end."""
+KEPT = 2
+"""Mixed subnets that a plan compares beside the one it takes."""
+
+
+def least_memory(problem: Problem, most: float) -> Subnet | None:
+    """The subnet that takes least memory of those whose losses sum to `most` at most, within every limit, and of
+    those that take as much the one that loses least. None where there is none."""
+    memory, *others = problem.resources
+    loss = Resource(LOSS, "nats", most, 0.0, problem.loss)
+    smallest, _ = solve(problem.space, memory.table, (memory, *others, loss))
+    if smallest is None:
+        return None
+    best, _ = solve(problem.space, problem.loss, (_limited(memory, memory.amount(smallest)), *others))
+    return best or smallest
+
+
+def _limited(memory: Resource, amount: float) -> Resource:
+    """Memory with room for `amount`, which is a sum that another order of adding may give with another last digit."""
+    return replace(memory, limit=min(memory.limit, amount + 1))
+
+
+def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple[Framed, Proposed]:
+    """The finalists of the smallest plan within the loss that `framed` is limited to, the smallest in front, and its
+    limits as they were planned to: less where the runtime's rounding of activations takes a part of the loss.
+
+    Finalists are measured as they come; without `measure` the sums of sensitivities decide. BudgetError where nothing
+    keeps all limits, with the least loss and the least memory that would do.
+    """
+    asked, rounding = framed.limits.max_kl or math.inf, activations_kl(framed)
+    most, name = asked - rounding, framed.costs.runtime.name
+    if most <= 0:
+        raise BudgetError(
+            f"a loss of {asked:.4g} cannot be met: {name}'s rounding of activations alone costs {rounding:.3g}; "
+            f"use a larger --max-loss or another --runtime"
+        )
+    search = _Bisection(framed, most, measure, seed)
+    search.run()
+    if not search.losses:
+        raise budget_error(framed.problem, framed.budget, framed.costs.device.name)
+    least = min(search.losses.values())
+    if least > most:
+        enough = _enough(framed, most, measure, seed)
+        raise loss_error(framed.problem, framed.budget, framed.costs.device.name, most, least, enough)
+    note = f"{rounding:.3g} of the loss of {asked:.4g} go to the rounding of activations by {name}"
+    notes = (*framed.notes, note) if rounding else framed.notes
+    return replace(framed, limits=replace(framed.limits, max_kl=most), notes=notes), search.proposed()
+
+
+def _enough(framed: Framed, most: float, measure: Measure | None, seed: int) -> float | None:
+    """The least memory of the device with which the loss was kept; None where all of it is too little."""
+    memory, *others = framed.problem.resources
+    usable = float(framed.costs.device.usable_bytes)
+    if usable <= memory.limit:
+        return None
+    roomy = replace(framed.problem, resources=(replace(memory, limit=usable), *others))
+    search = _Bisection(replace(framed, problem=roomy), most, measure, seed)
+    search.run()
+    return search.held
+
+
+@dataclass
+class _Bisection:
+    """Finalists by limits of memory. `losses` are what was measured, `found` who proposed it."""
+
+    framed: Framed
+    most: float
+    measure: Measure | None
+    seed: int
+    losses: dict[Subnet, float] = field(default_factory=dict)
+    found: dict[Subnet, tuple[str, Candidate]] = field(default_factory=dict)
+    rounds: int = 0
+    held: float | None = None
+    """The least limit of memory within which the loss was kept."""
+
+    @property
+    def memory(self) -> Resource:
+        return self.framed.problem.resources[0]
+
+    def run(self) -> None:
+        problem = self.framed.problem
+        first = least_memory(problem, self.most)
+        best, _ = solve(problem.space, problem.loss, problem.resources)
+        if best is None:
+            return
+        floor, top = self.memory.least(problem.space), self.memory.amount(best)
+        low, low_loss = floor, math.inf
+        high, high_loss = top, math.inf
+        if first is not None:
+            start = self.memory.amount(first)
+            loss = self.best_within(start)
+            if loss <= self.most:
+                high, high_loss = self.smallest_within(), loss
+            else:
+                low, low_loss = start, loss
+        if self.measure is None and high_loss <= self.most:
+            low = high  # the sum is what decides, and this is its solution
+        if high_loss > self.most:
+            high_loss = self.best_within(top)
+            if high_loss > self.most:
+                return
+            high = self.smallest_within()
+        while self.rounds < ROUNDS and high - low > CLOSE * (top - floor):
+            limit = _between(low, low_loss, high, high_loss, self.most)
+            loss = self.best_within(limit)
+            if loss <= self.most:
+                high, high_loss = min(limit, self.smallest_within()), loss
+            else:
+                low, low_loss = limit, loss
+        self.measure_uniforms(high)
+
+    def best_within(self, memory: float) -> float:
+        """The least that finalists within so much memory were measured to lose."""
+        self.rounds += 1
+        problem = self.framed.problem
+        within = replace(problem, resources=(_limited(self.memory, memory), *problem.resources[1:]))
+        proposed = propose(within, self.framed.costs.spec, trials=0, seed=self.seed)
+        self.add(proposed.finalists)
+        loss = min((self.losses[candidate.subnet] for _, candidate in proposed.finalists), default=math.inf)
+        if loss <= self.most:
+            self.held = min(memory, self.held or math.inf)
+        return loss
+
+    def add(self, finalists: Sequence[tuple[str, Candidate]]) -> None:
+        new = {one.subnet: (kind, one) for kind, one in finalists if one.subnet not in self.losses}
+        self.found |= new
+        if self.measure is None:
+            self.losses |= {subnet: candidate.loss for subnet, (_, candidate) in new.items()}
+        elif new:
+            qualities = self.measure([self.framed.apart(subnet) for subnet in new])
+            self.losses |= {subnet: float(quality["kl"]) for subnet, quality in zip(new, qualities, strict=True)}
+
+    def smallest_within(self) -> float:
+        return min(self.memory.amount(subnet) for subnet, loss in self.losses.items() if loss <= self.most)
+
+    def measure_uniforms(self, memory: float) -> None:
+        """The smallest uniform subnet within the loss stands beside the plan: from what a plan takes upwards, those
+        that are predicted to lose less than everything smaller."""
+        least = math.inf
+        for candidate in sorted(uniforms(self.framed.problem, self.framed.costs.spec), key=self.taken):
+            if candidate.loss >= least:
+                continue
+            least = candidate.loss
+            if self.taken(candidate) < memory and candidate.loss > self.most:
+                continue
+            self.add([(UNIFORM, candidate)])
+            if self.losses[candidate.subnet] <= self.most:
+                return
+
+    def taken(self, candidate: Candidate) -> float:
+        return self.memory.amount(candidate.subnet)
+
+    def proposed(self) -> Proposed:
+        """The smallest within the loss, the mixed subnets next to it, and the best uniform one."""
+        ranked = sorted(self.found.values(), key=lambda one: self._rank(one[1]))
+        kept = ranked[:1] + [one for one in ranked[1:] if one[0] == PLANNED][:KEPT]
+        kept += [one for one in ranked if one[0] == UNIFORM and one not in kept][:1]
+        return Proposed(tuple(kept), (self._trace(),) if kept else ())
+
+    def _rank(self, candidate: Candidate) -> tuple[bool, float, float]:
+        loss, taken = self.losses[candidate.subnet], self.taken(candidate)
+        return (True, loss, taken) if loss > self.most else (False, taken, loss)
+
+    def _trace(self) -> Mapping[str, Any]:
+        what = "predicted" if self.measure is None else "measured"
+        return {"solver": "HiGHS, least memory within a loss", "rounds": self.rounds, what: len(self.losses)}
+
+
+def _between(low: float, low_loss: float, high: float, high_loss: float, most: float) -> float:
+    """Where the logarithm of the loss, taken for a line over memory, would meet the limit; the middle where an end is
+    not known."""
+    share = 0.5
+    if math.isfinite(low_loss) and min(low_loss, high_loss, most) > 0 and low_loss > high_loss:
+        share = math.log(low_loss / most) / math.log(low_loss / high_loss)
+    return low + min(max(share, INSIDE), 1 - INSIDE) * (high - low)
