@@ -10,11 +10,9 @@ from commands.terminal import say, table
 from planner.amounts import amount, milliseconds, per_second, rate, size
 from planner.bands import MEMORY, TPOT, TTFT
 from planner.overview import summed
-from planner.plan import LARGER, WORSE
 from planner.quality import with_interval
 from planner.rows import BROKEN, HOLDS
 from planner.runtimes.base import ESTIMATE
-from planner.shortage import WORDS
 
 if TYPE_CHECKING:
     from planner.plan import Compared, ContextRoom, Notch, Plan, Rejected
@@ -185,6 +183,9 @@ def _limited_to(made: Plan) -> int:
 
 
 def _why(one: Rejected) -> str:
+    from planner.plan import LARGER, WORSE
+    from planner.shortage import WORDS
+
     if not one.over:
         return {WORSE: "loses more", LARGER: "takes more"}.get(one.reason, one.reason)
     words = {**WORDS, "loss": "loss"}
