@@ -20,6 +20,7 @@ from commands.fleet import fleet
 from commands.package import export, run, verify
 from commands.plan import plan
 from commands.profile import profile
+from commands.show import show
 from commands.streams import lost, secure
 from commands.terminal import note
 from commands.train import train
@@ -40,7 +41,7 @@ def cli(context: click.Context, debug: bool) -> None:
         warnings.filterwarnings("ignore")
 
 
-for command in (profile, train, evaluate, plan, fleet, export, delta, apply, verify, run, doctor):
+for command in (profile, train, evaluate, plan, show, fleet, export, delta, apply, verify, run, doctor):
     cli.add_command(command)
 
 

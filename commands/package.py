@@ -11,7 +11,7 @@ import click
 
 from commands.exits import BROKEN, OK
 from commands.names import planned_device, runtime_named
-from commands.reports import print_verified
+from commands.reports import print_rows
 from commands.streams import reader_left
 from commands.terminal import JSON, TRUST, emit, note, say, stream
 from commands.waiting import progress
@@ -159,7 +159,7 @@ def verify(
     if as_json:
         emit(found.to_json())
     else:
-        print_verified(found)
+        print_rows(found.rows)
         say(PROVES)
         say(found.verdict)
     context.exit(OK if found.holds and (allow_unchecked or not found.unchecked) else BROKEN)

@@ -19,7 +19,7 @@ from commands.names import (
     runtimes_for,
     trained_supernet,
 )
-from commands.reports import print_plan
+from commands.reports import print_plan, write_card
 from commands.searching import check_searchable, measured_search
 from commands.terminal import JSON, TRUST, emit, say
 from records.atomic import check_output
@@ -49,13 +49,17 @@ from records.atomic import check_output
 @click.option("--storage", metavar="URL", help="An Optuna storage for that search.  [default: beside the supernet]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="plan.json", show_default=True)
+@click.option(
+    "--html", metavar="FILE", type=click.Path(path_type=Path), help="Write the plan as a page to look at, too."
+)
 @TRUST
 @JSON
 def plan(
     supernet: str | None, mem: str | None, max_loss: str | None, latency: str | None, target_tps: float | None,
     ttft: str | None, disk: str | None, context: int | None, batch: int, prompt_tokens: int | None,
     kv_cache: str | None, device: str | None, runtime: str, text: str | None, trials: int | None,
-    minutes: float | None, storage: str | None, seed: int, out: Path, trust: bool, as_json: bool,
+    minutes: float | None, storage: str | None, seed: int, out: Path, html: Path | None, trust: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """The bits of every layer that lose least within a memory and latency budget, or the fewest within a loss.
 
@@ -78,6 +82,8 @@ def plan(
         None if max_loss is None else parse_loss(max_loss),
     )
     check_output(out)
+    if html is not None:
+        check_output(html, next_step="give another --html")
     check_runtime(runtime)
     check_cache(kv_cache, runtime)
     # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
@@ -107,8 +113,11 @@ def plan(
         command=shlex.join(["bitfleet", *sys.argv[1:]]),
         absent=absent,
         deepen=deepen,
+        drawn=html is not None,
     )
     made.save(out)
+    if html is not None:
+        write_card(html, made)
     if as_json:
         emit(made.to_json())
     else:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from planner.frame import Framed
-from planner.plan import LARGER, OVER, STOCK, UNIFORM, WORSE, Compared, Notch, Plan, Rejected
+from planner.plan import LARGER, OVER, STOCK, UNIFORM, WORSE, Compared, Notch, Plan, Point, Rejected
 from planner.propose import Proposed, all_uniforms
 from planner.search.base import Candidate, Problem
 from planner.search.program import solve
@@ -14,6 +14,7 @@ from supernet.space import Subnet
 
 NOTCH = 0.10
 """Of the memory that a plan was limited to, up and down."""
+POINTS = 14
 LOSS = "loss"
 
 
@@ -112,6 +113,24 @@ def notches(framed: Framed, made: Plan) -> tuple[Notch, ...]:
             )
         )
     return tuple(found)
+
+
+def front(framed: Framed) -> tuple[Point, ...]:
+    """What is lost at least, by the sums of sensitivities, at limits of memory from the smallest subnet's to where more
+    wins nothing; every other limit is kept."""
+    problem = framed.problem
+    memory, *others = problem.resources
+    best, _ = solve(problem.space, problem.loss, others)
+    if best is None:
+        return ()
+    least, most = memory.least(problem.space), memory.amount(best)
+    found: dict[int, Point] = {}
+    for step in range(POINTS):
+        subnet = _least(problem, least + 1 + step / (POINTS - 1) * (most - least))
+        if subnet is not None:
+            taken = framed.costs.memory(subnet).total_bytes
+            found[taken] = Point(taken, problem.additive(subnet))
+    return tuple(found[taken] for taken in sorted(found))
 
 
 def _least(problem: Problem, memory_bytes: float) -> Subnet | None:

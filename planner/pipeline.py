@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from planner.beside import notches, rejected, with_stock
+from planner.beside import front, notches, rejected, with_stock
 from planner.choose import choose
 from planner.frame import Framed, Supernet, activations_kl, frame
 from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SLOWER, WORSE, Other, Plan
@@ -57,6 +57,7 @@ def plan_any(
     command: str = "",
     absent: Mapping[str, str] | None = None,
     deepen: Deepen | None = None,
+    drawn: bool = False,
 ) -> Plan:
     """The runtime and the subnet that lose least on `device` within `budget`, with their evidence; of equals the
     faster. Where the budget limits the loss, those that take least memory.
@@ -65,6 +66,8 @@ def plan_any(
     taken, with the reason; they are listed with the others.
 
     `deepen` searches on from the finalists of the runtime that was taken, and what it finds is measured with them.
+
+    A plan that shall be `drawn` has the front of loss over memory too, which takes more solving.
 
     `measure` is given the finalists and the best uniform subnet, and returns what each loses on text that did not
     train; without it the predictions decide. Raises BudgetError when nothing meets the budget, InputError for a model
@@ -99,19 +102,20 @@ def plan_any(
     if deepen is not None:
         framed, deeper = found[best][0], deepen(*found[best]).apart(found[best][0])
         plans[best] = choose(framed, deeper, qualities | measured([deeper], measure), command)
-    taken = _with_what_stands_beside(found[best][0], plans[best])
+    taken = _with_what_stands_beside(found[best][0], plans[best], drawn)
     others = [_other(plans[name], losses[name], taken) for name in sorted(plans, key=ranks.__getitem__) if name != best]
     others += [Other(name, f"{error}", _code(error)) for name, error in refused.items()]
     others += [Other(name, line, NOT_INSTALLED) for name, line in (absent or {}).items() if name not in refused]
     return replace(taken, others=tuple(others))
 
 
-def _with_what_stands_beside(framed: Framed, made: Plan) -> Plan:
+def _with_what_stands_beside(framed: Framed, made: Plan, drawn: bool) -> Plan:
     return replace(
         made,
         context_room=context_room(framed, made.subnet),
         rejected=rejected(framed, made),
         notches=notches(framed, made),
+        front=front(framed) if drawn else (),
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from planner.amounts import per_second
-from planner.request import Budget
+from planner.request import LIMITS, Budget
 from planner.search.base import Problem, Resource
 from planner.search.program import Shortfall, shortfalls
 from records.errors import BudgetError
@@ -14,7 +14,6 @@ from records.errors import BudgetError
 FLAGS = {"memory": "--mem {}", "tpot": "--latency {}", "ttft": "--ttft {}", "disk": "--disk {}"}
 KEYS = {"memory": 'mem = "{}"', "tpot": 'latency = "{}"', "ttft": 'ttft = "{}"', "disk": 'disk = "{}"'}
 """How a limit is given: on the command line, and in a fleet's file."""
-WORDS = {"memory": "memory", "tpot": "time per token", "ttft": "time to first token", "disk": "disk"}
 
 
 def budget_error(problem: Problem, budget: Budget, device: str, given: Mapping[str, str] = FLAGS) -> BudgetError:
@@ -65,12 +64,12 @@ def readable(unit: str, value: float, whole: Callable[[float], int] = round) -> 
 
 
 def _limit(resource: Resource) -> str:
-    return f"{WORDS[resource.name]} of {readable(resource.unit, resource.limit)}{_rate(resource, resource.limit)}"
+    return f"{LIMITS[resource.name]} of {readable(resource.unit, resource.limit)}{_rate(resource, resource.limit)}"
 
 
 def _need(shortfall: Shortfall) -> str:
     resource, least = shortfall.resource, shortfall.smallest
-    return f"{readable(resource.unit, least, math.ceil)} of {WORDS[resource.name]}{_rate(resource, least)}"
+    return f"{readable(resource.unit, least, math.ceil)} of {LIMITS[resource.name]}{_rate(resource, least)}"
 
 
 def _rate(resource: Resource, value: float) -> str:

@@ -13,7 +13,7 @@ from planner.answers import NOT_RUN, against_model, against_supernet, beside, fr
 from planner.package import Package, open_package
 from planner.plan import Plan
 from planner.probes import PROBES, check_probes
-from planner.rows import BROKEN, HOLDS, SLOW, Row, row, unchecked
+from planner.rows import BROKEN, HOLDS, PEAK_MEMORY, SLOW, Row, row, unchecked
 from planner.runtimes.base import ESTIMATE, Progress, Runtime
 from planner.runtimes.child import Measurement
 from planner.runtimes.engine import Engine
@@ -117,7 +117,7 @@ def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Itera
     if engine is None or server is None:
         command, chosen = runtime.packages.launch(package.path, plan.workload), plan.chosen
         note = f"{_unserved(runtime, engine)}: {command}"
-        yield unchecked("peak memory", "bytes", chosen.memory_bytes, note)
+        yield unchecked(PEAK_MEMORY, "bytes", chosen.memory_bytes, note)
         yield unchecked("time per token", "ms", chosen.tpot_ms, note)
         return
     found, tries = server.measure(plan.workload), 1
@@ -130,7 +130,7 @@ def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Itera
     peak, longest = found.peak_bytes, server.longest_peak_bytes(plan.workload)
     note = "" if longest <= peak else "with the longest prompt"
     band, limit = plan.bands["memory"], plan.budget.memory_bytes
-    yield row("peak memory", "bytes", plan.chosen.memory_bytes, max(peak, longest), band, limit, note)
+    yield row(PEAK_MEMORY, "bytes", plan.chosen.memory_bytes, max(peak, longest), band, limit, note)
     times = list(_times(package, found))
     if elsewhere:
         yield from (replace(one, verdict=None, promises=False, note="of another machine") for one in times)

@@ -28,6 +28,7 @@ COMMANDS = (
     ["train"],
     ["evaluate"],
     ["plan"],
+    ["show"],
     ["export"],
     ["delta"],
     ["apply"],
@@ -76,7 +77,10 @@ def test_version(bitfleet: Any) -> None:
         (["plan", "--mem", "8GB", "--latency", "20ms", "--target-tps", "20"], "--target-tps 20 is 50 ms a token"),
         (["plan", "--mem", "8GB", "--target-tps", "nan"], "tokens a second"),
         (["plan", "--mem", "-1GB"], "8GiB"),
+        (["plan", "--max-loss", "2 percent"], "0.02, or a share of perplexity such as 2%"),
+        (["plan", "--max-loss", "2%", "--minutes", "1"], "give one of them"),
         (["plan", "no-such-supernet", "--mem", "8GB"], "no-such-supernet"),
+        (["show", "no-such-plan.json"], "no-such-plan.json"),
         (["plan", "--mem", "8GB", "--runtime", "tensorrt"], "onnxruntime"),
         (["plan", "--mem", "8GB", "--batch", "many"], "many"),
         (["profile", "show", "no-such-device"], "bitfleet profile list"),
@@ -118,7 +122,7 @@ def test_bad_input_is_one_line_and_exit_2(bitfleet: Any, arguments: list[str], t
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"name": 3}', "\x00\xff"], ids=["empty", "cut", "list", "wrong", "binary"]
 )
-@pytest.mark.parametrize("command", ["show", "plan", "export", "verify", "delta", "apply"])
+@pytest.mark.parametrize("command", ["profile", "show", "plan", "export", "verify", "delta", "apply"])
 def test_corrupt_files_are_one_line_and_exit_2(bitfleet: Any, tmp_path: Path, command: str, text: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(text, "latin-1")
@@ -126,7 +130,8 @@ def test_corrupt_files_are_one_line_and_exit_2(bitfleet: Any, tmp_path: Path, co
     folder.mkdir()
     (folder / "manifest.json").write_text(text, "latin-1")
     arguments = {
-        "show": ["profile", "show", path],
+        "profile": ["profile", "show", path],
+        "show": ["show", path],
         "plan": ["plan", tmp_path / "none", "--mem", "8GB", "--device", path],
         "export": ["export", path, "--out", tmp_path / "out"],
         "verify": ["verify", folder],

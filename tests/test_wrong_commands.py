@@ -20,8 +20,8 @@ DEVICE = "laptop-i5-1240p-8gb"
 NEEDED = {  # what each command needs before its options
     ("profile", "device"): (), ("profile", "list"): (), ("profile", "show"): (DEVICE,), ("train",): ("no-model",),
     ("evaluate",): ("NET",), ("plan",): ("NET", "--mem", "1GB", "--device", DEVICE), ("verify",): ("no-package",),
-    ("export",): ("no-plan.json", "--out", "p"), ("run",): ("no-package", "Hello"), ("doctor",): (),
-    ("delta",): ("no-old", "no-new", "--out", "p"), ("apply",): ("no-old", "no-delta", "--out", "p"),
+    ("show",): ("no-plan.json",), ("export",): ("no-plan.json", "--out", "p"), ("run",): ("no-package", "Hello"),
+    ("doctor",): (), ("delta",): ("no-old", "no-new", "--out", "p"), ("apply",): ("no-old", "no-delta", "--out", "p"),
 }  # fmt: skip
 TOO_LONG, TOO_LONG_ERROR = "x" * 300, "File name too long: "
 NUMBERS = {click.INT: ("x", "1.5", "", "1e3", "0x10"), click.FLOAT: ("x", "", "1,5", "--")}
@@ -85,6 +85,7 @@ def wrong_files() -> Iterator[tuple[list[str], str]]:
         yield ["evaluate", name], "supernet"
         yield ["evaluate", "NET", "--subnet", name], subnet
         yield ["export", name, "--out", "p"], plan
+        yield ["show", name], package if name == "FOLDER" else plan
         yield ["verify", name], package
         yield ["run", name, "Hello"], package
         yield ["delta", name, "PACKAGE", "--out", "p"], package

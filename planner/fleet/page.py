@@ -1,13 +1,12 @@
-"""An index as one page for people: no script, nothing loaded from elsewhere, light or dark as the system is."""
+"""An index as one page for people."""
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from planner.amounts import amount, milliseconds, size
 from planner.fleet.index import KL, LOADS, MEMORY, TIME, Filled, Index, Listed, Loss, Served, Slot
+from planner.pages import environment
 from records.atomic import write_text
 
 PAGE = "index.html"
@@ -15,20 +14,9 @@ PAGE = "index.html"
 
 def page(index: Index) -> str:
     """The whole HTML. Every number is written as the command line writes it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"size": size, "ms": milliseconds, "loss": loss, "percent": percent}
-    environment.globals |= {
-        "amount": amount,
-        "beside_best": beside_best,
-        "bits": bits,
-        "shares": shares,
-        "whence": whence,
-    }
-    template = environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
+    pages = environment()
+    pages.filters["loss"] = loss
+    pages.globals |= {"beside_best": beside_best, "bits": bits, "shares": shares, "whence": whence}
     context: dict[str, Any] = {
         "index": index,
         "served": [device for device in index.devices if device.package is not None],
@@ -38,7 +26,7 @@ def page(index: Index) -> str:
         "names": {LOADS: "it loads", KL: "KL to its subnet", MEMORY: "peak memory", TIME: "time per token"},
         "required": [slot for slot in index.slots if slot.holds_something],
     }
-    return template.render(context)
+    return pages.get_template("fleet.html").render(context)
 
 
 def write_page(index: Index, folder: Path) -> None:
@@ -57,10 +45,6 @@ def whence(filled: Filled) -> str:
     return ", ".join(
         [filled.machine.model, filled.date[:10], *(f"{name} {version}" for name, version in filled.versions.items())]
     )
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.3g}\u00a0%"
 
 
 def loss(found: Loss) -> str:

@@ -92,6 +92,12 @@ def planned(files: Files, budget: Budget, **options: Any) -> Plan:
     return pipeline.plan(files, RUNTIMES["onnxruntime"](), DEVICE, WORKLOAD, budget, **options)
 
 
+def drawn(files: Files, budget: Budget) -> Plan:
+    """With the front of loss over memory."""
+    runtimes = (RUNTIMES["onnxruntime"](),)
+    return pipeline.plan_any(files, runtimes, DEVICE, WORKLOAD, budget, additive(files), trials=20, drawn=True)
+
+
 def framed_for(files: Files, budget: Budget, workload: Workload = WORKLOAD) -> Framed:
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
     return frame(files, table, RUNTIMES["onnxruntime"](), DEVICE, workload, budget)

@@ -1,0 +1,149 @@
+"""A plan in rows of text, which the terminal and the page show alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from planner.amounts import amount, milliseconds, per_second, size
+from planner.bands import MEMORY, TPOT, TTFT
+from planner.overview import summed
+from planner.plan import LARGER, PLANNED, WORSE, Compared, Notch, Plan, Rejected
+from planner.quality import with_interval
+from planner.request import LIMITS
+from planner.runtimes.base import ESTIMATE
+
+UNITS = {"memory": "bytes", "disk": "bytes", "tpot": "ms", "ttft": "ms", "loss": ""}
+"""Of what limits limit."""
+
+
+def title(made: Plan) -> str:
+    """What is planned for what."""
+    load = made.workload
+    cache = f", {made.kv_cache['type']} KV cache" if made.kv_cache else ""
+    return (
+        f"{made.model['name']} on {made.device['name']} with {made.runtime}: context {load.context}, "
+        f"batch {load.batch}, prompt {load.prompt_tokens} tokens{cache}"
+    )
+
+
+def room(made: Plan) -> str | None:
+    """How much context the limit of memory would hold; None where nobody asked."""
+    found = made.context_room
+    if found is None:
+        return None
+    said = f"this subnet holds a context of up to {found['planned']} tokens within the limit of memory"
+    if found["planned"] == made.model.get("max_context"):
+        return f"{said}, all that the model can"
+    return f"{said}, the smallest subnet up to {found['smallest']}"
+
+
+def columns(made: Plan) -> tuple[Compared, ...]:
+    """The plan, and the best uniform subnet where that is another."""
+    uniform = made.uniform
+    return (made.chosen,) if uniform is None or uniform is made.chosen else (made.chosen, uniform)
+
+
+def promises(made: Plan) -> list[tuple[str, ...]]:
+    """A name, the value of each of `columns`, the limit, and what it rests on."""
+    shown, limits = columns(made), made.limits
+    tpot, ttft = [c.tpot_ms for c in shown], [c.ttft_ms for c in shown]
+    least = "-" if limits.tpot_ms is None else f"at least {per_second(limits.tpot_ms)}"
+    return [
+        ("peak memory", *(size(c.memory_bytes) for c in shown), size(limits.memory_bytes), _basis(made, MEMORY)),
+        ("weight files", *(size(c.disk_bytes) for c in shown), size(limits.disk_bytes), "exact"),
+        ("time per token", *map(milliseconds, tpot), milliseconds(limits.tpot_ms), _basis(made, TPOT)),
+        ("tokens per second", *map(per_second, tpot), least, "of each sequence"),
+        ("time to first token", *map(milliseconds, ttft), milliseconds(limits.ttft_ms), _basis(made, TTFT)),
+        ("mean bits of linears", *(f"{c.mean_bits:.2f}" for c in shown), "-", "exact"),
+        ("KL per token", *(f"{c.predicted_kl:.4f}" for c in shown), "-", "predicted"),
+        *_measured(made),
+    ]
+
+
+def _measured(made: Plan) -> Iterator[tuple[str, ...]]:
+    """What was measured of the subnets: on each text, then the mean that they were ranked by."""
+    shown, most = columns(made), made.limits.max_kl
+    texts = shown[0].measured.get("texts", {})
+    for name in texts:
+        found = [c.measured.get("texts", {}).get(name) for c in shown]
+        yield f"KL, {name}", *("-" if one is None else with_interval(one) for one in found), "-", "measured"
+        yield f"top-1 agreement, {name}", *map(_top1, found), "-", "measured"
+    if "kl" in shown[0].measured and len(texts) != 1:
+        means = (f"{c.measured['kl']:.4g}" if "kl" in c.measured else "-" for c in shown)
+        limit = "-" if most is None else f"{most:.4g}"
+        yield "KL, mean over texts" if texts else "KL per token", *means, limit, "measured"
+
+
+def _top1(quality: Mapping[str, Any] | None) -> str:
+    return "-" if quality is None or "top1" not in quality else f"{quality['top1']:.3f}"
+
+
+def _basis(made: Plan, promise: str) -> str:
+    """What a promise rests on and its band; an estimate is no promise."""
+    basis = str((made.memory if promise == MEMORY else made.latency)["basis"])
+    band = made.bands[promise]
+    if basis != ESTIMATE:
+        return f"{basis}, within +{band:.0%}" if band else basis
+    spread = made.latency["spread"] if promise == TPOT else 0.0
+    return f"{basis}, give or take {spread:.0%}" if spread else basis
+
+
+def beside(made: Plan) -> list[tuple[str, str, str, str, str]]:
+    """(name, peak memory, time per token, KL, why not) of what could have been the plan, then of a little more and less
+    memory."""
+    rows = [
+        (
+            f"mixed, {one.name}" if one.kind == PLANNED else one.name,
+            size(one.memory_bytes),
+            milliseconds(one.tpot_ms),
+            f"{one.kl:.4g} {'measured' if one.measured else 'predicted'}",
+            why(made, one),
+        )
+        for one in made.rejected
+    ]
+    return [*rows, *(_notch(made, notch) for notch in made.notches)]
+
+
+def why(made: Plan, one: Rejected) -> str:
+    """Why it is not the plan."""
+    if not one.over:
+        return {WORSE: "loses more", LARGER: "takes more memory"}.get(one.reason, one.reason)
+    return f"over by {' and '.join(_over(made, name, by) for name, by in one.over.items())}"
+
+
+def _over(made: Plan, name: str, by: float) -> str:
+    band = made.bands.get(name, 0.0)
+    within = f" (its band of {band:.0%} included)" if band else ""
+    return f"{amount(by, UNITS.get(name, ''))} of {LIMITS.get(name, name)}{within}"
+
+
+def _notch(made: Plan, notch: Notch) -> tuple[str, str, str, str, str]:
+    name = f"{abs(notch.share):.0%} {'more' if notch.share > 0 else 'less'} memory"
+    if notch.kl is None:
+        return name, size(notch.limit_bytes), "", "", "too little for any subnet"
+    if notch.kl == notch.instead_of:
+        said = "nothing to win" if notch.share > 0 else "nothing to lose"
+    else:
+        within = made.limits.memory_bytes if made.limits.max_kl is None else made.chosen.memory_bytes
+        said = f"instead of {notch.instead_of:.4g} within {size(within)}"
+    return name, size(notch.memory_bytes), "", f"{notch.kl:.4g} predicted", said
+
+
+def others(made: Plan) -> list[tuple[str, str, str, str, str, str]]:
+    """(runtime, peak memory, time per token, KL, basis of the time, why not) of the runtimes that were not chosen."""
+    rows = []
+    for other in made.others:
+        if other.refused:
+            rows.append((other.runtime, "-", "-", "-", "", other.refused))
+        else:
+            kl = "-" if other.kl is None else f"{other.kl:.4g}"
+            cells = size(other.memory_bytes), milliseconds(other.tpot_ms), kl
+            rows.append((other.runtime, *cells, f"{other.latency_basis}", ""))
+    return rows
+
+
+def items(made: Plan) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str], float]]:
+    """Peak memory and time per token by (item, basis); the linears, of which there are hundreds, as one."""
+    tables = made.model.get("tables", ())
+    return summed(made.memory["items"], "bytes", tables), summed(made.latency["decode"], "ms", tables)
