@@ -25,7 +25,8 @@ from claims import Claim, finish, table
 
 from planner.request import Workload
 from planner.runtimes.base import DECODE, PREFILL
-from planner.runtimes.llamacpp import amounts, calibrate, fresh, kernels, latency, memory, random_gguf
+from planner.runtimes.llamacpp import amounts, fresh, kernels, latency, memory, random_gguf
+from planner.runtimes.llamacpp.calibrate import LlamaCalibrator
 from planner.runtimes.llamacpp.formats import type_of
 from planner.runtimes.llamacpp.serving import ASSUMED_CACHE_BYTES, cache_of
 from planner.runtimes.shapes import HALF_B, HALF_B_UNTIED, SMOLLM2, Shape
@@ -106,7 +107,7 @@ def profiled(device: DeviceProfile, quick: bool) -> DeviceProfile:
     device = replace(device, threads=kernels.best_threads(device.threads or 1, cache))
     entries = tuple(kernels.measure(device.threads or 1, cache, quick))
     device = replace(device, kernels=KernelTable(entries, datetime.now(UTC).date().isoformat()))
-    return replace(device, calibrations=calibrate.calibrate(device))
+    return replace(device, calibrations=LlamaCalibrator().calibrate(device))
 
 
 def measured(

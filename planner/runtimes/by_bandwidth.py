@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem, MemoryItem
 from planner.runtimes.caches import CacheType
+from planner.runtimes.passes import DECODED_TOKENS
 from profiles.device import DeviceProfile
 from profiles.folder_shares import FIGURES, FLOAT, Reading, layers_estimate, read_estimate
 from profiles.roofline import BANDWIDTH_EFFICIENCY, COMPUTE_EFFICIENCY, SPREAD, peak_ops_per_s
@@ -19,7 +20,6 @@ from records.errors import InputError
 from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
 
 VALUE_BYTES = 2  # of an activation: float16
-DECODED_TOKENS = 64  # time per token is a mean over so many, as elsewhere
 
 
 @dataclass(frozen=True)

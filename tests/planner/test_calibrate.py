@@ -9,9 +9,13 @@ import pytest
 
 from planner.memory import estimate_memory
 from planner.runtimes.base import DECODE, PREFILL
-from planner.runtimes.onnxruntime import calibrate, costs, fresh, latency, memory, random_package, storage
-from planner.runtimes.onnxruntime.calibrate import CONTEXT, DEEP, LONG, MIDDLE, SHALLOW, SHORT, WIDE
+from planner.runtimes.child import Measurement
+from planner.runtimes.onnxruntime import costs, latency, memory, storage
+from planner.runtimes.onnxruntime.cache import CACHES
+from planner.runtimes.onnxruntime.calibrate import WIDE, OnnxCalibrator, layer_products
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
+from planner.runtimes.shapes import Shape
+from planner.runtimes.solving import DEEP, LONG, MIDDLE, SHALLOW, SHORT, Times, prompted
 from profiles.device import Calibration, DeviceProfile
 from profiles.kernels import KernelEntry, KernelTable
 
@@ -20,17 +24,17 @@ TRUE = {
     costs.VALUE: 0.4, costs.SCORE_DECODE: 0.15, costs.SCORE_PREFILL: 0.05, costs.PRODUCTS: 1.25,
 }  # fmt: skip
 MS_PER_ROW = 1e-3  # of every product
+CALIBRATOR = OnnxCalibrator()
 
 
 def device() -> DeviceProfile:
     """Products of any shape take MS_PER_ROW a row, whatever they hold; everything else as in TRUE."""
     products = {size for s in (SHALLOW, WIDE) for unit in s.spec().units for size in storage.products(s.spec(), unit)}
-    rows = sorted({1, *(rows for prompt in (MIDDLE, LONG) for rows, _ in latency.chunks(calibrate.prompted(prompt)))})
     entries = tuple(
-        KernelEntry(costs.RUNTIME, bits, 32, n, *size, 1, MS_PER_ROW * n, MS_PER_ROW * n, MS_PER_ROW * n, 5)
-        for size in products for n in rows for bits in (4, 8)
+        KernelEntry("onnxruntime", bits, 32, n, *size, 1, MS_PER_ROW * n, MS_PER_ROW * n, MS_PER_ROW * n, 5)
+        for size in products for n in CALIBRATOR.rows() for bits in (4, 8)
     )  # fmt: skip
-    known = tuple(Calibration(costs.RUNTIME, name, value, costs.UNITS[name]) for name, value in TRUE.items())
+    known = tuple(Calibration("onnxruntime", name, value, costs.UNITS[name]) for name, value in TRUE.items())
     return DeviceProfile(
         name="test", kind="cpu", vendor="test", model="test", memory_bytes=2**34, measured=True, source="test",
         date="2026-01-01", threads=1, kernels=KernelTable(entries), calibrations=known,
@@ -42,20 +46,19 @@ def known(name: str, **changes: float) -> DeviceProfile:
     return replace(device(), name=name, calibrations=calibrations)
 
 
-def ms(shape: calibrate.Shape, prompt: int, phase: str, on: DeviceProfile) -> float:
-    workload = calibrate.prompted(prompt)
-    return sum(i.ms for i in latency.items(shape.spec(), calibrate.subnet(shape), workload, on, phase))
+def ms(shape: Shape, prompt: int, phase: str, on: DeviceProfile) -> float:
+    workload = prompted(prompt)
+    return sum(i.ms for i in latency.items(shape.spec(), CALIBRATOR.subnet(shape), workload, on, phase))
 
 
 def test_times_are_solved_for_what_they_were_made_of() -> None:
     plain = known("narrow", **{costs.PRODUCTS: 1.0})  # what fits in a cache takes what the table says
-    layer = len(calibrate.layer_products(DEEP)) * MS_PER_ROW
-    rows = {1, *(rows for prompt in (MIDDLE, LONG) for rows, _ in latency.chunks(calibrate.prompted(prompt)))}
-    found = calibrate.solve_times(
-        calibrate.Times(
+    layer = len(layer_products(DEEP)) * MS_PER_ROW
+    found = CALIBRATOR.solver.times(
+        Times(
             ms(SHALLOW, SHORT, DECODE, plain), ms(DEEP, SHORT, DECODE, plain), ms(DEEP, LONG, DECODE, plain),
             {prompt: ms(DEEP, prompt, PREFILL, plain) for prompt in (MIDDLE, LONG)},
-            {n: layer * n for n in rows}, MS_PER_ROW,
+            {n: layer * n for n in CALIBRATOR.rows()}, MS_PER_ROW,
         )
     )  # fmt: skip
     for name, value in found.items():
@@ -63,35 +66,36 @@ def test_times_are_solved_for_what_they_were_made_of() -> None:
 
 
 def test_products_of_the_wide_model_give_their_factor() -> None:
-    (found,) = calibrate.product_factor(
+    (found,) = CALIBRATOR.product_factor(
         known("table alone", **{costs.PRODUCTS: 1.0}), ms(WIDE, SHORT, DECODE, device())
     )
     assert found.value == pytest.approx(TRUE[costs.PRODUCTS])
     assert found.spread == pytest.approx(0.125)
-    (less,) = calibrate.product_factor(known("table alone", **{costs.PRODUCTS: 1.0}), 0.001)
+    (less,) = CALIBRATOR.product_factor(known("table alone", **{costs.PRODUCTS: 1.0}), 0.001)
     assert less.value == 1.0 and less.spread == 0.0  # its products were timed while the machine was slower
-    assert calibrate.product_factor(replace(device(), kernels=KernelTable()), 1.0) == ()
+    assert CALIBRATOR.product_factor(replace(device(), kernels=KernelTable()), 1.0) == ()
 
 
 def test_peaks_are_solved_for_what_they_were_made_of() -> None:
-    workload, reserve = calibrate.prompted(LONG), memory.RESIDUAL_BYTES
+    workload, reserve = prompted(LONG), memory.RESIDUAL_BYTES
     peaks = {
         shape: [
             estimate_memory(
-                OnnxRuntime().pricing(shape.spec(), workload, device()), calibrate.subnet(shape)
+                OnnxRuntime().pricing(shape.spec(), workload, device()), CALIBRATOR.subnet(shape)
             ).total_bytes
         ]
         for shape in (SHALLOW, DEEP, WIDE)
     }
     peaks = {shape: [found - reserve] for shape, (found,) in peaks.items()}
     peaks[SHALLOW] = [peaks[SHALLOW][0] + more for more in (-640_000, 0, 640_000)]
-    found = {c.name: c for c in calibrate.solve_memory(peaks)}
+    processes = {s: [Measurement(0, found, 1.0, 1.0) for found in some] for s, some in peaks.items()}
+    found = {c.name: c for c in CALIBRATOR.solve_memory(processes, device())}
     for name in (costs.BASE, costs.LAYER_BYTES, costs.ACTIVATIONS):
         assert found[name].value == pytest.approx(TRUE[name], rel=1e-6), name
     assert found[costs.BASE].spread == pytest.approx(0.01)
 
 
 def test_the_models_of_a_calibration_are_served(tmp_path: Path) -> None:
-    package = random_package.write(SHALLOW, calibrate.subnet(SHALLOW), CONTEXT, 1, tmp_path / "package")
-    found = fresh.measure(package, SHORT, CONTEXT, new_tokens=4, repeats=1)
+    package = CALIBRATOR.write(SHALLOW, 1, tmp_path / "package", CACHES[0])
+    found = CALIBRATOR.serve(package, SHORT, new_tokens=4, repeats=1)
     assert found.peak_bytes > found.loaded_bytes // 2 and found.tpot_ms > 0

@@ -15,6 +15,7 @@ from planner.answers import from_proof
 from planner.package import Package, write_package
 from planner.request import Workload
 from planner.rows import BROKEN
+from planner.runtimes.calibrated import SCORES, factor_of
 from planner.runtimes.onnxruntime import cache, costs, fresh, memory, random_package, scales
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.runtimes.shapes import Shape
@@ -142,6 +143,7 @@ def test_a_score_takes_what_its_cache_does() -> None:
         name="test", kind="cpu", vendor="test", model="test", memory_bytes=2**34, measured=False, source="test",
         date="2026-01-01", threads=1,
     )  # fmt: skip
-    for phase, (plain, factor) in costs.SCORES.items():
-        assert costs.score_ns(device, phase, cache.CACHES[0])[0] == costs.USUAL[plain]
-        assert costs.score_ns(device, phase, cache.INT8)[0] == costs.USUAL[plain] * costs.USUAL[factor]
+    for phase, plain in SCORES.items():
+        factor = factor_of(cache.INT8, phase)
+        assert costs.KNOWN.score_ns(device, phase, cache.CACHES[0])[0] == costs.USUAL[plain]
+        assert costs.KNOWN.score_ns(device, phase, cache.INT8)[0] == costs.USUAL[plain] * costs.USUAL[factor]

@@ -9,8 +9,9 @@ import pytest
 from planner.latency import LatencyEstimate, estimate_latency
 from planner.request import Workload
 from planner.runtimes.onnxruntime import costs, kernels, storage
-from planner.runtimes.onnxruntime.calibrate import SHALLOW, layer_products
+from planner.runtimes.onnxruntime.calibrate import layer_products
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
+from planner.runtimes.solving import SHALLOW
 from profiles.device import Calibration, DeviceProfile
 from profiles.kernels import KernelEntry, KernelTable
 from supernet.space import Choice, Subnet
@@ -31,7 +32,7 @@ def measured_device(ms: float = 0.5, **more: float) -> DeviceProfile:
         for k, n in shapes for bits in (4, 8) for rows in (1, 64)
     )  # fmt: skip
     values = {**dict.fromkeys(costs.USUAL, 0.0), costs.PRODUCTS: 1.0, costs.STEP: 2.0, **more}
-    found = tuple(Calibration(costs.RUNTIME, name, value, costs.UNITS[name]) for name, value in values.items())
+    found = tuple(Calibration(RUNTIME.name, name, value, costs.UNITS[name]) for name, value in values.items())
     return replace(DATASHEET, measured=True, kernels=KernelTable(entries), calibrations=found)
 
 

@@ -30,14 +30,14 @@ SPEC = SMALL.spec()
 
 
 def device(**calibrated: float) -> DeviceProfile:
-    found = tuple(Calibration(costs.RUNTIME, name, value, costs.UNITS[name]) for name, value in calibrated.items())
+    found = tuple(Calibration("onnxruntime", name, value, costs.UNITS[name]) for name, value in calibrated.items())
     return DeviceProfile(
         name="test", kind="cpu", vendor="test", model="test", memory_bytes=2**34, measured=bool(found), source="test",
         date="2026-01-01", calibrations=found,
     )  # fmt: skip
 
 
-BAND = bands(device(), costs.RUNTIME)[MEMORY]
+BAND = bands(device(), "onnxruntime")[MEMORY]
 """Nothing was measured of this device: the usual process is what all of it rests on."""
 
 
@@ -99,7 +99,7 @@ def test_the_loading_head_counts_only_where_nothing_that_follows_is_larger() -> 
 
 
 def test_what_processes_differ_by_is_kept_in_reserve() -> None:
-    found = Calibration(costs.RUNTIME, costs.BASE, 7e7, "bytes", 0.02)
+    found = Calibration("onnxruntime", costs.BASE, 7e7, "bytes", 0.02)
     steady, noisy = device(), replace(device(base_bytes=7e7), calibrations=(found,))
     items = [{i.name: i.bytes for i in memory.items(SPEC, subnet(4), Workload(64, 1, 16), d)} for d in (steady, noisy)]
     assert items[0]["reserve"] == memory.RESIDUAL_BYTES

@@ -20,8 +20,8 @@ from planner.overview import bits_by_layer
 from planner.plan import Plan
 from planner.request import Budget, Workload
 from planner.runtimes.onnxruntime import storage
-from planner.runtimes.onnxruntime.calibrate import DEEP
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
+from planner.runtimes.solving import DEEP
 from planner.search import SEARCHES
 from planner.search.base import Problem, Resource, Search
 from planner.search.exact import ExactSearch

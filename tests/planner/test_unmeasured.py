@@ -13,7 +13,7 @@ from planner.request import Workload
 from planner.runtimes import RUNTIMES
 from planner.runtimes.base import DECODE, ESTIMATE, Runtime
 from planner.runtimes.mlx.runtime import Mlx
-from planner.runtimes.onnxruntime.calibrate import SHALLOW
+from planner.runtimes.solving import SHALLOW
 from planner.runtimes.vllm import holds
 from planner.runtimes.vllm.runtime import HUMMING, Vllm
 from profiles.catalog import load, names

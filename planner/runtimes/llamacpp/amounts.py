@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.runtimes import passes
 from planner.runtimes.llamacpp.formats import type_of
 from supernet.space import Choice
 from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
@@ -34,14 +35,9 @@ def weight_bytes(unit: UnitSpec, choice: Choice) -> int:
 
 
 def layer_values(spec: ModelSpec) -> int:
-    """Values a token that one layer computes: residuals and feed-forward three times each, and the projections.
-
-    Of a layer that keeps all its channels, as one of them may: what pruning saves here is left out.
-    """
-    first = [unit for unit in spec.units if unit.layer == 0]
-    wide = max(linear.out_features for unit in first for linear in unit.linears if unit.role not in ATTENTION)
-    attention = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    return 3 * wide + 3 * spec.hidden_size + attention
+    """As `passes.layer_values`."""
+    first = [unit for unit in spec.units if unit.layer == 0 and unit.role not in ATTENTION]
+    return passes.layer_values(spec, max(linear.out_features for unit in first for linear in unit.linears))
 
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "qkv", "qkv_proj")

@@ -14,8 +14,10 @@ from planner.request import Workload
 from planner.runtimes.base import Progress
 from planner.runtimes.child import Measurement
 from planner.runtimes.engine import Engine, Ids, Server, Speaker, Timer
-from planner.runtimes.llamacpp import calibrate, fresh, kernels, latency
+from planner.runtimes.llamacpp import fresh, kernels
+from planner.runtimes.llamacpp.calibrate import LlamaCalibrator
 from planner.runtimes.llamacpp.serving import ASSUMED_CACHE_BYTES
+from planner.runtimes.passes import DECODED_TOKENS
 from planner.runtimes.spoken import Spoken
 from profiles.device import Calibration, DeviceProfile
 from profiles.kernels import KernelEntry
@@ -36,7 +38,7 @@ class LlamaTimer(Timer):
         return list(kernels.measure(device.threads or 1, cache, quick, progress))
 
     def calibrate(self, device: DeviceProfile, progress: Progress | None = None) -> tuple[Calibration, ...]:
-        return calibrate.calibrate(device, progress)
+        return LlamaCalibrator().calibrate(device, progress)
 
     def slower(self, entries: Sequence[KernelEntry], cache_bytes: int | None) -> float:
         return kernels.slower(entries, cache_bytes or ASSUMED_CACHE_BYTES)
@@ -49,9 +51,7 @@ class LlamaServer(Server):
     folder: Path
 
     def measure(self, workload: Workload) -> Measurement:
-        return fresh.measure(
-            self.folder, workload.prompt_tokens, workload.context, workload.batch, latency.DECODED_TOKENS
-        )
+        return fresh.measure(self.folder, workload.prompt_tokens, workload.context, workload.batch, DECODED_TOKENS)
 
     def longest_peak_bytes(self, workload: Workload) -> int:
         prompt = max(1, workload.context - LONGEST_NEW_TOKENS)

@@ -13,19 +13,20 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem
+from planner.runtimes.base import DECODE, ESTIMATE, LatencyItem
+from planner.runtimes.calibrated import LAYER
 from planner.runtimes.llamacpp import amounts, costs
 from planner.runtimes.llamacpp.formats import TensorType, type_of
 from planner.runtimes.llamacpp.memory import kv_bytes
 from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, RUNTIME, cache_of
+from planner.runtimes.passes import Passes, cached_tokens, in_chunks
 from profiles.device import DeviceProfile
-from profiles.roofline import SPREAD, roofline
+from profiles.roofline import roofline
 from profiles.shares import backend_of, group_of, layers_estimate, read_estimate
 from records.errors import InputError
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec, UnitSpec
 
-DECODED_TOKENS = 64
 CODE_BITS = {"Q2_0": 2, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8,
              "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6}  # fmt: skip
 # Times as long as a processor of this architecture could take, by type: those without a kernel of their own.
@@ -55,14 +56,15 @@ def product_ms(device: Any, kind: TensorType, rows: int, inputs: int, outputs: i
 
 def never_measured(device: DeviceProfile) -> bool:
     """Whether a device has no number that llama.cpp itself gave there; figures that a person gave are none of those."""
-    return not device.kernels.bits(RUNTIME) and device.calibration(RUNTIME, costs.LAYER) is None
+    return not device.kernels.bits(RUNTIME) and device.calibration(RUNTIME, LAYER) is None
 
 
 def chunks(workload: Any) -> list[tuple[int, int]]:
     """(rows, tokens a sequence has by then) of each pass that reads the prompts, one sequence after another."""
-    prompt, size = workload.prompt_tokens, CHUNK_TOKENS
-    one = [(min(size, prompt - start), min(start + size, prompt)) for start in range(0, prompt, size)]
-    return one * workload.batch
+    return in_chunks(workload.prompt_tokens, CHUNK_TOKENS) * workload.batch
+
+
+PASSES = Passes(costs.KNOWN, chunks, cache_of, amounts.layer_values, "step")
 
 
 def unit_ms(spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any) -> LatencyItem:
@@ -87,45 +89,20 @@ def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: st
 
 def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[LatencyItem, ...]:
     """Everything but the products."""
-    if phase not in (PREFILL, DECODE):
-        raise ValueError(f"phase must be {PREFILL} or {DECODE}, got {phase!r}")
     if phase == DECODE and never_measured(device):
         return _around_unmeasured(spec, workload, device)
-    width = spec.num_heads * spec.head_dim * spec.num_layers
-    if phase == PREFILL:
-        passes, tokens = len(chunks(workload)), workload.batch * workload.prompt_tokens
-        scores = sum(rows * known for rows, known in chunks(workload)) * width
-    else:
-        cached = _cached(workload)
-        passes, tokens, scores = 1, workload.batch, workload.batch * cached * width
-    score, score_basis = costs.score_ns(device, phase, cache_of(workload))
-    amount = (
-        ("norms, activations and residuals", costs.VALUE, tokens * amounts.layer_values(spec) * spec.num_layers / 1e6),
-        ("graph, for each layer", costs.LAYER, float(passes * spec.num_layers)),
-        ("step", costs.STEP, float(passes)),
-        ("picking a token", costs.LOGIT, workload.batch * spec.vocab_size / 1e6),
-    )
-    found = [(label, *costs.value(device, key), times) for label, key, times in amount]
-    found.insert(0, ("attention", score, score_basis, scores / 1e6))
-    return tuple(
-        LatencyItem(label, cost * times, basis, None, SPREAD if basis == ESTIMATE else 0.0)
-        for label, cost, basis, times in found
-    )
+    picking = costs.KNOWN.item(device, "picking a token", costs.LOGIT, workload.batch * spec.vocab_size / 1e6)
+    return (*PASSES.around(spec, workload, device, phase), picking)
 
 
 def _around_unmeasured(spec: ModelSpec, workload: Any, device: DeviceProfile) -> tuple[LatencyItem, ...]:
     """Of one token: the cache is read as weights of float types are, whatever its type; the rest is a time for each
     layer."""
     backend = backend_of(device)
-    cached = kv_bytes(spec, _cached(workload), workload.batch, cache_of(workload))
+    cached = kv_bytes(spec, cached_tokens(workload), workload.batch, cache_of(workload))
     cache = read_estimate(device, backend, "float", cached)
     layers = layers_estimate(device, backend, spec.num_layers)
     return (
         LatencyItem("attention", cache.ms, ESTIMATE, None, cache.spread),
         LatencyItem("graph, for each layer", layers.ms, ESTIMATE, None, layers.spread),
     )
-
-
-def _cached(workload: Any) -> int:
-    """Tokens in the cache of each sequence, in the middle of what is decoded."""
-    return int(min(workload.context, workload.prompt_tokens + DECODED_TOKENS // 2))

@@ -20,6 +20,7 @@ from typing import Any
 
 from planner.runtimes.base import EXACT, MODELLED, MemoryItem, weakest
 from planner.runtimes.caches import CacheType
+from planner.runtimes.calibrated import ACTIVATIONS, BASE, LAYER_BYTES
 from planner.runtimes.llamacpp import amounts, costs, tensors
 from planner.runtimes.llamacpp.formats import TensorType, type_of
 from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, PADDED_TOKENS, cache_of
@@ -64,16 +65,16 @@ def activation_bytes(spec: ModelSpec, workload: Any, factor: float) -> int:
 
 
 def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:
-    factor, factor_basis = costs.value(device, costs.ACTIVATIONS)
-    base, base_basis = costs.value(device, costs.BASE)
-    layer, layer_basis = costs.value(device, costs.LAYER_BYTES)
+    factor, factor_basis = costs.value(device, ACTIVATIONS)
+    base, base_basis = costs.value(device, BASE)
+    layer, layer_basis = costs.value(device, LAYER_BYTES)
     token, token_basis = costs.value(device, costs.TOKEN_BYTES)
     units = (
         MemoryItem(u.name, unit_bytes(spec, u, subnet[u.name], device.architecture), MODELLED, u.name)
         for u in spec.units
     )
     process = round(base + layer * spec.num_layers)
-    reserve = round(base * costs.spread(device, costs.BASE)) + RESIDUAL_BYTES
+    reserve = round(base * costs.spread(device, BASE)) + RESIDUAL_BYTES
     return (
         *units,
         MemoryItem("norms and biases", tensors.float_bytes(spec), EXACT),

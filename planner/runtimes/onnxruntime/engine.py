@@ -14,7 +14,8 @@ from planner.request import Workload
 from planner.runtimes.base import Progress
 from planner.runtimes.child import Measurement
 from planner.runtimes.engine import Engine, Ids, Server, Speaker, Timer
-from planner.runtimes.onnxruntime import fresh, latency
+from planner.runtimes.onnxruntime import fresh
+from planner.runtimes.passes import DECODED_TOKENS
 from planner.runtimes.spoken import Spoken
 from profiles.device import Calibration, DeviceProfile
 from profiles.kernels import KernelEntry
@@ -39,9 +40,9 @@ class OnnxTimer(Timer):
         return kernels.measure(device.threads or 1, cache, quick, progress)
 
     def calibrate(self, device: DeviceProfile, progress: Progress | None = None) -> tuple[Calibration, ...]:
-        from planner.runtimes.onnxruntime import calibrate
+        from planner.runtimes.onnxruntime.calibrate import OnnxCalibrator
 
-        return calibrate.calibrate(device, progress)
+        return OnnxCalibrator().calibrate(device, progress)
 
     def slower(self, entries: Sequence[KernelEntry], cache_bytes: int | None) -> float:
         return fresh.slower(entries, cache_bytes or ASSUMED_CACHE_BYTES)
@@ -54,12 +55,10 @@ class OnnxServer(Server):
     folder: Path
 
     def measure(self, workload: Workload) -> Measurement:
-        return fresh.measure(
-            self.folder, workload.prompt_tokens, workload.context, workload.batch, latency.DECODED_TOKENS
-        )
+        return fresh.measure(self.folder, workload.prompt_tokens, workload.context, workload.batch, DECODED_TOKENS)
 
     def longest_peak_bytes(self, workload: Workload) -> int:
-        new = min(latency.DECODED_TOKENS, max(1, workload.context // 2))
+        new = min(DECODED_TOKENS, max(1, workload.context // 2))
         longest = workload.context - new
         return fresh.measure(self.folder, longest, workload.context, workload.batch, new_tokens=2, repeats=1).peak_bytes
 

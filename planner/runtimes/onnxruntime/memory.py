@@ -17,7 +17,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from planner.runtimes import passes
 from planner.runtimes.base import EXACT, MODELLED, MemoryItem, weakest
+from planner.runtimes.calibrated import ACTIVATIONS, BASE, LAYER_BYTES
 from planner.runtimes.onnxruntime import costs, storage
 from planner.runtimes.onnxruntime.cache import cache_of
 from supernet.space import Choice, Subnet
@@ -63,14 +65,9 @@ def kv_bytes(spec: ModelSpec, workload: Any) -> int:
 
 
 def layer_values(spec: ModelSpec) -> int:
-    """Values a token that one layer computes: residuals and feed-forward three times each, and the projections.
-
-    Of a layer that keeps all its channels, as one of them may: what pruning saves here is left out.
-    """
-    first = [unit for unit in spec.units if unit.layer == 0]
-    wide = max(n for unit in first for _, n in storage.matrices(unit) if unit.role not in ("qkv", "qkv_proj"))
-    attention = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    return 3 * wide + 3 * spec.hidden_size + attention
+    """As `passes.layer_values`."""
+    first = [unit for unit in spec.units if unit.layer == 0 and unit.role not in ("qkv", "qkv_proj")]
+    return passes.layer_values(spec, max(n for unit in first for _, n in storage.matrices(unit)))
 
 
 def activation_bytes(spec: ModelSpec, workload: Any, factor: float) -> int:
@@ -89,9 +86,9 @@ def loading_bytes(head: UnitSpec, choice: Choice) -> int:
 
 
 def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:
-    factor, factor_basis = costs.value(device, costs.ACTIVATIONS)
-    base, base_basis = costs.value(device, costs.BASE)
-    layer, layer_basis = costs.value(device, costs.LAYER_BYTES)
+    factor, factor_basis = costs.value(device, ACTIVATIONS)
+    base, base_basis = costs.value(device, BASE)
+    layer, layer_basis = costs.value(device, LAYER_BYTES)
     units = [
         MemoryItem(unit.name, unit_bytes(spec, unit, subnet[unit.name]), MODELLED, unit.name) for unit in spec.units
     ]
@@ -101,7 +98,7 @@ def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[
         MemoryItem("activations", activation_bytes(spec, workload, factor), factor_basis),
     ]
     process = round(base + layer * spec.num_layers)
-    reserve = round(base * costs.spread(device, costs.BASE)) + RESIDUAL_BYTES * workload.batch
+    reserve = round(base * costs.spread(device, BASE)) + RESIDUAL_BYTES * workload.batch
     head = next(unit for unit in spec.units if unit.role == (EMBEDDING if spec.tied else HEAD))
     later = sum(item.bytes for item in (*units, *served) if item.unit != head.name)
     return (

@@ -11,11 +11,15 @@ import pytest
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, INTERPOLATED, MEASURED, PREFILL
 from planner.runtimes.caches import CacheType
+from planner.runtimes.calibrated import factor_of
 from planner.runtimes.child import Measurement
-from planner.runtimes.llamacpp import amounts, calibrate, costs, fresh, kernels, latency, memory, random_gguf
+from planner.runtimes.llamacpp import amounts, costs, fresh, kernels, latency, memory, random_gguf
+from planner.runtimes.llamacpp.calibrate import WIDE, LlamaCalibrator, exact_bytes
 from planner.runtimes.llamacpp.formats import TYPES
 from planner.runtimes.llamacpp.serving import CACHES, LIBRARY, WEIGHTS
+from planner.runtimes.passes import DECODED_TOKENS
 from planner.runtimes.shapes import SMOLLM2, Shape
+from planner.runtimes.solving import DEEP, LONG, MIDDLE, SHALLOW, SHORT, Times, prompted
 from profiles import catalog
 from profiles.anchor import anchored, figures
 from profiles.device import Calibration, DeviceProfile
@@ -31,6 +35,7 @@ DEVICE = DeviceProfile(
     date="2026-01-01", architecture="x86_64", threads=1, bandwidth_bytes_per_s=2e10, bandwidth_basis="datasheet",
     int8_ops_per_s=1e12,
 )  # fmt: skip
+CALIBRATOR = LlamaCalibrator()
 SYM4, SYM8 = Choice(4, 32, "sym"), Choice(8, 32, "sym")
 K2, K3, K4, K6 = (Choice.parse(name) for name in ("k2g16", "k3g16", "k4g32", "k6g16"))
 SMALL = Shape("small", 3, 256, 704, 4, 2, 64, 8192)
@@ -121,7 +126,7 @@ def test_a_device_that_was_never_measured_is_estimated_as_a_whole_file_is() -> N
     totals = []
     for device in (plain, anchored(plain, own)):
         items = latency.items(spec, chosen, workload, device, DECODE)
-        cache = memory.kv_bytes(spec, 256 + latency.DECODED_TOKENS // 2, 1, CACHES[0])
+        cache = memory.kv_bytes(spec, 256 + DECODED_TOKENS // 2, 1, CACHES[0])
         weights = sum(amounts.weight_bytes(unit, chosen[unit.name]) for unit in spec.units)
         whole = decode_estimate(device, "cpu", {"block": weights, "float": cache}, spec.num_layers)
         assert {item.basis for item in items} == {ESTIMATE}
@@ -144,15 +149,13 @@ def test_costs_of_memory_are_found_again() -> None:
     """What processes would take whose costs are known is solved for those costs."""
     known = {costs.BASE: 30e6, costs.LAYER_BYTES: 1e5, costs.TOKEN_BYTES: 400.0, costs.ACTIVATIONS: 0.7}
     found: dict[Shape, list[Measurement]] = {}
-    for shape in (calibrate.SHALLOW, calibrate.DEEP, calibrate.WIDE):
+    for shape in (SHALLOW, DEEP, WIDE):
         spec = shape.spec()
-        loaded = (
-            calibrate.exact_bytes(spec, calibrate.subnet(shape), "x86_64") + known[costs.TOKEN_BYTES] * spec.vocab_size
-        )
+        loaded = exact_bytes(spec, CALIBRATOR.subnet(shape), "x86_64") + known[costs.TOKEN_BYTES] * spec.vocab_size
         loaded += known[costs.BASE] + known[costs.LAYER_BYTES] * shape.layers
-        grown = memory.activation_bytes(spec, calibrate.prompted(calibrate.LONG), known[costs.ACTIVATIONS])
+        grown = memory.activation_bytes(spec, prompted(LONG), known[costs.ACTIVATIONS])
         found[shape] = [Measurement(round(loaded), round(loaded + grown), 1.0, 1.0)]
-    solved = {one.name: one.value for one in calibrate.solve_memory(found, "x86_64")}
+    solved = {one.name: one.value for one in CALIBRATOR.solve_memory(found, DEVICE)}
     assert solved == {name: pytest.approx(value, rel=1e-3) for name, value in known.items()}
 
 
@@ -163,18 +166,18 @@ def test_costs_of_time_are_found_again() -> None:
     products, head = {1: 0.1, 128: 3.0, 104: 2.6}, 0.5
 
     def pass_ms(shape: Shape, prompt: int, phase: str) -> float:
-        workload = calibrate.prompted(prompt)
+        workload = prompted(prompt)
         around = sum(item.ms for item in latency.around(shape.spec(), workload, device, phase))
         passes = [1] if phase == DECODE else [rows for rows, _ in latency.chunks(workload)]
         return around + shape.layers * sum(products[rows] for rows in passes) + head
 
-    times = calibrate.Times(
-        pass_ms(calibrate.SHALLOW, calibrate.SHORT, DECODE), pass_ms(calibrate.DEEP, calibrate.SHORT, DECODE),
-        pass_ms(calibrate.DEEP, calibrate.LONG, DECODE),
-        {prompt: pass_ms(calibrate.DEEP, prompt, PREFILL) for prompt in (calibrate.MIDDLE, calibrate.LONG)},
+    times = Times(
+        pass_ms(SHALLOW, SHORT, DECODE), pass_ms(DEEP, SHORT, DECODE),
+        pass_ms(DEEP, LONG, DECODE),
+        {prompt: pass_ms(DEEP, prompt, PREFILL) for prompt in (MIDDLE, LONG)},
         products, head,
     )  # fmt: skip
-    solved = calibrate.solve_times(times)
+    solved = CALIBRATOR.solver.times(times)
     for name in (costs.SCORE_DECODE, costs.SCORE_PREFILL):
         assert solved[name] == pytest.approx(known[name], rel=0.02)
     for name in (costs.STEP, costs.LAYER, costs.VALUE):  # a value and a layer of one token are not told apart exactly
@@ -186,23 +189,23 @@ def test_attention_takes_what_its_cache_does(cache: CacheType) -> None:
     """The factors of a type are found again from what serving takes more with it; without them nothing is measured."""
     factors = {DECODE: 1.7, PREFILL: 2.5}
     known = {costs.LAYER: 0.02, costs.SCORE_DECODE: 0.3, costs.SCORE_PREFILL: 0.1}
-    known |= {costs.factor_of(cache, phase): factor for phase, factor in factors.items()}
+    known |= {factor_of(cache, phase): factor for phase, factor in factors.items()}
     plain, device = (
         replace(DEVICE, calibrations=tuple(Calibration("llamacpp", n, v, costs.UNITS[n]) for n, v in list(some)))
         for some in (list(known.items())[:3], known.items())
     )
-    spec, more = calibrate.DEEP.spec(), {}
+    spec, more = DEEP.spec(), {}
     for phase in (PREFILL, DECODE):
         items = [
-            latency.around(spec, replace(calibrate.prompted(calibrate.LONG), kv_cache=kind), device, phase)[0]
+            latency.around(spec, replace(prompted(LONG), kv_cache=kind), device, phase)[0]
             for kind in (None, cache.name)
         ]
         assert items[1].ms == pytest.approx(factors[phase] * items[0].ms) and items[1].basis == MEASURED
         more[phase] = items[1].ms - items[0].ms
-        usual = latency.around(spec, replace(calibrate.prompted(9), kv_cache=cache.name), plain, phase)[0]
+        usual = latency.around(spec, replace(prompted(9), kv_cache=cache.name), plain, phase)[0]
         assert usual.basis == ESTIMATE
-    found = calibrate.solve_cache(cache, more[PREFILL], more[DECODE], known)
-    assert found == {costs.factor_of(cache, phase): pytest.approx(factor) for phase, factor in factors.items()}
+    found = CALIBRATOR.solver.cache(cache, more[PREFILL], more[DECODE], known)
+    assert found == {factor_of(cache, phase): pytest.approx(factor) for phase, factor in factors.items()}
 
 
 @needs_library

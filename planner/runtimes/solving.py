@@ -1,0 +1,107 @@
+"""What a runtime costs beyond its products, from what small models took that differ in one thing each.
+
+Two narrow ones differ in depth alone. Their products are timed apart, in cache as they are there, and subtracted; what
+is left per layer, per step, per value and per attention score is what every model pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from planner.request import Workload
+from planner.runtimes.base import DECODE, PREFILL
+from planner.runtimes.caches import CacheType
+from planner.runtimes.calibrated import LAYER, SCORE_DECODE, SCORE_PREFILL, SCORES, STEP, VALUE, factor_of
+from planner.runtimes.child import Measurement
+from planner.runtimes.passes import DECODED_TOKENS, Passes
+from planner.runtimes.shapes import Shape
+
+SHALLOW = Shape("shallow", 4, 256, 768, 4, 2, 64, 4096)
+DEEP = replace(SHALLOW, name="deep", layers=16)
+SHORT, MIDDLE, LONG, CONTEXT = 16, 256, 1000, 2048
+_HEADS = DEEP.heads * DEEP.head_dim  # values that all heads of a layer compare two tokens by
+
+
+def prompted(prompt: int) -> Workload:
+    return Workload(CONTEXT, 1, prompt)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds: per token of both narrow models, to the first token of the deep one by prompt, and of a layer's
+    products by rows and the head's for one; `long_tpot` after the LONG prompt."""
+
+    shallow_tpot: float
+    deep_tpot: float
+    long_tpot: float
+    ttft: Mapping[int, float]
+    products: Mapping[int, float]
+    head: float
+
+
+@dataclass(frozen=True)
+class Solver:
+    """For a runtime that goes through tokens as `passes` says. The head is computed in each pass of a prompt, or else
+    in its last one alone; `picking_ns` is what picking a token takes for each of the vocabulary."""
+
+    passes: Passes
+    head_each_pass: bool
+    picking_ns: float = 0.0
+
+    def times(self, times: Times) -> dict[str, float]:
+        """The constants by name; times that noise has made negative become 0."""
+        per_layer = (times.deep_tpot - times.shallow_tpot) / (DEEP.layers - SHALLOW.layers) - times.products[1]
+        picking = self.picking_ns * DEEP.vocabulary / 1e6
+        step = times.deep_tpot - DEEP.layers * (per_layer + times.products[1]) - times.head - picking
+        decode = (times.long_tpot - times.deep_tpot) / (DEEP.layers * (LONG - SHORT) * _HEADS)
+        every, last = (times.head, 0.0) if self.head_each_pass else (0.0, times.head)
+
+        def left(prompt: int) -> float:
+            """What a layer takes of a prompt beyond its products: value * tokens + score * scores."""
+            passes = self.passes.chunks(prompted(prompt))
+            layer = (times.ttft[prompt] - len(passes) * (step + every) - last - picking) / DEEP.layers
+            return max(0.0, layer - sum(times.products[rows] + per_layer for rows, _ in passes))
+
+        scores = {prompt: self.passes.scores(prompted(prompt)) for prompt in (MIDDLE, LONG)}
+        growth = left(LONG) / LONG - left(MIDDLE) / MIDDLE
+        score = max(0.0, growth / (scores[LONG] / LONG - scores[MIDDLE] / MIDDLE))
+        value = max(0.0, (left(LONG) - score * scores[LONG]) / LONG)
+        decode_start = decode * (SHORT + DECODED_TOKENS / 2) * _HEADS
+        return {
+            STEP: max(0.0, step),
+            LAYER: max(0.0, per_layer - decode_start - value),
+            VALUE: 1e6 * value / self.passes.layer_values(DEEP.spec()),
+            SCORE_DECODE: max(0.0, 1e6 * decode),
+            SCORE_PREFILL: 1e6 * score / _HEADS,
+        }
+
+    def cache(self, cache: CacheType, ttft_ms: float, tpot_ms: float, known: Mapping[str, float]) -> dict[str, float]:
+        """How many times as long a score takes from a cache of this type, from what the LONG prompt takes more with it
+        to its first token and per token after it; 1 where the plain way was too short to be seen."""
+        more = {
+            DECODE: (tpot_ms, LONG + DECODED_TOKENS / 2),
+            PREFILL: (ttft_ms, self.passes.scores(prompted(LONG))),
+        }
+        found = {}
+        for phase, (ms, scores) in more.items():
+            plain = known[SCORES[phase]] * scores * (_HEADS * DEEP.layers) / 1e6
+            found[factor_of(cache, phase)] = max(0.0, 1 + ms / plain) if plain > 0 else 1.0
+        return found
+
+
+def by_layers(left: Mapping[Shape, float]) -> tuple[float, dict[Shape, float]]:
+    """Bytes that are kept of each layer, from those `left` of models by their shapes; and what is left without them."""
+    layer = max(0.0, (left[DEEP] - left[SHALLOW]) / (DEEP.layers - SHALLOW.layers))
+    return layer, {shape: rest - layer * shape.layers for shape, rest in left.items()}
+
+
+def peak_spread(processes: Mapping[Shape, Sequence[Measurement]], base: float) -> float:
+    """Half of what the peaks of one model's processes differ by, as a share of the `base` of a process."""
+    peaks = [[one.peak_bytes for one in some] for some in processes.values()]
+    return max((max(some) - min(some)) / 2 for some in peaks) / base
+
+
+def middle(processes: Sequence[Measurement]) -> Measurement:
+    """The one of the median peak."""
+    return sorted(processes, key=lambda one: one.peak_bytes)[len(processes) // 2]
