@@ -25,10 +25,11 @@ from claims import Claim, finish, table
 
 from planner.request import Workload
 from planner.runtimes.base import DECODE, PREFILL
+from planner.runtimes.engine import ASSUMED_CACHE_BYTES
 from planner.runtimes.llamacpp import amounts, fresh, kernels, latency, memory, random_gguf
 from planner.runtimes.llamacpp.calibrate import LlamaCalibrator
 from planner.runtimes.llamacpp.formats import type_of
-from planner.runtimes.llamacpp.serving import ASSUMED_CACHE_BYTES, cache_of
+from planner.runtimes.llamacpp.serving import cache_of
 from planner.runtimes.shapes import HALF_B, HALF_B_UNTIED, SMOLLM2, Shape
 from profiles.detect import detect
 from profiles.device import DeviceProfile

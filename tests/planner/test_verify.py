@@ -482,7 +482,7 @@ def test_what_speaks_otherwise_is_caught(package: Path, damage: Callable[[Path],
 
 
 def test_a_template_that_does_not_end_is_caught_in_time(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("planner.runtimes.onnxruntime.fresh.SPEAKING_S", 4.0)
+    monkeypatch.setattr("planner.runtimes.asking.SPEAKING_S", 4.0)
     loop = "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(9) %}{% endfor %}"
     (package / "chat_template.jinja").write_text(loop + "{% endfor %}{% endfor %}")
     rows = probes(package)

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from planner.chat import Messages
-from planner.request import Workload
 from planner.runtimes.base import Progress
-from planner.runtimes.child import Measurement
-from planner.runtimes.engine import Engine, Ids, Server, Speaker, Timer
+from planner.runtimes.engine import ASSUMED_CACHE_BYTES, Engine, Server, Speaker, Timer
 from planner.runtimes.llamacpp import fresh, kernels
 from planner.runtimes.llamacpp.calibrate import LlamaCalibrator
-from planner.runtimes.llamacpp.serving import ASSUMED_CACHE_BYTES
-from planner.runtimes.passes import DECODED_TOKENS
+from planner.runtimes.served import LONGEST_NEW_TOKENS, FreshServer, FreshSpeaker
 from planner.runtimes.spoken import Spoken
 from profiles.device import Calibration, DeviceProfile
 from profiles.kernels import KernelEntry
-
-LONGEST_NEW_TOKENS = 2
 
 
 class LlamaTimer(Timer):
@@ -44,37 +35,19 @@ class LlamaTimer(Timer):
         return kernels.slower(entries, cache_bytes or ASSUMED_CACHE_BYTES)
 
 
-@dataclass(frozen=True)
-class LlamaServer(Server):
+class LlamaServer(FreshServer):
     """The pinned build, with the package's own settings."""
 
-    folder: Path
+    asking = fresh.ASKING
 
-    def measure(self, workload: Workload) -> Measurement:
-        return fresh.measure(self.folder, workload.prompt_tokens, workload.context, workload.batch, DECODED_TOKENS)
-
-    def longest_peak_bytes(self, workload: Workload) -> int:
-        prompt = max(1, workload.context - LONGEST_NEW_TOKENS)
-        found = fresh.measure(self.folder, prompt, workload.context, workload.batch, LONGEST_NEW_TOKENS, repeats=1)
-        return found.peak_bytes
+    def longest_prompt(self, context: int) -> int:
+        return max(1, context - LONGEST_NEW_TOKENS)
 
 
-@dataclass(frozen=True)
-class LlamaSpeaker(Speaker):
+class LlamaSpeaker(FreshSpeaker):
     """The pinned build, by its C interface."""
 
-    folder: Path
-
-    def logits(self, windows: Ids, unrounded: bool = False) -> NDArray[np.float32]:
-        return fresh.logits(self.folder, windows, unrounded)
-
-    def log_probs(
-        self, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float, unrounded: bool = False
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        return fresh.log_probs(self.folder, windows, positions, ids, seconds, unrounded)
-
-    def continued(self, prompts: Ids, new_tokens: int) -> list[list[int]]:
-        return fresh.continued(self.folder, prompts, new_tokens)
+    asking = fresh.ASKING
 
     def spoken(self, texts: Sequence[str], chats: Sequence[Messages]) -> Spoken:
         return fresh.spoken_by_others(self.folder, texts, chats)

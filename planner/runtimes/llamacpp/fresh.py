@@ -9,46 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from planner.chat import Messages
-from planner.runtimes import asking
+from planner.runtimes.asking import Asking, answers
 from planner.runtimes.caches import FLOAT16
-from planner.runtimes.child import Endless, Measurement, Worker
-from planner.runtimes.engine import Ids
+from planner.runtimes.child import Worker
 from planner.runtimes.llamacpp.installed import library
 from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, Serving
 from planner.runtimes.spoken import Spoken, prompt_ids, spoken
 from planner.tokens import Tokenization
-from records.errors import InputError
 
-SPEAKING_S = 60.0  # for tokens, loading included
 WORKER = Worker(Path(__file__).with_name("worker.py"), ("numpy",), "llama.cpp")
-
-
-def measure(
-    folder: Path, prompt_tokens: int, context: int, batch: int = 1, new_tokens: int = 64, repeats: int = 3
-) -> Measurement:
-    """Serve one prompt from `folder` in a fresh process: peak memory, time to first token, median time per token."""
-    return asking.measure(_ask, folder, prompt_tokens, new_tokens, batch, repeats, context=context)
-
-
-def logits(folder: Path, windows: Ids, unrounded: bool = False) -> NDArray[np.float32]:
-    """As `Speaker.logits`."""
-    return asking.logits(partial(_ask, unrounded=unrounded), folder, windows)
-
-
-def log_probs(
-    folder: Path, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float, unrounded: bool = False
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """As `Speaker.log_probs`."""
-    return asking.log_probs(partial(_ask, unrounded=unrounded), folder, windows, positions, ids, seconds)
-
-
-def continued(folder: Path, prompts: Ids, new_tokens: int) -> list[list[int]]:
-    """As `Speaker.continued`."""
-    return asking.continued(_ask, folder, prompts, new_tokens, stops=Serving.load(folder).stop_ids)
 
 
 def spoken_here(folder: Path, texts: Sequence[str], chats: Sequence[Messages]) -> Spoken:
@@ -59,14 +29,8 @@ def spoken_here(folder: Path, texts: Sequence[str], chats: Sequence[Messages]) -
 def spoken_by_others(folder: Path, texts: Sequence[str], chats: Sequence[Messages]) -> Spoken:
     """The same with the tokens of llama.cpp's own tokenizer. Its C interface renders no templates of Jinja: those are
     taken to be rendered as here, by the programs around it."""
-    ours = spoken_here(folder, [], chats)
-    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-        try:
-            asked = {"library": library(), "asked": list(texts)}
-            ids = WORKER.ask("encoded", folder, Path(scratch), SPEAKING_S, **asked) if texts else []
-        except (InputError, Endless) as error:
-            ids = [str(error)] * len(texts)
-    return ours._replace(ids=ids)
+    ask = partial(WORKER.ask, library=library())
+    return spoken_here(folder, [], chats)._replace(ids=answers(ask, "encoded", folder, texts))
 
 
 def generate(folder: Path, prompt: str, max_tokens: int) -> Iterator[str]:
@@ -96,3 +60,11 @@ def settings(serving: Serving, unrounded: bool = False) -> dict[str, Any]:
 def _ask(task: str, folder: Path, scratch: Path, seconds: float, unrounded: bool = False, **arguments: Any) -> Any:
     given = {"library": library(), "settings": settings(Serving.load(folder), unrounded), **arguments}
     return WORKER.ask(task, folder, scratch, seconds, **given)
+
+
+def _stops(folder: Path) -> dict[str, Any]:
+    return {"stops": Serving.load(folder).stop_ids}
+
+
+ASKING = Asking(_ask, "context", _stops)
+measure, logits, log_probs, continued = ASKING.measure, ASKING.logits, ASKING.log_probs, ASKING.continued

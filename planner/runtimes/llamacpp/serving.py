@@ -21,7 +21,6 @@ CACHES = (FLOAT16, CacheType("q8_0", 32, 34), CacheType("q4_0", 32, 18))  # llam
 # A prompt goes through the model in pieces of so many tokens: the buffers of a pass grow with it, and llama.cpp's own
 # 512 reads no faster on a CPU.
 CHUNK_TOKENS = 128
-ASSUMED_CACHE_BYTES = 64 * 2**20  # of a device whose caches are unknown
 PADDED_TOKENS = 256  # a cache has a multiple of so many
 
 

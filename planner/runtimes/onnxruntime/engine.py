@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from planner.chat import Messages
-from planner.request import Workload
 from planner.runtimes.base import Progress
-from planner.runtimes.child import Measurement
-from planner.runtimes.engine import Engine, Ids, Server, Speaker, Timer
+from planner.runtimes.engine import ASSUMED_CACHE_BYTES, Engine, Server, Speaker, Timer
 from planner.runtimes.onnxruntime import fresh
 from planner.runtimes.passes import DECODED_TOKENS
+from planner.runtimes.served import FreshServer, FreshSpeaker
 from planner.runtimes.spoken import Spoken
 from profiles.device import Calibration, DeviceProfile
 from profiles.kernels import KernelEntry
-
-ASSUMED_CACHE_BYTES = 64 * 2**20  # of a device whose caches are unknown
 
 
 class OnnxTimer(Timer):
@@ -48,37 +41,19 @@ class OnnxTimer(Timer):
         return fresh.slower(entries, cache_bytes or ASSUMED_CACHE_BYTES)
 
 
-@dataclass(frozen=True)
-class OnnxServer(Server):
+class OnnxServer(FreshServer):
     """onnxruntime-genai, with the package's own settings."""
 
-    folder: Path
+    asking = fresh.ASKING
 
-    def measure(self, workload: Workload) -> Measurement:
-        return fresh.measure(self.folder, workload.prompt_tokens, workload.context, workload.batch, DECODED_TOKENS)
-
-    def longest_peak_bytes(self, workload: Workload) -> int:
-        new = min(DECODED_TOKENS, max(1, workload.context // 2))
-        longest = workload.context - new
-        return fresh.measure(self.folder, longest, workload.context, workload.batch, new_tokens=2, repeats=1).peak_bytes
+    def longest_prompt(self, context: int) -> int:
+        return context - min(DECODED_TOKENS, max(1, context // 2))
 
 
-@dataclass(frozen=True)
-class OnnxSpeaker(Speaker):
+class OnnxSpeaker(FreshSpeaker):
     """The graph itself, and onnxruntime-genai where tokens are generated."""
 
-    folder: Path
-
-    def logits(self, windows: Ids, unrounded: bool = False) -> NDArray[np.float32]:
-        return fresh.logits(self.folder, windows, unrounded)
-
-    def log_probs(
-        self, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float, unrounded: bool = False
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        return fresh.log_probs(self.folder, windows, positions, ids, seconds, unrounded)
-
-    def continued(self, prompts: Ids, new_tokens: int) -> list[list[int]]:
-        return fresh.continued(self.folder, prompts, new_tokens)
+    asking = fresh.ASKING
 
     def spoken(self, texts: Sequence[str], chats: Sequence[Messages]) -> Spoken:
         return fresh.spoken(self.folder, texts, chats)

@@ -6,49 +6,20 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from planner.chat import Messages
-from planner.runtimes import asking
-from planner.runtimes.child import Endless, Measurement, Worker, patience
-from planner.runtimes.engine import Ids
+from planner.runtimes.asking import Asking, answers
+from planner.runtimes.child import Worker, patience
 from planner.runtimes.onnxruntime import worker
 from planner.runtimes.spoken import Spoken
 from profiles.kernels import KernelEntry
-from records.errors import InputError
 
-SPEAKING_S = 60.0  # for tokens and templates, loading included
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime_genai")
 ask = Worker(Path(worker.__file__), LIBRARIES, "onnxruntime-genai").ask
-
-
-def measure(
-    folder: Path, prompt_tokens: int, context: int, batch: int = 1, new_tokens: int = 64, repeats: int = 3
-) -> Measurement:
-    """Serve one prompt from `folder` in a fresh process: peak memory, time to first token, median time per token."""
-    return asking.measure(ask, folder, prompt_tokens, new_tokens, batch, repeats, max_length=context)
-
-
-def logits(folder: Path, windows: Ids, unrounded: bool = False) -> NDArray[np.float32]:
-    """As `Speaker.logits`."""
-    return asking.logits(partial(ask, unrounded=unrounded), folder, windows)
-
-
-def log_probs(
-    folder: Path, windows: Sequence[Ids], positions: Ids, ids: Ids, seconds: float, unrounded: bool = False
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """As `Speaker.log_probs`."""
-    return asking.log_probs(partial(ask, unrounded=unrounded), folder, windows, positions, ids, seconds)
-
-
-def continued(folder: Path, prompts: Ids, new_tokens: int) -> list[list[int]]:
-    """As `Speaker.continued`."""
-    return asking.continued(ask, folder, prompts, new_tokens)
+ASKING = Asking(ask, "max_length")
+measure, logits, log_probs, continued = ASKING.measure, ASKING.logits, ASKING.log_probs, ASKING.continued
 
 
 def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
@@ -67,12 +38,7 @@ def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
 
 def spoken(folder: Path, texts: Sequence[str], chats: Sequence[Messages]) -> Spoken:
     """As `Speaker.spoken`: texts and chats in processes of their own, so that a template takes no tokenizer with it."""
-    found: list[list[Any]] = []
-    for task, asked in (("encoded", list(texts)), ("rendered", [list(chat) for chat in chats])):
-        with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-            try:
-                found.append(ask(task, folder, Path(scratch), SPEAKING_S, asked=asked) if asked else [])
-            except (InputError, Endless) as error:
-                found.append([str(error)] * len(asked))
+    ids = answers(ask, "encoded", folder, texts)
+    said = answers(ask, "rendered", folder, [list(chat) for chat in chats])
     stops = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"].get("eos_token_id", [])
-    return Spoken(found[0], found[1], [stops] if isinstance(stops, int) else list(stops))
+    return Spoken(ids, said, [stops] if isinstance(stops, int) else list(stops))
