@@ -11,25 +11,29 @@ from typing import Any
 import numpy as np
 
 from planner.request import Workload
-from planner.runtimes.base import FLOAT, Progress, Runtime
+from planner.runtimes.base import FLOAT, Runtime
 from planner.runtimes.by_bandwidth import Usual
 from planner.runtimes.caches import FLOAT16
 from planner.runtimes.engine import Engine, Ids, Speaker
 from planner.runtimes.folder_runtime import BandwidthPricing, FolderHolding, FolderPackages
-from planner.runtimes.folder_safety import check
-from planner.runtimes.model_folder import float16, write_description, write_index
-from planner.runtimes.source import WeightSource, dequantized
+from planner.runtimes.folder_writing import Layout
+from planner.runtimes.model_folder import float16
+from planner.runtimes.source import FoldedMatrix, dequantized
 from planner.runtimes.spoken import Spoken, prompt_ids
-from planner.runtimes.tensor_file import WEIGHTS, Tensor, TensorFile, head_bytes
+from planner.runtimes.tensor_file import Tensor
 from planner.tokens import Tokenization
 from profiles.device import DeviceProfile
 from profiles.folder_shares import Reading
 from records.errors import NotInstalledError
-from supernet.space import Choice, Subnet
+from supernet.space import Choice
 from supernet.spec import ModelSpec, UnitSpec
 
 ARCHITECTURES, ROPES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"), ("default", "llama3")
 USUAL = Usual(process_bytes=400_000_000, step_ms=1.0, layer_ms=0.1, chunk_tokens=512, ops_per_byte=10.0)
+
+
+def tensors(unit: UnitSpec, choice: Choice) -> tuple[Tensor, ...]:
+    return tuple(Tensor(f"{lin.name}.weight", "F16", (lin.out_features, lin.in_features)) for lin in unit.linears)
 
 
 class Holding(FolderHolding):
@@ -49,39 +53,31 @@ class Holding(FolderHolding):
         return f"the group size must divide in_features, got {choice.group_size} and {wrong[0]}" if wrong else None
 
     def tensors(self, unit: UnitSpec, choice: Choice) -> tuple[Tensor, ...]:
-        return tuple(Tensor(f"{lin.name}.weight", "F16", (lin.out_features, lin.in_features)) for lin in unit.linears)
+        return tensors(unit, choice)
 
     def reading(self, unit: UnitSpec, choice: Choice) -> Reading:
         return Reading(self.unit_bytes(unit, choice), FLOAT)
 
 
-class Packages(FolderPackages):
-    def write(
-        self, files: WeightSource, subnet: Subnet, workload: Workload, threads: int | None, folder: Path,
-        progress: Progress | None = None,
-    ) -> None:  # fmt: skip
-        spec, floats, holding = files.spec, files.float_tensors(), Holding(files.spec)
-        tensors = [tensor for unit in spec.units for tensor in holding.tensors(unit, subnet[unit.name])]
-        tensors += [Tensor(name, "F16", tuple(values.shape)) for name, values in floats.items()]
-        with TensorFile(folder / WEIGHTS, tensors, head_bytes(spec, holding.parts)) as file:
-            for unit in spec.units:
-                for linear in unit.linears:
-                    matrix = dequantized(files.folded(linear.name, subnet[unit.name]))
-                    file.write(f"{linear.name}.weight", float16(linear.name, matrix))
-            for name, values in floats.items():
-                file.write(name, float16(name, values))
-        write_index(folder, tensors)
-        write_description(files.model_dir, spec, workload.context, folder, {}, files.trusted)
-
-    def check(self, folder: Path, sizes: Any, workload: Workload) -> None:
-        check(folder, sizes, "halves", ARCHITECTURES, workload.context, shapes)
-
-    def launch(self, folder: Path, workload: Workload) -> str:
-        return f"transformers chat {folder}"
+def arrays(unit: UnitSpec, name: str, folded: FoldedMatrix, choice: Choice) -> Iterator[tuple[str, Any]]:
+    yield "weight", float16(name, dequantized(folded))
 
 
 def shapes(config: Any, tensors: Any) -> dict[str, tuple[int, int]]:
     return {name.removesuffix(".weight"): one.shape for name, one in tensors.items() if len(one.shape) == 2}
+
+
+LAYOUT = Layout("halves", Holding.parts, tensors, arrays, lambda config, spec, subnet: {}, shapes)
+
+
+class Packages(FolderPackages):
+    architectures = ARCHITECTURES
+
+    def layout(self) -> Layout:
+        return LAYOUT
+
+    def launch(self, folder: Path, workload: Workload) -> str:
+        return f"transformers chat {folder}"
 
 
 class Transformers(Speaker):

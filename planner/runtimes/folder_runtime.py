@@ -7,10 +7,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from planner.chat import Messages
 from planner.request import Workload
-from planner.runtimes.base import Holding, LatencyItem, MemoryItem, PackageFormat, Piece, Pricing
+from planner.runtimes.base import Holding, LatencyItem, MemoryItem, PackageFormat, Piece, Pricing, Progress
 from planner.runtimes.by_bandwidth import Usual, latency_items, memory_items
 from planner.runtimes.caches import CacheType
 from planner.runtimes.model_folder import FLOAT_BYTES, GENERATION
@@ -21,6 +22,10 @@ from profiles.folder_shares import FIGURES, FITTED, Reading
 from records.reading import read_foreign
 from supernet.space import Choice, Subnet
 from supernet.spec import UnitSpec
+
+if TYPE_CHECKING:
+    from planner.runtimes.folder_writing import Layout
+    from planner.runtimes.source import WeightSource
 
 
 class FolderHolding(Holding):
@@ -79,6 +84,25 @@ class FolderPackages(PackageFormat):
     """One safetensors file of weights with its index, configs and the tokenizer."""
 
     weight_files = (WEIGHTS,)
+    architectures: ClassVar[tuple[str, ...]]  # of which packages may be loaded
+
+    @abstractmethod
+    def layout(self) -> Layout:
+        """How the folder holds a subnet; imported where it is asked for, as planning needs no arrays."""
+
+    def write(
+        self, files: WeightSource, subnet: Subnet, workload: Workload, threads: int | None, folder: Path,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        from planner.runtimes.folder_writing import write_folder
+
+        write_folder(self.layout(), files, subnet, workload.context, folder, progress)
+
+    def check(self, folder: Path, sizes: Mapping[str, int], workload: Workload) -> None:
+        from planner.runtimes import folder_safety
+
+        layout = self.layout()
+        folder_safety.check(folder, sizes, layout.runtime, self.architectures, workload.context, layout.shapes)
 
     def pieces(self, folder: Path, sizes: Mapping[str, int]) -> dict[str, tuple[Piece, ...]]:
         return {**super().pieces(folder, sizes), WEIGHTS: pieces(folder / WEIGHTS)}

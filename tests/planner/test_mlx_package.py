@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from planner.request import Workload
 from planner.runtimes.mlx import description, holds
+from planner.runtimes.mlx.layout import packed
+from planner.runtimes.mlx.packages import MlxPackages
 from planner.runtimes.mlx.runtime import Mlx
-from planner.runtimes.mlx.write import packed, write_model
 from profiles.catalog import load
 from supernet.space import Choice
 from tests.planner.folder_fixtures import GridModel, cycled, packaged_model, stored
@@ -45,7 +47,7 @@ def test_mlx_lm_answers_as_the_subnet(variant: str, tmp_path: Path) -> None:
     assert holds.model_refusal(files.spec) is None
     subnet = cycled(files.spec, MIX)
     (tmp_path / "package").mkdir()
-    write_model(files, subnet, 128, tmp_path / "package")
+    MlxPackages().write(files, subnet, Workload(128, 1, 64), None, tmp_path / "package")
     ids = torch.randint(3, 259, (2, 120), generator=torch.Generator().manual_seed(0))
     model, _ = utils.load_model(tmp_path / "package")
     model.set_dtype(mx.float32)
@@ -67,8 +69,10 @@ def test_what_mlx_lm_computes_otherwise_is_refused(variant: str, tmp_path: Path)
 def test_a_symmetric_matrix_is_stored_without_any_rounding(text: str, tmp_path: Path) -> None:
     mx = pytest.importorskip("mlx.core", reason=PACKAGES)
     choice, name = Choice.parse(text), "model.layers.0.mlp.down_proj"
-    folded = tiny("llama", tmp_path).folded(name, choice)
-    weight, scales, biases = (mx.array(np.ascontiguousarray(array)) for _, array in packed(name, folded, choice))
+    files = tiny("llama", tmp_path)
+    folded = files.folded(name, choice)
+    arrays = packed(files.spec.unit(name), name, folded, choice)
+    weight, scales, biases = (mx.array(np.ascontiguousarray(array)) for _, array in arrays)
     assert {scales.dtype, biases.dtype} == {mx.float16}
     scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
     found = np.array(mx.dequantize(weight, scales, biases, group_size=choice.group_size, bits=choice.bits))
@@ -82,7 +86,7 @@ def test_the_rotary_embedding_is_said_where_mlx_lm_looks_for_it(tmp_path: Path) 
         save_tiny("llama", tmp_path / "model", rope_parameters={"rope_theta": 5e5, "rope_type": "default"})
     )
     (tmp_path / "package").mkdir()
-    write_model(files, cycled(files.spec, MIX), 128, tmp_path / "package")
+    MlxPackages().write(files, cycled(files.spec, MIX), Workload(128, 1, 64), None, tmp_path / "package")
     config: dict[str, Any] = json.loads((tmp_path / "package" / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 5e5 and "rope_scaling" not in config
     linear = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 4.0}}

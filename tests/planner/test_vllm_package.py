@@ -14,8 +14,9 @@ import torch
 from planner.request import Workload
 from planner.runtimes.tensor_file import WEIGHTS
 from planner.runtimes.vllm import holds
+from planner.runtimes.vllm.layout import packed
+from planner.runtimes.vllm.packages import VllmPackages
 from planner.runtimes.vllm.runtime import Vllm
-from planner.runtimes.vllm.write import packed, write_model
 from profiles.catalog import load
 from records.errors import InputError
 from supernet.space import Choice
@@ -39,7 +40,7 @@ def made(variant: str, folder: Path, choices: tuple[str, ...] = MIX) -> tuple[Gr
     files = GridModel(save_tiny(family, folder.parent / "model", **options))
     subnet = cycled(files.spec, choices, head="sym8g64")
     folder.mkdir()
-    write_model(files, subnet, 128, folder)
+    VllmPackages().write(files, subnet, Workload(128, 1, 64), None, folder)
     return files, subnet
 
 
