@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supernet.model import HEAD_TOKENS, logits_of
+from supernet.model import head_gradient
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
@@ -22,13 +22,10 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
 def label_gradient(model: Any, hidden: Tensor, generator: torch.Generator) -> Tensor:
     """The gradient of log p(y) with respect to `hidden`, what the head reads, `(batch, tokens, hidden_size)`; each
     token's y is drawn from the model."""
-    leaf = hidden.detach().requires_grad_()
-    for part in leaf.flatten(0, 1).split(HEAD_TOKENS):
-        with torch.enable_grad():
-            logits = logits_of(model, part)
-        probabilities = logits.detach().float().softmax(-1)
+
+    def slope(tokens: slice, logits: Tensor) -> Tensor:
+        probabilities = logits.softmax(-1)
         labels = draw(probabilities, generator)
-        slope = probabilities.neg_().scatter_add_(1, labels, torch.ones_like(labels, dtype=probabilities.dtype))
-        logits.backward(slope.to(logits.dtype))
-    assert leaf.grad is not None
-    return leaf.grad
+        return probabilities.neg_().scatter_add_(1, labels, torch.ones_like(labels, dtype=probabilities.dtype))
+
+    return head_gradient(model, hidden.flatten(0, 1), slope).view_as(hidden)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -133,6 +133,24 @@ def removed_after(hooks: Sequence[Any]) -> Iterator[None]:
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
     """The head, with the soft cap of the models that have one (Gemma 2)."""
     return capped(model, model.get_output_embeddings()(hidden))
+
+
+def head_gradient(model: Any, hidden: Tensor, slope: Callable[[slice, Tensor], Tensor]) -> Tensor:
+    """The gradient of a loss with respect to what the head reads, `hidden` `(tokens, hidden_size)`.
+
+    `slope` makes of some tokens' logits, float32 `(tokens, vocab_size)`, the loss's gradient with respect to them. The
+    head is frozen, so that each stretch of tokens gives the gradient of its hidden states and drops its logits.
+    """
+    leaf = hidden.detach().requires_grad_()
+    for start in range(0, len(leaf), HEAD_TOKENS):
+        tokens = slice(start, min(start + HEAD_TOKENS, len(leaf)))
+        with torch.enable_grad():
+            logits = logits_of(model, leaf[tokens])
+        with torch.no_grad():
+            found = slope(tokens, logits.detach().float())
+        logits.backward(found.to(logits.dtype))
+    assert leaf.grad is not None
+    return leaf.grad
 
 
 def capped(model: Any, logits: Tensor) -> Tensor:

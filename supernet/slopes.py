@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from supernet.build import Supernet
-from supernet.model import HEAD_TOKENS, hidden_states, logits_of
+from supernet.model import head_gradient, hidden_states
 from supernet.progress import Progress, silent
 from supernet.reference import Reference
 from supernet.sensitivity import Table, each_gradient
@@ -70,14 +70,13 @@ class _Divergence:
         first = self.reference.first
         with torch.enable_grad():
             hidden = hidden_states(self.model, batch)
-        leaf = hidden.detach().requires_grad_()
-        for window in leaf:
-            for start in range(first, batch.shape[1], HEAD_TOKENS):
-                stretch = slice(start, min(start + HEAD_TOKENS, batch.shape[1]))
-                with torch.enable_grad():
-                    logits = logits_of(self.model, window[stretch])
-                ours = logits.detach().float().softmax(-1)
-                logits.backward(ours.sub_(self.reference.log_probs(self.number, stretch).exp_()).to(logits.dtype))
+        gradient = torch.zeros_like(hidden)
+        for number, window in enumerate(hidden.detach()):
+            gradient[number, first:] = head_gradient(self.model, window[first:], self._slope)
             self.number += 1
-        assert leaf.grad is not None
-        hidden.backward(leaf.grad)
+        hidden.backward(gradient)
+
+    def _slope(self, tokens: slice, logits: Tensor) -> Tensor:
+        first = self.reference.first
+        theirs = self.reference.log_probs(self.number, slice(first + tokens.start, first + tokens.stop))
+        return logits.softmax(-1).sub_(theirs.exp_())

@@ -22,7 +22,7 @@ from records.errors import InputError
 from records.signals import asked_to_stop, unbroken
 from supernet.build import Supernet
 from supernet.files import read_tensors, write_tensors
-from supernet.model import HEAD_TOKENS, checkpoint_blocks, hidden_states, logits_of
+from supernet.model import checkpoint_blocks, head_gradient, hidden_states, logits_of
 from supernet.progress import Progress, silent
 from supernet.pruning import Pruning
 from supernet.samplers import Sampler, Trained, bits_of
@@ -150,24 +150,20 @@ class Target:
 def distill(teacher: Target, student: Any, ids: Tensor) -> tuple[float, Target]:
     """KL per token of the student from the teacher on `ids` `(batch, tokens)`; adds to the gradients.
 
-    Returns the loss, and the student as a target of other subnets: heads are frozen and the same for all of them. That
-    is also why each stretch of tokens can give the gradient of its hidden states and drop its logits.
+    Returns the loss, and the student as a target of other subnets: heads are frozen and the same for all of them.
     """
-    hidden = hidden_states(student, ids)
-    leaf = hidden.detach().requires_grad_()
+    hidden, targets = hidden_states(student, ids), teacher.hidden.flatten(0, 1)
     total = 0.0
-    targets = teacher.hidden.flatten(0, 1).split(HEAD_TOKENS)
-    for target, ours in zip(targets, leaf.flatten(0, 1).split(HEAD_TOKENS), strict=True):
-        logits = logits_of(student, ours)
-        with torch.no_grad():
-            full = logits_of(teacher.model, target).float().log_softmax(-1)
-            mine = logits.detach().float().log_softmax(-1)
-            likely = full.exp()
-            total += likely.flatten().dot(full.sub_(mine).flatten()).item()
-            slope = mine.exp_().sub_(likely)  # of the KL divergence, with respect to the student's logits
-        logits.backward(slope.to(logits.dtype))
-    assert leaf.grad is not None
-    hidden.backward(leaf.grad / ids.numel())
+
+    def slope(tokens: slice, logits: Tensor) -> Tensor:
+        nonlocal total
+        full, mine = logits_of(teacher.model, targets[tokens]).float().log_softmax(-1), logits.log_softmax(-1)
+        likely = full.exp()
+        total += likely.flatten().dot(full.sub_(mine).flatten()).item()
+        return mine.exp_().sub_(likely)
+
+    gradient = head_gradient(student, hidden.flatten(0, 1), slope).view_as(hidden)
+    hidden.backward(gradient / ids.numel())
     return total / ids.numel(), Target(student, hidden.detach())
 
 
