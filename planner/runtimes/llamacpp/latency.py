@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, LatencyItem
 from planner.runtimes.calibrated import LAYER
 from planner.runtimes.llamacpp import amounts, costs
@@ -59,7 +60,7 @@ def never_measured(device: DeviceProfile) -> bool:
     return not device.kernels.bits(RUNTIME) and device.calibration(RUNTIME, LAYER) is None
 
 
-def chunks(workload: Any) -> list[tuple[int, int]]:
+def chunks(workload: Workload) -> list[tuple[int, int]]:
     """(rows, tokens a sequence has by then) of each pass that reads the prompts, one sequence after another."""
     return in_chunks(workload.prompt_tokens, CHUNK_TOKENS) * workload.batch
 
@@ -82,12 +83,14 @@ def unit_ms(spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phas
     return LatencyItem.of_products(unit.name, parts, factor, more)
 
 
-def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str) -> tuple[LatencyItem, ...]:
+def items(
+    spec: ModelSpec, subnet: Subnet, workload: Workload, device: DeviceProfile, phase: str
+) -> tuple[LatencyItem, ...]:
     units = tuple(unit_ms(spec, unit, subnet[unit.name], workload, phase, device) for unit in spec.units)
     return units + around(spec, workload, device, phase)
 
 
-def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[LatencyItem, ...]:
+def around(spec: ModelSpec, workload: Workload, device: DeviceProfile, phase: str) -> tuple[LatencyItem, ...]:
     """Everything but the products."""
     if phase == DECODE and never_measured(device):
         return _around_unmeasured(spec, workload, device)
@@ -95,7 +98,7 @@ def around(spec: ModelSpec, workload: Any, device: Any, phase: str) -> tuple[Lat
     return (*PASSES.around(spec, workload, device, phase), picking)
 
 
-def _around_unmeasured(spec: ModelSpec, workload: Any, device: DeviceProfile) -> tuple[LatencyItem, ...]:
+def _around_unmeasured(spec: ModelSpec, workload: Workload, device: DeviceProfile) -> tuple[LatencyItem, ...]:
     """Of one token: the cache is read as weights of float types are, whatever its type; the rest is a time for each
     layer."""
     backend = backend_of(device)

@@ -16,14 +16,14 @@ What happens, as seen in /proc while models of several sizes load and run (the p
 
 from __future__ import annotations
 
-from typing import Any
-
+from planner.request import Workload
 from planner.runtimes.base import EXACT, MODELLED, MemoryItem, weakest
 from planner.runtimes.caches import CacheType
 from planner.runtimes.calibrated import ACTIVATIONS, BASE, LAYER_BYTES
 from planner.runtimes.llamacpp import amounts, costs, tensors
 from planner.runtimes.llamacpp.formats import TensorType, type_of
 from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, PADDED_TOKENS, cache_of
+from profiles.device import DeviceProfile
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
 
@@ -56,7 +56,7 @@ def padded(context: int) -> int:
     return -(-context // PADDED_TOKENS) * PADDED_TOKENS
 
 
-def activation_bytes(spec: ModelSpec, workload: Any, factor: float) -> int:
+def activation_bytes(spec: ModelSpec, workload: Workload, factor: float) -> int:
     """Of the longest prompt that fits the context, and of picking a token."""
     tokens = min(CHUNK_TOKENS, workload.context)
     mask = MASK_BYTES * tokens * padded(workload.context)
@@ -64,7 +64,7 @@ def activation_bytes(spec: ModelSpec, workload: Any, factor: float) -> int:
     return round(amounts.FLOAT_BYTES * tokens * amounts.layer_values(spec) * factor) + mask + logits
 
 
-def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:
+def items(spec: ModelSpec, subnet: Subnet, workload: Workload, device: DeviceProfile) -> tuple[MemoryItem, ...]:
     factor, factor_basis = costs.value(device, ACTIVATIONS)
     base, base_basis = costs.value(device, BASE)
     layer, layer_basis = costs.value(device, LAYER_BYTES)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from planner.request import Workload
 from planner.runtimes.caches import FLOAT16, CacheType, cache_named
 from records.atomic import write_json
 from records.errors import InputError
@@ -51,6 +51,6 @@ class Serving:
         return read_record(folder / SETTINGS, cls, "package's settings", "export it again")
 
 
-def cache_of(workload: Any) -> CacheType:
+def cache_of(workload: Workload) -> CacheType:
     """How the keys and values of a workload are kept."""
     return cache_named(workload.kv_cache, CACHES, RUNTIME)

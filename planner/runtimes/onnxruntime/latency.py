@@ -8,21 +8,22 @@ measures; attention grows with every token, by the item that says so.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
+from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, MODELLED, PREFILL, LatencyItem, weakest
 from planner.runtimes.calibrated import PRODUCTS
 from planner.runtimes.onnxruntime import costs, storage
 from planner.runtimes.onnxruntime.cache import RUNTIME, cache_of
 from planner.runtimes.onnxruntime.memory import layer_values
 from planner.runtimes.passes import Passes, in_chunks
+from profiles.device import DeviceProfile
 from profiles.roofline import roofline
 from records.errors import InputError
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec, UnitSpec
 
 
-def product_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs: int) -> tuple[float, float, str]:
+def product_ms(device: DeviceProfile, choice: Choice, rows: int, inputs: int, outputs: int) -> tuple[float, float, str]:
     """(ms, spread, basis) of one product: measured here, or else what datasheet bandwidth and compute allow.
 
     Products are measured with zeros. One without takes as long (docs/log.md), and says that this is a rule.
@@ -31,7 +32,9 @@ def product_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs: int
     return ms, spread, weakest((basis, MODELLED)) if choice.format.symmetric else basis
 
 
-def _with_zeros_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs: int) -> tuple[float, float, str]:
+def _with_zeros_ms(
+    device: DeviceProfile, choice: Choice, rows: int, inputs: int, outputs: int
+) -> tuple[float, float, str]:
     table = device.kernels
     found = table.estimate(RUNTIME, choice.bits, choice.group_size, rows, inputs, outputs)
     if found is not None:
@@ -52,7 +55,7 @@ def _with_zeros_ms(device: Any, choice: Choice, rows: int, inputs: int, outputs:
     return found.ms, found.spread, ESTIMATE
 
 
-def chunks(workload: Any) -> list[tuple[int, int]]:
+def chunks(workload: Workload) -> list[tuple[int, int]]:
     """(rows, tokens a sequence has by then) of each pass that reads the prompts; several sequences are not chunked."""
     if workload.batch > 1:
         return [(workload.batch * workload.prompt_tokens, workload.prompt_tokens)]
@@ -62,7 +65,9 @@ def chunks(workload: Any) -> list[tuple[int, int]]:
 PASSES = Passes(costs.KNOWN, chunks, cache_of, layer_values, "step and sampling")
 
 
-def unit_ms(spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any) -> LatencyItem:
+def unit_ms(
+    spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Workload, phase: str, device: DeviceProfile
+) -> LatencyItem:
     passes = chunks(workload) if phase == PREFILL else [(workload.batch, 0)]
     last = storage.runs_on_last_row(unit)
     times = Counter(workload.batch if last else rows for rows, _ in passes)
@@ -74,6 +79,8 @@ def unit_ms(spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phas
     return LatencyItem.of_products(unit.name, parts, factor, more)
 
 
-def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any, phase: str) -> tuple[LatencyItem, ...]:
+def items(
+    spec: ModelSpec, subnet: Subnet, workload: Workload, device: DeviceProfile, phase: str
+) -> tuple[LatencyItem, ...]:
     units = tuple(unit_ms(spec, unit, subnet[unit.name], workload, phase, device) for unit in spec.units)
     return units + PASSES.around(spec, workload, device, phase)

@@ -15,13 +15,13 @@ What happens, as seen in /proc while models of several sizes load and run (ONNX 
 
 from __future__ import annotations
 
-from typing import Any
-
+from planner.request import Workload
 from planner.runtimes import passes
 from planner.runtimes.base import EXACT, MODELLED, MemoryItem, weakest
 from planner.runtimes.calibrated import ACTIVATIONS, BASE, LAYER_BYTES
 from planner.runtimes.onnxruntime import costs, storage
 from planner.runtimes.onnxruntime.cache import cache_of
+from profiles.device import DeviceProfile
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
 
@@ -60,7 +60,7 @@ def unit_bytes(spec: ModelSpec, unit: UnitSpec, choice: Choice) -> int:
     return total
 
 
-def kv_bytes(spec: ModelSpec, workload: Any) -> int:
+def kv_bytes(spec: ModelSpec, workload: Workload) -> int:
     return spec.kv_bytes_per_token(cache_of(workload).block_bytes) * workload.context * workload.batch
 
 
@@ -70,7 +70,7 @@ def layer_values(spec: ModelSpec) -> int:
     return passes.layer_values(spec, max(n for unit in first for _, n in storage.matrices(unit)))
 
 
-def activation_bytes(spec: ModelSpec, workload: Any, factor: float) -> int:
+def activation_bytes(spec: ModelSpec, workload: Workload, factor: float) -> int:
     """Of the longest prompt that fits the context."""
     tokens = min(costs.CHUNK_TOKENS, workload.context) if workload.batch == 1 else workload.context * workload.batch
     logits = LOGIT_COPIES * FLOAT_BYTES * workload.batch * spec.vocab_size
@@ -85,7 +85,7 @@ def loading_bytes(head: UnitSpec, choice: Choice) -> int:
     return mapped + sum_bytes(inputs // choice.group_size, outputs)
 
 
-def items(spec: ModelSpec, subnet: Subnet, workload: Any, device: Any) -> tuple[MemoryItem, ...]:
+def items(spec: ModelSpec, subnet: Subnet, workload: Workload, device: DeviceProfile) -> tuple[MemoryItem, ...]:
     factor, factor_basis = costs.value(device, ACTIVATIONS)
     base, base_basis = costs.value(device, BASE)
     layer, layer_basis = costs.value(device, LAYER_BYTES)
