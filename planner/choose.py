@@ -51,8 +51,8 @@ def choose(
         budget=framed.budget,
         limits=framed.limits,
         compared=compared,
-        memory=costs.memory(best.subnet).to_json(),
-        latency=costs.latency(best.subnet).to_json(),
+        memory=costs.memory(best.subnet),
+        latency=costs.latency(best.subnet),
         search=proposed.traces,
         dropped=framed.dropped,
         notes=(

@@ -99,11 +99,11 @@ def _values(plan: Plan) -> Iterator[tuple[str, str, str, Value]]:
     yield "limit", "time to first token", "ms", limits.ttft_ms
     yield "limit", "loss", "nats", limits.max_kl
     yield "promise", "peak memory", "bytes", chosen.memory_bytes
-    yield "promise", "basis of memory", "", plan.memory["basis"]
+    yield "promise", "basis of memory", "", plan.memory.basis
     yield "promise", "weight files", "bytes", chosen.disk_bytes
     yield "promise", "time per token", "ms", chosen.tpot_ms
     yield "promise", "time to first token", "ms", chosen.ttft_ms
-    yield "promise", "basis of times", "", plan.latency["basis"]
+    yield "promise", "basis of times", "", plan.latency.basis
     yield "promise", "mean bits of linears", "bits", chosen.mean_bits
     yield "loses", "found by", "", chosen.source
     yield "loses", "KL, predicted", "nats", chosen.predicted_kl

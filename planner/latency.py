@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypedDict
 
-from planner.plan import LatencyRow, LatencyTable
 from planner.runtimes.base import DECODE, PREFILL, LatencyItem, Pricing, weakest
+from records.reading import as_record
 from supernet.space import Subnet
 
 
@@ -34,17 +34,40 @@ class LatencyEstimate:
 
     @property
     def spread(self) -> float:
-        return sum(item.ms * item.spread for item in self.decode) / self.tpot_ms
+        off = sum(item.ms * item.spread for item in self.decode)
+        return off / self.tpot_ms if self.tpot_ms else 0.0
 
-    def to_json(self) -> LatencyTable:
+    def resting_on(self, basis: str) -> LatencyEstimate:
+        """The same times, every item with this basis."""
+        return LatencyEstimate(
+            tuple(replace(item, basis=basis) for item in self.prefill),
+            tuple(replace(item, basis=basis) for item in self.decode),
+        )
+
+    def to_json(self) -> dict[str, Any]:
         return {
             "ttft_ms": self.ttft_ms,
             "tpot_ms": self.tpot_ms,
             "basis": self.basis,
             "spread": self.spread,
-            "prefill": [cast(LatencyRow, asdict(item)) for item in self.prefill],
-            "decode": [cast(LatencyRow, asdict(item)) for item in self.decode],
+            "prefill": [asdict(item) for item in self.prefill],
+            "decode": [asdict(item) for item in self.decode],
         }
+
+    @classmethod
+    def from_json(cls, data: Any) -> LatencyEstimate:
+        """The sums are made anew from the items. InputError for anything that `to_json` did not write."""
+        table = as_record(_Table, data, "an estimate of latency")
+        return cls(tuple(table["prefill"]), tuple(table["decode"]))
+
+
+class _Table(TypedDict):
+    ttft_ms: float
+    tpot_ms: float
+    basis: str
+    spread: float
+    prefill: list[LatencyItem]
+    decode: list[LatencyItem]
 
 
 def estimate_latency(pricing: Pricing, subnet: Subnet) -> LatencyEstimate:

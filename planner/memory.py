@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, TypedDict
 
-from planner.plan import MemoryRow, MemoryTable
 from planner.runtimes.base import MemoryItem, Pricing, weakest
+from records.reading import as_record
 from supernet.space import Subnet
 
 
@@ -24,9 +24,20 @@ class MemoryEstimate:
     def basis(self) -> str:
         return weakest(item.basis for item in self.items)
 
-    def to_json(self) -> MemoryTable:
-        items = [cast(MemoryRow, asdict(item)) for item in self.items]
+    def to_json(self) -> dict[str, Any]:
+        items = [asdict(item) for item in self.items]
         return {"total_bytes": self.total_bytes, "basis": self.basis, "items": items}
+
+    @classmethod
+    def from_json(cls, data: Any) -> MemoryEstimate:
+        """The sums are made anew from the items. InputError for anything that `to_json` did not write."""
+        return cls(tuple(as_record(_Table, data, "an estimate of memory")["items"]))
+
+
+class _Table(TypedDict):
+    total_bytes: int
+    basis: str
+    items: list[MemoryItem]
 
 
 def estimate_memory(pricing: Pricing, subnet: Subnet) -> MemoryEstimate:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable
 
+from planner.runtimes.base import LatencyItem, MemoryItem
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
 from supernet.ties import FUSED, Groups, siblings, tied, together
@@ -42,11 +42,12 @@ def _alike(subnet: Subnet, spec: ModelSpec) -> Groups:
     return found
 
 
-def summed(items: Iterable[Mapping[str, Any]], amount: str, tables: Collection[str]) -> dict[tuple[str, str], float]:
-    """The `amount` of a plan's items by (name, basis); units that are none of the `tables`, of which there are
-    hundreds, as one."""
+def summed(items: Iterable[MemoryItem | LatencyItem], tables: Collection[str]) -> dict[tuple[str, str], float]:
+    """Bytes or ms of a plan's items by (name, basis); units that are none of the `tables`, of which there are hundreds,
+    as one."""
     sums: dict[tuple[str, str], float] = {}
     for item in items:
-        name = "linears" if item["unit"] and item["unit"] not in tables else item["name"]
-        sums[name, item["basis"]] = sums.get((name, item["basis"]), 0) + item[amount]
+        name = "linears" if item.unit and item.unit not in tables else item.name
+        amount = item.bytes if isinstance(item, MemoryItem) else item.ms
+        sums[name, item.basis] = sums.get((name, item.basis), 0) + amount
     return sums

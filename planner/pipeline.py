@@ -146,11 +146,11 @@ def _other(made: Plan, kl: float, taken: Plan) -> Other:
         reason=reason,
         kl=kl,
         memory_bytes=chosen.memory_bytes,
-        memory_basis=made.memory["basis"],
+        memory_basis=made.memory.basis,
         disk_bytes=chosen.disk_bytes,
         tpot_ms=chosen.tpot_ms,
         ttft_ms=chosen.ttft_ms,
-        latency_basis=made.latency["basis"],
+        latency_basis=made.latency.basis,
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from planner.bands import BANDS
+from planner.latency import LatencyEstimate
+from planner.memory import MemoryEstimate
 from planner.quality import Measured
 from planner.request import Budget, Workload
 from profiles.kernels import KernelEntry
@@ -25,40 +27,6 @@ PLANNED, UNIFORM, STOCK = "planned", "uniform", "stock"
 OVER, WORSE, LARGER = "over_limit", "loses_more", "takes_more"
 CANNOT, NOT_INSTALLED, SLOWER = "cannot", "not_installed", "slower"
 """Why an alternative is not the plan; the last three are of runtimes alone."""
-
-
-class MemoryRow(TypedDict):
-    name: str
-    bytes: int
-    basis: str
-    unit: str | None
-
-
-class MemoryTable(TypedDict):
-    """Peak memory of the chosen subnet by item; `basis` is the weakest of theirs."""
-
-    total_bytes: int
-    basis: str
-    items: list[MemoryRow]
-
-
-class LatencyRow(TypedDict):
-    name: str
-    ms: float
-    basis: str
-    unit: str | None
-    spread: float
-
-
-class LatencyTable(TypedDict):
-    """A pass over the prompt (`prefill`) and one of a token after it (`decode`), by item."""
-
-    ttft_ms: float
-    tpot_ms: float
-    basis: str
-    spread: float
-    prefill: list[LatencyRow]
-    decode: list[LatencyRow]
 
 
 class CacheRow(TypedDict):
@@ -207,9 +175,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `export` writes and `verify` holds a package to. Tables are plain JSON: numbers with their basis.
+    """What `export` writes and `verify` holds a package to.
 
-    `model` and `device` are summaries. `memory` and `latency` are itemised estimates of the chosen subnet.
+    `model` and `device` are summaries. `memory` and `latency` are the itemised estimates of the chosen subnet.
     `compared` are the finalists, the chosen one first; `notes` are what a reader must know, a line each.
     """
 
@@ -222,8 +190,8 @@ class Plan:
     budget: Budget
     limits: Budget  # what was planned to: the budget, or less where the device has less
     compared: tuple[Compared, ...]
-    memory: MemoryTable
-    latency: LatencyTable
+    memory: MemoryEstimate
+    latency: LatencyEstimate
     search: tuple[Mapping[str, Any], ...]
     dropped: Mapping[str, str]  # choices outside the space for this runtime, and why
     notes: tuple[str, ...]
@@ -273,6 +241,8 @@ class Plan:
             "workload": self.workload.to_json(),
             "budget": self.budget.to_json(),
             "limits": self.limits.to_json(),
+            "memory": self.memory.to_json(),
+            "latency": self.latency.to_json(),
             "compared": [compared.to_json() for compared in self.compared],
             "search": list(self.search),
             "notes": list(self.notes),

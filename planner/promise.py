@@ -34,16 +34,15 @@ class Promise:
         chosen = plan.chosen
         return cls(
             plan.device, plan.workload, plan.budget, chosen.memory_bytes, chosen.tpot_ms, chosen.ttft_ms,
-            plan.latency["basis"], plan.bands,
+            plan.latency.basis, plan.bands,
         )  # fmt: skip
 
     def in_place_of(self, plan: Plan) -> Plan:
         """`plan` with these promises: what a check holds this device to."""
         chosen = replace(plan.chosen, memory_bytes=self.memory_bytes, tpot_ms=self.tpot_ms, ttft_ms=self.ttft_ms)
-        latency = {**plan.latency, "basis": self.latency_basis}
         return replace(
             plan, device=self.device, workload=self.workload, budget=self.budget, compared=(chosen,),
-            latency=cast(Any, latency), bands=self.bands,
+            latency=plan.latency.resting_on(self.latency_basis), bands=self.bands,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:

@@ -81,11 +81,11 @@ def _top1(quality: Mapping[str, Any] | None) -> str:
 
 def _basis(made: Plan, promise: str) -> str:
     """What a promise rests on and its band; an estimate is no promise."""
-    basis = str((made.memory if promise == MEMORY else made.latency)["basis"])
+    basis = made.memory.basis if promise == MEMORY else made.latency.basis
     band = made.bands[promise]
     if basis != ESTIMATE:
         return f"{basis}, within +{band:.0%}" if band else basis
-    spread = made.latency["spread"] if promise == TPOT else 0.0
+    spread = made.latency.spread if promise == TPOT else 0.0
     return f"{basis}, give or take {spread:.0%}" if spread else basis
 
 
@@ -146,4 +146,4 @@ def others(made: Plan) -> list[tuple[str, str, str, str, str, str]]:
 def items(made: Plan) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str], float]]:
     """Peak memory and time per token by (item, basis); the linears, of which there are hundreds, as one."""
     tables = made.model.get("tables", ())
-    return summed(made.memory["items"], "bytes", tables), summed(made.latency["decode"], "ms", tables)
+    return summed(made.memory.items, tables), summed(made.latency.decode, tables)

@@ -155,7 +155,7 @@ def _slower(engine: Engine, plan: Plan) -> float:
 def _times(package: Package, found: Measurement) -> Iterator[Row]:
     """An estimate is no promise: it neither holds nor breaks. What the user limited is limited all the same."""
     plan, chosen = package.plan, package.plan.chosen
-    sure = plan.latency["basis"] != ESTIMATE
+    sure = plan.latency.basis != ESTIMATE
     for name, key, promised, measured, limit in (
         ("time to first token", "ttft", chosen.ttft_ms, found.ttft_ms, plan.budget.ttft_ms),
         ("time per token", "tpot", chosen.tpot_ms, found.tpot_ms, plan.budget.tpot_ms),

@@ -71,7 +71,7 @@ def test_a_package_of_it_is_verified_and_answers(site: Path, tmp_path: Path, mon
     costs = Costs.of(Halves(), files.spec, workload, DEVICE, files.model_dir)
     plan = replace(
         tiny_plan(files, workload), runtime="halves", compared=(costs.compared("planned", "test", subnet, 0.1),),
-        memory=costs.memory(subnet).to_json(), latency=costs.latency(subnet).to_json(),
+        memory=costs.memory(subnet), latency=costs.latency(subnet),
     )  # fmt: skip
     write_package(Halves(), files, plan, tmp_path / "package")
     said = python(site, "-m", "cli", "verify", tmp_path / "package")

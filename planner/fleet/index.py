@@ -332,7 +332,7 @@ def memory_of(plan: Plan, spec: ModelSpec) -> tuple[Amount, ...]:
     """Peak memory by item, the largest first, the linears as one."""
     sums: Counter[str] = Counter()
     tables = [unit.name for unit in spec.units if unit.is_table]
-    for (name, _), amount in summed(plan.memory["items"], "bytes", tables).items():
+    for (name, _), amount in summed(plan.memory.items, tables).items():
         sums[name] += round(amount)
     return tuple(Amount(name, amount) for name, amount in sums.most_common() if amount)
 

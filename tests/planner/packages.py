@@ -31,8 +31,8 @@ def tiny_plan(
     made = Plan(
         supernet=str(files.path), fingerprint=files.fingerprint, model={"name": "tiny"}, runtime=RUNTIME.name,
         device={"name": "test", "threads": 1}, workload=workload, budget=Budget(10**9), limits=Budget(10**9),
-        compared=(costs.compared("planned", "test", subnet, 0.1),), memory=costs.memory(subnet).to_json(),
-        latency=costs.latency(subnet).to_json(), search=(), dropped={}, notes=(), versions={}, date="2026-01-01",
+        compared=(costs.compared("planned", "test", subnet, 0.1),), memory=costs.memory(subnet),
+        latency=costs.latency(subnet), search=(), dropped={}, notes=(), versions={}, date="2026-01-01",
     )  # fmt: skip
     return replace(made, **changes)
 

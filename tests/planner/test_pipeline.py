@@ -113,8 +113,8 @@ def test_the_plan_keeps_every_budget_and_beats_the_uniform_subnet(files: Files) 
     assert made.uniform is not None
     assert made.chosen.kind == "planned" and made.chosen.measured["kl"] < made.uniform.measured["kl"]
     assert any("against" in note and "uniform" in note for note in made.notes)
-    assert made.memory["total_bytes"] == made.chosen.memory_bytes
-    assert sum(item["bytes"] for item in made.memory["items"]) == made.chosen.memory_bytes
+    assert made.memory.total_bytes == made.chosen.memory_bytes
+    assert sum(item.bytes for item in made.memory.items) == made.chosen.memory_bytes
 
 
 def test_what_the_runtime_cannot_load_is_dropped_with_the_reason(files: Files) -> None:
@@ -288,7 +288,7 @@ def test_a_context_beyond_the_model_and_missing_sensitivities_are_one_line(files
 def test_a_device_of_the_catalogue_is_said_to_be_an_estimate(files: Files) -> None:
     laptop = load("laptop-i5-1240p-8gb")
     made = pipeline.plan(files, RUNTIMES["onnxruntime"](), laptop, WORKLOAD, Budget(10**9), trials=10)
-    assert made.latency["basis"] == "estimate" and made.device["measured"] is False
+    assert made.latency.basis == "estimate" and made.device["measured"] is False
     assert any("laptop-i5-1240p-8gb was not measured" in note and laptop.source in note for note in made.notes)
 
 

@@ -8,9 +8,12 @@ import pytest
 
 from planner.bands import BANDS, DATASHEET, QUICK, bands
 from planner.choose import device_summary
-from planner.plan import Compared, DeviceSummary, LatencyTable, MemoryTable, Plan
+from planner.latency import LatencyEstimate
+from planner.memory import MemoryEstimate
+from planner.plan import Compared, DeviceSummary, Plan
 from planner.quality import Measured
 from planner.request import Budget, Workload
+from planner.runtimes.base import LatencyItem, MemoryItem
 from profiles.device import DeviceProfile
 from profiles.kernels import KernelEntry, KernelTable
 from supernet.space import Choice, Subnet
@@ -23,11 +26,18 @@ DEVICE: DeviceSummary = {
     "name": "laptop", "kind": "cpu", "model": "A laptop", "measured": False, "source": "a datasheet",
     "date": "2026-11-22", "threads": 4, "memory_bytes": 8 * 10**9, "usable_bytes": 8 * 10**9,
 }  # fmt: skip
-MEMORY: MemoryTable = {
-    "total_bytes": 1000, "basis": "exact", "items": [{"name": "a", "bytes": 1000, "basis": "exact", "unit": "a"}]
+MEMORY = MemoryEstimate((MemoryItem("a", 900, "exact", "a"), MemoryItem("runtime", 100, "measured")))
+LATENCY = LatencyEstimate((LatencyItem("a", 50.0, "measured", "a"),), (LatencyItem("a", 5.0, "estimate", None, 0.1),))
+MEMORY_TABLE = {
+    "total_bytes": 1000, "basis": "measured",
+    "items": [
+        {"name": "a", "bytes": 900, "basis": "exact", "unit": "a"},
+        {"name": "runtime", "bytes": 100, "basis": "measured", "unit": None},
+    ],
 }  # fmt: skip
-LATENCY: LatencyTable = {
-    "ttft_ms": 50.0, "tpot_ms": 5.0, "basis": "estimate", "spread": 0.1, "prefill": [],
+LATENCY_TABLE = {
+    "ttft_ms": 50.0, "tpot_ms": 5.0, "basis": "estimate", "spread": 0.1,
+    "prefill": [{"name": "a", "ms": 50.0, "basis": "measured", "unit": "a", "spread": 0.0}],
     "decode": [{"name": "a", "ms": 5.0, "basis": "estimate", "unit": None, "spread": 0.1}],
 }  # fmt: skip
 PLAN = Plan(
@@ -44,6 +54,13 @@ def test_a_plan_round_trips_through_its_file(tmp_path: Path) -> None:
     PLAN.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == PLAN
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_estimates_are_tables_in_the_file_and_estimates_again_when_it_is_read(tmp_path: Path) -> None:
+    PLAN.save(tmp_path / "plan.json")
+    data = json.loads((tmp_path / "plan.json").read_text())
+    assert data["memory"] == MEMORY_TABLE and data["latency"] == LATENCY_TABLE
+    assert Plan.load(tmp_path / "plan.json").latency.resting_on("measured").basis == "measured"
 
 
 def test_the_first_compared_is_the_choice_and_the_uniform_is_named() -> None:
@@ -88,8 +105,8 @@ def _without(key: str) -> dict[str, object]:
         json.dumps({**PLAN.to_json(), "budget": {"memory_bytes": "8GB"}}),
         json.dumps({**PLAN.to_json(), "workload": []}),
         json.dumps({**PLAN.to_json(), "surprise": 1}),
-        json.dumps({**PLAN.to_json(), "memory": {**MEMORY, "items": [{"name": "a"}]}}),
-        json.dumps({**PLAN.to_json(), "latency": {**LATENCY, "decode": 1}}),
+        json.dumps({**PLAN.to_json(), "memory": {**MEMORY_TABLE, "items": [{"name": "a"}]}}),
+        json.dumps({**PLAN.to_json(), "latency": {**LATENCY_TABLE, "decode": 1}}),
         json.dumps({**PLAN.to_json(), "device": {**DEVICE, "name": 1}}),
         json.dumps({**PLAN.to_json(), "notes": [1]}),
         json.dumps({**PLAN.to_json(), "compared": [{**CHOSEN.to_json(), "memory_bytes": 0}]}),

@@ -312,7 +312,7 @@ class Disturbed(OnnxEngine):
 def timed(made: Package, tpot_ms: float, **changes: Any) -> Plan:
     """The package's plan, made for this machine, with a promise of time."""
     chosen = replace(made.plan.chosen, tpot_ms=tpot_ms, ttft_ms=1e6, **changes)
-    return replace(made.plan, compared=(chosen,), latency={**made.plan.latency, "basis": "measured"})
+    return replace(made.plan, compared=(chosen,), latency=made.plan.latency.resting_on("measured"))
 
 
 @pytest.mark.parametrize(("disturbed", "verdict"), [(1, HOLDS), (9, BROKEN)])

@@ -176,9 +176,7 @@ def test_devices_whose_caches_differ_do_not_share(files: Files) -> None:
     floats, rounded = (made.members[number].plan for number in (1, 2))
     assert floats is not None and rounded is not None
     assert (floats.kv_cache, rounded.kv_cache) == ({"type": "f32", "bits": 32.0}, {"type": "int8", "bits": 8.0})
-    kept = [
-        sum(item["bytes"] for item in plan.memory["items"] if item["name"] == "KV cache") for plan in (floats, rounded)
-    ]
+    kept = [sum(item.bytes for item in plan.memory.items if item.name == "KV cache") for plan in (floats, rounded)]
     assert kept[0] == 4 * kept[1] > 0
     assert made.members[3].refused.startswith("onnxruntime keeps a KV cache as f32, int8, got 'q8_0'")
 

@@ -102,7 +102,7 @@ def test_memory_and_loss_are_those_of_the_plan(tmp_path: Path) -> None:
     files = RoundedModel(save_tiny("llama", tmp_path / "model"))
     plan = tiny_plan(files)
     items = memory_of(plan, files.spec)
-    assert sum(item.bytes for item in items) == plan.memory["total_bytes"]
+    assert sum(item.bytes for item in items) == plan.memory.total_bytes
     assert [item.name for item in items].count("linears") == 1
     assert list(items) == sorted(items, key=lambda item: -item.bytes)
     assert loss_of(plan.chosen).measured is False

@@ -91,7 +91,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
         plan = replace(
             tiny_plan(files, Workload(192, 1, 32), mixed(files.spec, "int4g32")), runtime=runtime.name,
             workload=workload, compared=(costs.compared("planned", "test", subnet, 0.1),),
-            memory=costs.memory(subnet).to_json(), latency=costs.latency(subnet).to_json(),
+            memory=costs.memory(subnet), latency=costs.latency(subnet),
         )  # fmt: skip
         found[kind] = write_package(runtime, files, plan, folder / kind)
     return found

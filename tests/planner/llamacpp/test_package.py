@@ -38,7 +38,7 @@ def plan_of(files: GridModel, subnet: Subnet) -> Plan:
     plain = tiny_plan(files, WORKLOAD, mixed(files.spec, "int4g32"))
     return replace(
         plain, runtime=RUNTIME.name, compared=(costs.compared("planned", "test", subnet, 0.1),),
-        memory=costs.memory(subnet).to_json(), latency=costs.latency(subnet).to_json(),
+        memory=costs.memory(subnet), latency=costs.latency(subnet),
     )  # fmt: skip
 
 
