@@ -13,17 +13,15 @@ the turns: what else the machine does meets both. Times need a quiet machine; wi
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
 from claims import Claim, finish, table
-from gguf_files import against
+from gguf_files import add_beside, against
 from gguf_losses import Loss, loss_of
-from gguf_own import quantizer_library
-from gguf_rivals import Made, Scene, add_arguments
+from gguf_rivals import Made, scene_in
 from llamacpp_costs import profiled
 
 from commands.measuring import measured_quality
@@ -39,7 +37,7 @@ from profiles.detect import detect
 from profiles.device import DeviceProfile
 from records.errors import BudgetError
 from supernet.checkpoint import SupernetFiles, open_supernet
-from supernet.loading import load_model, model_name
+from supernet.loading import model_name
 
 OWN = ("Q4_0=0.5", "Q3_K_M=1", "Q4_K_M=1")
 WORKLOAD = Workload(2048)
@@ -65,20 +63,12 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.add_argument("--supernet", type=Path, required=True)
+    add_beside(parser, "--own", OWN)
     parser.add_argument("--device", type=Path, help="a profile of this machine with llama.cpp's products")
-    parser.add_argument("--own", nargs="+", default=list(OWN), help="TYPE[:EMBEDDING[:HEAD]]=SHARE of its KL")
-    parser.add_argument("--made", type=Path, help="take their files from here, where gguf_rivals.py --keep wrote them")
     given = parser.parse_args()
-    library, wanted = quantizer_library(given.quantizer), [against(text) for text in given.own]
+    wanted = [against(text) for text in given.own]
     device, files = device_of(given.device), open_supernet(given.supernet)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = given.keep or Path(scratch) / "files"
-        folder.mkdir(parents=True)
-        full = load_model(given.model)
-        scene = Scene.of(full, given, library, folder, given.made)
-        del full
+    with scene_in(given, given.made) as (scene, folder):
         made, theirs = [], []
         for own, _ in wanted:
             made.append(scene.made(own, folder / "own" / own.folder))

@@ -19,16 +19,15 @@ For a supernet of the reference model (reference_model.py) on a grid of K types:
 from __future__ import annotations
 
 import argparse
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from claims import Claim, finish, table
 from gguf_losses import Loss, loss_of
-from gguf_own import PACKAGE, Own, quantizer_library
+from gguf_own import PACKAGE, Own
 from gguf_own import VERSION as QUANTIZER
-from gguf_rivals import Made, Scene, add_arguments
+from gguf_rivals import Made, add_arguments, scene_in
 
 from commands.measuring import measured_quality
 from planner import pipeline
@@ -38,7 +37,7 @@ from planner.runtimes.llamacpp.runtime import LlamaCpp
 from planner.runtimes.llamacpp.serving import LIBRARY, VERSION, WEIGHTS
 from profiles.catalog import load
 from supernet.checkpoint import SupernetFiles, open_supernet
-from supernet.loading import load_model, model_name
+from supernet.loading import model_name
 from supernet.reference import Reference
 
 DEVICE = "desktop-ryzen-5600-16gb"  # any: only the file's bytes are limited
@@ -63,21 +62,12 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.add_argument("--supernet", type=Path, required=True)
-    parser.add_argument("--against", nargs="+", default=list(AGAINST), help="TYPE[:EMBEDDING[:HEAD]]=SHARE")
-    parser.add_argument("--made", type=Path, help="take their files from here, where gguf_rivals.py --keep wrote them")
+    add_beside(parser, "--against", AGAINST)
     given = parser.parse_args()
-    library, wanted = quantizer_library(given.quantizer), [against(text) for text in given.against]
     files = open_supernet(given.supernet)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = given.keep or Path(scratch) / "files"
-        folder.mkdir(parents=True)
-        full = load_model(given.model)
-        scene = Scene.of(full, given, library, folder, given.made)
-        del full
+    with scene_in(given, given.made) as (scene, folder):
         rows = []
-        for own, share in wanted:
+        for own, share in map(against, given.against):
             made = scene.made(own, folder / "own" / own.folder)
             rows.append(row_of(files, made, share, scene.reference, folder / "ours" / own.folder))
     print_rows(rows)
@@ -85,6 +75,14 @@ def main() -> None:
         __file__, list(claims(rows)), model=model_name(given.model), rows=[asdict(row) for row in rows],
         recipe=files.info["recipe"], quantizer=f"{PACKAGE} {QUANTIZER}", run_by=f"{LIBRARY} {VERSION}",
     )  # fmt: skip
+
+
+def add_beside(parser: argparse.ArgumentParser, flag: str, default: Sequence[str]) -> None:
+    """What is asked where a supernet stands beside files of llama.cpp's own, which `flag` names."""
+    add_arguments(parser)
+    parser.add_argument("--supernet", type=Path, required=True)
+    parser.add_argument(flag, nargs="+", default=list(default), help="TYPE[:EMBEDDING[:HEAD]]=SHARE of its KL")
+    parser.add_argument("--made", type=Path, help="take their files from here, where gguf_rivals.py --keep wrote them")
 
 
 def against(text: str) -> tuple[Own, float]:

@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,18 +92,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=Path, help="write the files into this new folder")
 
 
+@contextmanager
+def scene_in(given: argparse.Namespace, made: Path | None = None) -> Iterator[tuple[Scene, Path]]:
+    """The scene of the model, which is not kept, and the new folder that files go into; `made` as in `Scene.of`."""
+    library = quantizer_library(given.quantizer)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.keep or Path(scratch) / "files"
+        folder.mkdir(parents=True)
+        full = load_model(given.model)
+        scene = Scene.of(full, given, library, folder, made)
+        del full
+        yield scene, folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--own", nargs="+", default=list(OWN), help="files to make")
     given = parser.parse_args()
-    library, wanted = quantizer_library(given.quantizer), [Own.parse(text) for text in given.own]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = given.keep or Path(scratch) / "files"
-        folder.mkdir(parents=True)
-        full = load_model(given.model)
-        scene = Scene.of(full, given, library, folder)
-        del full
+    wanted = [Own.parse(text) for text in given.own]
+    with scene_in(given) as (scene, folder):
         found = [scene.made(own, folder / own.folder) for own in wanted]
     print_rows(found)
     known = given.model == DEFAULT_MODEL and (given.windows, given.importance) == (16, IMPORTANCE_WINDOWS)
