@@ -88,6 +88,7 @@ def expected_seconds(
     """
     cores = torch.get_num_threads()
     linears = [linear for unit in spec.units if not unit.is_table for linear in unit.linears]
+    head = next(unit for unit in reversed(spec.units) if unit.is_table).linears[0]
     weights = sum(linear.out_features * linear.in_features for linear in linears)
     made, rounded, widened = (seconds * weights / cores for seconds in (MADE_S, ROUNDED_S, WIDENED_S))
     exact = FLOAT32 * tokens["held out"] * one.whole  # the held-out windows once, in float32
@@ -95,7 +96,13 @@ def expected_seconds(
         "sample text": Cost(0.0, GROWTH * one.decode * tokens["sample text"]) if samples else Cost(FINDING_S),
         "plain rounding": Cost(2 * exact + widths * (exact + rounded)),
         "scale channels": Cost(2 * (exact + 2.5 * rounded), one.blocks * tokens["scale channels"]),
-        "quantize": _solving(linears, widths, tokens["quantize"], cores, 3 * one.blocks, widths * (exact + made)),
+        "quantize": _solving(
+            [(linear, widths) for linear in linears] + [(head, 2)],
+            tokens["quantize"],
+            cores,
+            3 * one.blocks,
+            (widths + 4) * (exact + made),
+        ),
         "try adapters": Cost(
             adapted * (4 * one.whole * tokens["held out"] + 16 * made), 7 * adapted * one.whole * tokens["try adapters"]
         ),
@@ -108,11 +115,12 @@ def expected_seconds(
 
 
 def _solving(
-    linears: Sequence[LinearSpec], widths: int, tokens: int, cores: int, token_s: float, judged_s: float
+    linears: Sequence[tuple[LinearSpec, int]], tokens: int, cores: int, token_s: float, judged_s: float
 ) -> Cost:
-    """Of the codes: matrices are solved whatever the text, and their Hessians are summed over it."""
+    """Of the codes: matrices are solved, each at so many bit-widths, whatever the text; their Hessians are summed over
+    it."""
     fixed, text = judged_s, token_s * tokens
-    for linear in linears:
+    for linear, widths in linears:
         side, solved = linear.in_features, widths * linear.out_features
         fixed += (solved * side * (SOLVING_S + SPREAD_S * side) + FACTOR_S * side**3) / cores
         text += SQUARE_S * side**2 * tokens / cores

@@ -33,8 +33,8 @@ Report = Callable[[int, int], None]
 def fisher_hessians(
     model: Any, linears: Sequence[str], windows: Tensor, seed: int, report: Report = lambda done, total: None
 ) -> Iterator[dict[str, Tensor]]:
-    """The Hessian of each of `linears`, float32 `(in_features, in_features)`: a dict for each decoder block, from the
-    last to the first.
+    """The Hessian of each of `linears`, float32 `(in_features, in_features)`: a dict for the head, where what it
+    multiplies by is among them, also as the embedding; then one for each decoder block, from the last to the first.
 
     `windows` are `(n, tokens)`; a block computes in the device's `compute_dtype`.
     """
@@ -42,16 +42,22 @@ def fisher_hessians(
     dtype = compute_dtype(device)
     there = partial(sent, device=device, dtype=dtype)
     calls = layer_arguments(model, windows[:1])
-    names = {model.get_submodule(name): name for name in linears}
+    head = model.get_output_embeddings()
+    modules = {name: model.get_submodule(name) for name in linears}
+    names = {head if module.weight is head.weight else module: name for name, module in modules.items()}
     read = [[first_inputs(model, part).to(dtype) for part in windows.split(AT_ONCE)]]
     for number, layer in enumerate(layers):
         with torch.no_grad(), placed(layer, device, dtype):
             arguments = there(calls[number])
             read.append([output_of(layer, there(state), arguments).to(model.device) for state in read[-1]])
         report(number + 1, len(layers))
-    grads = _last_gradients(model, windows, read.pop(), seed)
+    sums: dict[str, Tensor] = {}
+    with removed_after(_watch(head, names, sums)):
+        grads = _last_gradients(model, windows, read.pop(), seed)
+    if sums:
+        yield {name: mirrored(found) for name, found in sums.items()}
     for number in reversed(range(len(layers))):
-        sums: dict[str, Tensor] = {}
+        sums = {}
         watched = removed_after(_watch(layers[number], names, sums))
         with placed(layers[number], device, dtype), watched, torch.enable_grad():
             arguments = there(calls[number])

@@ -162,6 +162,10 @@ class SuperEmbedding(Quantized):
         self.embed_scale = getattr(embedding, "embed_scale", None)
         self._table: tuple[Choice, torch.dtype, Tensor] | None = None
 
+    def store(self, weight: QuantizedWeight) -> None:
+        self._table = None
+        super().store(weight)
+
     def table(self) -> Tensor:
         """The selected choice's matrix. It has no adapter and is read whole by a head, so it is kept."""
         if self._table is None or self._table[:2] != (self.choice, self.dtype):

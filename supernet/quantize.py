@@ -18,7 +18,10 @@ from supernet.hessians import fisher_hessians
 from supernet.progress import Progress, silent
 from supernet.quantizers import RTN, Quantizer
 from supernet.space import Choice, SearchSpace
-from supernet.spec import ModelSpec
+from supernet.spec import ModelSpec, UnitSpec
+
+TALL = 8192  # rows
+Solved = dict[Choice, QuantizedWeight]
 
 
 def quantize(
@@ -28,27 +31,57 @@ def quantize(
     """Codes for every matrix at every choice. `windows` `(n, tokens)` calibrates quantizers that need a Hessian, and
     `seed` draws what is random about that.
 
-    Matrices are quantized where the windows are, and their codes wait where the model is. Tables are rounded to
-    nearest: their inputs are one-hot, so there is no error to spread.
+    Matrices are quantized where the windows are, and their codes wait where the model is. What the head multiplies by
+    is a matrix like others, also where it is the embedding too; an embedding by itself is rounded to nearest: its
+    inputs are one-hot, so there is no error to spread.
     """
     units = {linear.name: unit for unit in spec.units for linear in unit.linears}
-    linears = [name for name, unit in units.items() if not unit.is_table]
-    found = {
-        name: _quantized(model, name, RTN(), space.whole[unit.name], None, windows.device)
-        for name, unit in units.items()
-        if unit.is_table
-    }
+    head = head_unit(model, spec)
+    read = [name for name, unit in units.items() if not unit.is_table or unit is head]
+    found: dict[str, Solved] = {}
     with _side_by_side(windows.device) as pool:
-        for hessians in _hessians(model, linears, quantizer, windows, seed, progress):
+        for hessians in _hessians(model, read, quantizer, windows, seed, progress):
 
-            def solve(name: str, hessians: Mapping[str, Tensor | None] = hessians) -> dict[Choice, QuantizedWeight]:
+            def solve(part: tuple[str, Tensor], hessians: Mapping[str, Tensor | None] = hessians) -> Solved:
+                name, rows = part
                 choices = space.whole[units[name].name]
-                return _quantized(model, name, quantizer, choices, hessians[name], windows.device)
+                return _quantized(rows, quantizer, choices, hessians[name], windows.device, model.device)
 
             largest_first = sorted(hessians, key=lambda name: model.get_submodule(name).weight.shape[1], reverse=True)
-            found |= zip(largest_first, pool.map(solve, largest_first), strict=True)
+            parts = [(name, rows) for name in largest_first for rows in _stretches(model, name)]
+            solved: dict[str, list[Solved]] = {name: [] for name in largest_first}
+            for (name, _), part in zip(parts, pool.map(solve, parts), strict=True):
+                solved[name].append(part)
+            found |= {name: _stacked(several) for name, several in solved.items()}
             progress("quantize", len(found), len(units))
-    return {name: found[name] for name in units}
+    return {name: found.get(name) or rounded(model, name, space.whole[units[name].name]) for name in units}
+
+
+def head_unit(model: Any, spec: ModelSpec) -> UnitSpec:
+    """What the head multiplies by: the embedding where both are one."""
+    weight = model.get_output_embeddings().weight
+    return next(u for u in spec.units if u.is_table and model.get_submodule(u.linears[0].name).weight is weight)
+
+
+def rounded(model: Any, linear: str, choices: Sequence[Choice]) -> Solved:
+    """A matrix rounded to nearest at each choice."""
+    parts = _stretches(model, linear)
+    return _stacked([_quantized(rows, RTN(), choices, None, rows.device, rows.device) for rows in parts])
+
+
+def _stretches(model: Any, linear: str) -> tuple[Tensor, ...]:
+    """Of a matrix, rows that are solved at a time: rows do not interact, and a vocabulary has many."""
+    weight: Tensor = model.get_submodule(linear).weight.detach()
+    return weight.split(TALL)
+
+
+def _stacked(parts: Sequence[Solved]) -> Solved:
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        choice: whole.join({name: torch.cat([part[choice].parts[name] for part in parts]) for name in whole.parts})
+        for choice, whole in parts[0].items()
+    }
 
 
 @contextmanager
@@ -78,8 +111,7 @@ def _hessians(
 
 @torch.no_grad()
 def _quantized(
-    model: Any, linear: str, quantizer: Quantizer, choices: Sequence[Choice], hessian: Tensor | None,
-    device: torch.device,
-) -> dict[Choice, QuantizedWeight]:  # fmt: skip
-    weight = model.get_submodule(linear).weight.detach().to(device)
-    return {c: found.to(model.device) for c, found in quantizer.quantize(weight, choices, hessian).items()}
+    rows: Tensor, quantizer: Quantizer, choices: Sequence[Choice], hessian: Tensor | None, device: torch.device,
+    home: torch.device,
+) -> Solved:  # fmt: skip
+    return {c: found.to(home) for c, found in quantizer.quantize(rows.to(device), choices, hessian).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,18 +17,20 @@ from supernet.clock import Clock
 from supernet.evaluate import Reference, evaluate
 from supernet.exact import in_float32
 from supernet.gate import Gate
+from supernet.grids import QuantizedWeight
 from supernet.model import in_compute_dtype
 from supernet.progress import Progress
-from supernet.quantize import quantize
+from supernet.quantize import head_unit, quantize, rounded
 from supernet.quantizers import QUANTIZERS, RTN
 from supernet.recipe import Recipe
 from supernet.refiners import REFINERS
 from supernet.rounded import rounding_losses
-from supernet.space import SearchSpace
+from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
 SATURATED = 3.0  # nats per token, from which on a loss tells little
 SCALED, SOLVED, REFINED = "channel scales", "solved codes", "learned rounding of whole bit-widths"
+SOLVED_HEAD = "solved codes of the head"
 
 
 class Start:
@@ -71,7 +73,27 @@ class Start:
                 for bits in self.widths:
                     round_ = partial(self._round, supernet, bits)
                     self.losses[bits] = self.gate.settle(SOLVED, self.rounding[bits], self.losses[bits], round_)
+            self._judge_head(supernet)
         return supernet
+
+    def _judge_head(self, supernet: Supernet) -> None:
+        """Codes of what the head multiplies by go back to rounding where that loses less, beside the widest linears."""
+        unit = head_unit(self.model, self.spec)
+        name, choices = unit.linears[0].name, self.space[unit.name]
+        widest = dict(self.space.uniform(self.spec, self.widths[-1]).items)
+        subnets = [Subnet.of(widest | {unit.name: choice}) for choice in choices]
+        matrix = supernet.matrices[name]
+        ours, plain = {choice: matrix.stored(choice) for choice in choices}, rounded(self.model, name, choices)
+
+        def losses(codes: Mapping[Choice, QuantizedWeight]) -> list[float]:
+            for one in codes.values():
+                matrix.store(one)
+            return [found.kl for found in evaluate(supernet, subnets, self.reference, self.progress)]
+
+        before, after = losses(plain), losses(ours)
+        with self.gate.over(SOLVED_HEAD, "bit-widths"):
+            for choice, then, now in zip(choices, before, after, strict=True):
+                self.gate.settle(SOLVED_HEAD, then, now, partial(matrix.store, plain[choice]))
 
     def refined(self, supernet: Supernet, windows: Tensor, recipe: Recipe, clock: Clock) -> dict[str, Any]:
         """Improve the codes beyond one matrix; what is worth recording of it. A bit-width that lost is as it was."""

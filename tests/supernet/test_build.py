@@ -10,9 +10,10 @@ import torch
 from supernet.adapters import ADAPTERS, TrainedScales
 from supernet.build import extract
 from supernet.choices import make_space
+from supernet.hessians import fisher_hessians
 from supernet.model import hidden_states, spec_of_model
-from supernet.quantize import quantize
-from supernet.quantizers import GPTQ
+from supernet.quantize import head_unit, quantize
+from supernet.quantizers import GPTQ, RTN
 from supernet.space import Choice, Subnet
 from tests.supernet.conftest import Made, make
 from tests.tiny import FAMILIES, tiny_model, windows
@@ -112,6 +113,31 @@ def test_codes_are_those_of_a_whole_pass() -> None:
             alone = GPTQ().quantize(model.get_submodule(linear.name).weight, choices, sums[unit.linears[0].name])
             for choice in choices:
                 assert torch.equal(found[linear.name][choice].codes, alone[choice].codes)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_a_head_is_solved_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Of its own and a tied one; an embedding by itself is rounded to nearest."""
+    model = tiny_model(family)
+    spec = spec_of_model(model, "tiny")
+    space = make_space(spec, (4,), 16)
+    head, (embedding, *_) = head_unit(model, spec).linears[0].name, spec.units
+    hessian = next(fisher_hessians(model, [head], windows(), seed=0))[head]
+    weight, choices = model.get_submodule(head).weight, space[head]
+    alone = GPTQ().quantize(weight, choices, hessian)
+    found = []
+    for rows in (10**6, 50):
+        monkeypatch.setattr("supernet.quantize.TALL", rows)
+        found.append(quantize(model, spec, space, GPTQ(), windows()))
+    plain = RTN().quantize(weight, choices)
+    for choice in choices:
+        for weights in found:
+            assert torch.equal(weights[head][choice].codes, alone[choice].codes)
+        assert not torch.equal(alone[choice].codes, plain[choice].codes)
+        if not spec.tied:
+            name = embedding.linears[0].name
+            nearest = RTN().quantize(model.get_submodule(name).weight, choices)
+            assert torch.equal(found[1][name][choice].codes, nearest[choice].codes)
 
 
 def test_changing_dtype_and_back_loses_nothing(made: Made) -> None:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from supernet import hessians
-from supernet.blocks import decoder_layers
+from supernet.blocks import AT_ONCE, decoder_layers
 from supernet.hessians import POWER, add_square, fisher_hessians, mirrored
-from supernet.model import compute_dtype, spec_of_model
+from supernet.labels import draw
+from supernet.model import HEAD_TOKENS, capped, compute_dtype, hidden_states, spec_of_model
+from supernet.quantize import head_unit
 from supernet.quantizers.gptq import inverse_factor
 from supernet.sensitivity import drawn, each_gradient
 from tests.tiny import FAMILIES, tiny_model, windows
@@ -45,6 +47,26 @@ def test_blocks_in_turn_find_what_a_whole_pass_finds(family: str, monkeypatch: p
     for sums in found:
         for name, hessian in sums.items():
             assert torch.allclose(hessian, expected[name], rtol=1e-3, atol=1e-4 * expected[name].abs().max().item())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_is_a_linear_like_others(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its matrix is the embedding's, and where logits are scaled or capped after it."""
+    monkeypatch.setattr(hessians, "compute_dtype", lambda device: torch.float32)
+    model, ids, generator = tiny_model(family), windows(6), torch.Generator().manual_seed(3)
+    name, expected = head_unit(model, spec_of_model(model, "tiny")).linears[0].name, torch.zeros(())
+    for x in [
+        part for some in ids.split(AT_ONCE) for part in hidden_states(model, some).flatten(0, 1).split(HEAD_TOKENS)
+    ]:
+        made = model.get_output_embeddings()(x).detach().requires_grad_()
+        logits = capped(model, made)
+        labels = draw(logits.detach().softmax(-1), generator)
+        logits.log_softmax(-1).gather(1, labels).sum().backward()
+        expected = expected + x.T @ (x * made.grad.square().sum(-1, keepdim=True).pow(POWER))
+    first, *rest = fisher_hessians(model, [*linears_of(model), name], ids, seed=3)
+    assert set(first) == {name}
+    assert len(rest) == len(decoder_layers(model))
+    assert torch.allclose(first[name], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
