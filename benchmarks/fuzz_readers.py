@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from commands.evaluate import chosen_subnets
-from commands.reports import print_device, print_plan
+from commands.reports import print_device, print_differences, print_plan
 from planner import pipeline
+from planner.card import card
 from planner.costs import Costs
 from planner.delta import DELTA, apply_delta, signature, write_delta
+from planner.differences import differences
 from planner.fleet.compare import compared
 from planner.fleet.fleetfile import EXAMPLE, read_fleet
 from planner.fleet.index import Amount, Device, Index, Listed, Loss, Served, slots_of
@@ -302,6 +304,8 @@ def use_plan(folder: Path) -> None:
     made.check(files.space)
     with quiet():
         print_plan(made)
+        print_differences(differences(made, made), ("a", "b"))
+    card(made)
     if made.to_json() != Plan.from_json(made.to_json()).to_json():
         raise AssertionError("a plan that was read does not round-trip")
 

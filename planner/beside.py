@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import cast
 
 from planner.frame import Framed
 from planner.plan import LARGER, OVER, STOCK, UNIFORM, WORSE, Compared, Notch, Plan, Point, Rejected
 from planner.propose import Proposed, all_uniforms
+from planner.quality import Measured, Quality
 from planner.search.base import Candidate, Problem
 from planner.search.program import solve
 from supernet.space import Subnet
@@ -33,20 +35,29 @@ def stock_of(framed: Framed) -> tuple[str, Subnet] | None:
     return framed.costs.runtime.stock(framed.costs.spec, framed.problem.space)
 
 
-def rejected(framed: Framed, made: Plan) -> tuple[Rejected, ...]:
+def rejected(framed: Framed, made: Plan, qualities: Mapping[Subnet, Quality]) -> tuple[Rejected, ...]:
     """Each alternative with the reason why it is not the plan: a uniform subnet for each bit-width, the runtime's stock
-    types, and every other finalist."""
+    types, and every other finalist; with their measured `qualities` where there are."""
     known = {framed.tied(one.subnet): one for one in made.compared}
     rows: dict[Subnet, Rejected] = {}
     for kind, candidate in (*_uniforms(framed, known), *_stock(framed)):
-        one = known.get(candidate.subnet) or framed.costs.compared(
-            kind, candidate.source, framed.apart(candidate.subnet), candidate.loss
+        subnet = framed.apart(candidate.subnet)
+        name = candidate.source if kind == STOCK else f"{candidate.source}{_tables(framed, candidate.subnet)}"
+        one = framed.costs.compared(
+            kind, name, subnet, candidate.loss, measured=cast(Measured, dict(qualities.get(subnet, {})))
         )
-        rows[candidate.subnet] = _row(framed, made, replace(one, kind=kind, source=candidate.source))
+        rows[candidate.subnet] = _row(framed, made, one)
     for subnet, one in known.items():
         rows.setdefault(subnet, _row(framed, made, one))
     rows.pop(framed.tied(made.subnet), None)
     return tuple(rows.values())
+
+
+def _tables(framed: Framed, subnet: Subnet) -> str:
+    """The bits of the embedding and the head, where they are others than those of the linears."""
+    mean, tables = subnet.mean_bits(framed.costs.spec), [u for u in framed.costs.spec.units if u.is_table]
+    others = [f"{unit.role} of {subnet[unit.name].bits}" for unit in tables if subnet[unit.name].bits != mean]
+    return "".join(f", {said}" for said in others)
 
 
 def _uniforms(framed: Framed, known: Mapping[Subnet, Compared]) -> Iterator[tuple[str, Candidate]]:

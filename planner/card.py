@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.amounts import size
+from planner.bands import MEMORY
 from planner.fleet.receipts import Receipt
 from planner.pages import environment
 from planner.plan import PLANNED, UNIFORM, Plan
 from planner.summary import beside, columns, items, others, promises, room, title
 
-SMALLEST_KL = 1e-5
-"""The axis of losses ends here: below is what two measurements of one subnet differ by."""
+SMALLEST_KL, LARGEST_KL = 1e-5, 1e3
+"""The axis of losses ends here: below is what two measurements of one subnet differ by, and nothing loses more."""
 WIDEST = 1.6
 """A limit of memory that is so many times all that is drawn stays off the axis."""
 MARGIN = 0.06
@@ -102,13 +103,13 @@ def _shares(items: Mapping[tuple[str, str], float]) -> list[tuple[str, float, fl
 def chart(made: Plan) -> Chart:
     """The plan among what stands beside it, and the front where the plan has one."""
     subnets = list(_subnets(made))
-    limit = made.limits.memory_bytes
+    limit = made.limits.memory_bytes / (1 + made.bands[MEMORY])  # subnets beyond it do not keep it for sure
     memory = [one[1] for one in subnets] + [float(point.memory_bytes) for point in made.front]
     shown = limit <= WIDEST * max(memory)
     losses = [_log(one[2]) for one in subnets] + [_log(point.kl) for point in made.front]
     if made.limits.max_kl is not None:
         losses.append(_log(made.limits.max_kl))
-    across, down = Scale.over([*memory, *([float(limit)] if shown else [])]), Scale.over(losses)
+    across, down = Scale.over([*memory, *([limit] if shown else [])]), Scale.over(losses)
     return Chart(
         dots=tuple(
             Dot(across.at(taken), 100 - down.at(_log(kl)), kind, mark, title)
@@ -140,7 +141,7 @@ def _words(name: str, memory: float, kl: float, measured: bool) -> str:
 
 
 def _log(kl: float) -> float:
-    return math.log10(max(kl, SMALLEST_KL))
+    return math.log10(min(max(kl, SMALLEST_KL), LARGEST_KL))
 
 
 def _decades(scale: Scale) -> Iterator[tuple[float, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from planner.beside import front, notches, rejected, with_stock
+from planner.beside import front, notches, rejected, stock_of, with_stock
 from planner.choose import choose
 from planner.frame import Framed, Supernet, activations_kl, frame
 from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SLOWER, WORSE, Other, Plan
@@ -94,7 +94,8 @@ def plan_any(
     if not found:
         raise _refusal(refused)
     finalists = {name: proposed.apart(framed) for name, (framed, proposed) in found.items()}
-    qualities = measured(finalists.values(), measure)
+    own = [framed.apart(stock[1]) for framed, _ in found.values() if (stock := stock_of(framed)) is not None]
+    qualities = measured(finalists.values(), measure, own)
     plans = {name: choose(framed, finalists[name], qualities, command) for name, (framed, _) in found.items()}
     losses = {name: _loss(plans[name], framed) for name, (framed, _) in found.items()}
     ranks = {name: _rank(plans[name], losses[name]) for name in plans}
@@ -102,18 +103,18 @@ def plan_any(
     if deepen is not None:
         framed, deeper = found[best][0], deepen(*found[best]).apart(found[best][0])
         plans[best] = choose(framed, deeper, qualities | measured([deeper], measure), command)
-    taken = _with_what_stands_beside(found[best][0], plans[best], drawn)
+    taken = _with_what_stands_beside(found[best][0], plans[best], qualities, drawn)
     others = [_other(plans[name], losses[name], taken) for name in sorted(plans, key=ranks.__getitem__) if name != best]
     others += [Other(name, f"{error}", _code(error)) for name, error in refused.items()]
     others += [Other(name, line, NOT_INSTALLED) for name, line in (absent or {}).items() if name not in refused]
     return replace(taken, others=tuple(others))
 
 
-def _with_what_stands_beside(framed: Framed, made: Plan, drawn: bool) -> Plan:
+def _with_what_stands_beside(framed: Framed, made: Plan, qualities: Mapping[Subnet, Quality], drawn: bool) -> Plan:
     return replace(
         made,
         context_room=context_room(framed, made.subnet),
-        rejected=rejected(framed, made),
+        rejected=rejected(framed, made, qualities),
         notches=notches(framed, made),
         front=front(framed) if drawn else (),
     )
@@ -163,10 +164,12 @@ def _refusal(refused: Mapping[str, InputError | BudgetError]) -> InputError | Bu
     return kind("no runtime serves this: " + "; ".join(f"{name}: {error}" for name, error in refused.items()))
 
 
-def measured(proposed: Iterable[Proposed], measure: Measure | None) -> dict[Subnet, Quality]:
-    """What every distinct finalist was measured to lose: all in one call, which loads weights once. {} without
-    `measure`."""
-    subnets = list(dict.fromkeys(subnet for one in proposed for subnet in one.subnets))
+def measured(
+    proposed: Iterable[Proposed], measure: Measure | None, beside: Sequence[Subnet] = ()
+) -> dict[Subnet, Quality]:
+    """What every distinct finalist, and what stands `beside` them, was measured to lose: all in one call, which loads
+    weights once. {} without `measure`."""
+    subnets = list(dict.fromkeys([*(subnet for one in proposed for subnet in one.subnets), *beside]))
     if measure is None or not subnets:
         return {}
     return dict(zip(subnets, map(as_quality, measure(subnets)), strict=True))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from planner.beside import with_stock
 from planner.choose import choose
 from planner.fleet.cover import fewest
 from planner.fleet.fleetfile import Fleet, Wanted
@@ -267,7 +268,7 @@ def _proposals(
         return _Served(wanted, asked, refused=framed)
     proposed = found[problems.index(framed.problem)]
     if proposed.finalists:
-        return _Served(wanted, framed.costs.workload, framed, proposed.apart(framed))
+        return _Served(wanted, framed.costs.workload, framed, with_stock(framed, proposed).apart(framed))
     refusal = budget_error(framed.problem, wanted.budget, wanted.name, KEYS)
     return _Served(wanted, asked, refused=str(refusal))
 

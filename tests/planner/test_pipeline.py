@@ -161,7 +161,7 @@ def test_only_what_was_never_measured_is_measured(files: Files) -> None:
     quality = MeasuredQuality(files.path / "evaluations.json", files.fingerprint, digests, measure)
     first = planned(files, BUDGET, measure=quality)
     count = quality.measured
-    assert count == len(first.compared) > 2
+    assert count == len(first.compared) + 1 > 3  # and what the runtime's own tools make
     again = planned(files, BUDGET, measure=quality)
     assert quality.measured == count
     texts = first.chosen.measured["texts"]
