@@ -42,7 +42,9 @@ def rejected(framed: Framed, made: Plan, qualities: Mapping[Subnet, Quality]) ->
     rows: dict[Subnet, Rejected] = {}
     for kind, candidate in (*_uniforms(framed, known), *_stock(framed)):
         subnet = framed.apart(candidate.subnet)
-        name = candidate.source if kind == STOCK else f"{candidate.source}{_tables(framed, candidate.subnet)}"
+        name = f"{candidate.source}{_tables(framed, candidate.subnet)}"
+        if candidate.subnet in rows:  # the runtime's own types are uniform
+            name = f"{rows[candidate.subnet].name} ({candidate.source})"
         one = framed.costs.compared(
             kind, name, subnet, candidate.loss, measured=cast(Measured, dict(qualities.get(subnet, {})))
         )
@@ -54,10 +56,11 @@ def rejected(framed: Framed, made: Plan, qualities: Mapping[Subnet, Quality]) ->
 
 
 def _tables(framed: Framed, subnet: Subnet) -> str:
-    """The bits of the embedding and the head, where they are others than those of the linears."""
-    mean, tables = subnet.mean_bits(framed.costs.spec), [u for u in framed.costs.spec.units if u.is_table]
-    others = [f"{unit.role} of {subnet[unit.name].bits}" for unit in tables if subnet[unit.name].bits != mean]
-    return "".join(f", {said}" for said in others)
+    """The bits of the embedding and the head, where they are others than those that all linears have."""
+    spec = framed.costs.spec
+    widths = {subnet[unit.name].bits for unit in spec.units if not unit.is_table}
+    tables = [(unit.role, subnet[unit.name].bits) for unit in spec.units if unit.is_table] if len(widths) == 1 else []
+    return "".join(f", {role} of {bits}" for role, bits in tables if bits not in widths)
 
 
 def _uniforms(framed: Framed, known: Mapping[Subnet, Compared]) -> Iterator[tuple[str, Candidate]]:

@@ -11,7 +11,7 @@ from planner.bands import MEMORY
 from planner.fleet.receipts import Receipt
 from planner.pages import environment
 from planner.plan import PLANNED, UNIFORM, Plan
-from planner.summary import beside, columns, items, others, promises, room, title
+from planner.summary import beside, columns, items, lead, others, promises, room, title
 
 SMALLEST_KL, LARGEST_KL = 1e-5, 1e3
 """The axis of losses ends here: below is what two measurements of one subnet differ by, and nothing loses more."""
@@ -79,6 +79,7 @@ def card(made: Plan, receipt: Receipt | None = None) -> str:
     return pages.get_template("card.html").render(
         plan=made,
         title=title(made),
+        lead=lead(made),
         room=room(made),
         columns=columns(made),
         promises=promises(made),

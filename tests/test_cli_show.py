@@ -13,19 +13,23 @@ import pytest
 from planner.fleet.index import TIME
 from planner.plan import Plan
 from tests.planner.test_card import receipt
-from tests.planner.test_pipeline import BUDGET, Files, drawn, files, planned
+from tests.planner.test_pipeline import BUDGET, drawn, planned, sensitive_files
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-__all__ = ["files"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Plan]:
+    files = sensitive_files(tmp_path_factory.mktemp("net"))
+    return drawn(files, BUDGET), planned(files, replace(BUDGET, memory_bytes=240_000_000))
 
 
 @pytest.fixture
-def plans(files: Files, tmp_path: Path) -> tuple[Plan, Plan]:
+def plans(both: tuple[Plan, Plan], tmp_path: Path) -> tuple[Plan, Plan]:
     """Two plans, saved as a.json and b.json."""
-    made = drawn(files, BUDGET), planned(files, replace(BUDGET, memory_bytes=240_000_000))
-    for name, one in zip("ab", made, strict=True):
+    for name, one in zip("ab", both, strict=True):
         one.save(tmp_path / f"{name}.json")
-    return made
+    return both
 
 
 def test_a_plan_is_shown_as_it_was_printed(

@@ -33,7 +33,7 @@ def test_every_bit_width_has_a_row_with_its_reason(files: Files) -> None:
         one.name: pytest.approx(one.amount(smallest) - one.limit) for one in problem.resources
     } and set(eight.over) == {"memory", "disk"}  # fmt: skip
     (four,) = [one for one in made.rejected if one.kind == STOCK]
-    assert four.name == "types of int4, largest tables" and four.mean_bits == 4.0
+    assert four.name == "types of int4, embedding of 8" and four.mean_bits == 4.0
     assert four.reason == OVER and four.measured  # once, so that every plan of the supernet can be told from it
     others = [one for one in made.rejected if one.kind == "planned"]
     assert [one.name for one in others] == [one.source for one in made.compared if one.kind == "planned"][1:]
@@ -85,7 +85,7 @@ def test_types_of_llamacpp_are_those_of_the_grids() -> None:
     tables = (Choice(4, 32, "sym"), Choice(8, 32, "sym"))
     space = SearchSpace.of({unit.name: tables if unit.is_table else linears for unit in spec.units})
     name, subnet = stock.stock(spec, space) or ("", None)
-    assert name == "types of Q4_0, head of Q8_0" and subnet is not None
+    assert name == "types of Q4_0" and subnet is not None
     assert {str(choice) for unit, choice in subnet if unit != "model.embed_tokens"} == {"sym4g32"}
     assert str(subnet["model.embed_tokens"]) == "sym8g32"
     assert stock.stock(spec, space.restrict(lambda unit, choice: choice.bits != 4)) is None

@@ -16,15 +16,18 @@ from planner.request import Budget
 from planner.rows import BROKEN, PEAK_MEMORY, Row
 from planner.search.base import Problem
 from planner.search.exact import ExactSearch
-from planner.summary import beside, promises
+from planner.summary import beside, lead, promises
 from profiles.catalog import load
 from tests.planner.fleet.test_page import Tags
-from tests.planner.test_pipeline import BUDGET, Files, drawn, files, framed_for
-
-__all__ = ["files"]  # a fixture
+from tests.planner.test_pipeline import BUDGET, Files, drawn, framed_for, sensitive_files
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return sensitive_files(tmp_path_factory.mktemp("net"))
+
+
+@pytest.fixture(scope="module")
 def made(files: Files) -> Plan:
     return replace(drawn(files, BUDGET), command="bitfleet plan net --mem 228MB --html card.html")
 
@@ -48,6 +51,20 @@ def test_the_page_says_what_the_terminal_says(made: Plan) -> None:
     assert made.command in text and "Nothing of this plan's package was measured yet" in text
     for role, digits in made.bits.items():
         assert f"{role} {digits}" in text
+
+
+def test_the_first_line_is_the_verdict(files: Files, made: Plan) -> None:
+    uniform = made.uniform
+    assert uniform is not None and lead(made) in Tags(card(made)).text
+    assert lead(made) == (
+        f"KL {made.chosen.measured['kl']:.4g} a token in {size(made.chosen.memory_bytes)}, measured on text that no "
+        f"search saw; {uniform.source} within these limits loses {uniform.measured['kl']:.4g}"
+    )
+    within = drawn(files, Budget(10**9, max_kl=0.5))
+    assert within.uniform is not None
+    takes = size(within.uniform.memory_bytes)
+    assert lead(within).endswith(f"; {within.uniform.source} within this loss takes {takes}")
+    assert lead(drawn(files, Budget(10**9))).endswith("; uniform 8 bits, no mixture was found to be better")
 
 
 def test_what_was_measured_stands_beside_what_was_promised(made: Plan) -> None:

@@ -70,6 +70,10 @@ BUDGET = Budget(228_000_000)  # between the uniform subnets of 2 and of 4 bits
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
+    return sensitive_files(tmp_path)
+
+
+def sensitive_files(folder: Path) -> Files:
     """A supernet of SmolLM2's shapes at 2, 3, 4 and 8 bits, early layers and down projections the most sensitive."""
     spec, random = smollm2(), np.random.default_rng(0)
     choices = tuple(Choice(bits, 64) for bits in (2, 3, 4, 8))
@@ -78,8 +82,8 @@ def files(tmp_path: Path) -> Files:
     for unit in spec.units:
         scale = 0.05 * random.lognormal(0, 1) * (3 if unit.role == "down" else 1) * (4 if unit.layer in (0, 29) else 1)
         loss[unit.name] = {str(c): scale * float(np.exp(-1.4 * (c.bits - 2))) for c in options[unit.name]}
-    SensitivityTable("full", loss, supernet="f1").save(tmp_path / SENSITIVITY_FILE)
-    return Files(tmp_path, spec, SearchSpace.of(options))
+    SensitivityTable("full", loss, supernet="f1").save(folder / SENSITIVITY_FILE)
+    return Files(folder, spec, SearchSpace.of(options))
 
 
 def additive(files: Files) -> Any:

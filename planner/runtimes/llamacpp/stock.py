@@ -23,7 +23,7 @@ def stock(spec: ModelSpec, space: SearchSpace) -> tuple[str, Subnet] | None:
     if medium is not None and values:
         return "types of Q4_K_M", medium
     simple = _of(spec, space, lambda unit: SIMPLE_HEAD if _is_head(spec, unit) else SIMPLE)
-    return None if simple is None else (f"types of {SIMPLE}, head of {SIMPLE_HEAD}", simple)
+    return None if simple is None else (f"types of {SIMPLE}", simple)
 
 
 def _is_head(spec: ModelSpec, unit: UnitSpec) -> bool:

@@ -42,7 +42,7 @@ class OnnxRuntime(Runtime):
 
     def stock(self, spec: ModelSpec, space: SearchSpace) -> tuple[str, Subnet] | None:
         """Of onnxruntime-genai's builder at int4, which leaves the embedding as it is: the largest that there is."""
-        return ("types of int4, largest tables", space.uniform(spec, 4)) if 4 in space.bits(spec) else None
+        return ("types of int4", space.uniform(spec, 4)) if 4 in space.bits(spec) else None
 
     def versions(self) -> dict[str, str]:
         return versions()
