@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planner.runtimes.alone import OK, SYSTEM
 from records.child import child_lines, run_child
 from records.errors import InputError, SystemFailure
 
-OK, PACKAGE, SYSTEM = 0, 1, 5  # exit codes of a worker: the package does not load or run; memory or disk ran out
 PATIENCE_S, TOKEN_S = 600.0, 2.0  # for what computes: loading and whatever is quick, and each token that is computed
 
 

@@ -496,7 +496,7 @@ def test_verify_takes_little_more_memory_than_the_package(made: Package) -> None
         try:
             cli.main()
         finally:
-            from planner.runtimes.onnxruntime.worker import peak_bytes  # what getrusage says begins with the parent's
+            from planner.runtimes.alone import peak_bytes  # what getrusage says begins with the parent's
             print(peak_bytes(), file=sys.stderr)
             print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
     """

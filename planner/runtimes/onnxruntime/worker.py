@@ -2,140 +2,67 @@
 
     python -I worker.py REQUEST.json
 
-The request names a task, a package's folder and the task's arguments; see `TASKS`. What a task returns is written as
-JSON to the request's `result`. `fresh` starts it. Nothing of the project is imported: what this process holds counts.
+`fresh` starts it; `alone.main` says what a request is. Nothing of the project is imported but alone.py, by its path.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-SETTLE_S = 4.0
+if TYPE_CHECKING:
+    from planner.runtimes import alone
+
 STRETCH_BYTES = 2**24  # of logits that are made at a time
-OK, PACKAGE, SYSTEM = 0, 1, 5  # exit codes: what `fresh` makes of them
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE)
 OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory")
-
-
-def peak_bytes() -> int:
-    """The highest resident memory this process has had. Linux keeps it per process; elsewhere the C library does."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def measure(
     folder: Path, prompt_tokens: int, new_tokens: int, max_length: int, batch: int, repeats: int
 ) -> dict[str, float]:
-    """Load, prefill and generate greedily; the fastest time to first token and the fastest median time per token.
-
-    The fastest, because whatever else the machine does only ever adds: at least `repeats` times, and where that is
-    quick for SETTLE_S, so that a short disturbance does not cover them all. Where the prompt leaves no room for
-    `new_tokens`, the time per token is that of a prompt which does; NaN where the context has one token to give.
-    """
+    """Load, prefill and generate greedily, as `alone.fastest` says; each time with a new generator."""
     import numpy as np
     import onnxruntime_genai as genai
 
     config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
     ids = np.random.default_rng(0).integers(0, config["model"]["vocab_size"], (batch, prompt_tokens)).astype(np.int32)
     model = genai.Model(genai.Config(str(folder)))
-    loaded = peak_bytes()
-    shorter = ids[:, : max(1, max_length - new_tokens)]
 
-    def gaps(prompt: Any) -> Any:
-        """Milliseconds of the first token and of each that follows."""
+    def served(length: int) -> list[float]:
         options = genai.GeneratorParams(model)
         options.set_search_options(max_length=max_length, min_length=max_length, do_sample=False, batch_size=batch)
         generator = genai.Generator(model, options)
         times = [time.perf_counter()]
-        generator.append_tokens(prompt if batch > 1 else prompt[0])
-        for _ in range(min(new_tokens, max_length - prompt.shape[1])):
+        generator.append_tokens(ids[:, :length] if batch > 1 else ids[0, :length])
+        for _ in range(min(new_tokens, max_length - length)):
             generator.generate_next_token()
             times.append(time.perf_counter())
-        return np.diff(times) * 1e3
+        return times
 
-    first: list[float] = []
-    steps: list[float] = []
-    peak = 0
-    started = time.perf_counter()
-    while len(first) < repeats or (repeats > 1 and time.perf_counter() - started < SETTLE_S):
-        served = gaps(ids)
-        peak = peak or peak_bytes()  # a second generator is one too many for what serving takes
-        first.append(float(served[0]))
-        after = served if shorter.shape == ids.shape else gaps(shorter)
-        steps += [float(np.median(after[1:]))] if len(after) > 1 else []
-    return {"loaded_bytes": loaded, "peak_bytes": peak, "ttft_ms": min(first), "tpot_ms": min(steps, default=math.nan)}
+    return alone.fastest(served, prompt_tokens, new_tokens, max_length, repeats)
 
 
 def logits(folder: Path, windows: str, out: str, unrounded: bool = False) -> dict[str, Any]:
-    """Teacher-forced logits of every position, float32 [windows, tokens, vocabulary], by the packaged products on the
-    packaged weights. `windows` and `out` are .npy files."""
-    import numpy as np
-
+    """By the packaged products on the packaged weights, whole windows at a time."""
     session, config = all_positions(folder, unrounded)
-    tokens = np.load(windows, allow_pickle=False).astype(np.int64)
-    with open(out, "wb") as file:  # no memory map: where the disk is full, writing to one kills the process
-        shape = (*tokens.shape, config["model"]["vocab_size"])
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for window in tokens:
-            for part in stretches(session, config, window, len(window)):
-                file.write(np.ascontiguousarray(part, np.float32).data)
-    return {}
+    vocabulary = config["model"]["vocab_size"]
+    return alone.write_logits(windows, out, vocabulary, lambda most: partial(stretches, session, config, length=most))
 
 
 def log_probs(folder: Path, asked: str, out: str, reading_s: float, unrounded: bool = False) -> dict[str, Any]:
-    """What the package says at positions of windows, as far as it comes in the time: the log probabilities of the ids
-    that `asked` names for each, and the likeliest token, written to `out`; both .npz files.
-
-    Logits are made for a stretch of a window at a time, since a vocabulary is wide.
-    """
-    import numpy as np
-
+    """Logits are made for a stretch of a window at a time, since a vocabulary is wide."""
     session, config = all_positions(folder, unrounded)
     vocabulary = config["model"]["vocab_size"]
-    with np.load(asked, allow_pickle=False) as file:
-        tokens, lengths, positions, ids = (file[name] for name in ("tokens", "lengths", "positions", "ids"))
-    if max(tokens.max(), ids.max()) >= vocabulary:
-        raise ValueError(f"tokens must be below the vocabulary of {vocabulary}, got {max(tokens.max(), ids.max())}")
     length = max(8, min(256, STRETCH_BYTES // (4 * vocabulary)))
-    until = time.perf_counter() + reading_s
-    found: list[Any] = []
-    likeliest: list[int] = []
-    start = 0
-    for window in np.split(tokens.astype(np.int64), np.cumsum(lengths)[:-1]):
-        wanted = positions[(positions >= start) & (positions < start + len(window))] - start
-        window = window[: wanted[-1] + 1] if len(wanted) else window[:0]
-        at = 0
-        for part in stretches(session, config, window, length):
-            for row in wanted[(wanted >= at) & (wanted < at + len(part))] - at:
-                logits = part[row]
-                top = float(logits.max())
-                total = top + math.log(float(np.exp(logits - top, dtype=np.float32).sum(dtype=np.float64)))
-                found.append((logits[ids[len(found)]] - total).astype(np.float32))
-                likeliest.append(int(logits.argmax()))
-            at += len(part)
-            if time.perf_counter() > until:
-                break
-        start += int(lengths[0])
-        lengths = lengths[1:]
-        if time.perf_counter() > until:
-            break
-    log_probs = np.array(found, np.float32).reshape(-1, ids.shape[1])  # of no position, too
-    np.savez(out, log_probs=log_probs, likeliest=np.array(likeliest, np.int32))
-    return {}
+    read = partial(stretches, session, config, length=length)
+    return alone.write_log_probs(asked, out, reading_s, vocabulary, lambda most: read)
 
 
 def continued(folder: Path, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -204,7 +131,7 @@ def stretches(session: Any, config: Any, window: Any, length: int) -> Any:
     cache = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, kind)) for name, kind in kept.items()}
     positions = any(x.name == "position_ids" for x in session.get_inputs())
     for start in range(0, len(window), length):
-        ids = window[start : start + length]
+        ids = window[start : start + length].astype(np.int64)
         stop = start + len(ids)
         binding = session.io_binding()
         binding.bind_cpu_input("input_ids", ids[None])
@@ -267,19 +194,8 @@ TASKS: dict[str, Callable[..., Any]] = {
 }
 
 
-def main(request: Path) -> int:
-    """Exit code OK, PACKAGE where the package does not load or run, SYSTEM where memory or disk ran out."""
-    asked = json.loads(request.read_text(encoding="utf-8"))
-    sys.path += asked["libraries"]
-    try:
-        found = TASKS[asked["task"]](Path(asked["folder"]), **asked["arguments"])
-        Path(asked["result"]).write_text(json.dumps(found), encoding="utf-8")
-    except Exception as error:
-        sys.stderr.write(" ".join(f"{type(error).__name__}: {error}".split()) + "\n")
-        full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _FULL)
-        return SYSTEM if full or any(words in str(error) for words in OUT_OF_MEMORY) else PACKAGE
-    return OK
-
-
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    alone = import_module("alone")
+    del sys.path[0]
+    sys.exit(alone.main(Path(sys.argv[1]), TASKS, OUT_OF_MEMORY))
