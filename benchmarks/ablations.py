@@ -270,8 +270,8 @@ def one_against_many(setting: Setting) -> None:
     joint, windows = run.supernet, setting.windows[:SENSITIVITY]
     losses, _ = measure_sensitivities(setting.model, joint, windows, setting.held_out, setting.seed)
     limits = {f"planned {average:g}": code_bits(setting.spec, setting.space, average) for average in AVERAGES}
-    solved = {name: solve(setting.space, losses, (limit,))[0] for name, limit in limits.items()}
-    subnets = setting.points | {name: subnet for name, subnet in solved.items() if subnet is not None}
+    solved = {name: solve(setting.space, losses, (limit,)) for name, limit in limits.items()}
+    subnets = setting.points | {name: one.subnet for name, one in solved.items() if one is not None}
     setting.row("cost", "joint", run, subnets)
     codes, seconds, parameters = joint.weights(), 0.0, 0
     for bits in BITS:

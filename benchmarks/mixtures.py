@@ -33,7 +33,8 @@ def proposals(spec: ModelSpec, space: SearchSpace, losses: Table, average: float
     tables = {unit.name for unit in spec.units if unit.is_table}
     limit, nearest = code_bits(spec, space, average), space.restrict(lambda u, c: u in tables or c.bits in near)
     below = space.uniform(spec, near[0])
-    solutions = [solve(among, losses, (limit,))[0] for among in (space, nearest)]
+    solved = (solve(among, losses, (limit,)) for among in (space, nearest))
+    solutions = [one.subnet for one in solved if one is not None]
     cut = split(Problem(space, losses, (limit,)), spec, *near, base=below)
     return [subnet for subnet in (*solutions, cut, below) if subnet is not None]
 

@@ -54,11 +54,30 @@ class Resource:
 
 
 @dataclass(frozen=True)
+class Option:
+    """One way to settle a decision: what it loses by itself (nats per token), and what it `takes` of each resource
+    beside the constant, by the resource's name; 0 of those that are not there."""
+
+    name: str
+    loss: float = 0.0
+    takes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is decided once, beside the choice of each unit: one of `options`. Losses add to those of the units."""
+
+    name: str
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
 class Problem:
-    """Minimise the quality lost over `space` while no resource passes its limit.
+    """Minimise the quality lost over `space` and `decisions` while no resource passes its limit.
 
     `loss` is what each unit's choice loses by itself (nats per token, additive). `objective`, where given, is what a
-    subnet loses as a whole and need not be the sum. `groups` names units that are alike (role and depth).
+    subnet loses as a whole and need not be the sum. `groups` names units that are alike (role and depth). The exact
+    program alone solves for `decisions`; once they are `settled`, every search can go on.
     """
 
     space: SearchSpace
@@ -66,6 +85,7 @@ class Problem:
     resources: tuple[Resource, ...]
     objective: Callable[[Subnet], float] | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()
 
     def additive(self, subnet: Subnet) -> float:
         return sum(self.loss[name][choice] for name, choice in subnet)

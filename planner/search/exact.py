@@ -22,8 +22,8 @@ class ExactSearch(Search):
 
     def search(self, problem: Problem, starts: Sequence[Candidate] = (), seed: int = 0) -> Found:
         started = time.perf_counter()
-        subnet, gap = solve(problem.space, problem.loss, problem.resources)
-        proposals = [(subnet, self.name)] if subnet is not None else []
+        solved = solve(problem.space, problem.loss, problem.resources)
+        proposals = [] if solved is None else [(solved.subnet, self.name)]
         found = ranked(problem, [*proposals, *((start.subnet, start.source) for start in starts)])
-        seconds = time.perf_counter() - started
+        seconds, gap = time.perf_counter() - started, None if solved is None else solved.gap
         return Found(found, {"solver": "HiGHS", "seconds": round(seconds, 3), "gap": gap})

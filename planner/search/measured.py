@@ -86,9 +86,9 @@ class MeasuredSearch(Search):
             if problem.feasible(start.subnet):
                 sampler.wait(start.subnet, start.source)
         if not sampler.waiting:
-            alone, _ = solve(problem.space, problem.loss, problem.resources)
+            alone = solve(problem.space, problem.loss, problem.resources)
             if alone is not None:
-                sampler.wait(alone, "the sum")
+                sampler.wait(alone.subnet, "the sum")
         sampler.prepare(study)
         while sampler.waiting:
             self._measure(problem, landscape, study, sampler)

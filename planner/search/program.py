@@ -1,4 +1,5 @@
-"""The additive problem as a 0/1 program in HiGHS, one variable for each unit and choice, solved exactly."""
+"""The additive problem as a 0/1 program in HiGHS, solved exactly: a variable for each choice of a unit, and for each
+option of what else is decided."""
 
 from __future__ import annotations
 
@@ -7,27 +8,47 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.base import Problem, Resource, Table
+from planner.search.base import Decision, Option, Problem, Resource, Table
+from records.errors import SystemFailure
 from supernet.space import Choice, SearchSpace, Subnet
 
 TIME_LIMIT_S = 1.8
 """Larger problems than were ever met are cut here and say so by their gap."""
+PATIENCE_S = 20.0
+"""Where that was too short for any subnet, so long is looked for one, whatever it loses."""
+INFEASIBLE = 2  # as scipy says it
 
 
-def solve(space: SearchSpace, loss: Table, resources: Sequence[Resource]) -> tuple[Subnet | None, float | None]:
-    """The subnet of least summed `loss` within every limit (None if there is none), and the gap to a proven bound."""
-    refused: list[Subnet] = []
+@dataclass(frozen=True)
+class Solution:
+    """What loses least: a choice for every unit, and an option for every decision. `gap` is what a proven bound leaves,
+    0 for a proven optimum; None where time ran out before there was a bound."""
+
+    subnet: Subnet
+    options: tuple[Option, ...]
+    gap: float | None
+
+    def amount(self, resource: Resource) -> float:
+        return resource.amount(self.subnet) + sum(option.takes.get(resource.name, 0.0) for option in self.options)
+
+
+def solve(
+    space: SearchSpace, loss: Table, resources: Sequence[Resource], decisions: Sequence[Decision] = ()
+) -> Solution | None:
+    """What loses least in sum within every limit; None where it is proven that nothing is. SystemFailure where time ran
+    out before either was known."""
+    refused: list[Solution] = []
     while True:
-        subnet, gap = _milp(space, loss, resources, refused)
-        if subnet is None or all(r.amount(subnet) <= r.limit for r in resources):
-            return subnet, gap
-        refused.append(subnet)  # HiGHS takes a row as kept within 1e-6; a limit is never passed, not even by that
+        found = _milp(space, loss, resources, decisions, refused)
+        if found is None or all(found.amount(resource) <= resource.limit for resource in resources):
+            return found
+        refused.append(found)  # HiGHS takes a row as kept within 1e-6; a limit is never passed, not even by that
 
 
 @dataclass(frozen=True)
@@ -48,48 +69,69 @@ def shortfalls(problem: Problem) -> tuple[Shortfall, ...]:
     enough = []
     for resource in problem.resources:
         others = [other for other in problem.resources if other is not resource]
-        subnet, _ = solve(problem.space, resource.table, others)
-        if subnet is not None:
-            enough.append(Shortfall(resource, resource.amount(subnet), alone=False))
+        lean = [
+            replace(decision, options=tuple(replace(o, loss=o.takes.get(resource.name, 0.0)) for o in decision.options))
+            for decision in problem.decisions
+        ]
+        found = solve(problem.space, resource.table, others, lean)
+        if found is not None:
+            enough.append(Shortfall(resource, found.amount(resource), alone=False))
     if enough:
         return tuple(enough)
-    least = [(resource, resource.least(problem.space)) for resource in problem.resources]
+    least = [
+        (resource, resource.least(problem.space) + sum(_takes(one, resource).min() for one in problem.decisions))
+        for resource in problem.resources
+    ]
     return tuple(Shortfall(resource, amount, alone=True) for resource, amount in least if amount > resource.limit)
 
 
 def _milp(
-    space: SearchSpace, loss: Table, resources: Sequence[Resource], refused: Sequence[Subnet]
-) -> tuple[Subnet | None, float | None]:
+    space: SearchSpace,
+    loss: Table,
+    resources: Sequence[Resource],
+    decisions: Sequence[Decision],
+    refused: Sequence[Solution],
+) -> Solution | None:
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
-    columns = [(row, unit, choice) for row, (unit, choices) in enumerate(space) for choice in choices]
-    rows = [row for row, _, _ in columns]
-    one_choice_each = csr_array((np.ones(len(columns)), (rows, np.arange(len(columns)))))
-    constraints = [LinearConstraint(one_choice_each, 1, 1)]
+    units = [(unit, choice) for unit, choices in space for choice in choices]
+    options = [option for decision in decisions for option in decision.options]
+    sizes = [len(choices) for _, choices in space] + [len(decision.options) for decision in decisions]
+    count = len(units) + len(options)
+    one_each = csr_array((np.ones(count), (np.repeat(np.arange(len(sizes)), sizes), np.arange(count))))
+    constraints = [LinearConstraint(one_each, 1, 1)]
     for resource in resources:
-        row, room = _increments(space, resource)
+        row, room = _increments(space, resource, decisions)
         if room < 0:
-            return None, None
+            return None
         constraints.append(LinearConstraint(row[None, :], -np.inf, room))
-    agree = _agreement(space, [(unit, choice) for _, unit, choice in columns])
+    agree = _agreement(space, units)
     if len(agree):
-        constraints.append(LinearConstraint(csr_array(agree), 0, 0))
-    for subnet in refused:
-        same = np.array([subnet[unit] == choice for _, unit, choice in columns], float)
-        constraints.append(LinearConstraint(same[None, :], -np.inf, len(subnet.items) - 1))
-    with quiet():
-        done = milp(
-            np.array([loss[unit][choice] for _, unit, choice in columns]),
-            constraints=constraints,
-            bounds=Bounds(0, 1),
-            integrality=np.ones(len(columns)),
-            options={"mip_rel_gap": 0.0, "time_limit": TIME_LIMIT_S},
-        )
-    if done.x is None:
-        return None, None
-    chosen = {unit: choice for x, (_, unit, choice) in zip(done.x, columns, strict=True) if x > 0.5}
-    return Subnet.of(chosen), _number(done.mip_gap)
+        constraints.append(LinearConstraint(csr_array(np.pad(agree, ((0, 0), (0, len(options))))), 0, 0))
+    for one in refused:
+        same = [one.subnet[unit] == choice for unit, choice in units] + [option in one.options for option in options]
+        constraints.append(LinearConstraint(np.array(same, float)[None, :], -np.inf, len(sizes) - 1))
+    costs = np.array([loss[unit][choice] for unit, choice in units] + [option.loss for option in options])
+    for seconds, wanted in ((TIME_LIMIT_S, costs), (PATIENCE_S, np.zeros(count))):
+        with quiet():
+            done = milp(
+                wanted,
+                constraints=constraints,
+                bounds=Bounds(0, 1),
+                integrality=np.ones(count),
+                options={"mip_rel_gap": 0.0, "time_limit": seconds},
+            )
+        if done.status == INFEASIBLE:
+            return None
+        if done.x is not None:
+            subnet = Subnet.of({unit: choice for x, (unit, choice) in zip(done.x, units, strict=False) if x > 0.5})
+            settled = (option for x, option in zip(done.x[len(units) :], options, strict=True) if x > 0.5)
+            return Solution(subnet, tuple(settled), _number(done.mip_gap) if wanted is costs else None)
+    raise SystemFailure(
+        f"HiGHS found neither a subnet within the limits nor that there is none, in {PATIENCE_S:g} s; "
+        "plan again where less runs, or raise a limit"
+    )
 
 
 def _agreement(space: SearchSpace, columns: Sequence[tuple[str, Choice]]) -> NDArray[np.float64]:
@@ -103,20 +145,28 @@ def _agreement(space: SearchSpace, columns: Sequence[tuple[str, Choice]]) -> NDA
     return np.array(rows)
 
 
-def _increments(space: SearchSpace, resource: Resource) -> tuple[NDArray[np.float64], float]:
-    """The resource as a row over the cheapest choice of each unit, and the room above all of those.
+def _increments(
+    space: SearchSpace, resource: Resource, decisions: Sequence[Decision]
+) -> tuple[NDArray[np.float64], float]:
+    """The resource as a row over the cheapest choice of each unit and option of each decision, and the room above all
+    of those.
 
     Small coefficients keep the solver's tolerance below anything that counts: bytes become whole multiples of
     their greatest common divisor, everything else shares of the limit's room.
     """
-    floor = {unit: min(resource.table[unit].values()) for unit, _ in space}
-    extra = [resource.extra(resource.table[unit][choice], floor[unit]) for unit, choices in space for choice in choices]
-    room = resource.room(sum(floor.values()))
+    amounts = [[resource.table[unit][choice] for choice in choices] for unit, choices in space]
+    amounts += [_takes(decision, resource).tolist() for decision in decisions]
+    extra = [resource.extra(amount, min(each)) for each in amounts for amount in each]
+    room = resource.room(sum(min(each) for each in amounts))
     if resource.unit == "bytes":
         step = int(np.gcd.reduce(np.array(extra, np.int64))) or 1
         return np.array(extra) / step, float(np.floor(room / step))
     scale = max(extra) or 1.0
     return np.array(extra) / scale, room / scale
+
+
+def _takes(decision: Decision, resource: Resource) -> NDArray[np.float64]:
+    return np.array([option.takes.get(resource.name, 0.0) for option in decision.options])
 
 
 def _number(value: Any) -> float | None:

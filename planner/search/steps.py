@@ -112,10 +112,10 @@ class StepSampler(BaseSampler):
             if base.costs is None:
                 base.costs = self._linearized(base)
             moves = Resource("moves", "units", float(base.longest), 0.0, moved)
-            step, _ = solve(self.problem.space, base.costs, (*self.problem.resources, moves))
+            solved = solve(self.problem.space, base.costs, (*self.problem.resources, moves))
             base.longest //= 2
-            if step is not None and step not in known and step not in found:
-                found.append(step)
+            if solved is not None and solved.subnet not in known and solved.subnet not in found:
+                found.append(solved.subnet)
         return found
 
     def _linearized(self, base: _Base) -> Table:

@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.search.base import Problem, Resource
+from planner.search import program
+from planner.search.base import Decision, Option, Problem, Resource
 from planner.search.exact import ExactSearch
-from planner.search.program import shortfalls
+from planner.search.program import shortfalls, solve
+from records.errors import SystemFailure
 from supernet.space import Choice, SearchSpace
 
 SHAPES = (576 * 960, 576 * 576, 576 * 3072, 576 * 1536)  # the four kinds of unit of SmolLM2-135M
@@ -58,6 +60,17 @@ def test_a_limit_is_never_passed_by_a_solvers_tolerance() -> None:
         assert all(edge.feasible(c.subnet) for c in ExactSearch().search(edge).candidates)
 
 
+def test_running_out_of_time_is_never_taken_for_having_no_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = problem(121, 0)
+    monkeypatch.setattr(program, "TIME_LIMIT_S", 1e-9)
+    found = ExactSearch().search(whole)
+    assert len(found.candidates) == 1
+    assert found.trace["gap"] is None
+    monkeypatch.setattr(program, "PATIENCE_S", 1e-9)
+    with pytest.raises(SystemFailure, match="neither a subnet within the limits nor that there is none"):
+        ExactSearch().search(whole)
+
+
 def test_the_shortfall_of_one_limit_is_the_smallest_that_works() -> None:
     whole = problem(24, 0)
     memory = whole.resources[0]
@@ -69,6 +82,47 @@ def test_the_shortfall_of_one_limit_is_the_smallest_that_works() -> None:
     for limit, solved in ((short.smallest, True), (short.smallest - 1, False)):
         again = replace(whole, resources=(replace(memory, limit=limit), whole.resources[1]))
         assert bool(ExactSearch().search(again).candidates) is solved
+
+
+def caches(sizes: dict[str, tuple[int, float]]) -> Decision:
+    """Bytes and loss of each way to keep keys and values; half as much time a token where it takes half the bytes."""
+    most = max(size for size, _ in sizes.values())
+    options = (
+        Option(name, loss, {"memory": size, "tpot": 0.002 * size / most}) for name, (size, loss) in sizes.items()
+    )
+    return Decision("kv-cache", tuple(options))
+
+
+@pytest.mark.parametrize(("share", "chosen"), [(0.2, "q4_0"), (0.3, "q8_0"), (0.9, "f16")])
+def test_decisions_are_solved_for_with_the_weights(share: float, chosen: str) -> None:
+    """Exactly as well as the best of a program for each option by itself."""
+    whole = problem(24, 3, share)
+    decision = caches({"f16": (6_000_000, 0.0), "q8_0": (3_200_000, 0.004), "q4_0": (1_700_000, 0.9)})
+    alone = {}
+    for option in decision.options:
+        resources = tuple(replace(r, constant=r.constant + option.takes[r.name]) for r in whole.resources)
+        found = solve(whole.space, whole.loss, resources)
+        if found is not None:
+            alone[option.name] = whole.additive(found.subnet) + option.loss
+    together = solve(whole.space, whole.loss, whole.resources, (decision,))
+    assert together is not None and together.gap == 0
+    (option,) = together.options
+    assert whole.additive(together.subnet) + option.loss == pytest.approx(min(alone.values()), abs=1e-6)
+    assert option.name == chosen == min(alone, key=alone.__getitem__)
+    assert all(together.amount(resource) <= resource.limit for resource in whole.resources)
+
+
+def test_the_shortfall_is_that_of_the_leanest_options() -> None:
+    whole = problem(24, 0)
+    decision = caches({"f16": (6_000_000, 0.0), "q4_0": (1_700_000, 0.9)})
+    memory, tpot = whole.resources
+    short = replace(whole, decisions=(decision,), resources=(replace(memory, limit=memory.least(whole.space)), tpot))
+    (found,) = shortfalls(short)
+    assert not found.alone and found.smallest >= memory.least(whole.space) + 1_700_000
+    enough = (replace(memory, limit=found.smallest), tpot)
+    solved = solve(whole.space, whole.loss, enough, (decision,))
+    assert solved is not None and [option.name for option in solved.options] == ["q4_0"]
+    assert solve(whole.space, whole.loss, (replace(memory, limit=found.smallest - 1), tpot), (decision,)) is None
 
 
 def test_limits_that_only_fail_together_are_both_offered() -> None:
