@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 
 from commands.exits import BROKEN, OK, OVER_BUDGET
 from commands.fleet_accept import accept
-from commands.measuring import measured_quality
+from commands.measuring import measured_caches, measured_quality
 from commands.names import default_supernet, own_device, runtime_named, trained_supernet
 from commands.terminal import JSON, TRUST, emit, note, say, stream, table
 from commands.waiting import progress
@@ -113,11 +114,13 @@ def plan(
     asked = read_fleet(file, own_device)
     where = supernet or asked.supernet
     files = default_supernet() if where is None else trained_supernet(where, trust)
-    measure = None if predict else measured_quality(files, None, trust)
+    load = cache(files.load)
+    measure = None if predict else measured_quality(files, None, trust, load)
+    losses = None if predict else measured_caches(files, load)
     command = shlex.join(["bitfleet", *sys.argv[1:]])
     with progress() as report:
-        made = plan_fleet(files, asked, runtime_named, measure, trials, seed, command, report)
-    del measure  # and the supernet that it holds: exports side by side need the room
+        made = plan_fleet(files, asked, runtime_named, measure, trials, seed, command, report, losses)
+    del measure, losses, load  # and the supernet that it holds: exports side by side need the room
     index, broken = None, False
     if dist is not None:
         index, broken = _exported(made, files, dist, before, allow, verify, page)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,11 @@ from records.installed import require_training
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from planner.decide import CacheLoss
     from planner.quality import MeasuredQuality, Quality
+    from planner.runtimes.base import Runtime
+    from planner.runtimes.caches import CacheType
+    from supernet.build import Supernet
     from supernet.checkpoint import SupernetFiles
     from supernet.loading import Loaded
     from supernet.reference import Reference
@@ -105,17 +109,19 @@ def check_full_model(
         raise MissingError(f"{what} needs the full model, and {source} is gone; put it back{otherwise}")
 
 
-def measured_quality(files: SupernetFiles, text: str | None = None, trust: bool = False) -> MeasuredQuality:
+def measured_quality(
+    files: SupernetFiles, text: str | None = None, trust: bool = False, load: Callable[[], Supernet] | None = None
+) -> MeasuredQuality:
     """Measures subnets on the texts that the supernet keeps and on one of the user's own, loading weights only where a
-    subnet was never measured on one of them."""
-    from planner.quality import EVALUATIONS_FILE, MeasuredQuality
+    subnet was never measured on one of them; with `load`, where others need them too."""
+    from planner.quality import MeasuredQuality
 
     digests = {name: about["digest"] for name, about in files.texts.items()}
     own = None if text is None else OwnText(files, text)
     if own is not None and own.digest not in digests.values():
         digests[own.name] = own.digest
 
-    supernet, references = cache(files.load), cache(files.references)  # once, however many lots there are
+    supernet, references = load or cache(files.load), cache(files.references)  # once, however many lots there are
 
     def measure(subnets: Sequence[Subnet], texts: Sequence[str]) -> list[Mapping[str, Quality]]:
         require_training()
@@ -135,8 +141,51 @@ def measured_quality(files: SupernetFiles, text: str | None = None, trust: bool 
             for by_text in found
         ]
 
-    spare = cache_dir() / "evaluations" / f"{files.fingerprint}.json"  # the supernet may be one that can only be read
-    return MeasuredQuality(files.path / EVALUATIONS_FILE, files.fingerprint, digests, measure, spare)
+    place, spare = _places(files)
+    return MeasuredQuality(place, files.fingerprint, digests, measure, spare)
+
+
+def measured_caches(files: SupernetFiles, load: Callable[[], Supernet]) -> CacheLoss:
+    """What keys and values lose by how a runtime keeps them, measured once for each way: on the first text that the
+    supernet keeps, with its largest uniform subnet, from what that says with keys and values as floats."""
+    from planner.quality import MeasuredQuality
+
+    name, about = next(iter(files.texts.items()))
+    largest, (place, spare) = files.space.uniform(files.spec, max(files.space.bits(files.spec))), _places(files)
+
+    @cache
+    def said() -> Reference:
+        """Of the largest subnet, which is active from then on."""
+        from supernet.keys_values import with_floats
+
+        return with_floats(load(), largest, files.references()[name])
+
+    def loss(runtime: Runtime, kind: CacheType) -> float:
+        def measure(subnets: Sequence[Subnet], texts: Sequence[str]) -> list[Mapping[str, Quality]]:
+            require_training()
+            from supernet.keys_values import cache_loss
+            from supernet.said import split
+
+            note(f"measuring what {kind.name} keys and values lose on {name}")
+            known, floats = files.evidence(), said()
+            windows = list(split(known["tokens"], known["lengths"]))
+            kept = runtime.kept(kind, files.spec, load().model, windows)
+            with progress() as report:
+                found = cache_loss(load(), largest, floats, kept, report)
+            return [{name: found.to_json() | {"text": floats.text}}]
+
+        texts = {name: f"{about['digest']}/{runtime.name}/{kind.name}"}
+        quality = MeasuredQuality(place, files.fingerprint, texts, measure, spare)
+        return float(quality([largest])[0]["kl"])
+
+    return loss
+
+
+def _places(files: SupernetFiles) -> tuple[Path, Path]:
+    """Where evaluations are kept: the supernet may be one that can only be read."""
+    from planner.quality import EVALUATIONS_FILE
+
+    return files.path / EVALUATIONS_FILE, cache_dir() / "evaluations" / f"{files.fingerprint}.json"
 
 
 class FirstWindows(OwnText):

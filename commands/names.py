@@ -195,13 +195,15 @@ def check_runtime(name: str) -> None:
 
 
 def check_cache(kind: str | None, runtime: str) -> None:
-    """InputError where none of the runtimes that are asked for keeps a KV cache of this type."""
+    """InputError where none of the runtimes that are asked for keeps a KV cache of one of these types."""
     from planner.runtimes import RUNTIMES
 
     members = [*RUNTIMES.values()] if runtime == AUTO else [RUNTIMES[runtime]]
-    if kind is not None and not any(cache.name == kind for member in members for cache in member.caches):
+    known = {AUTO, *(cache.name for member in members for cache in member.caches)}
+    wrong = [name for name in (kind or AUTO).split(",") if name not in known]
+    if wrong:
         each = "; ".join(f"{one.name} keeps {', '.join(cache.name for cache in one.caches)}" for one in members)
-        raise InputError(f"--kv-cache must be a type that the runtime has, got {kind!r:.40}: {each}")
+        raise InputError(f"--kv-cache must be auto or a type that the runtime has, got {wrong[0]!r:.40}: {each}")
 
 
 def runtimes_for(name: str, device: DeviceProfile) -> tuple[tuple[Runtime, ...], dict[str, str]]:

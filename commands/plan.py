@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 import click
 
-from commands.measuring import check_text, measured_quality
+from commands.measuring import check_text, measured_caches, measured_quality
 from commands.names import (
     AUTO,
     check_cache,
@@ -39,7 +40,9 @@ from records.atomic import check_output
 @click.option("--batch", type=int, default=1, show_default=True, help="Sequences at once.")
 @click.option("--prompt-tokens", type=int, metavar="N", help="Tokens of the prompt behind --ttft.  [default: 128]")
 @click.option(
-    "--kv-cache", metavar="TYPE", help="How keys and values are kept, such as q8_0; as the runtime does unasked."
+    "--kv-cache",
+    metavar="TYPE",
+    help="How keys and values are kept: auto, q8_0, or several to choose from.  [default: the runtime's own]",
 )
 @click.option("--device", metavar="NAME|FILE", help="What to plan for; the default is this machine.")
 @click.option("--runtime", default=AUTO, show_default=True, help="What will load the package: the best one, or a name.")
@@ -89,16 +92,17 @@ def plan(
     # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
     named = None if device is None else device_named(device)
     files = None if supernet is None else trained_supernet(supernet, trust)
+    load = cache(lambda: files.load())  # the weights, once for all that is measured with them
     if files is not None:
         Workload.for_model(files.spec, context, batch, prompt_tokens, kv_cache)
     elif text is not None:
         check_text(text)
-    measure = None if files is None else measured_quality(files, text, trust)
+    measure = None if files is None else measured_quality(files, text, trust, load)
     if files is not None and minutes is not None:
         check_searchable(files)
     target = named or own_device(runtime)
     files = files or default_supernet()
-    measure = measure or measured_quality(files, text, trust)
+    measure = measure or measured_quality(files, text, trust, load)
     loaders, absent = runtimes_for(runtime, target)
     deepen = None if minutes is None else measured_search(files, minutes, storage, trust)
     made = pipeline.plan_any(
@@ -114,6 +118,7 @@ def plan(
         absent=absent,
         deepen=deepen,
         drawn=html is not None,
+        cache_loss=measured_caches(files, load),
     )
     made.save(out)
     if html is not None:

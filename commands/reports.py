@@ -81,6 +81,7 @@ def print_training(files: SupernetFiles) -> None:
 
 def print_plan(made: Plan) -> None:
     """What is promised beside the limit and the best uniform subnet, what else there is, the bits, what to know."""
+    from planner.margins import said as margin
     from planner.summary import beside, columns, items, others, promises, room, title
 
     shown = columns(made)
@@ -101,6 +102,8 @@ def print_plan(made: Plan) -> None:
         found = [(name, shown_as(value), basis) for (name, basis), value in sums.items() if value]
         table((f"{what}, by item", "", ""), found)
     print_bits(made.bits)
+    for one in made.margins:
+        say(f"margin: {margin(one)}")
     for line in made.notes:
         say(f"note: {line}")
 

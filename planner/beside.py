@@ -134,10 +134,10 @@ def front(framed: Framed) -> tuple[Point, ...]:
     wins nothing; every other limit is kept."""
     problem = framed.problem
     memory, *others = problem.resources
-    best, _ = solve(problem.space, problem.loss, others)
+    best = solve(problem.space, problem.loss, others)
     if best is None:
         return ()
-    least, most = memory.least(problem.space), memory.amount(best)
+    least, most = memory.least(problem.space), memory.amount(best.subnet)
     found: dict[int, Point] = {}
     for step in range(POINTS):
         subnet = _least(problem, least + 1 + step / (POINTS - 1) * (most - least))
@@ -150,4 +150,5 @@ def front(framed: Framed) -> tuple[Point, ...]:
 def _least(problem: Problem, memory_bytes: float) -> Subnet | None:
     """The subnet of the least sum within so much memory and the other limits."""
     memory, *others = problem.resources
-    return solve(problem.space, problem.loss, (replace(memory, limit=memory_bytes), *others))[0]
+    found = solve(problem.space, problem.loss, (replace(memory, limit=memory_bytes), *others))
+    return None if found is None else found.subnet

@@ -68,7 +68,7 @@ def choose(
         command=command,
         bands=dict(bands(device, costs.runtime.name)),
         bits=bits_by_layer(best.subnet, framed.supernet.spec),
-        kv_cache=cache_row(costs.runtime.cache(costs.workload)),
+        kv_cache=cache_row(costs.runtime.cache(costs.workload), framed.cache_kl),
     )
 
 
@@ -145,8 +145,8 @@ def _basis(device: DeviceProfile, runtime: str) -> Iterator[str]:
         )
 
 
-def cache_row(cache: CacheType) -> CacheRow:
-    return CacheRow(type=cache.name, bits=cache.bits)
+def cache_row(cache: CacheType, kl: float | None) -> CacheRow:
+    return CacheRow(type=cache.name, bits=cache.bits, kl=kl)
 
 
 def summary(spec: ModelSpec) -> ModelSummary:

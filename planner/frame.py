@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +12,6 @@ from planner.bands import KL_LIMIT
 from planner.costs import Costs
 from planner.request import Budget, Workload
 from planner.runtimes.base import FLOAT, Runtime
-from planner.runtimes.caches import CacheType
 from planner.search.base import Problem
 from planner.shortage import readable
 from profiles.device import DeviceProfile
@@ -51,7 +50,8 @@ class Framed:
     of which some are several of the supernet's where the runtime ties them.
 
     `limits` are what is planned to: the budget, or less where the device has less. `dropped` are choices that the
-    runtime cannot load, and why; `notes` what a reader must know by now.
+    runtime cannot load, and why; `notes` what a reader must know by now. `cache_losses` is what keys and values lose
+    beside what a subnet loses, by the types of cache of which that is known.
     """
 
     supernet: Supernet
@@ -62,6 +62,12 @@ class Framed:
     problem: Problem
     dropped: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    cache_losses: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def cache_kl(self) -> float | None:
+        """What keys and values lose as the workload has them kept; None where that is not known."""
+        return self.cache_losses.get(self.costs.runtime.cache(self.costs.workload).name)
 
     def tied(self, subnet: Subnet) -> Subnet:
         """A subnet of the supernet in the problem's units. InputError where units differ that the runtime ties."""
@@ -80,52 +86,34 @@ def frame(
     workload: Workload,
     budget: Budget,
 ) -> Framed:
-    """InputError for a device, a model, adapters or a context that the runtime cannot serve, and for sensitivities of
-    other weights."""
+    """What is left to be decided is the weights alone: `workload` says all else. InputError for a device, a model,
+    adapters or a context that the runtime cannot serve, and for sensitivities of other weights."""
     spec, refusal = files.spec, runtime.device_refusal(device)
     if refusal is not None:
         raise InputError(f"{refusal}, got {device.name}; plan for another --device")
     space, dropped = check_servable(files, table, runtime)
     workload.check(spec)
-    cache = checked_cache(runtime, spec, workload)
     limits, notes = _limits(budget, device)
     costs = Costs.of(runtime, spec, workload, device, files.model_dir)
     costs.latency(Subnet(tuple((unit, choices[0]) for unit, choices in space)))  # refuses a device of unknown speed
     losses = table.tied(costs.spec).by_choice
     problem = Problem(space, losses, costs.resources(space, limits), groups=_groups(costs.spec))
-    return Framed(files, table, costs, budget, limits, problem, dropped, (*notes, *_unpriced(files, runtime, cache)))
+    return Framed(files, table, costs, budget, limits, problem, dropped, (*notes, *_unpriced(files, runtime)))
 
 
-def checked_cache(runtime: Runtime, spec: ModelSpec, workload: Workload) -> CacheType:
-    """How the runtime keeps the keys and values of a workload. InputError where it has no such type, or not for this
-    model."""
-    cache, holding = runtime.cache(workload), runtime.holding(spec)
-    refusal = holding.cache_refusal(cache)
-    if refusal is not None:
-        others = ", ".join(one.name for one in runtime.caches if holding.cache_refusal(one) is None)
-        raise InputError(
-            f"{runtime.name} cannot keep {cache.name} keys and values of {spec.name}: {refusal}; use {others}"
-        )
-    return cache
-
-
-def _unpriced(files: Supernet, runtime: Runtime, cache: CacheType) -> tuple[str, ...]:
+def _unpriced(files: Supernet, runtime: Runtime) -> tuple[str, ...]:
     """What the predicted loss leaves out. Supernets of before do not know what rounded activations cost."""
-    found = []
     if runtime.activations != FLOAT and runtime.activations not in files.activations:
         cost = f"what {runtime.activations} activations cost this model was not measured"
-        found.append(f"{cost}: `verify` tells, or train again")
-    if cache.rounds:
-        found.append(
-            f"keys and values are kept as {cache.name}, {cache.bits:g} bits: what that loses is in no KL of this plan, "
-            "`verify` measures with it"
-        )
-    return tuple(found)
+        return (f"{cost}: `verify` tells, or train again",)
+    return ()
 
 
-def activations_kl(framed: Framed) -> float:
-    """Nats a token that the runtime's rounding of activations costs, by itself; 0 where that is unknown."""
-    return framed.supernet.activations.get(framed.costs.runtime.activations, 0.0)
+def beside_kl(framed: Framed) -> float:
+    """Nats a token that the runtime's rounding of activations, keys and values costs, by itself; 0 where that is
+    unknown."""
+    activations = framed.supernet.activations.get(framed.costs.runtime.activations, 0.0)
+    return activations + (framed.cache_kl or 0.0)
 
 
 def renamed(framed: Framed, device: DeviceProfile) -> Framed:

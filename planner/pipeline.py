@@ -10,7 +10,9 @@ from dataclasses import replace
 
 from planner.beside import front, notches, rejected, stock_of, with_stock
 from planner.choose import choose
-from planner.frame import Framed, Supernet, activations_kl, frame
+from planner.decide import CacheLoss, decide
+from planner.frame import Framed, Supernet, beside_kl
+from planner.margins import margins
 from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SLOWER, WORSE, Other, Plan
 from planner.propose import TOP, TRIALS, Proposed, propose
 from planner.quality import Measure, Quality, as_quality
@@ -58,11 +60,13 @@ def plan_any(
     absent: Mapping[str, str] | None = None,
     deepen: Deepen | None = None,
     drawn: bool = False,
+    cache_loss: CacheLoss | None = None,
 ) -> Plan:
     """The runtime and the subnet that lose least on `device` within `budget`, with their evidence; of equals the
     faster. Where the budget limits the loss, those that take least memory.
 
-    What a runtime's rounding of activations costs counts where it is known. `absent` are runtimes that may not be
+    What a runtime's rounding of activations costs counts where it is known, and what `cache_loss` says of the type of
+    KV cache, which is decided with the weights where `workload` leaves it open. `absent` are runtimes that may not be
     taken, with the reason; they are listed with the others.
 
     `deepen` searches on from the finalists of the runtime that was taken, and what it finds is measured with them.
@@ -79,7 +83,7 @@ def plan_any(
     found: dict[str, tuple[Framed, Proposed]] = {}
     for runtime in runtimes:
         try:
-            framed = frame(files, table, runtime, device, workload, budget)
+            framed = decide(files, table, runtime, device, workload, budget, cache_loss)
             if budget.max_kl is not None:
                 framed, proposed = within_loss(framed, measure, seed)
             else:
@@ -117,6 +121,7 @@ def _with_what_stands_beside(framed: Framed, made: Plan, qualities: Mapping[Subn
         rejected=rejected(framed, made, qualities),
         notches=notches(framed, made),
         front=front(framed) if drawn else (),
+        margins=margins(framed),
     )
 
 
@@ -127,7 +132,7 @@ def _code(error: InputError | BudgetError) -> str:
 def _loss(made: Plan, framed: Framed) -> float:
     """Nats a token that a plan's package loses."""
     kl = made.chosen.measured.get("kl", made.chosen.predicted_kl)
-    return max(0.0, kl) + activations_kl(framed)
+    return max(0.0, kl) + beside_kl(framed)
 
 
 def _rank(made: Plan, loss: float) -> tuple[float, ...]:

@@ -30,10 +30,12 @@ CANNOT, NOT_INSTALLED, SLOWER = "cannot", "not_installed", "slower"
 
 
 class CacheRow(TypedDict):
-    """How keys and values are kept: the runtime's word, and bits of a value with all that a block holds."""
+    """How keys and values are kept: the runtime's word, bits of a value with all that a block holds, and what that
+    loses beside what the subnet loses, None where it is not known."""
 
     type: str
     bits: float
+    kl: NotRequired[float | None]
 
 
 class ContextRoom(TypedDict):
@@ -132,6 +134,25 @@ class Other:
 
 
 @dataclass(frozen=True)
+class Margin:
+    """If `decision` were `option` in place of `instead`: what that takes more of peak memory by itself; what it loses
+    more by itself, None where that was not measured; and what the weights lose more then, predicted, None where nothing
+    keeps the limits. Less is below 0."""
+
+    decision: str
+    instead: str
+    option: str
+    memory_bytes: int
+    own_kl: float | None
+    weights_kl: float | None
+
+    def __post_init__(self) -> None:
+        check("memory_bytes", self.memory_bytes, int)
+        for name in ("own_kl", "weights_kl"):
+            check(name, getattr(self, name), float, optional=True)
+
+
+@dataclass(frozen=True)
 class Rejected:
     """An alternative and why it is not the plan: `reason` is OVER where it passes limits, WORSE where it loses more,
     LARGER where the loss was limited and it takes more memory.
@@ -206,6 +227,7 @@ class Plan:
     front: tuple[Point, ...] = ()  # what is lost at least within so much memory; drawn, and computed only for that
     bits: Mapping[str, str] = field(default_factory=dict)  # a digit a layer, by role: planner.overview
     others: tuple[Other, ...] = ()  # where the runtime was chosen, too: those that were not
+    margins: tuple[Margin, ...] = ()  # what other decisions beside the weights would be worth
 
     @property
     def chosen(self) -> Compared:
@@ -251,6 +273,7 @@ class Plan:
             "front": [asdict(one) for one in self.front],
             "bits": dict(self.bits),
             "others": [asdict(other) for other in self.others],
+            "margins": [asdict(margin) for margin in self.margins],
         }
 
     @classmethod

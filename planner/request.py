@@ -15,7 +15,7 @@ from supernet.spec import ModelSpec
 _DECIMAL = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _BYTES = _DECIMAL | {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _MS = {"ms": 1.0, "s": 1000.0}
-_CACHE = re.compile(r"[a-z0-9_]{1,20}")
+_CACHE = re.compile(r"[a-z0-9_]{1,20}(,[a-z0-9_]{1,20}){0,9}")
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE | re.ASCII)
 
 LIMITS = {"memory": "memory", "tpot": "time per token", "ttft": "time to first token", "disk": "disk", "loss": "loss"}
@@ -85,6 +85,7 @@ class Workload:
     """What the package will serve: `batch` sequences of up to `context` tokens, prompts of `prompt_tokens`.
 
     `kv_cache` names how keys and values are kept, in the runtime's own word; None is what the runtime does unasked.
+    `auto`, or several with commas, leave it to planning; a plan's workload names one.
     """
 
     context: int

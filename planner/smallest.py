@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from planner.frame import Framed, activations_kl
+from planner.frame import Framed, beside_kl
 from planner.plan import PLANNED, UNIFORM
 from planner.propose import Proposed, propose, uniforms
 from planner.quality import Measure
@@ -23,6 +23,7 @@ from records.errors import BudgetError
 from supernet.space import Subnet
 
 LOSS = "loss"
+ROUNDED = "activations, keys and values"
 ROUNDS = 8
 CLOSE = 0.01
 """The search ends where what is left is this share of what the weights may take at all."""
@@ -37,11 +38,11 @@ def least_memory(problem: Problem, most: float) -> Subnet | None:
     those that take as much the one that loses least. None where there is none."""
     memory, *others = problem.resources
     loss = Resource(LOSS, "nats", most, 0.0, problem.loss)
-    smallest, _ = solve(problem.space, memory.table, (memory, *others, loss))
+    smallest = solve(problem.space, memory.table, (memory, *others, loss))
     if smallest is None:
         return None
-    best, _ = solve(problem.space, problem.loss, (_limited(memory, memory.amount(smallest)), *others))
-    return best or smallest
+    best = solve(problem.space, problem.loss, (_limited(memory, memory.amount(smallest.subnet)), *others))
+    return (best or smallest).subnet
 
 
 def _limited(memory: Resource, amount: float) -> Resource:
@@ -51,16 +52,16 @@ def _limited(memory: Resource, amount: float) -> Resource:
 
 def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple[Framed, Proposed]:
     """The finalists of the smallest plan within the loss that `framed` is limited to, the smallest in front, and its
-    limits as they were planned to: less where the runtime's rounding of activations takes a part of the loss.
+    limits as they were planned to: less where the runtime's rounding beside the weights takes a part of the loss.
 
     Finalists are measured as they come; without `measure` the sums of sensitivities decide. BudgetError where nothing
     keeps all limits, with the least loss and the least memory that would do.
     """
-    asked, rounding = framed.limits.max_kl or math.inf, activations_kl(framed)
+    asked, rounding = framed.limits.max_kl or math.inf, beside_kl(framed)
     most, name = asked - rounding, framed.costs.runtime.name
     if most <= 0:
         raise BudgetError(
-            f"a loss of {asked:.4g} cannot be met: {name}'s rounding of activations alone costs {rounding:.3g}; "
+            f"a loss of {asked:.4g} cannot be met: {name}'s rounding of {ROUNDED} alone costs {rounding:.3g}; "
             f"use a larger --max-loss or another --runtime"
         )
     search = _Bisection(framed, most, measure, seed)
@@ -71,7 +72,7 @@ def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple
     if least > most:
         enough = _enough(framed, most, measure, seed)
         raise loss_error(framed.problem, framed.budget, framed.costs.device.name, most, least, enough)
-    note = f"{rounding:.3g} of the loss of {asked:.4g} go to the rounding of activations by {name}"
+    note = f"{rounding:.3g} of the loss of {asked:.4g} go to the rounding of {ROUNDED} by {name}"
     notes = (*framed.notes, note) if rounding else framed.notes
     return replace(framed, limits=replace(framed.limits, max_kl=most), notes=notes), search.proposed()
 
@@ -109,10 +110,10 @@ class _Bisection:
     def run(self) -> None:
         problem = self.framed.problem
         first = least_memory(problem, self.most)
-        best, _ = solve(problem.space, problem.loss, problem.resources)
+        best = solve(problem.space, problem.loss, problem.resources)
         if best is None:
             return
-        floor, top = self.memory.least(problem.space), self.memory.amount(best)
+        floor, top = self.memory.least(problem.space), self.memory.amount(best.subnet)
         low, low_loss = floor, math.inf
         high, high_loss = top, math.inf
         if first is not None:

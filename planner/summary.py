@@ -76,6 +76,7 @@ def promises(made: Plan) -> list[tuple[str, ...]]:
         ("mean bits of linears", *(f"{c.mean_bits:.2f}" for c in shown), "-", "exact"),
         ("KL per token", *(f"{c.predicted_kl:.4f}" for c in shown), "-", "predicted"),
         *_measured(made),
+        *_kept(made),
     ]
 
 
@@ -91,6 +92,13 @@ def _measured(made: Plan) -> Iterator[tuple[str, ...]]:
         means = (f"{c.measured['kl']:.4g}" if "kl" in c.measured else "-" for c in shown)
         limit = "-" if most is None else f"{most:.4g}"
         yield "KL, mean over texts" if texts else "KL per token", *means, limit, "measured"
+
+
+def _kept(made: Plan) -> Iterator[tuple[str, ...]]:
+    """What keys and values lose beside that, where they are rounded."""
+    cache = made.kv_cache
+    if cache is not None and cache.get("kl"):
+        yield f"and of {cache['type']} keys and values", *(f"{cache['kl']:.4f}" for _ in columns(made)), "-", "measured"
 
 
 def _top1(quality: Mapping[str, Any] | None) -> str:

@@ -52,13 +52,20 @@ def activation_losses(
     supernet: Supernet, subnet: Subnet, reference: Reference, progress: Progress = silent
 ) -> dict[str, float]:
     """By how activations are rounded: KL per token from `subnet` to what it says then, on the reference's windows."""
+    exact = said_by(supernet, subnet, reference)
+    with rounded_activations(supernet):
+        (found,) = evaluate(supernet, [subnet], exact, progress)
+    return {INT8: found.kl}
+
+
+@torch.no_grad()
+def said_by(supernet: Supernet, subnet: Subnet, reference: Reference) -> Reference:
+    """What `subnet`, computed in float32, says of the reference's windows: what roundings beside the weights' own are
+    held to."""
     supernet.set_dtype(torch.float32)
     supernet.activate(subnet)
     windows = reference.windows.to(supernet.model.device)
     hidden = torch.cat([hidden_states(supernet.model, window) for window in windows.split(1)])
     head = supernet.model.get_output_embeddings()
     weight = head.embedding.table() if isinstance(head, TiedHead) else head.effective(head.choice)
-    exact = replace(reference, windows=windows, hidden=hidden, head=weight)
-    with rounded_activations(supernet):
-        (found,) = evaluate(supernet, [subnet], exact, progress)
-    return {INT8: found.kl}
+    return replace(reference, windows=windows, hidden=hidden, head=weight)

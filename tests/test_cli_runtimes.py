@@ -81,9 +81,15 @@ def test_a_type_of_kv_cache_is_asked_for_by_name(bitfleet: Any, supernet: Path, 
     """The runtime that has it is taken, the others say what they have; nobody's is refused before any work."""
     file = tmp_path / "plan.json"
     made = plan(bitfleet, supernet, file, "--device", DEVICE, "--kv-cache", "int8")
-    assert made["runtime"] == "onnxruntime" and made["kv_cache"] == {"type": "int8", "bits": 8.0}
-    assert made["workload"]["kv_cache"] == "int8"
-    assert any("int8, 8 bits: what that loses is in no KL of this plan" in note for note in made["notes"])
+    assert made["runtime"] == "onnxruntime" and made["workload"]["kv_cache"] == "int8"
+    assert (
+        made["kv_cache"] == {"type": "int8", "bits": 8.0, "kl": made["kv_cache"]["kl"]} and made["kv_cache"]["kl"] > 0
+    )
+    kept = json.loads((supernet / "evaluations.json").read_text())
+    (found,) = (of for key, of in kept.items() if key.endswith("/onnxruntime/int8"))
+    assert [one["kl"] for one in found.values()] == [made["kv_cache"]["kl"]]
+    left = plan(bitfleet, supernet, file, "--device", DEVICE, "--kv-cache", "auto")  # with room for floats
+    assert left["workload"]["kv_cache"] in ("f32", "f16") and left["kv_cache"]["kl"] == 0
     assert made["others"][0]["refused"] == (
         "llamacpp keeps a KV cache as f16, q8_0, q4_0, got 'int8'; give one of them to --kv-cache"
     )

@@ -40,7 +40,8 @@ max-loss = "5%"
 context = 2048              # tokens that prompt and answer may have together; left out: 4096, or what the model can
 # batch = 1                 # sequences at once
 # prompt-tokens = 128       # of the prompt that `ttft` is for
-# kv-cache = "q8_0"         # how keys and values are kept; left out: as the runtime does unasked
+# kv-cache = "auto"         # how keys and values are kept: what loses least, or a type such as "q8_0"; left out: as the
+#                           # runtime does unasked
 # runtime = "onnxruntime"   # what loads the package; "auto": whichever loses least on the device
 
 [[device]]
@@ -316,7 +317,8 @@ def _runtime(value: Any) -> str:
 
 
 def _cache(value: Any) -> str:
-    return _one_of(value, tuple(dict.fromkeys(cache.name for runtime in RUNTIMES.values() for cache in runtime.caches)))
+    known = dict.fromkeys(cache.name for runtime in RUNTIMES.values() for cache in runtime.caches)
+    return ",".join(_one_of(name, (AUTO, *known)) for name in _text(value).split(","))
 
 
 def _catalogued(value: Any) -> str:

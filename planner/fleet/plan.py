@@ -10,10 +10,11 @@ from functools import partial
 
 from planner.beside import with_stock
 from planner.choose import choose
+from planner.decide import CacheLoss, decide
 from planner.fleet.cover import fewest
 from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.index import loss_of, package_name
-from planner.frame import Framed, Supernet, activations_kl, check_servable, frame, renamed
+from planner.frame import Framed, Supernet, beside_kl, check_servable, renamed
 from planner.pipeline import measured
 from planner.plan import PLANNED, Plan
 from planner.propose import TRIALS, Proposed, propose
@@ -108,6 +109,7 @@ def plan_fleet(
     seed: int = 0,
     command: str = "",
     progress: Progress | None = None,
+    cache_loss: CacheLoss | None = None,
 ) -> FleetPlan:
     """A plan for each device of `fleet`, and the packages that they share.
 
@@ -121,7 +123,7 @@ def plan_fleet(
     flat = [way for each in ways for way in each]
     runtimes = {name: runtime_of(name) for name in dict.fromkeys(way.runtime for way in flat)}
     _check_any(files, table, list(runtimes.values()))
-    framed = list(_all_framed(files, table, runtimes, flat))
+    framed = list(_all_framed(files, table, runtimes, flat, cache_loss))
     report("searching", 0.0)
     distinct = list(_distinct([one for one in framed if isinstance(one, Framed)]))
     problems = [one.problem for one in distinct]
@@ -163,7 +165,7 @@ def _least(one: _Served, qualities: Mapping[Subnet, Quality]) -> float:
     """What the device's own best plan loses, its runtime's rounding of activations included."""
     assert one.framed is not None and one.proposed is not None
     losses = (_loss(one.framed, subnet, qualities) for subnet in one.proposed.subnets)
-    return min(loss for loss in losses if loss is not None) + activations_kl(one.framed)
+    return min(loss for loss in losses if loss is not None) + beside_kl(one.framed)
 
 
 def _check_any(files: Supernet, table: SensitivityTable, runtimes: Sequence[Runtime]) -> None:
@@ -179,14 +181,18 @@ def _check_any(files: Supernet, table: SensitivityTable, runtimes: Sequence[Runt
 
 
 def _all_framed(
-    files: Supernet, table: SensitivityTable, runtimes: Mapping[str, Runtime], devices: Sequence[Wanted]
+    files: Supernet,
+    table: SensitivityTable,
+    runtimes: Mapping[str, Runtime],
+    devices: Sequence[Wanted],
+    cache_loss: CacheLoss | None,
 ) -> Iterator[Framed | str]:
     """The problem of each device, or why it has none; devices that differ in their names alone are framed once."""
     known: dict[Wanted, Framed] = {}
     for wanted in devices:
         nameless = replace(wanted, name="any", device="any", profile=replace(wanted.profile, name="any"))
         if nameless not in known:
-            found = _framed(files, table, runtimes[wanted.runtime], wanted)
+            found = _framed(files, table, runtimes[wanted.runtime], wanted, cache_loss)
             if isinstance(found, Framed):
                 known[nameless] = found
             yield found
@@ -194,14 +200,16 @@ def _all_framed(
         yield renamed(known[nameless], replace(wanted.profile, name=wanted.name))
 
 
-def _framed(files: Supernet, table: SensitivityTable, runtime: Runtime, wanted: Wanted) -> Framed | str:
+def _framed(
+    files: Supernet, table: SensitivityTable, runtime: Runtime, wanted: Wanted, cache_loss: CacheLoss | None
+) -> Framed | str:
     """The device's problem, or why it has none."""
     try:
         workload = Workload.for_model(
             files.spec, wanted.context, wanted.batch or 1, wanted.prompt_tokens, wanted.kv_cache
         )
         device = replace(wanted.profile, name=wanted.name)
-        return frame(files, table, runtime, device, workload, wanted.budget)
+        return decide(files, table, runtime, device, workload, wanted.budget, cache_loss)
     except InputError as error:
         return str(error)
 

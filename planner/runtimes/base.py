@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from planner.chat import Messages
 from planner.request import Workload
 from planner.runtimes.caches import FLOAT16, CacheType, cache_named
 from planner.runtimes.spoken import Spoken
 from profiles.device import DeviceProfile
+from records.errors import InputError
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec, UnitSpec
 from supernet.ties import Groups, tied
@@ -20,6 +21,7 @@ from supernet.ties import Groups, tied
 if TYPE_CHECKING:
     from planner.runtimes.engine import Engine
     from planner.runtimes.source import WeightSource
+    from supernet.keys_values import Kept
 
 EXACT = "exact"  # arithmetic on the model's shapes
 MEASURED = "measured"  # from the profile's measurements of this runtime on this device
@@ -191,6 +193,11 @@ class Runtime(ABC):
     def cache(self, workload: Workload) -> CacheType:
         """How it keeps the keys and values of a workload. InputError, with the types that it has, for another."""
         return cache_named(workload.kv_cache, self.caches, self.name)
+
+    def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
+        """How keys and values of a torch `model` come back from a cache of a type that rounds. `windows` of token ids
+        are text to take constants from. Torch is imported here; InputError where it is not known."""
+        raise InputError(f"{self.name} does not say how a cache of {cache.name} rounds")
 
     def device_refusal(self, device: DeviceProfile) -> str | None:
         """Why this runtime does not run on a device, whatever the choices are, or None if it does."""

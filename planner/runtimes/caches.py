@@ -37,6 +37,19 @@ class CacheType:
 FLOAT32, FLOAT16 = CacheType("f32", 1, 4), CacheType("f16", 1, 2)
 
 
+AUTO = "auto"  # all types that there are; which one is decided with the weights
+
+
+def caches_asked(asked: str | None, types: Sequence[CacheType], runtime: str) -> tuple[CacheType, ...]:
+    """Those of a runtime's types that a workload lets it choose among, in the runtime's order. InputError where it has
+    none of them."""
+    if asked is None:
+        return (cache_named(None, types, runtime),)
+    names = asked.split(",")
+    found = tuple(one for one in types if one.name in names or AUTO in names)
+    return found or (cache_named(asked, types, runtime),)
+
+
 def cache_named(name: str | None, types: Sequence[CacheType], runtime: str) -> CacheType:
     """The type of that name among those of a runtime; its own, the first of them, for None. InputError for others."""
     if name is None:

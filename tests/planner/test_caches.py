@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.frame import checked_cache
+from planner.decide import checked_caches
 from planner.request import Workload
 from planner.runtimes import RUNTIMES
 from planner.runtimes.base import DECODE, Runtime
@@ -63,13 +63,13 @@ def test_unasked_it_is_the_first_and_others_are_refused_with_those_that_there_ar
 @pytest.mark.parametrize(("runtime", "name"), ALL)
 def test_heads_that_blocks_do_not_divide_are_refused(runtime: str, name: str) -> None:
     member, workload = RUNTIMES[runtime](), Workload(CONTEXT, kv_cache=name)
-    cache = checked_cache(member, SPEC, workload)
+    (cache,) = checked_caches(member, SPEC, workload)
     odd = replace(SPEC, head_dim=80)
     if cache.values == 1:
-        assert checked_cache(member, odd, workload) == cache
+        assert checked_caches(member, odd, workload) == (cache,)
         return
     with pytest.raises(InputError, match=rf"heads of 80 values .* multiple of the {cache.values} of a block; use "):
-        checked_cache(member, odd, workload)
+        checked_caches(member, odd, workload)
 
 
 @pytest.mark.parametrize(("runtime", "name"), ALL)

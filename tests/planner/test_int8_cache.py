@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.runtimes.shapes import Shape
 from profiles.device import DeviceProfile
 from records.errors import InputError
+from supernet.said import split
 from supernet.space import Choice, Subnet
 from tests.planner.packages import tiny_plan
 from tests.planner.runtime_fixtures import RoundedModel, save_tiny
@@ -70,6 +72,23 @@ def test_answers_differ_by_the_rounding_of_the_cache_alone(packages: dict[str, P
     )
     assert (floats == unrounded).all()
     assert 0 < np.abs(rounded - floats).mean() < 0.03 * floats.std()
+
+
+def test_torch_rounds_as_the_runtime_does(packages: dict[str, Package], files: RoundedModel) -> None:
+    """What the first layer caches of a text, to the digit."""
+    ids, found = np.random.default_rng(0).integers(3, 200, (1, 100)), {}
+    for name, kind in (("f32", np.float32), ("int8", np.int8)):
+        session = onnxruntime.InferenceSession(packages[name].path / "model.onnx")
+        shape = (1, files.spec.num_kv_heads, 0, files.spec.head_dim)
+        given = {one.name: np.zeros(shape, kind) for one in session.get_inputs() if one.name.startswith("past")}
+        given |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        found[name] = session.run(["present.0.key", "present.0.value"], given)
+    model, known = files.subnet_model(packages["int8"].plan.subnet), files.evidence()
+    keep = RUNTIME.kept(cache.INT8, files.spec, model, list(split(known["tokens"], known["lengths"])))
+    tensors = {one.name: one for one in graph_of(packages["int8"]).initializer}
+    constants = {kind: onnx.numpy_helper.to_array(tensors[f"kv_cache.0.{kind}_scale"]) for kind in "kv"}
+    for kind, ours, theirs in zip("kv", keep(0, *map(torch.from_numpy, found["f32"])), found["int8"], strict=True):
+        assert np.allclose(ours.numpy(), theirs * constants[kind], rtol=1e-6, atol=0)
 
 
 def test_what_is_promised_holds_and_what_the_cache_loses_is_told(packages: dict[str, Package]) -> None:

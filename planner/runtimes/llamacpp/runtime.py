@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from planner.request import Workload
 from planner.runtimes.base import Runtime
+from planner.runtimes.caches import CacheType
 from planner.runtimes.llamacpp import stock
 from planner.runtimes.llamacpp.holding import LlamaHolding
 from planner.runtimes.llamacpp.packages import LlamaPackages
@@ -17,6 +19,7 @@ from supernet.spec import ModelSpec
 
 if TYPE_CHECKING:
     from planner.runtimes.engine import Engine
+    from supernet.keys_values import Kept
 
 
 class LlamaCpp(Runtime):
@@ -28,6 +31,11 @@ class LlamaCpp(Runtime):
     deploys = ("scales", "codes")
     packages = LlamaPackages()
     caches = CACHES
+
+    def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
+        from planner.runtimes.llamacpp import keeping
+
+        return keeping.kept(cache)
 
     def holding(self, spec: ModelSpec) -> LlamaHolding:
         return LlamaHolding(spec)

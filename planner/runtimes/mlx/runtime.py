@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 from planner.request import Workload
 from planner.runtimes.base import FLOAT, Runtime
 from planner.runtimes.by_bandwidth import Usual
+from planner.runtimes.caches import CacheType
 from planner.runtimes.folder_runtime import BandwidthPricing, FolderHolding
 from planner.runtimes.mlx import holds, tensors
 from planner.runtimes.mlx.packages import MlxPackages
@@ -13,6 +17,9 @@ from profiles.device import DeviceProfile
 from profiles.folder_shares import PACKED, Reading
 from supernet.space import Choice
 from supernet.spec import ModelSpec, UnitSpec
+
+if TYPE_CHECKING:
+    from supernet.keys_values import Kept
 
 # Python, Metal's kernels and the cache of freed buffers; mlx-lm reads prompts in pieces. No datasheet gives the
 # compute of these GPUs: by published prompt speeds it is about 50 operations for each byte of bandwidth.
@@ -51,6 +58,11 @@ class Mlx(Runtime):
 
     def device_refusal(self, device: DeviceProfile) -> str | None:
         return super().device_refusal(device) or holds.device_refusal(device)
+
+    def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
+        from planner.runtimes.mlx import keeping
+
+        return keeping.kept(cache)
 
     def holding(self, spec: ModelSpec) -> MlxHolding:
         return MlxHolding(spec)

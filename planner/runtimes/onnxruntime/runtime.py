@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from planner.request import Workload
 from planner.runtimes.base import Runtime
+from planner.runtimes.caches import CacheType
 from planner.runtimes.onnxruntime import storage
 from planner.runtimes.onnxruntime.cache import CACHES
 from planner.runtimes.onnxruntime.holding import OnnxHolding
@@ -19,6 +21,7 @@ from supernet.ties import Groups
 
 if TYPE_CHECKING:
     from planner.runtimes.engine import Engine
+    from supernet.keys_values import Kept
 
 
 class OnnxRuntime(Runtime):
@@ -33,6 +36,11 @@ class OnnxRuntime(Runtime):
 
     def ties(self, spec: ModelSpec) -> Groups:
         return storage.ties(spec)
+
+    def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
+        from planner.runtimes.onnxruntime import keeping
+
+        return keeping.kept(spec.rotary_dim, model, windows)
 
     def holding(self, spec: ModelSpec) -> OnnxHolding:
         return OnnxHolding(spec)

@@ -10,7 +10,7 @@ of each channel instead, taken over 512 tokens, SmolLM2 lost .003 nats within th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,24 +34,30 @@ Scales = Mapping[int, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 def scales_of(files: PackageSource, subnet: Subnet) -> Scales:
     """The scales for the subnet of an open supernet, from its own text. Torch is imported here."""
-    import torch
-    from transformers import DynamicCache
-
     from supernet.exact import in_float64
 
     known = files.evidence()
-    windows = [window[:TOKENS] for window in split(known["tokens"], known["lengths"])][:WINDOWS]
+    windows = list(split(known["tokens"], known["lengths"]))
     model = files.subnet_model(subnet)
+    with in_float64(model, files.rotaries(), min(TOKENS, max(map(len, windows[:WINDOWS])))):
+        return scales_in(model, files.spec.rotary_dim, windows)
+
+
+def scales_in(model: Any, rotary_dim: int, windows: Sequence[Any]) -> Scales:
+    """The scales for what a torch `model` caches of the beginnings of `windows`, as it computes."""
+    import torch
+    from transformers import DynamicCache
+
     largest: dict[int, list[Any]] = {}
-    with in_float64(model, files.rotaries(), max(map(len, windows))), torch.no_grad():
-        for window in windows:
-            cache = DynamicCache()
-            model.base_model(torch.from_numpy(window).long()[None], past_key_values=cache, use_cache=True)
-            layers: Any = cache.layers
-            for layer, kept in enumerate(layers):
-                sizes = pair_lengths(kept.keys, files.spec.rotary_dim), kept.values.abs()
-                found = [part.amax((0, 2)) for part in sizes]
-                largest[layer] = list(map(torch.maximum, largest.get(layer, found), found))
+    for window in windows[:WINDOWS]:
+        cache = DynamicCache()
+        with torch.no_grad():
+            model.base_model(torch.from_numpy(window[:TOKENS]).long()[None], past_key_values=cache, use_cache=True)
+        layers: Any = cache.layers
+        for layer, kept in enumerate(layers):
+            sizes = pair_lengths(kept.keys, rotary_dim), kept.values.abs()
+            found = [part.amax((0, 2)).double().cpu() for part in sizes]
+            largest[layer] = list(map(torch.maximum, largest.get(layer, found), found))
     return {layer: (_scale(keys.numpy()), _scale(values.numpy())) for layer, (keys, values) in largest.items()}
 
 

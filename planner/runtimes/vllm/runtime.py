@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from planner.request import Workload
 from planner.runtimes.base import FLOAT, Runtime
 from planner.runtimes.by_bandwidth import Usual
+from planner.runtimes.caches import CacheType
 from planner.runtimes.folder_runtime import BandwidthPricing, FolderHolding
 from planner.runtimes.tensor_file import Tensor
 from planner.runtimes.vllm import holds, tensors
@@ -17,6 +20,9 @@ from profiles.folder_shares import PACKED, Reading
 from supernet.space import Choice
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
 from supernet.ties import Groups
+
+if TYPE_CHECKING:
+    from supernet.keys_values import Kept
 
 # The CUDA context, kernels and captured graphs; a pass without its products; the prompt tokens of a pass.
 USUAL = Usual(process_bytes=1_500_000_000, step_ms=1.0, layer_ms=0.02, chunk_tokens=2048)
@@ -67,6 +73,11 @@ class Vllm(Runtime):
 
     def device_refusal(self, device: DeviceProfile) -> str | None:
         return super().device_refusal(device) or holds.device_refusal(device)
+
+    def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
+        from planner.runtimes.vllm import keeping
+
+        return keeping.kept()
 
     def holding(self, spec: ModelSpec) -> VllmHolding:
         return VllmHolding(spec)

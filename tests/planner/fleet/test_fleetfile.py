@@ -94,7 +94,10 @@ GOOD = '[[device]]\ndevice = "l4-24gb"\n'
         (GOOD + "context = 64\nprompt-tokens = 64", "1: prompt-tokens must be below the context of 64, got 64"),
         (GOOD + "runtime = 'onxruntime'", "got 'onxruntime'; did you mean 'onnxruntime'?"),
         (GOOD + "kv-cache = 'q8'\nkv_cache = 'q8'", "4: no key 'kv_cache' for a device; did you mean 'kv-cache'?"),
-        (GOOD + "kv-cache = 'q8-0'", "3: kv-cache: must be one of f32, int8, f16, q8_0, q4_0, fp8, q8, q4, got 'q8-0'"),
+        (
+            GOOD + "kv-cache = 'q8-0'",
+            "must be one of auto, f32, int8, f16, q8_0, q4_0, fp8, q8, q4, got 'q8-0'",
+        ),
         (GOOD + 'name = "a\\nb"', "3: name: must be text of 1 to 200 printable characters"),
         ("max-loss = 0.05\n" + GOOD, '1: max-loss: must be text such as "5%", got 0.05'),
         ("max-loss = '-5%'\n" + GOOD, '1: max-loss: must be text such as "5%"'),

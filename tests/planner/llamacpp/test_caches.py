@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from planner.answers import from_proof
 from planner.costs import Costs
@@ -21,7 +22,9 @@ from planner.runtimes.llamacpp.installed import library
 from planner.runtimes.llamacpp.runtime import LlamaCpp
 from planner.runtimes.llamacpp.serving import CACHES, WEIGHTS, Serving
 from planner.runtimes.shapes import Shape
+from planner.testing.supernets import RoundedSupernet
 from records.errors import InputError
+from supernet.keys_values import kept_keys_values
 from supernet.space import Choice, Subnet
 from tests.planner.llamacpp.models import made, mixed
 from tests.planner.packages import DEVICE, tiny_plan
@@ -107,6 +110,20 @@ def test_a_package_carries_its_type_and_answers_with_it(packages: dict[str, Pack
         losses[kind] = rows["KL to the supernet" if kind == "f16" else f"KL to the supernet, {kind} cache"].measured
     assert losses["f16"] < losses["q8_0"] < losses["q4_0"]
     assert len({one.files[WEIGHTS] for one in packages.values()}) == 1  # the weights are the same bytes
+
+
+def test_what_torch_computes_of_the_rounding_is_what_the_library_does(packages: dict[str, Package]) -> None:
+    """Beside what else the library rounds: the activations, and the query that a rounded key is multiplied with."""
+    one, windows = packages["q4_0"], np.random.default_rng(0).integers(3, 200, (2, 100))
+    theirs = fresh.logits(one.path, windows) - fresh.logits(one.path, windows, unrounded=True)
+    model = RoundedSupernet(one.path.parent / "model").subnet_model(one.plan.subnet)
+    keep = LlamaCpp().kept(LlamaCpp().cache(one.plan.workload), SHAPES[1].spec(), model, ())
+    with torch.no_grad():
+        plain = model(torch.from_numpy(windows)).logits
+        with kept_keys_values(model, keep):
+            ours = (model(torch.from_numpy(windows)).logits - plain).numpy()
+    assert 0.8 < np.square(ours).mean() / np.square(theirs).mean() < 1.25
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.6
 
 
 def test_a_package_that_would_keep_another_type_is_refused(packages: dict[str, Package]) -> None:

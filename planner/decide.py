@@ -1,0 +1,124 @@
+"""What is decided beside the weights: how keys and values are kept.
+
+An option has a loss and what it takes of each resource, as a unit's choice has, and one exact program holds all of
+them: a smaller cache is worth its loss where the weights make more of the room. What is left to search is the weights.
+
+Keys and values are one decision for all layers: llama.cpp and ONNX Runtime's generator keep them in one type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from planner.frame import Framed, Supernet, beside_kl, frame
+from planner.request import Budget, Workload
+from planner.runtimes.base import Runtime
+from planner.runtimes.caches import CacheType, caches_asked
+from planner.search.base import Decision, Option, Problem, Resource
+from planner.search.program import Solution, solve
+from profiles.device import DeviceProfile
+from records.errors import InputError, NotInstalledError
+from supernet.sensitivity_table import SensitivityTable
+from supernet.spec import ModelSpec
+
+KV_CACHE, LOSS = "kv-cache", "loss"
+
+CacheLoss = Callable[[Runtime, CacheType], float]
+"""What keys and values lose that a runtime keeps so, nats per token. InputError or NotInstalledError where that cannot
+be known."""
+
+
+def decide(
+    files: Supernet,
+    table: SensitivityTable,
+    runtime: Runtime,
+    device: DeviceProfile,
+    workload: Workload,
+    budget: Budget,
+    cache_loss: CacheLoss | None = None,
+) -> Framed:
+    """The problem of the weights, with all that `workload` leaves open decided. As `planner.frame.frame`.
+
+    Where no way keeps the limits it is a problem that has all of them, and no solution.
+    """
+    caches = checked_caches(runtime, files.spec, workload)
+    losses = {cache: _loss_of(runtime, cache, cache_loss) for cache in caches}
+    known = [cache for cache, loss in losses.items() if isinstance(loss, float)]
+    lines = [f"{loss}: not taken" for loss in losses.values() if isinstance(loss, str)]
+    if not known:
+        cache = caches[0]
+        known, lines = [cache], [f"{losses[cache]}: no KL of this plan has it, `verify` measures with it"]
+    by_name = {cache.name: loss for cache, loss in losses.items() if isinstance(loss, float)}
+    ways = []
+    for cache in known:
+        named = workload if len(caches) == 1 else replace(workload, kv_cache=cache.name)
+        one = frame(files, table, runtime, device, named, budget)
+        ways.append(replace(one, cache_losses=by_name, notes=(*one.notes, *lines)))
+    return ways[0] if len(ways) == 1 else _best(ways)
+
+
+def _best(ways: Sequence[Framed]) -> Framed:
+    """The one that loses least together with the best weights for it."""
+    names = [way.costs.runtime.cache(way.costs.workload).name for way in ways]
+    open_to = options(names, [way.cache_kl or 0.0 for way in ways], [way.problem.resources for way in ways])
+    joint = replace(ways[0].problem, decisions=(Decision(KV_CACHE, open_to),))
+    most, floats = ways[0].limits.max_kl, beside_kl(replace(ways[0], cache_losses={}))
+    found = None if most is None else _smallest(joint, most - floats)
+    found = found or solve(joint.space, joint.loss, joint.resources, joint.decisions)
+    if found is None:
+        return replace(ways[0], problem=joint)
+    return next(way for way, name in zip(ways, names, strict=True) if name == found.options[0].name)
+
+
+def _smallest(problem: Problem, most: float) -> Solution | None:
+    """What takes least memory of all whose losses sum to `most` at most."""
+    memory, *others = problem.resources
+    loss = Resource(LOSS, "nats", most, 0.0, problem.loss)
+    lean = tuple(
+        replace(decision, options=tuple(_lean(option, memory.name) for option in decision.options))
+        for decision in problem.decisions
+    )
+    return solve(problem.space, memory.table, (memory, *others, loss), lean)
+
+
+def _lean(option: Option, memory: str) -> Option:
+    return Option(option.name, option.takes.get(memory, 0.0), {**option.takes, LOSS: option.loss})
+
+
+def options(
+    names: Sequence[str], losses: Sequence[float], resources: Sequence[Sequence[Resource]]
+) -> tuple[Option, ...]:
+    """Ways whose resources differ in what no unit takes part in, as options beside the first of them."""
+    first = {resource.name: resource.constant for resource in resources[0]}
+    taken = ({resource.name: resource.constant - first[resource.name] for resource in each} for each in resources)
+    return tuple(Option(*one) for one in zip(names, losses, taken, strict=True))
+
+
+def checked_caches(runtime: Runtime, spec: ModelSpec, workload: Workload) -> tuple[CacheType, ...]:
+    """How the runtime may keep the keys and values of a workload. InputError where it has no such type, or none for
+    this model."""
+    asked = caches_asked(workload.kv_cache, runtime.caches, runtime.name)
+    holding = runtime.holding(spec)
+    refusals = {cache: holding.cache_refusal(cache) for cache in asked}
+    able = tuple(cache for cache, refusal in refusals.items() if refusal is None)
+    if not able:
+        others = ", ".join(one.name for one in runtime.caches if holding.cache_refusal(one) is None)
+        raise InputError(
+            f"{runtime.name} cannot keep {asked[0].name} keys and values of {spec.name}: {refusals[asked[0]]}; "
+            f"use {others}"
+        )
+    return able
+
+
+def _loss_of(runtime: Runtime, cache: CacheType, cache_loss: CacheLoss | None) -> float | str:
+    """What a type of cache loses, or the beginning of a line that says why that is not known."""
+    if not cache.rounds:
+        return 0.0
+    why = "nothing is measured for this plan"
+    try:
+        if cache_loss is not None:
+            return max(0.0, cache_loss(runtime, cache))
+    except (InputError, NotInstalledError) as error:
+        why = str(error)
+    return f"what {cache.name} keys and values lose is not known ({why})"

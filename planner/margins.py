@@ -1,0 +1,87 @@
+"""What each decision is worth at the margin: how the plan would change if one of them were settled otherwise.
+
+All else is decided again by the exact program, so a number is what the change costs or wins once the weights have made
+the best of it. It is a sum of sensitivities, as every prediction is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from planner.decide import KV_CACHE
+from planner.frame import Framed, frame
+from planner.plan import Margin
+from planner.request import Workload
+from planner.search.program import Solution, solve
+from planner.shortage import readable
+
+CONTEXT = "context"
+LEAST_KL = 0.00005
+"""Smaller changes are none."""
+MOST = 3
+
+
+def margins(framed: Framed) -> tuple[Margin, ...]:
+    """What is worth saying of a problem that has a solution, at most `MOST`."""
+    now = _best(framed)
+    if now is None or framed.limits.max_kl is not None:  # where the loss is limited, no other limit makes it worse
+        return ()
+    found = []
+    for decision, instead, option, workload in _others(framed):
+        other = frame(framed.supernet, framed.table, framed.costs.runtime, framed.costs.device, workload, framed.budget)
+        other = replace(other, cache_losses=framed.cache_losses)
+        bytes_more = other.costs.memory(now.subnet).total_bytes - framed.costs.memory(now.subnet).total_bytes
+        own = _more(other.cache_kl, framed.cache_kl)
+        made = Margin(decision, instead, option, bytes_more, own, _more(_kl(other, _best(other)), _kl(framed, now)))
+        if made.weights_kl is None or abs(made.weights_kl) >= LEAST_KL:
+            found.append(made)
+    return tuple(found[:MOST])
+
+
+def said(one: Margin) -> str:
+    """A line for a person."""
+    size = readable("bytes", abs(one.memory_bytes))
+    if one.decision == CONTEXT:
+        more = int(one.option) - int(one.instead)
+        return f"{more} more tokens of context take {size}: {_result(one, 'KL')}"
+    freed = "would free" if one.memory_bytes < 0 else "would take"
+    begin = f"{one.option} keys and values {freed} {size}"
+    if one.own_kl is None:
+        return f"{begin}: {_result(one, 'KL of the weights')}; what they lose themselves was not measured"
+    own = f"{abs(one.own_kl):.4f} {'more' if one.own_kl >= 0 else 'less'}"
+    return f"{begin} and lose {own} themselves: {_result(one, 'KL in all')}"
+
+
+def _result(one: Margin, what: str) -> str:
+    if one.weights_kl is None:
+        return "nothing would keep the limits"
+    total = one.weights_kl + (one.own_kl or 0.0)
+    return f"{what} {abs(total):.4f} {'more' if total >= 0 else 'less'} (predicted)"
+
+
+def _others(framed: Framed) -> Iterator[tuple[str, str, str, Workload]]:
+    """Each other way: the decision, what it is now, what it would be, and the workload that says so."""
+    workload, runtime, spec = framed.costs.workload, framed.costs.runtime, framed.supernet.spec
+    more = min(workload.context + workload.context // 2, spec.max_context)
+    if more > workload.context:
+        yield CONTEXT, str(workload.context), str(more), replace(workload, context=more)
+    cache, holding = runtime.cache(workload), runtime.holding(spec)
+    for other in runtime.caches:
+        if other != cache and holding.cache_refusal(other) is None:
+            yield KV_CACHE, cache.name, other.name, replace(workload, kv_cache=other.name)
+
+
+def _best(framed: Framed) -> Solution | None:
+    problem = framed.problem
+    return solve(problem.space, problem.loss, problem.resources)
+
+
+def _kl(framed: Framed, found: Solution | None) -> float | None:
+    """What the weights lose then, predicted; None where nothing keeps the limits."""
+    return None if found is None else float(framed.problem.additive(found.subnet))
+
+
+def _more(then: float | None, now: float | None) -> float | None:
+    """In few digits: packages of equal plans are equal, wherever they were made."""
+    return None if then is None or now is None else round(then - now, 6)
