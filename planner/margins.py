@@ -57,6 +57,8 @@ def _result(one: Margin, what: str) -> str:
     if one.weights_kl is None:
         return "nothing would keep the limits"
     total = one.weights_kl + (one.own_kl or 0.0)
+    if abs(total) < LEAST_KL:
+        return f"{what} the same (predicted)"
     return f"{what} {abs(total):.4f} {'more' if total >= 0 else 'less'} (predicted)"
 
 
