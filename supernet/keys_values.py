@@ -50,8 +50,8 @@ def kept_keys_values(model: Any, kept: Kept) -> Iterator[None]:
 
 @torch.no_grad()
 def with_floats(supernet: Supernet, subnet: Subnet, reference: Reference) -> Reference:
-    """What `subnet` says of the reference's first windows, `TOKENS` together or one, where nothing is rounded on the way
-    to a cache, in float32: bfloat16 rounds as much as 8 bits do."""
+    """What `subnet` says of the reference's first windows, `TOKENS` together or one, with keys and values as floats, in
+    float32: bfloat16 rounds as much as 8 bits do."""
     count = max(1, TOKENS // reference.windows.shape[1])
     some = replace(reference, windows=reference.windows[:count], hidden=reference.hidden[:count])
     return said_by(supernet, subnet, some)

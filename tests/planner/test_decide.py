@@ -120,7 +120,7 @@ def test_margins_are_the_differences_of_plans(files: Files) -> None:
     for (budget, option), then in other.items():
         now, (one,) = made[budget], [one for one in made[budget].margins if one.option == option]
         assert one.weights_kl == pytest.approx(then.chosen.predicted_kl - now.chosen.predicted_kl, abs=1e-6)
-        beside = [sum(item["bytes"] for item in plan.memory["items"] if item["unit"] is None) for plan in (then, now)]
+        beside = [sum(item.bytes for item in plan.memory.items if item.unit is None) for plan in (then, now)]
         assert one.memory_bytes == beside[0] - beside[1] > 0
         assert one.weights_kl > 0 and one.own_kl == {"f32": -0.004, "3072": 0}[option]
     (never,) = [one for one in made[tight].margins if one.option == "f32"]
