@@ -92,7 +92,7 @@ def plan(
     # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
     named = None if device is None else device_named(device)
     files = None if supernet is None else trained_supernet(supernet, trust)
-    load = cache(lambda: files.load())  # the weights, once for all that is measured with them
+    load = None if files is None else cache(files.load)  # the weights, once for all that is measured with them
     if files is not None:
         Workload.for_model(files.spec, context, batch, prompt_tokens, kv_cache)
     elif text is not None:
@@ -102,6 +102,7 @@ def plan(
         check_searchable(files)
     target = named or own_device(runtime)
     files = files or default_supernet()
+    load = load or cache(files.load)
     measure = measure or measured_quality(files, text, trust, load)
     loaders, absent = runtimes_for(runtime, target)
     deepen = None if minutes is None else measured_search(files, minutes, storage, trust)
