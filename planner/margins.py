@@ -25,15 +25,18 @@ MOST = 3
 def margins(framed: Framed) -> tuple[Margin, ...]:
     """What is worth saying of a problem that has a solution, at most `MOST`."""
     now = _best(framed)
-    if now is None or framed.limits.max_kl is not None:  # where the loss is limited, no other limit makes it worse
+    if now is None or not now.proven or framed.limits.max_kl is not None:  # a limited loss is the same whatever else is
         return ()
     found = []
     for decision, instead, option, workload in _others(framed):
         other = frame(framed.supernet, framed.table, framed.costs.runtime, framed.costs.device, workload, framed.budget)
         other = replace(other, cache_losses=framed.cache_losses)
+        then = _best(other)
+        if then is not None and not then.proven:
+            continue  # the difference of sums that were not proven says nothing
         bytes_more = other.costs.memory(now.subnet).total_bytes - framed.costs.memory(now.subnet).total_bytes
         own = _more(other.cache_kl, framed.cache_kl)
-        made = Margin(decision, instead, option, bytes_more, own, _more(_kl(other, _best(other)), _kl(framed, now)))
+        made = Margin(decision, instead, option, bytes_more, own, _more(_kl(other, then), _kl(framed, now)))
         if made.weights_kl is None or abs(made.weights_kl) >= LEAST_KL:
             found.append(made)
     return tuple(found[:MOST])

@@ -16,10 +16,18 @@ from planner.request import Budget
 from planner.runtimes import RUNTIMES
 from planner.runtimes.base import Runtime
 from planner.runtimes.caches import CacheType
+from planner.search import program
 from records.errors import BudgetError, InputError, NotInstalledError
 from tests.planner.test_pipeline import DEVICE, WORKLOAD, Files, files
 
 __all__ = ["files"]  # a fixture
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are compared, so each is proven, however much else the machine does."""
+    monkeypatch.setattr(program, "TIME_LIMIT_S", 100.0)
+
 
 LOSS = {"int8": 0.004, "q8_0": 0.002, "q4_0": 0.05}
 LONG = replace(WORKLOAD, context=2048)
