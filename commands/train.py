@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 @click.option("--bits", default="2,3,4,8", show_default=True, metavar="B,B,...", help="Bit-widths of the linears.")
 @click.option(
     "--grid",
-    default="int",
+    default="sym",
     show_default=True,
-    metavar="int|sym|k",
-    help="What codes stand for: int has a scale and a zero for each group, sym a signed scale of 16 bits; k is that of "
+    metavar="sym|int|k",
+    help="What codes stand for: sym has a signed scale of 16 bits for each group, int a scale and a zero; k is that of "
     "llama.cpp's K types.",
 )
 @click.option(
     "--group-size",
     metavar="N[,N,...]",
-    help="Weights that share a scale, or one for each of --bits; grid k has its own.  [default: 64; on grid sym 32 "
-    "from 4 bits on]",
+    help="Weights that share a scale, or one for each of --bits; grid k has its own.  [default: 64, 32 "
+    "from 4 bits on; on grid int 64]",
 )
 @click.option("--data", metavar="FILE|-|DATASET", help="Training text; without it, the full model writes some.")
 @click.option("--eval", "eval_text", metavar="FILE", help="Text that plans are measured on too: what the model is for.")

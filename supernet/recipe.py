@@ -39,7 +39,7 @@ class Recipe:
     """
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
-    grid: str = "int"
+    grid: str = "sym"
     group_size: int | None = None
     group_sizes: tuple[int, ...] = ()
     awq: float = 0.25
@@ -113,9 +113,10 @@ class Recipe:
             raise InputError(f"rank must be at least 1 and the adapter low-rank, got {self.rank} and {self.adapter}")
         folds = FORMATS[self.grid].folds
         if adapter.deploys not in (*folds, "side"):
+            others = " or ".join(name for name, format in FORMATS.items() if adapter.deploys in format.folds)
             raise InputError(
                 f"adapter {self.adapter} folds into {adapter.deploys}, grid {self.grid} takes {' and '.join(folds)}; "
-                "use another adapter or another grid"
+                f"use another adapter, or grid {others}"
             )
         sides = {(self.sizes()[bits], bits in FORMATS[self.grid].moving_zeros) for bits in self.adapted_bits}
         if SHARINGS[self.sharing] is not Decoupled and adapter.deploys in folds and len(sides) > 1:

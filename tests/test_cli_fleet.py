@@ -76,7 +76,7 @@ def test_a_device_that_is_not_served_is_said_and_the_exit_code_is_3(
     done = bitfleet("fleet", fleet, "--predict", "--export", tmp_path / "dist")
     assert done.code == 3
     assert (
-        'not served: kiosk: disk of 1 KB cannot be met, the smallest plan needs 70.34 KB of disk; use disk = "'
+        'not served: kiosk: disk of 1 KB cannot be met, the smallest plan needs 68.36 KB of disk; use disk = "'
         in done.out
     )
     kiosk, *others = Index.load(tmp_path / "dist").devices

@@ -76,7 +76,8 @@ def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[s
 
 
 def test_training_says_what_the_adapters_won_and_what_comes_next(bitfleet: Any, model: Path, tmp_path: Path) -> None:
-    done = bitfleet("train", model, *TRAIN, "--adapter", "lora", "--sampler", "uniform", "--out", tmp_path / "net")
+    lora = ("--grid", "int", "--adapter", "lora", "--sampler", "uniform")
+    done = bitfleet("train", model, *TRAIN, *lora, "--out", tmp_path / "net")
     assert done.code == 0, done.err
     assert "CODES ALONE" in done.out
     assert done.out.splitlines()[-1] == f"next: bitfleet plan {tmp_path / 'net'} --mem SIZE"
@@ -107,7 +108,7 @@ def test_training_refuses_what_cannot_work_and_writes_nothing(
 
 
 def test_training_systems_are_chosen_by_name(bitfleet: Any, model: Path, tmp_path: Path) -> None:
-    system = {"--sampler": "sandwich", "--schedule": "delayed", "--teacher": "largest"}
+    system = {"--grid": "int", "--sampler": "sandwich", "--schedule": "delayed", "--teacher": "largest"}
     chosen = [part for pair in system.items() for part in pair]
     done = bitfleet("train", model, *TRAIN, *chosen, "--out", tmp_path / "net")
     assert done.code == 0, done.err

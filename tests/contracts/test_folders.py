@@ -37,14 +37,14 @@ def test_a_folder_holds_every_choice_in_the_parts_of_its_grid(files: SupernetFil
 
 
 def test_usual_group_sizes_are_those_of_the_grid() -> None:
-    assert Recipe().sizes() == {2: 64, 3: 64, 4: 64, 8: 64}
-    assert Recipe(grid="sym").sizes() == {2: 64, 3: 64, 4: 32, 8: 32}
-    assert Recipe(grid="sym", bits=(2, 5)).sizes() == {2: 64, 5: 32, 4: 32, 8: 32}
-    assert Recipe(grid="sym", group_size=64).sizes() == {2: 64, 3: 64, 4: 64, 8: 64}
+    assert Recipe(grid="int").sizes() == {2: 64, 3: 64, 4: 64, 8: 64}
+    assert Recipe().sizes() == {2: 64, 3: 64, 4: 32, 8: 32}
+    assert Recipe(bits=(2, 5)).sizes() == {2: 64, 5: 32, 4: 32, 8: 32}
+    assert Recipe(group_size=64).sizes() == {2: 64, 3: 64, 4: 64, 8: 64}
     assert Recipe(grid="k").sizes() == {2: 16, 3: 16, 4: 32, 6: 16, 8: 32}
     assert [str(Recipe(grid="k").choice(bits)) for bits in (2, 3, 8)] == ["k2g16", "k3g16", "sym8g32"]
     given = Recipe(bits=(2, 4), group_sizes=(128, 16))
-    assert given.sizes() == {2: 128, 4: 16, 8: 64}
+    assert given.sizes() == {2: 128, 4: 16, 8: 32}
     assert Recipe.from_json(given.to_json()) == given
 
 

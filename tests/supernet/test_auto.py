@@ -7,6 +7,7 @@ import torch
 
 from supernet.adapters import ADAPTERS
 from supernet.auto import ENOUGH, decided, steps_that_fit
+from supernet.formats import FORMATS
 from supernet.recipe import Recipe
 from tests.tiny import FAMILIES, tiny_model, windows
 
@@ -45,7 +46,8 @@ def test_which_bit_widths_have_adapters(given: dict[str, object], found: tuple[i
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_learned_codes_are_trained_at_a_lower_rate(adapter: str) -> None:
     sharing = "shared" if ADAPTERS[adapter].routes else "decoupled"
-    given = {"steps": 5, "adapter": adapter, "sharing": sharing}
+    grid = "sym" if ADAPTERS[adapter].deploys in FORMATS["sym"].folds + ("side",) else "int"
+    given = {"steps": 5, "adapter": adapter, "sharing": sharing, "grid": grid}
     own = decided(Recipe(**given), tiny_model(), TEXT).rate
     assert own == ADAPTERS[adapter].learning_rate
     assert decided(Recipe(block_steps=9, **given), tiny_model(), TEXT).rate == pytest.approx(own / 3)

@@ -19,7 +19,6 @@ from records.errors import InputError
 from supernet.build import extract
 from supernet.checkpoint import CODES, SCALING, SUPERNET, open_supernet
 from supernet.create import create
-from supernet.grids import IntegerGrid
 from supernet.recipe import Recipe
 from supernet.sensitivity_table import SensitivityTable
 from supernet.space import Choice
@@ -81,7 +80,7 @@ def test_a_folder_of_before_is_read_with_its_own_units(finished: Path, tmp_path:
     (tmp_path / "old" / SUPERNET).write_text(json.dumps(index))
     old = open_supernet(tmp_path / "old")
     assert "model.layers.0.self_attn.qkv" in old.space.by_unit
-    subnet = old.space.uniform(old.spec, 4).replace("model.layers.1.mlp.gate_up", Choice(2, 16))
+    subnet = old.space.uniform(old.spec, 4).replace("model.layers.1.mlp.gate_up", Choice(2, 16, "sym"))
     ids = torch.arange(8).unsqueeze(0)
     expected = extract(now.load(), apart(subnet, spec, now.spec))(ids).logits
     assert torch.equal(extract(old.load(), subnet)(ids).logits, expected)
@@ -98,7 +97,7 @@ def test_folded_weights_are_what_the_subnet_computes_with(finished: Path) -> Non
             groups = folded.codes.view(linear.out_features, -1, 16).float() - folded.zero.unsqueeze(-1).float()
             dense = (groups * folded.scale.unsqueeze(-1)).flatten(1)
             assert torch.equal(dense, state[f"{linear.name}.weight"])
-    assert IntegerGrid().codes(files.stored("model.embed_tokens", Choice(8, 16))).shape == (272, 64)
+    assert files.stored("model.embed_tokens", Choice(8, 16, "sym")).codes.shape == (272, 64)
 
 
 @pytest.mark.parametrize("stop", ["sample text", "quantize", "train", "evaluate", "sensitivities"])
@@ -269,7 +268,10 @@ def test_a_damaged_folder_is_one_clear_line(damage, error: str, finished: Path, 
         ),
         ({"group_sizes": (64, 64, 32, 32), "group_size": 64}, "group sizes are one for all or one for each of bits"),
         ({"grid": "magic"}, "grid must be one of int, sym, k, got 'magic'"),
-        ({"adapter": "pooled", "grid": "sym"}, "pooled folds into zeros, grid sym takes scales and codes; use another"),
+        (
+            {"adapter": "pooled", "grid": "sym"},
+            "grid sym takes scales and codes; use another adapter, or grid int",
+        ),
         ({"block_steps": 7}, "block_steps must be at least 8"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"minutes": 0.0}, "minutes must be above 0"),

@@ -99,7 +99,7 @@ def test_a_routed_subnet_computes_its_own_mixture_and_exports_it(family: str) ->
         {"adapter": "lora", "rank": 4, "sharing": "shared"},
         {"adapter": "routed", "sharing": "shared"},
         {"adapter": "scales", "sharing": "matched"},
-        {"adapter": "pooled", "quantizer": "gptq"},
+        {"adapter": "pooled", "quantizer": "gptq", "grid": "int"},
         {"adapter": "rounding"},
     ],
     ids=lambda options: options["adapter"],
