@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 from planner.frame import Framed
-from planner.plan import LARGER, OVER, STOCK, UNIFORM, WORSE, Compared, Notch, Plan, Point, Rejected
+from planner.plan import LARGER, OVER, STOCK, UNIFORM, UNMEASURED, WORSE, Compared, Notch, Plan, Point, Rejected
 from planner.propose import Proposed, all_uniforms
 from planner.quality import Measured, Quality
 from planner.search.base import Candidate, Problem
@@ -86,7 +86,12 @@ def _stock(framed: Framed) -> Iterator[tuple[str, Candidate]]:
 
 def _row(framed: Framed, made: Plan, one: Compared) -> Rejected:
     over = _over(framed, one)
-    reason = OVER if over else WORSE if framed.limits.max_kl is None else LARGER
+    if over:
+        reason = OVER
+    elif framed.limits.max_kl is None:
+        reason = WORSE
+    else:
+        reason = LARGER if one.memory_bytes >= made.chosen.memory_bytes else UNMEASURED
     return Rejected(
         kind=one.kind, name=one.source, reason=reason, over=over, mean_bits=one.mean_bits,
         memory_bytes=one.memory_bytes, disk_bytes=one.disk_bytes, tpot_ms=one.tpot_ms, ttft_ms=one.ttft_ms,

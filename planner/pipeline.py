@@ -81,11 +81,13 @@ def plan_any(
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
     refused: dict[str, InputError | BudgetError] = {}
     found: dict[str, tuple[Framed, Proposed]] = {}
+    beside: list[Subnet] = []  # what is measured and no finalist
     for runtime in runtimes:
         try:
             framed = decide(files, table, runtime, device, workload, budget, cache_loss)
             if budget.max_kl is not None:
-                framed, proposed = within_loss(framed, measure, seed)
+                framed, proposed, tried = within_loss(framed, measure, seed)
+                beside += tried
             else:
                 proposed = propose(framed.problem, framed.costs.spec, trials, seed, top)
             if not proposed.finalists:
@@ -98,8 +100,8 @@ def plan_any(
     if not found:
         raise _refusal(refused)
     finalists = {name: proposed.apart(framed) for name, (framed, proposed) in found.items()}
-    own = [framed.apart(stock[1]) for framed, _ in found.values() if (stock := stock_of(framed)) is not None]
-    qualities = measured(finalists.values(), measure, own)
+    beside += [framed.apart(stock[1]) for framed, _ in found.values() if (stock := stock_of(framed)) is not None]
+    qualities = measured(finalists.values(), measure, beside)
     plans = {name: choose(framed, finalists[name], qualities, command) for name, (framed, _) in found.items()}
     losses = {name: _loss(plans[name], framed) for name, (framed, _) in found.items()}
     ranks = {name: _rank(plans[name], losses[name]) for name in plans}

@@ -24,7 +24,7 @@ _REMAKE = "make it again with `bitfleet plan --out FILE`"
 
 PLANNED, UNIFORM, STOCK = "planned", "uniform", "stock"
 """A subnet that a search found, one bit-width for every linear, the types that the runtime's own tools take."""
-OVER, WORSE, LARGER = "over_limit", "loses_more", "takes_more"
+OVER, WORSE, LARGER, UNMEASURED = "over_limit", "loses_more", "takes_more", "not_measured"
 CANNOT, NOT_INSTALLED, SLOWER = "cannot", "not_installed", "slower"
 """Why an alternative is not the plan; the last three are of runtimes alone."""
 
@@ -155,7 +155,8 @@ class Margin:
 @dataclass(frozen=True)
 class Rejected:
     """An alternative and why it is not the plan: `reason` is OVER where it passes limits, WORSE where it loses more,
-    LARGER where the loss was limited and it takes more memory.
+    LARGER where the loss was limited and it takes more memory, UNMEASURED where it takes less and only its prediction
+    keeps the loss.
 
     `over` says of each limit that it passes by how much, what a promise may be off by included: bytes, ms or nats.
     `kl` is what it loses, `measured` or else predicted.

@@ -50,9 +50,10 @@ def _limited(memory: Resource, amount: float) -> Resource:
     return replace(memory, limit=min(memory.limit, amount + 1))
 
 
-def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple[Framed, Proposed]:
-    """The finalists of the smallest plan within the loss that `framed` is limited to, the smallest in front, and its
-    limits as they were planned to: less where the runtime's rounding beside the weights takes a part of the loss.
+def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple[Framed, Proposed, tuple[Subnet, ...]]:
+    """The finalists of the smallest plan within the loss that `framed` is limited to, the smallest in front; its limits
+    as they were planned to, less where the runtime's rounding beside the weights takes a part of the loss; and every
+    subnet of the supernet that was tried.
 
     Finalists are measured as they come; without `measure` the sums of sensitivities decide. BudgetError where nothing
     keeps all limits, with the least loss and the least memory that would do.
@@ -74,7 +75,8 @@ def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple
         raise loss_error(framed.problem, framed.budget, framed.costs.device.name, most, least, enough)
     note = f"{rounding:.3g} of the loss of {asked:.4g} go to the rounding of {ROUNDED} by {name}"
     notes = (*framed.notes, note) if rounding else framed.notes
-    return replace(framed, limits=replace(framed.limits, max_kl=most), notes=notes), search.proposed()
+    tried = tuple(framed.apart(subnet) for subnet in search.losses)
+    return replace(framed, limits=replace(framed.limits, max_kl=most), notes=notes), search.proposed(), tried
 
 
 def _enough(framed: Framed, most: float, measure: Measure | None, seed: int) -> float | None:
@@ -100,6 +102,10 @@ class _Bisection:
     losses: dict[Subnet, float] = field(default_factory=dict)
     found: dict[Subnet, tuple[str, Candidate]] = field(default_factory=dict)
     rounds: int = 0
+    ratio: float = 1.0
+    """What the last finalist was measured to lose, as a multiple of its sum."""
+    close: float = 0.0
+    """Ends of memory that are no further apart are one."""
     held: float | None = None
     """The least limit of memory within which the loss was kept."""
 
@@ -109,35 +115,43 @@ class _Bisection:
 
     def run(self) -> None:
         problem = self.framed.problem
-        first = least_memory(problem, self.most)
         best = solve(problem.space, problem.loss, problem.resources)
         if best is None:
             return
-        floor, top = self.memory.least(problem.space), self.memory.amount(best.subnet)
-        low, low_loss = floor, math.inf
-        high, high_loss = top, math.inf
-        if first is not None:
-            start = self.memory.amount(first)
-            loss = self.best_within(start)
-            if loss <= self.most:
-                high, high_loss = self.smallest_within(), loss
-            else:
-                low, low_loss = start, loss
-        if self.measure is None and high_loss <= self.most:
-            low = high  # the sum is what decides, and this is its solution
-        if high_loss > self.most:
-            high_loss = self.best_within(top)
-            if high_loss > self.most:
-                return
-            high = self.smallest_within()
-        while self.rounds < ROUNDS and high - low > CLOSE * (top - floor):
-            limit = _between(low, low_loss, high, high_loss, self.most)
+        top = self.memory.amount(best.subnet)
+        low, high = _End(self.memory.least(problem.space), math.inf), None
+        self.close = CLOSE * (top - low.memory)
+        limit: float | None = self.needed(self.most, top)
+        while limit is not None:
             loss = self.best_within(limit)
             if loss <= self.most:
-                high, high_loss = min(limit, self.smallest_within()), loss
+                high = _End(min(limit, self.smallest_within()), loss)
+            elif limit >= top:
+                return
             else:
-                low, low_loss = limit, loss
-        self.measure_uniforms(high)
+                low = _End(limit, loss)
+            limit = self.next_limit(low, high, top)
+        assert high is not None
+        self.measure_uniforms(high.memory)
+
+    def needed(self, loss: float, top: float) -> float:
+        """The least memory of a sum of so much loss; `top` where there is none."""
+        found = least_memory(self.framed.problem, loss)
+        return top if found is None else self.memory.amount(found)
+
+    def next_limit(self, low: _End, high: _End | None, top: float) -> float | None:
+        """Where to look next: where the sum is as much below the limit as the last one was measured above itself; with
+        a loss at both ends, where a line between their logarithms meets the limit. None at the end."""
+        guess = self.needed(self.most / self.ratio, top)
+        if high is None:
+            return guess if self.rounds < ROUNDS // 2 and low.memory + self.close < guess < top else top
+        left = high.memory - low.memory
+        if self.measure is None or self.rounds >= ROUNDS or left <= self.close:
+            return None
+        if math.isfinite(low.loss):
+            guess = _crossing(low, high, self.most)
+            return min(max(guess, low.memory + INSIDE * left), high.memory - INSIDE * left)
+        return min(max(guess, low.memory + INSIDE * left), high.memory - self.close)
 
     def best_within(self, memory: float) -> float:
         """The least that finalists within so much memory were measured to lose."""
@@ -145,8 +159,12 @@ class _Bisection:
         problem = self.framed.problem
         within = replace(problem, resources=(_limited(self.memory, memory), *problem.resources[1:]))
         proposed = propose(within, self.framed.costs.spec, trials=0, seed=self.seed)
+        if not proposed.finalists:  # another limit needs more memory than that
+            return math.inf
         self.add(proposed.finalists)
-        loss = min((self.losses[candidate.subnet] for _, candidate in proposed.finalists), default=math.inf)
+        best = min((one for _, one in proposed.finalists), key=lambda one: self.losses[one.subnet])
+        loss = self.losses[best.subnet]
+        self.ratio = loss / best.loss if loss > 0 and best.loss > 0 else 1.0
         if loss <= self.most:
             self.held = min(memory, self.held or math.inf)
         return loss
@@ -196,10 +214,17 @@ class _Bisection:
         return {"solver": "HiGHS, least memory within a loss", "rounds": self.rounds, what: len(self.losses)}
 
 
-def _between(low: float, low_loss: float, high: float, high_loss: float, most: float) -> float:
-    """Where the logarithm of the loss, taken for a line over memory, would meet the limit; the middle where an end is
-    not known."""
+@dataclass(frozen=True)
+class _End:
+    """A limit of memory, and the least that was measured within it."""
+
+    memory: float
+    loss: float
+
+
+def _crossing(low: _End, high: _End, most: float) -> float:
+    """Where the logarithm of the loss, taken for a line over memory, meets the limit; the middle where it falls not."""
     share = 0.5
-    if math.isfinite(low_loss) and min(low_loss, high_loss, most) > 0 and low_loss > high_loss:
-        share = math.log(low_loss / most) / math.log(low_loss / high_loss)
-    return low + min(max(share, INSIDE), 1 - INSIDE) * (high - low)
+    if min(high.loss, most) > 0 and low.loss > high.loss:
+        share = math.log(low.loss / most) / math.log(low.loss / high.loss)
+    return low.memory + share * (high.memory - low.memory)

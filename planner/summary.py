@@ -8,11 +8,12 @@ from typing import Any
 from planner.amounts import amount, milliseconds, per_second, size
 from planner.bands import MEMORY, TPOT, TTFT
 from planner.overview import summed
-from planner.plan import LARGER, PLANNED, WORSE, Compared, Notch, Plan, Rejected
+from planner.plan import LARGER, PLANNED, UNMEASURED, WORSE, Compared, Notch, Plan, Rejected
 from planner.quality import with_interval
 from planner.request import LIMITS
 from planner.runtimes.base import ESTIMATE
 
+REASONS = {WORSE: "loses more", LARGER: "takes more memory", UNMEASURED: "was not measured"}
 UNITS = {"memory": "bytes", "disk": "bytes", "tpot": "ms", "ttft": "ms", "loss": ""}
 """Of what limits limit."""
 
@@ -134,7 +135,7 @@ def beside(made: Plan) -> list[tuple[str, str, str, str, str]]:
 def why(made: Plan, one: Rejected) -> str:
     """Why it is not the plan."""
     if not one.over:
-        return {WORSE: "loses more", LARGER: "takes more memory"}.get(one.reason, one.reason)
+        return REASONS.get(one.reason, one.reason)
     return f"over by {' and '.join(_over(made, name, by) for name, by in one.over.items())}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
@@ -358,3 +359,17 @@ def test_a_write_that_fails_exits_5_and_leaves_nothing(plan: Path, tmp_path: Pat
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_smallest_within_a_loss_needs_no_memory_limit(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
+    """The device's memory is the limit then; the page is written beside the plan."""
+    options = ("--context", 128, "--prompt-tokens", 64, "--device", DEVICE, "--runtime", "onnxruntime")
+    out, page = tmp_path / "plan.json", tmp_path / "plan.html"
+    done = bitfleet("plan", supernet, "--max-loss", "900%", *options, "--out", out, "--html", page)
+    assert done.code == 0, done.err
+    made = json.loads(out.read_text())
+    assert made["budget"]["max_kl"] == pytest.approx(math.log(10)) and made["limits"]["memory_bytes"] >= 8 * 10**9
+    assert made["compared"][0]["measured"]["kl"] <= made["limits"]["max_kl"]
+    assert "the smallest within a loss of" in done.out and made["front"] and "<polyline" in page.read_text()
+    refused = bitfleet("plan", supernet, "--max-loss", "0.0000001", *options, "--out", out)
+    assert refused.code == 3 and "--max-loss" in refused.error
