@@ -42,7 +42,8 @@ def least_memory(problem: Problem, most: float) -> Subnet | None:
     if smallest is None:
         return None
     best = solve(problem.space, problem.loss, (_limited(memory, memory.amount(smallest.subnet)), *others))
-    return (best or smallest).subnet
+    found = [one.subnet for one in (smallest, best) if one is not None]
+    return min(found, key=problem.additive)  # where time ran out, the second may lose more than the first
 
 
 def _limited(memory: Resource, amount: float) -> Resource:

@@ -126,8 +126,8 @@ def test_the_rounding_of_activations_takes_its_part_of_the_loss(files: Files) ->
     made = smallest(rounding, 1.0)
     assert made.budget.max_kl == 1.0 and made.limits.max_kl == pytest.approx(0.992)
     assert made.chosen.measured["kl"] <= 0.992
-    assert "0.008 of the loss of 1 go to the rounding of activations by onnxruntime" in made.notes
-    with pytest.raises(BudgetError, match="rounding of activations alone costs 0.008"):
+    assert "0.008 of the loss of 1 go to the rounding of activations, keys and values by onnxruntime" in made.notes
+    with pytest.raises(BudgetError, match="rounding of activations, keys and values alone costs 0.008"):
         smallest(rounding, 0.005)
 
 
