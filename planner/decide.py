@@ -58,6 +58,22 @@ def decide(
     return ways[0] if len(ways) == 1 else _best(ways)
 
 
+def other_caches(framed: Framed) -> tuple[str, ...]:
+    """The types of cache that would keep the limits which the one that was asked for does not; none where planning had
+    them all."""
+    workload, runtime = framed.costs.workload, framed.costs.runtime
+    asked, holding = runtime.cache(workload), runtime.holding(framed.supernet.spec)
+    found = []
+    for cache in () if framed.problem.decisions else runtime.caches:
+        if cache == asked or holding.cache_refusal(cache) is not None:
+            continue
+        named = replace(workload, kv_cache=cache.name)
+        other = frame(framed.supernet, framed.table, runtime, framed.costs.device, named, framed.budget).problem
+        if solve(other.space, other.loss, other.resources) is not None:
+            found.append(cache.name)
+    return tuple(found)
+
+
 def _best(ways: Sequence[Framed]) -> Framed:
     """The one that loses least together with the best weights for it."""
     names = [way.costs.runtime.cache(way.costs.workload).name for way in ways]

@@ -19,6 +19,7 @@ from planner.shortage import readable
 CONTEXT = "context"
 LEAST_KL = 0.00005
 """Smaller changes are none."""
+LEAST_MS = 1.0
 MOST = 3
 
 
@@ -36,7 +37,11 @@ def margins(framed: Framed) -> tuple[Margin, ...]:
             continue  # the difference of sums that were not proven says nothing
         bytes_more = other.costs.memory(now.subnet).total_bytes - framed.costs.memory(now.subnet).total_bytes
         own = _more(other.cache_kl, framed.cache_kl)
-        made = Margin(decision, instead, option, bytes_more, own, _more(_kl(other, then), _kl(framed, now)))
+        before, after = (one.costs.latency(now.subnet) for one in (framed, other))
+        made = Margin(
+            decision, instead, option, bytes_more, own, _more(_kl(other, then), _kl(framed, now)),
+            tpot_ms=round(after.tpot_ms - before.tpot_ms, 6), ttft_ms=round(after.ttft_ms - before.ttft_ms, 6),
+        )  # fmt: skip
         if made.weights_kl is None or abs(made.weights_kl) >= LEAST_KL:
             found.append(made)
     return tuple(found[:MOST])
@@ -50,10 +55,16 @@ def said(one: Margin) -> str:
         return f"{more} more tokens of context take {size}: {_result(one, 'KL')}"
     freed = "would free" if one.memory_bytes < 0 else "would take"
     begin = f"{one.option} keys and values {freed} {size}"
+    if abs(one.ttft_ms) >= LEAST_MS:
+        begin += f", take {readable('ms', abs(one.ttft_ms))} {_way(one.ttft_ms)} to the first token"
     if one.own_kl is None:
         return f"{begin}: {_result(one, 'KL of the weights')}; what they lose themselves was not measured"
-    own = f"{abs(one.own_kl):.4f} {'more' if one.own_kl >= 0 else 'less'}"
+    own = f"{abs(one.own_kl):.4f} {_way(one.own_kl)}"
     return f"{begin} and lose {own} themselves: {_result(one, 'KL in all')}"
+
+
+def _way(amount: float) -> str:
+    return "more" if amount >= 0 else "less"
 
 
 def _result(one: Margin, what: str) -> str:
@@ -62,7 +73,7 @@ def _result(one: Margin, what: str) -> str:
     total = one.weights_kl + (one.own_kl or 0.0)
     if abs(total) < LEAST_KL:
         return f"{what} the same (predicted)"
-    return f"{what} {abs(total):.4f} {'more' if total >= 0 else 'less'} (predicted)"
+    return f"{what} {abs(total):.4f} {_way(total)} (predicted)"
 
 
 def _others(framed: Framed) -> Iterator[tuple[str, str, str, Workload]]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from planner.beside import front, notches, rejected, stock_of, with_stock
 from planner.choose import choose
-from planner.decide import CacheLoss, decide
+from planner.decide import CacheLoss, decide, other_caches
 from planner.frame import Framed, Supernet, beside_kl
 from planner.margins import margins
 from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SLOWER, WORSE, Other, Plan
@@ -91,7 +91,7 @@ def plan_any(
             else:
                 proposed = propose(framed.problem, framed.costs.spec, trials, seed, top)
             if not proposed.finalists:
-                raise budget_error(framed.problem, budget, device.name)
+                raise budget_error(framed.problem, budget, device.name, caches=other_caches(framed))
             proposed = with_stock(framed, proposed)
         except (InputError, BudgetError) as error:
             refused[runtime.name] = error

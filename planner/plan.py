@@ -137,7 +137,7 @@ class Other:
 class Margin:
     """If `decision` were `option` in place of `instead`: what that takes more of peak memory by itself; what it loses
     more by itself, None where that was not measured; and what the weights lose more then, predicted, None where nothing
-    keeps the limits. Less is below 0."""
+    keeps the limits. `tpot_ms` and `ttft_ms` are what the same weights take longer then. Less is below 0."""
 
     decision: str
     instead: str
@@ -145,9 +145,13 @@ class Margin:
     memory_bytes: int
     own_kl: float | None
     weights_kl: float | None
+    tpot_ms: float = 0.0
+    ttft_ms: float = 0.0
 
     def __post_init__(self) -> None:
         check("memory_bytes", self.memory_bytes, int)
+        for name in ("tpot_ms", "ttft_ms"):
+            check(name, getattr(self, name), float)
         for name in ("own_kl", "weights_kl"):
             check(name, getattr(self, name), float, optional=True)
 

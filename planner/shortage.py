@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from planner.amounts import per_second
 from planner.request import LIMITS, Budget
@@ -16,8 +16,11 @@ KEYS = {"memory": 'mem = "{}"', "tpot": 'latency = "{}"', "ttft": 'ttft = "{}"',
 """How a limit is given: on the command line, and in a fleet's file."""
 
 
-def budget_error(problem: Problem, budget: Budget, device: str, given: Mapping[str, str] = FLAGS) -> BudgetError:
-    """The error for a problem without a solution, planned for `budget` on `device`, which may have less memory."""
+def budget_error(
+    problem: Problem, budget: Budget, device: str, given: Mapping[str, str] = FLAGS, caches: Sequence[str] = ()
+) -> BudgetError:
+    """The error for a problem without a solution, planned for `budget` on `device`, which may have less memory;
+    `caches` are types of KV cache with which it would have one."""
     short = shortfalls(problem)
     names = " and ".join(_limit(s.resource) for s in short)
     together = " together" if len(short) > 1 and not short[0].alone else ""
@@ -28,7 +31,8 @@ def budget_error(problem: Problem, budget: Budget, device: str, given: Mapping[s
         step = f"{device} has no more: free some, use a shorter --context, or plan for another --device"
     else:
         step = f"use {flags}"
-    return BudgetError(f"{names} cannot be met{together}, the smallest plan needs {needs}; {step}")
+    held = f" (--kv-cache {','.join(caches)} would keep the limits)" if caches else ""
+    return BudgetError(f"{names} cannot be met{together}, the smallest plan needs {needs}{held}; {step}")
 
 
 def loss_error(

@@ -68,7 +68,7 @@ def test_a_type_that_loses_more_than_it_frees_is_not_taken(files: Files) -> None
 
 def test_a_limit_that_only_a_smaller_cache_keeps_is_kept(files: Files) -> None:
     tight = Budget(planned(files, "int8").compared[0].memory_bytes - 40_000_000)
-    with pytest.raises(BudgetError, match="cannot be met"):
+    with pytest.raises(BudgetError, match=r"cannot be met.* \(--kv-cache int8 would keep the limits\); use --mem"):
         planned(files, "f32", tight)
     assert planned(files, "auto", tight).workload.kv_cache == "int8"
     with pytest.raises(BudgetError, match="the smallest plan needs") as short:
@@ -130,6 +130,8 @@ def test_margins_are_the_differences_of_plans(files: Files) -> None:
         assert one.weights_kl == pytest.approx(then.chosen.predicted_kl - now.chosen.predicted_kl, abs=1e-6)
         beside = [sum(item.bytes for item in plan.memory.items if item.unit is None) for plan in (then, now)]
         assert one.memory_bytes == beside[0] - beside[1] > 0
+        took = [sum(item.ms for item in plan.latency.prefill if item.unit is None) for plan in (then, now)]
+        assert one.ttft_ms == pytest.approx(took[0] - took[1], abs=1e-6)
         assert one.weights_kl > 0 and one.own_kl == {"f32": -0.004, "3072": 0}[option]
     (never,) = [one for one in made[tight].margins if one.option == "f32"]
     assert never.weights_kl is None
@@ -142,7 +144,7 @@ def test_margins_are_lines() -> None:
         for values in (
             ("context", "4096", "6144", 24_000_000, 0.0, 0.03),
             ("context", "4096", "6144", 24_000_000, 0.0, None),
-            ("kv-cache", "f16", "q8_0", -90_000_000, 0.001, -0.02),
+            ("kv-cache", "f16", "q8_0", -90_000_000, 0.001, -0.02, 0.1, 120.0),
             ("kv-cache", "f16", "q4_0", -90_000_000, None, -0.02),
             ("kv-cache", "q8_0", "f16", 90_000_000, -0.001, 0.05),
         )
@@ -150,7 +152,8 @@ def test_margins_are_lines() -> None:
     assert lines == [
         "2048 more tokens of context take 24 MB: KL 0.0300 more (predicted)",
         "2048 more tokens of context take 24 MB: nothing would keep the limits",
-        "q8_0 keys and values would free 90 MB and lose 0.0010 more themselves: KL in all 0.0190 less (predicted)",
+        "q8_0 keys and values would free 90 MB, take 120 ms more to the first token and lose 0.0010 more themselves: "
+        "KL in all 0.0190 less (predicted)",
         "q4_0 keys and values would free 90 MB: KL of the weights 0.0200 less (predicted); what they lose themselves "
         "was not measured",
         "f16 keys and values would take 90 MB and lose 0.0010 less themselves: KL in all 0.0490 more (predicted)",
