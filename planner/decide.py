@@ -52,7 +52,8 @@ def decide(
     by_name = {cache.name: loss for cache, loss in losses.items() if isinstance(loss, float)}
     ways = []
     for cache in known:
-        named = workload if len(caches) == 1 else replace(workload, kv_cache=cache.name)
+        unasked = None if cache == runtime.caches[0] else cache.name
+        named = workload if len(caches) == 1 else replace(workload, kv_cache=unasked)
         one = frame(files, table, runtime, device, named, budget)
         ways.append(replace(one, cache_losses=by_name, notes=(*one.notes, *lines)))
     return ways[0] if len(ways) == 1 else _best(ways)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from planner.choose import choose
-from planner.frame import Framed, Supernet, frame
+from planner.decide import decide
+from planner.frame import Framed, Supernet
 from planner.plan import Plan
 from planner.propose import Proposed
 from planner.runtimes.base import Runtime
@@ -22,7 +23,7 @@ def replanned(files: Supernet, made: Plan, runtime: Runtime, device: DeviceProfi
     subnet, or does not run on the device.
     """
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
-    framed = frame(files, table, runtime, device, made.workload, made.budget)
+    framed = decide(files, table, runtime, device, made.workload, made.budget)
     _check_loadable(framed, made)
     chosen = made.chosen
     proposed = Proposed(((chosen.kind, Candidate(made.subnet, chosen.predicted_kl, chosen.source)),), made.search)

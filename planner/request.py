@@ -85,7 +85,7 @@ class Workload:
     """What the package will serve: `batch` sequences of up to `context` tokens, prompts of `prompt_tokens`.
 
     `kv_cache` names how keys and values are kept, in the runtime's own word; None is what the runtime does unasked.
-    `auto`, or several with commas, leave it to planning; a plan's workload names one.
+    `auto`, or several with commas, leave it to planning, and a plan's workload has what was decided.
     """
 
     context: int

@@ -58,12 +58,12 @@ def test_what_loses_least_with_the_weights_is_decided(files: Files, asked: str) 
     assert made.kv_cache == {"type": "int8", "bits": 8.0, "kl": 0.004}
     assert Plan.from_json(made.to_json()) == made
     roomy = planned(files, asked, ROOMY)
-    assert (roomy.workload.kv_cache, roomy.kv_cache) == ("f32", {"type": "f32", "bits": 32.0, "kl": 0.0})
+    assert (roomy.workload.kv_cache, roomy.kv_cache) == (None, {"type": "f32", "bits": 32.0, "kl": 0.0})
 
 
 def test_a_type_that_loses_more_than_it_frees_is_not_taken(files: Files) -> None:
     made = planned(files, "auto", cache_loss=lambda runtime, cache: 100.0)
-    assert made.workload.kv_cache == "f32" and made.compared == planned(files, "f32").compared
+    assert made.workload.kv_cache is None and made.compared == planned(files, "f32").compared
 
 
 def test_a_limit_that_only_a_smaller_cache_keeps_is_kept(files: Files) -> None:
@@ -87,7 +87,7 @@ def test_what_a_type_loses_must_be_known_to_take_it(files: Files, unknown: Excep
     given = None if unknown is None else cannot
     made, asked = planned(files, "auto", cache_loss=given), planned(files, "int8", cache_loss=given)
     why = "nothing is measured for this plan" if unknown is None else str(unknown)
-    assert made.workload.kv_cache == "f32"
+    assert made.workload.kv_cache is None
     assert f"what int8 keys and values lose is not known ({why}): not taken" in made.notes
     assert asked.kv_cache == {"type": "int8", "bits": 8.0, "kl": None}
     assert any(f"lose is not known ({why}): no KL of this plan has it" in note for note in asked.notes)
@@ -113,7 +113,7 @@ def test_each_device_of_a_fleet_decides_by_itself(files: Files) -> None:
 
     asked = Fleet(None, 0.05, (wanted("tight", TIGHT.memory_bytes), wanted("roomy", ROOMY.memory_bytes)))
     made = plan_fleet(files, asked, lambda name: RUNTIMES[name](), trials=0, cache_loss=lost)
-    assert [one.plan and one.plan.workload.kv_cache for one in made.members] == ["int8", "f32"]
+    assert [one.plan and one.plan.workload.kv_cache for one in made.members] == ["int8", None]
     assert [one.kind.kv_cache for one in made.packages] == ["int8", None]
 
 

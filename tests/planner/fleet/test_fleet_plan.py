@@ -175,7 +175,10 @@ def test_devices_whose_caches_differ_do_not_share(files: Files) -> None:
     assert made.packages[0].name == planned(files, asked["b"]).packages[0].name != made.packages[1].name
     floats, rounded = (made.members[number].plan for number in (1, 2))
     assert floats is not None and rounded is not None
-    assert (floats.kv_cache, rounded.kv_cache) == ({"type": "f32", "bits": 32.0}, {"type": "int8", "bits": 8.0})
+    assert (floats.kv_cache, rounded.kv_cache) == (
+        {"type": "f32", "bits": 32.0, "kl": 0.0},
+        {"type": "int8", "bits": 8.0, "kl": None},
+    )
     kept = [sum(item.bytes for item in plan.memory.items if item.name == "KV cache") for plan in (floats, rounded)]
     assert kept[0] == 4 * kept[1] > 0
     assert made.members[3].refused.startswith("onnxruntime keeps a KV cache as f32, int8, got 'q8_0'")
@@ -199,13 +202,13 @@ def test_devices_that_differ_in_their_names_alone_are_framed_once_and_planned_as
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     framed: list[str] = []
-    frame = fleet_plan.frame
+    decide = fleet_plan.decide
 
     def counted(files: Any, table: Any, runtime: Any, device: Any, *more: Any) -> Any:
         framed.append(device.name)
-        return frame(files, table, runtime, device, *more)
+        return decide(files, table, runtime, device, *more)
 
-    monkeypatch.setattr(fleet_plan, "frame", counted)
+    monkeypatch.setattr(fleet_plan, "decide", counted)
     much = 2 * DEVICE.usable_bytes  # so that a note names the device
     made = planned(files, *(wanted(name, much) for name in "abc"), wanted("d", 226_000_000))
     assert framed == ["a", "d"]
