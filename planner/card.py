@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from planner.amounts import size
 from planner.bands import MEMORY
 from planner.fleet.receipts import Receipt
+from planner.margins import said
 from planner.pages import environment
 from planner.plan import PLANNED, UNIFORM, Plan
 from planner.summary import beside, columns, items, lead, others, promises, room, title
@@ -85,6 +86,7 @@ def card(made: Plan, receipt: Receipt | None = None) -> str:
         promises=promises(made),
         beside=beside(made),
         others=others(made),
+        margins=[said(one) for one in made.margins],
         chart=chart(made),
         memory=_shares(memory),
         times=_shares(times),

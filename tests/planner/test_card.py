@@ -11,7 +11,8 @@ from planner.amounts import milliseconds, size
 from planner.card import card, chart
 from planner.fleet.index import LOADS, TIME, Device
 from planner.fleet.receipts import Receipt
-from planner.plan import Plan
+from planner.margins import said
+from planner.plan import Margin, Plan
 from planner.request import Budget
 from planner.rows import BROKEN, PEAK_MEMORY, Row
 from planner.search.base import Problem
@@ -29,7 +30,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @pytest.fixture(scope="module")
 def made(files: Files) -> Plan:
-    return replace(drawn(files, BUDGET), command="bitfleet plan net --mem 228MB --html card.html")
+    margin = Margin("kv_cache", "f32", "int8", -9_000_000, 0.002, -0.01)
+    return replace(
+        drawn(files, BUDGET), command="bitfleet plan net --mem 228MB --html card.html", margins=(margin,)
+    )  # fmt: skip
 
 
 def receipt(made: Plan) -> Receipt:
@@ -46,7 +50,7 @@ def test_the_page_says_what_the_terminal_says(made: Plan) -> None:
     text = Tags(card(made)).text
     for row in (*promises(made), *beside(made)):
         assert all(" ".join(cell.split()) in text for cell in row), row
-    for line in made.notes:
+    for line in (*made.notes, *map(said, made.margins)):
         assert " ".join(line.split()) in text
     assert made.command in text and "Nothing of this plan's package was measured yet" in text
     for role, digits in made.bits.items():
