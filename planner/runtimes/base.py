@@ -36,6 +36,12 @@ def weakest(bases: Iterable[str]) -> str:
     return max(bases, key=BASES.index, default=EXACT)
 
 
+def _check_basis(basis: str) -> None:
+    """A plan is a file that anybody may edit."""
+    if basis not in BASES:
+        raise InputError(f"a basis is one of {', '.join(BASES)}, got {basis!r:.80}")
+
+
 FLOAT = "float"  # activations that are not rounded
 PREFILL = "prefill"
 DECODE = "decode"
@@ -53,6 +59,9 @@ class MemoryItem:
     basis: str
     unit: str | None = None
 
+    def __post_init__(self) -> None:
+        _check_basis(self.basis)
+
 
 @dataclass(frozen=True)
 class LatencyItem:
@@ -63,6 +72,9 @@ class LatencyItem:
     basis: str
     unit: str | None = None
     spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_basis(self.basis)
 
     @classmethod
     def of_products(

@@ -145,3 +145,12 @@ def test_only_the_runtimes_own_products_narrow_its_promises() -> None:
     assert {name: [entry.runtime for entry in found] for name, found in again.items()} == {
         "full": ["full"], "quick": ["quick"], "none": [],
     }  # fmt: skip
+
+
+def test_an_item_rests_on_a_basis_that_there_is(tmp_path: Path) -> None:
+    for table, items in (("memory", "items"), ("latency", "decode")):
+        data = PLAN.to_json()
+        data = {**data, table: {**data[table], items: [{**data[table][items][0], "basis": "hearsay"}]}}
+        (tmp_path / "plan.json").write_text(json.dumps(data))
+        with pytest.raises(ValueError, match="a basis is one of exact, .* got 'hearsay'"):
+            Plan.load(tmp_path / "plan.json")
