@@ -6,6 +6,7 @@ the best of it. It is a sum of sensitivities, as every prediction is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -26,15 +27,13 @@ MOST = 3
 def margins(framed: Framed) -> tuple[Margin, ...]:
     """What is worth saying of a problem that has a solution, at most `MOST`."""
     now = _best(framed)
-    if now is None or not now.proven or framed.limits.max_kl is not None:  # a limited loss is the same whatever else is
+    if now is None or framed.limits.max_kl is not None:  # a limited loss is the same whatever else is
         return ()
     found = []
     for decision, instead, option, workload in _others(framed):
         other = frame(framed.supernet, framed.table, framed.costs.runtime, framed.costs.device, workload, framed.budget)
         other = replace(other, cache_losses=framed.cache_losses)
         then = _best(other)
-        if then is not None and not then.proven:
-            continue  # the difference of sums that were not proven says nothing
         bytes_more = other.costs.memory(now.subnet).total_bytes - framed.costs.memory(now.subnet).total_bytes
         own = _more(other.cache_kl, framed.cache_kl)
         before, after = (one.costs.latency(now.subnet) for one in (framed, other))
@@ -42,7 +41,8 @@ def margins(framed: Framed) -> tuple[Margin, ...]:
             decision, instead, option, bytes_more, own, _more(_kl(other, then), _kl(framed, now)),
             tpot_ms=round(after.tpot_ms - before.tpot_ms, 6), ttft_ms=round(after.ttft_ms - before.ttft_ms, 6),
         )  # fmt: skip
-        if made.weights_kl is None or abs(made.weights_kl) >= LEAST_KL:
+        least = max(LEAST_KL, 2 * (_doubt(framed, now) + _doubt(other, then)))
+        if made.weights_kl is None or abs(made.weights_kl) >= least:
             found.append(made)
     return tuple(found[:MOST])
 
@@ -96,6 +96,13 @@ def _best(framed: Framed) -> Solution | None:
 def _kl(framed: Framed, found: Solution | None) -> float | None:
     """What the weights lose then, predicted; None where nothing keeps the limits."""
     return None if found is None else float(framed.problem.additive(found.subnet))
+
+
+def _doubt(framed: Framed, found: Solution | None) -> float:
+    """By how much there might be less to lose than was found in the time that there was."""
+    if found is None or found.proven:
+        return 0.0
+    return math.inf if found.gap is None else found.gap * abs(framed.problem.additive(found.subnet))
 
 
 def _more(then: float | None, now: float | None) -> float | None:

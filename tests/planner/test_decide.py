@@ -138,6 +138,13 @@ def test_margins_are_the_differences_of_plans(files: Files) -> None:
     assert planned(files, "auto", ROOMY).margins == ()
 
 
+def test_margins_that_might_be_none_are_not_said(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where time runs out, a difference of sums that were not proven may be that of two searches."""
+    monkeypatch.setattr(program, "TIME_LIMIT_S", 1e-9)
+    made = planned(files, "int8", Budget(240_000_000))
+    assert [one.option for one in made.margins] == ["f32"] and made.margins[0].weights_kl is None
+
+
 def test_margins_are_lines() -> None:
     lines = [
         said(Margin(*values))
