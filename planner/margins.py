@@ -58,7 +58,7 @@ def said(one: Margin) -> str:
     if abs(one.ttft_ms) >= LEAST_MS:
         begin += f", take {readable('ms', abs(one.ttft_ms))} {_way(one.ttft_ms)} to the first token"
     if one.own_kl is None:
-        return f"{begin}: {_result(one, 'KL of the weights')}; what they lose themselves was not measured"
+        return f"{begin}: {_result(one, 'KL of the weights')}; --kv-cache auto measures theirs"
     own = f"{abs(one.own_kl):.4f} {_way(one.own_kl)}"
     return f"{begin} and lose {own} themselves: {_result(one, 'KL in all')}"
 

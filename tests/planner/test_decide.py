@@ -161,7 +161,7 @@ def test_margins_are_lines() -> None:
         "2048 more tokens of context take 24 MB: nothing would keep the limits",
         "q8_0 keys and values would free 90 MB, take 120 ms more to the first token and lose 0.0010 more themselves: "
         "KL in all 0.0190 less (predicted)",
-        "q4_0 keys and values would free 90 MB: KL of the weights 0.0200 less (predicted); what they lose themselves "
-        "was not measured",
+        "q4_0 keys and values would free 90 MB: KL of the weights 0.0200 less (predicted); --kv-cache auto "
+        "measures theirs",
         "f16 keys and values would take 90 MB and lose 0.0010 less themselves: KL in all 0.0490 more (predicted)",
     ]
