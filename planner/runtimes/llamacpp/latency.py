@@ -11,7 +11,6 @@ On a device where nothing of llama.cpp was measured, a token is bytes over share
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, LatencyItem
@@ -34,14 +33,16 @@ CODE_BITS = {"Q2_0": 2, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8,
 SLOWER = {("x86_64", "Q2_0"): 20.0}
 
 
-def product_ms(device: Any, kind: TensorType, rows: int, inputs: int, outputs: int) -> tuple[float, float, str]:
+def product_ms(
+    device: DeviceProfile, kind: TensorType, rows: int, inputs: int, outputs: int
+) -> tuple[float, float, str]:
     """(ms, spread, basis) of one product: measured here, or else what datasheet bandwidth and compute allow."""
     found = device.kernels.estimate(
         RUNTIME, CODE_BITS[kind.name], kind.block, rows, inputs, outputs, kernel=kind.name
     )  # fmt: skip
     if found is not None:
         return found.ms, found.spread, found.basis
-    slower = SLOWER.get((device.architecture, kind.name), 1.0)
+    slower = SLOWER.get((device.architecture or "", kind.name), 1.0)
     if rows == 1 and never_measured(device):
         read = read_estimate(device, backend_of(device), group_of(kind.name), outputs * kind.row_bytes(inputs))
         return read.ms * slower, read.spread, ESTIMATE
@@ -68,7 +69,9 @@ def chunks(workload: Workload) -> list[tuple[int, int]]:
 PASSES = Passes(costs.KNOWN, chunks, cache_of, amounts.layer_values, "step")
 
 
-def unit_ms(spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Any, phase: str, device: Any) -> LatencyItem:
+def unit_ms(
+    spec: ModelSpec, unit: UnitSpec, choice: Choice, workload: Workload, phase: str, device: DeviceProfile
+) -> LatencyItem:
     decode, last = phase == DECODE, amounts.runs_on_last_row(unit)
     if decode:
         times = Counter({workload.batch: 1})
