@@ -83,7 +83,7 @@ demo: install
 	@rm -rf demo && mkdir demo
 	$(BIN)/bitfleet profile device --quick --out demo/device.json
 	$(BIN)/bitfleet train smollm2-135m-instruct --minutes $(MINUTES) --out demo/supernet
-	$(BIN)/bitfleet plan demo/supernet --device demo/device.json --context 512 --mem 150MB --out demo/small.json
+	$(BIN)/bitfleet plan demo/supernet --device demo/device.json --context 512 --mem 165MB --out demo/small.json
 	$(BIN)/bitfleet plan demo/supernet --device demo/device.json --context 512 --mem 180MB --out demo/large.json
 	$(BIN)/bitfleet export demo/small.json --out demo/small
 	$(BIN)/bitfleet export demo/large.json --out demo/large

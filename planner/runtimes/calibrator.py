@@ -54,6 +54,10 @@ class Calibrator(ABC):
     ) -> tuple[Calibration, ...]:
         """From what the processes of each shape, which read the LONG prompt, leave beyond weights and cache."""
 
+    def besides(self, wide: Path) -> tuple[Calibration, ...]:
+        """What else this runtime costs, measured with the wide model's package."""
+        return ()
+
     def subnet(self, shape: Shape) -> Subnet:
         turns = self.choices if shape == self.wide else self.choices[:1]
         return Subnet.of({unit.name: turns[(unit.layer or 0) % len(turns)] for unit in shape.spec().units})
@@ -77,6 +81,7 @@ class Calibrator(ABC):
             rounded = {cache: self.serve(one, LONG, DECODED_TOKENS, repeats=2) for cache, one in kept.items()}
             report("serving the wide one", 0.65)
             wide = self.serve(packages[self.wide], SHORT, DECODED_TOKENS, repeats=5)
+            besides = self.besides(packages[self.wide])
             report("measuring peaks of memory", 0.75)
             processes = {SHALLOW: [self.serve(packages[SHALLOW], LONG, 2, repeats=1) for _ in range(PEAKS)]}
             processes |= {DEEP: [long], self.wide: [self.serve(packages[self.wide], LONG, 2, repeats=1)]}
@@ -86,7 +91,7 @@ class Calibrator(ABC):
         solved = self.solver.times(Times(shallow.tpot_ms, deep.tpot_ms, long.tpot_ms, ttft, products, head))
         for cache, one in rounded.items():
             solved |= self.solver.cache(cache, one.ttft_ms - long.ttft_ms, one.tpot_ms - long.tpot_ms, solved)
-        found = [known.calibration(name, value) for name, value in solved.items()]
+        found = [*besides, *(known.calibration(name, value) for name, value in solved.items())]
         found += self.solve_memory(processes, device)
         return (*found, *self.product_factor(replace(device, calibrations=tuple(found)), wide.tpot_ms))
 

@@ -80,5 +80,5 @@ def test_numbers_stay_what_they_were(member: type[Calibrator]) -> None:
     found += calibrator.product_factor(replace(on, calibrations=times), WIDE_MS)
     assert {one.name: one.value for one in found} == SOLVED[member]
     assert {one.name: one.spread for one in found if one.spread is not None} == SPREADS[member]
-    assert {one.name for one in found} == known.units.keys() - {"logit_ns"}  # which is taken as usual
+    assert {one.name for one in found} == known.units.keys() - {"logit_ns"}  # which is measured by itself
     assert all(one.unit == known.units[one.name] for one in found)

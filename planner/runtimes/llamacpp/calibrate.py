@@ -40,6 +40,9 @@ class LlamaCalibrator(Calibrator):
     def serve(self, package: Path, prompt_tokens: int, new_tokens: int, repeats: int) -> Measurement:
         return fresh.measure(package, prompt_tokens, CONTEXT, new_tokens=new_tokens, repeats=repeats)
 
+    def besides(self, wide: Path) -> tuple[Calibration, ...]:
+        return (costs.KNOWN.calibration(costs.LOGIT, 1e6 * fresh.picking_ms(wide) / WIDE.vocabulary),)
+
     def products_ms(self, rows: Sequence[int], threads: int) -> tuple[dict[int, float], float]:
         kind, spec = type_of(CHOICE), replace(SHALLOW, layers=1).spec()
         sizes = [size for unit in spec.units if not unit.is_table for size in amounts.products(spec, unit)]

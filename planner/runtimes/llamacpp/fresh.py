@@ -12,7 +12,7 @@ from typing import Any
 from planner.chat import Messages
 from planner.runtimes.asking import Asking, answers
 from planner.runtimes.caches import FLOAT16
-from planner.runtimes.child import Worker
+from planner.runtimes.child import Worker, patience
 from planner.runtimes.llamacpp.installed import library
 from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, Serving
 from planner.runtimes.spoken import Spoken, prompt_ids, spoken
@@ -60,6 +60,12 @@ def settings(serving: Serving, unrounded: bool = False) -> dict[str, Any]:
 def _ask(task: str, folder: Path, scratch: Path, seconds: float, unrounded: bool = False, **arguments: Any) -> Any:
     given = {"library": library(), "settings": settings(Serving.load(folder), unrounded), **arguments}
     return WORKER.ask(task, folder, scratch, seconds, **given)
+
+
+def picking_ms(folder: Path, repeats: int = 20) -> float:
+    """What picking the likeliest token takes, of the vocabulary of the model in `folder`."""
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        return float(_ask("picking", folder, Path(scratch), patience(0), repeats=repeats))
 
 
 def _stops(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from planner.runtimes.llamacpp import capi
 
 SEED = 2654435761  # of the made-up prompt
+PICKED_FROM = 8  # tokens that are read before one is picked
 OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "unable to allocate", "Cannot allocate memory")
 
 
@@ -113,6 +114,17 @@ def answer(context: Any, ids: list[int], new_tokens: int, stops: list[int]) -> I
         context.step([token], position)
 
 
+def picking(folder: Path, library: str, settings: dict[str, Any], repeats: int) -> float:
+    """Milliseconds of picking the likeliest token, the least of so many times."""
+    context, found = capi.Context(model_of(folder, library), PICKED_FROM, **settings), []
+    context.read(list(range(1, PICKED_FROM)))
+    for _ in range(repeats):
+        started = time.perf_counter()
+        context.likeliest()
+        found.append(1e3 * (time.perf_counter() - started))
+    return min(found)
+
+
 def encoded(folder: Path, library: str, asked: list[str]) -> list[list[int]]:
     """The token ids of each text by llama.cpp's own tokenizer."""
     model = model_of(folder, library, vocab_only=True)
@@ -149,6 +161,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "log_probs": log_probs,
     "continued": continued,
     "generate": generate,
+    "picking": picking,
     "encoded": encoded,
     "products": products,
 }

@@ -61,6 +61,20 @@ def test_the_peak_is_promised(tmp_path: Path, choice: Choice, table: Choice, con
     assert found.peak_bytes <= promised < found.peak_bytes + 5_000_000
 
 
+@needs_library
+def test_what_a_calibrated_device_takes_for_a_token_is_no_estimate(tmp_path: Path) -> None:
+    """What is beside the products, picking a token included: a sum rests on the weakest of its parts."""
+    package = random_gguf.write(SMALL, uniform(SMALL, SYM4, SYM8), 256, 1, tmp_path / "package")
+    known = CALIBRATOR.solver.passes.known
+    (picking,) = CALIBRATOR.besides(package)
+    assert 0 < picking.value < 1e3
+    others = tuple(known.calibration(name, 1.0) for name in known.units if name != picking.name)
+    device = replace(DEVICE, kernels=table_of({"Q4_0": 4.0}), calibrations=(picking, *others))
+    for phase in (DECODE, PREFILL):
+        around = latency.around(SMALL.spec(), Workload(512, 1, 128), device, phase)
+        assert {item.basis for item in around} == {MEASURED}
+
+
 def test_weights_and_cache_are_exact() -> None:
     spec = SMOLLM2.spec()
     items = {i.name: i.bytes for i in memory.items(spec, uniform(SMOLLM2, SYM4, SYM8), Workload(1000), DEVICE)}
