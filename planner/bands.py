@@ -14,7 +14,7 @@ BANDS = {MEMORY: 0.0, TPOT: 0.20, TTFT: 0.50}  # a prompt is one pass, and one d
 QUICK = {MEMORY: 0.0, TPOT: 0.35, TTFT: 0.70}  # more of it is interpolated, from fewer repeats
 DATASHEET = {MEMORY: 0.05, TPOT: 0.20, TTFT: 0.50}
 KL_LIMIT = 0.01  # nats per token between the package and the subnet it was made from
-QUICK_ENTRIES = 100  # a quick profile has fewer kernels than this, a full one 200 or more
+QUICK_ENTRIES = 150  # a quick profile has fewer kernels of a runtime than this, a full one 200 or more
 
 
 def bands(device: DeviceProfile, runtime: str) -> Mapping[str, float]:
