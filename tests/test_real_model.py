@@ -34,10 +34,10 @@ def test_from_the_default_model_to_a_package_that_answers(tmp_path: Path) -> Non
     assert 0 < quality["8 bits"] < 0.01 < quality["4 bits"] < 1
 
     made = json.loads(
-        command("plan", net, "--mem", "260MB", "--context", 256, "--device", DEVICE, "--out", plan, "--json")
+        command("plan", net, "--mem", "185MB", "--context", 256, "--device", DEVICE, "--out", plan, "--json")
     )
     chosen = made["compared"][0]
-    assert chosen["memory_bytes"] <= 260_000_000
+    assert chosen["memory_bytes"] <= 185_000_000
     assert 4 < chosen["mean_bits"] < 8
     assert quality["8 bits"] < chosen["measured"]["kl"] < quality["4 bits"]
 

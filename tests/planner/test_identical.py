@@ -26,7 +26,9 @@ from tests.planner.runtime_fixtures import VARIANTS, mixed, save_tiny
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = Recipe(bits=(2, 4, 8), group_size=32, quantizer="rtn", steps=1, batch=2, window_tokens=16, prune=(0.5, 0))
+RECIPE = Recipe(
+    bits=(2, 4, 8), grid="int", group_size=32, quantizer="rtn", steps=1, batch=2, window_tokens=16, prune=(0.5, 0)
+)
 EPOCH = {"SOURCE_DATE_EPOCH": "1700000000"}
 # What other CPUs would compute with, as far as libraries can be told: torch, its products of both kinds, numpy, glibc.
 OTHER_CPU = {
