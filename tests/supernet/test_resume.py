@@ -38,7 +38,7 @@ PREPARED: dict[str, dict[str, Any]] = {  # every option that changes what traini
     "gptq": {"quantizer": "gptq", "awq": 0.5},
     "learned": {"quantizer": "learned", "block_steps": 8, "awq": 0.5},
     "lora": {"adapter": "lora"},
-    "pooled": {"adapter": "pooled"},
+    "pooled": {"adapter": "pooled", "grid": "int"},
     "rounding": {"adapter": "rounding", "awq": 0.5},
     "routed": {"adapter": "routed", "sharing": "shared"},
     "matched": {"sharing": "matched", "awq": 0.5},
