@@ -22,7 +22,7 @@ from tests.tiny import TEXT, save_tiny
 
 pytestmark = pytest.mark.long
 
-RECIPE = Recipe(bits=(2, 3, 8), group_size=16, quantizer="rtn", steps=6, batch=4, window_tokens=16)
+RECIPE = Recipe(bits=(2, 3, 8), grid="int", group_size=16, quantizer="rtn", steps=6, batch=4, window_tokens=16)
 SCRIPT = """
 import json, sys
 from pathlib import Path
