@@ -25,7 +25,7 @@ from supernet.quantizers import QUANTIZERS, RTN
 from supernet.recipe import Recipe
 from supernet.refiners import REFINERS
 from supernet.rounded import rounding_losses
-from supernet.space import Choice, SearchSpace, Subnet
+from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec
 
 SATURATED = 3.0  # nats per token, from which on a loss tells little
@@ -80,8 +80,8 @@ class Start:
         """Codes of what the head multiplies by go back to rounding where that loses less, beside the widest linears."""
         unit = head_unit(self.model, self.spec)
         name, choices = unit.linears[0].name, self.space[unit.name]
-        widest = dict(self.space.uniform(self.spec, self.widths[-1]).items)
-        subnets = [Subnet.of(widest | {unit.name: choice}) for choice in choices]
+        widest = self.space.uniform(self.spec, self.widths[-1])
+        subnets = [widest.replace(unit.name, choice) for choice in choices]
         matrix = supernet.matrices[name]
         ours, plain = {choice: matrix.stored(choice) for choice in choices}, rounded(self.model, name, choices)
 
