@@ -11,6 +11,7 @@ from planner.runtimes.calibrated import (
     BASE,
     LAYER,
     LAYER_BYTES,
+    PRODUCTS,
     SCORE_DECODE,
     SCORE_PREFILL,
     STEP,
@@ -18,7 +19,6 @@ from planner.runtimes.calibrated import (
     Calibrated,
     factor_units,
 )
-from planner.runtimes.calibrated import PRODUCTS as PRODUCTS
 from planner.runtimes.calibrated import UNITS as SHARED
 from planner.runtimes.llamacpp.serving import CACHES, RUNTIME
 

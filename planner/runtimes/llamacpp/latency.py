@@ -14,7 +14,7 @@ from collections import Counter
 
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, LatencyItem
-from planner.runtimes.calibrated import LAYER
+from planner.runtimes.calibrated import LAYER, PRODUCTS
 from planner.runtimes.llamacpp import amounts, costs
 from planner.runtimes.llamacpp.formats import TensorType, type_of
 from planner.runtimes.llamacpp.memory import kv_bytes
@@ -81,8 +81,8 @@ def unit_ms(
     shapes = amounts.products(spec, unit, choice.kept)
     parts = [(count, *product_ms(device, kind, rows, k, n)) for rows, count in times.items() for k, n in shapes]
     few = decode or last  # rows: reading the weights takes longer than multiplying by them
-    factor = costs.value(device, costs.PRODUCTS)[0] if few else 1.0
-    more = costs.spread(device, costs.PRODUCTS) if few else 0.0
+    factor = costs.value(device, PRODUCTS)[0] if few else 1.0
+    more = costs.spread(device, PRODUCTS) if few else 0.0
     return LatencyItem.of_products(unit.name, parts, factor, more)
 
 
