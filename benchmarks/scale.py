@@ -45,13 +45,12 @@ SHAPES: dict[str, dict[str, int]] = {  # of the published configs
     },
 }  # fmt: skip
 RECIPE = Recipe()  # bits and adapters of the default
-(GROUP,) = set(RECIPE.sizes().values())
-TABLE_BITS = FORMATS[RECIPE.grid].table_bits
+FORMAT, GROUPS = FORMATS[RECIPE.grid], RECIPE.sizes()  # its group size by bits
+NARROW = min(RECIPE.adapted_bits)
 RANK = 16
 WINDOWS, TOKENS = 4, 2048  # of the batch that activations are counted for
 STEPS = 2000
 FLOAT32, BFLOAT16 = 4, 2
-SCALE_AND_ZERO = 5  # bytes of a group: a float32 and a uint8
 GPU_BYTES = 80e9
 TFLOPS = 100  # sustained, of the example of the hours
 
@@ -121,12 +120,12 @@ def code_bytes(which: Sequence[LinearSpec], bits: int) -> int:
     return sum(linear.out_features * packed_bytes(linear.in_features, bits) for linear in which)
 
 
-def groups(which: Sequence[LinearSpec]) -> int:
-    return sum(linear.weights // GROUP for linear in which)
+def scale_bytes(weights: int, bits: int) -> int:
+    return FORMAT.side_bits(bits, GROUPS[bits], weights) // 8
 
 
 def stored_bytes(which: Sequence[LinearSpec], bits: int) -> int:
-    return code_bytes(which, bits) + SCALE_AND_ZERO * groups(which)
+    return code_bytes(which, bits) + sum(scale_bytes(linear.weights, bits) for linear in which)
 
 
 def supernet_bytes(spec: ModelSpec) -> int:
@@ -135,31 +134,30 @@ def supernet_bytes(spec: ModelSpec) -> int:
 
 
 def table_bytes(spec: ModelSpec) -> int:
-    return sum(stored_bytes(tables(spec), bits) for bits in TABLE_BITS)
+    return sum(stored_bytes(tables(spec), bits) for bits in FORMAT.table_bits)
 
 
-def adapter_parameters(spec: ModelSpec, adapter: str) -> int:
-    """Of one bit-width."""
+def adapter_parameters(spec: ModelSpec, adapter: str, bits: int) -> int:
     if adapter == "scales":
-        return groups(linears(spec))
+        return sum(linear.weights // GROUPS[bits] for linear in linears(spec))
     return sum(RANK * (linear.in_features + linear.out_features) for linear in linears(spec))
 
 
 def adapter_bytes(spec: ModelSpec, adapter: str) -> int:
     """Adapters at every trained bit-width, and Adam's two moments of those that a step has drawn: in the end, all."""
-    return 3 * FLOAT32 * len(RECIPE.adapted_bits) * adapter_parameters(spec, adapter)
+    return 3 * FLOAT32 * sum(adapter_parameters(spec, adapter, bits) for bits in RECIPE.adapted_bits)
 
 
 def gradient_bytes(spec: ModelSpec, adapter: str) -> int:
-    """A step leaves gradients on the adapters of its subnet alone."""
-    return FLOAT32 * adapter_parameters(spec, adapter)
+    """A step leaves gradients on the adapters of its subnet alone. Of the one with the most."""
+    return FLOAT32 * max(adapter_parameters(spec, adapter, bits) for bits in RECIPE.adapted_bits)
 
 
 HELD: dict[str, Any] = {
     "full weights, bfloat16": lambda s: BFLOAT16 * parameters(s),
     "full weights, float32": lambda s: FLOAT32 * parameters(s),
     **{
-        f"codes of the linears at {bits} bits, scales and zeros": lambda s, bits=bits: stored_bytes(linears(s), bits)
+        f"codes of the linears at {bits} bits, and scales": lambda s, bits=bits: stored_bytes(linears(s), bits)
         for bits in RECIPE.bits
     },
     "codes of embedding and head at 4 and 8 bits": table_bytes,
@@ -225,12 +223,12 @@ def kept_bytes(adapter: str, heads: int, keys: int, mlp: int, layers: int, token
     }  # fmt: skip
     model = LlamaForCausalLM(config(**shape)).eval().requires_grad_(False)
     spec = spec_of_model(model, "block")
-    space = make_space(spec, (2,), GROUP)
+    space = make_space(spec, (NARROW,), GROUPS, (), RECIPE.grid)
     ids = torch.zeros(1, tokens, dtype=torch.long)
     supernet = build(model, spec, space, quantize(model, spec, space, RTN(), ids))
-    supernet.adapt(ADAPTERS[adapter], (2,), seed=0)
+    supernet.adapt(ADAPTERS[adapter], (NARROW,), seed=0)
     supernet.set_dtype(torch.bfloat16)
-    supernet.activate(space.uniform(spec, 2))
+    supernet.activate(space.uniform(spec, NARROW))
     if saving:
         checkpoint_blocks(supernet.model)
     kept: dict[int, int] = {}
@@ -319,16 +317,13 @@ class Training:
         n = self.processes
         every = (*linears(spec), *tables(spec))
         table_weights = sum(linear.weights for linear in tables(spec))
-        codes = sum(code_bytes(linears(spec), b) for b in RECIPE.bits)
-        codes += sum(code_bytes(tables(spec), b) for b in TABLE_BITS)
-        in_groups = SCALE_AND_ZERO * (len(RECIPE.bits) * groups(linears(spec)) + len(TABLE_BITS) * groups(tables(spec)))
         block = sum(unit.weights for unit in layer_units(spec))
         return {
             "teacher's blocks, shared out": BFLOAT16 * (parameters(spec) - table_weights) / n,
             "teacher's embedding and head": BFLOAT16 * table_weights,
             "teacher's blocks that are whole, two at most": 2 * BFLOAT16 * block if n > 1 else 0,
-            "supernet's codes, scales and zeros, shared out": (codes + in_groups) / n,
-            "scales and zeros that are whole, of one block": SCALE_AND_ZERO * block / GROUP if n > 1 else 0,
+            "supernet's codes and scales, shared out": supernet_bytes(spec) / n,
+            "scales that are whole, of one block": max(scale_bytes(block, b) for b in RECIPE.bits) if n > 1 else 0,
             "supernet's embedding, as it is multiplied": BFLOAT16 * tables(spec)[0].weights,
             "widest matrix made again: codes, weights and their gradient": 3
             * BFLOAT16
@@ -356,14 +351,14 @@ def step_flop(spec: ModelSpec, tokens: int, adapter: str = "scales", checkpointi
     """
     attention = 2 * spec.num_layers * tokens * spec.num_heads * spec.head_dim
     passes = (4 if checkpointing else 3) * pass_flop(spec, tokens) + attention
-    own = spec.linear_weights if adapter == "scales" else 3 * adapter_parameters(spec, adapter)
+    own = spec.linear_weights if adapter == "scales" else 3 * adapter_parameters(spec, adapter, NARROW)
     return passes + 2 * own
 
 
 def lora_flop(spec: ModelSpec, tokens: int) -> float:
     """Of one token of a plain LoRA step on the full model."""
     attention = 2 * spec.num_layers * tokens * spec.num_heads * spec.head_dim
-    return 2 * pass_flop(spec, tokens) + attention + 2 * 3 * adapter_parameters(spec, "lora")
+    return 2 * pass_flop(spec, tokens) + attention + 2 * 3 * adapter_parameters(spec, "lora", NARROW)
 
 
 def hours(spec: ModelSpec) -> str:

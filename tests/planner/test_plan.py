@@ -134,7 +134,7 @@ def test_what_a_package_keeps_of_a_plan_is_the_same_elsewhere() -> None:
 
 def test_only_the_runtimes_own_products_narrow_its_promises() -> None:
     """A profile of two runtimes: full of one, quick of the other; what is timed again is the one's that was planned."""
-    entries = tuple(KernelEntry("full", 4, 32, rows, 512, 512, 1, 1.0, 1.0, 1.0, 9) for rows in range(1, 140))
+    entries = tuple(KernelEntry("full", 4, 32, rows, 512, 512, 1, 1.0, 1.0, 1.0, 9) for rows in range(1, 201))
     entries += tuple(KernelEntry("quick", 4, 32, rows, 1024, 1024, 1, 1.0, 1.0, 1.0, 9) for rows in range(1, 20))
     device = DeviceProfile(
         name="test", kind="cpu", vendor="test", model="test", memory_bytes=2**34, measured=True, source="test",

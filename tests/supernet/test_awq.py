@@ -20,7 +20,6 @@ from supernet.model import spec_of_model
 from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.recipe import Recipe
-from supernet.space import Choice
 from tests.tiny import FAMILIES, TEXT, save_tiny, tiny_model, windows
 
 NORM, QKV = "model.layers.0.input_layernorm", [f"model.layers.0.self_attn.{p}_proj" for p in "qkv"]
@@ -152,7 +151,7 @@ def test_a_supernet_is_made_stopped_and_gone_on_with(power: float, tmp_path: Pat
     for name, value in supernet.floats.items():
         assert torch.equal(value, full.get_parameter(name))
     for linear in (*QKV, UP, DOWN):
-        weight, stored = full.get_submodule(linear).weight, supernet.matrices[linear].effective(Choice(8, 16))
+        weight, stored = full.get_submodule(linear).weight, supernet.matrices[linear].effective(recipe.choice(8))
         assert (weight - stored).abs().max() < 0.02 * weight.abs().max()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,10 +323,10 @@ def test_a_pruned_supernet_is_made_stopped_and_gone_on_with(stop: str, source: s
     assert_measured(files)
     full = load_model(source).model
     as_prepared(full, files)
-    weight, stored = full.get_submodule(DOWN).weight, supernet.matrices[DOWN].effective(Choice(8, 16))
+    weight, stored = full.get_submodule(DOWN).weight, supernet.matrices[DOWN].effective(RECIPE.choice(8))
     assert (weight - stored).abs().max() < 0.02 * weight.abs().max()
-    half = files.folded(DOWN, Choice(4, 16, kept=64))
-    assert torch.equal(half.codes, files.folded(DOWN, Choice(4, 16)).codes[:, :64])
+    half = files.folded(DOWN, replace(RECIPE.choice(4), kept=64))
+    assert torch.equal(half.codes, files.folded(DOWN, RECIPE.choice(4)).codes[:, :64])
     assert half.scale.shape == half.zero.shape == (64, 4)
 
 

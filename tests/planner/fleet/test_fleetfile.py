@@ -51,7 +51,7 @@ def test_what_the_example_has_in_comments_works_too(tmp_path: Path) -> None:
         ("board", "l4-24gb"),
         ("this-machine", "steam-deck-16gb"),
     ]
-    assert (fleet.devices[0].prompt_tokens, fleet.devices[0].kv_cache) == (128, "q8_0")
+    assert (fleet.devices[0].prompt_tokens, fleet.devices[0].kv_cache) == (128, "auto")
 
 
 def test_tokens_a_second_are_a_time_per_token(tmp_path: Path) -> None:
