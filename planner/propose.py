@@ -16,7 +16,7 @@ from planner.search.optuna_search import OptunaSearch
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
 
-TRIALS = 400
+TRIALS = 100
 TOP = 2
 APART = 0.05
 """Finalists differ in at least this share of the units: closer ones cannot be told apart by measuring."""

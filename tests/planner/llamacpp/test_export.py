@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import torch
 
 from planner.runtimes.llamacpp import architectures, fresh, metadata, modelfile, safety, tensors
 from planner.runtimes.llamacpp.export import in_pairs, write_model
+from planner.runtimes.llamacpp.header import head
 from planner.runtimes.llamacpp.serving import LIBRARY
 from records.errors import InputError
 from supernet.sources.gguf import GGUFSource
+from supernet.spec import ModelSpec
 from tests.planner.llamacpp.models import EVERY, EXACT, READ, WIDE, WRITTEN, GridModel, K, made, mixed
 from tests.planner.runtime_fixtures import save_tiny
 
@@ -33,6 +36,20 @@ def test_the_file_is_the_subnet_and_has_the_predicted_bytes(variant: str, tmp_pa
     assert (tmp_path / "package" / "model.gguf").stat().st_size == predicted
     if variant in READ:
         assert_same_model(files.subnet_model(subnet), GGUFSource(tmp_path / "package" / "model.gguf"))
+
+
+def test_bytes_are_counted_anew_when_a_file_of_the_model_changes(tmp_path: Path) -> None:
+    files = made("llama", tmp_path / "model")
+    before = metadata.head_bytes(files.spec, files.model_dir)
+    assert metadata.head_bytes(files.spec, files.model_dir) == before
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}" * 99
+    (files.model_dir / "chat_template.jinja").write_text(template)
+    after = metadata.head_bytes(files.spec, files.model_dir)
+    assert after == len(head(metadata.entries(files.spec, files.model_dir), stored(files.spec))) != before
+
+
+def stored(spec: ModelSpec) -> list[Any]:
+    return [tensor.stored(None) for tensor in tensors.tensors_of(spec)]
 
 
 def assert_same_model(wanted: torch.nn.Module, source: GGUFSource) -> None:
