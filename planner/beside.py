@@ -32,7 +32,7 @@ def with_stock(framed: Framed, proposed: Proposed) -> Proposed:
 
 def stock_of(framed: Framed) -> tuple[str, Subnet] | None:
     """The name of what the runtime's own tools make, and the subnet of the problem that has its types."""
-    return framed.costs.runtime.stock(framed.costs.spec, framed.problem.space)
+    return framed.scenario.runtime.stock(framed.costs.spec, framed.problem.space)
 
 
 def rejected(framed: Framed, made: Plan, qualities: Mapping[Subnet, Quality]) -> tuple[Rejected, ...]:

@@ -35,20 +35,21 @@ def choose(
 
     `taken` is the finalist to choose, where others decide; without it the one that loses least is.
     """
-    costs, device = framed.costs, framed.costs.device
+    costs, scenario = framed.costs, framed.scenario
+    files, runtime, device = scenario.files, scenario.runtime, scenario.device
     compared = _compare(framed, proposed, measured)
     least = compared[0]
     if taken is not None:
         compared = tuple(sorted(compared, key=lambda one: one.subnet != taken))
     best = compared[0]
     return Plan(
-        supernet=str(framed.supernet.path),
-        fingerprint=framed.supernet.fingerprint,
+        supernet=str(files.path),
+        fingerprint=files.fingerprint,
         model=summary(costs.spec),
-        runtime=costs.runtime.name,
-        device=device_summary(device, costs.runtime.name),
-        workload=costs.workload,
-        budget=framed.budget,
+        runtime=runtime.name,
+        device=device_summary(device, runtime.name),
+        workload=scenario.workload,
+        budget=scenario.budget,
         limits=framed.limits,
         compared=compared,
         memory=costs.memory(best.subnet),
@@ -59,16 +60,16 @@ def choose(
             *framed.notes,
             *(_verdict(compared, least) if framed.limits.max_kl is None else _smallest(compared, framed.limits.max_kl)),
             *measured_on(best.measured),
-            *framed.table.notes(),
-            *_basis(device, costs.runtime.name),
+            *scenario.table.notes(),
+            *_basis(device, runtime.name),
             *filter(None, [costs.pricing.rests_on()]),
         ),
         versions={"python": platform.python_version(), **_versions("scipy", "optuna"), **device.kernels.versions},
         date=made_now(),
         command=command,
-        bands=dict(bands(device, costs.runtime.name)),
-        bits=bits_by_layer(best.subnet, framed.supernet.spec),
-        kv_cache=cache_row(costs.runtime.cache(costs.workload), framed.cache_kl),
+        bands=dict(bands(device, runtime.name)),
+        bits=bits_by_layer(best.subnet, files.spec),
+        kv_cache=cache_row(runtime.cache(scenario.workload), framed.cache_kl),
     )
 
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from planner.frame import Framed, Supernet, beside_kl, frame
-from planner.request import Budget, Workload
+from planner.frame import Framed, beside_kl, frame
+from planner.request import Workload
 from planner.runtimes.base import Runtime
 from planner.runtimes.caches import CacheType, caches_asked
+from planner.scenario import Scenario
 from planner.search.base import Decision, Option, Problem, Resource
 from planner.search.program import Solution, solve
-from profiles.device import DeviceProfile
 from records.errors import InputError, NotInstalledError
-from supernet.sensitivity_table import SensitivityTable
 from supernet.spec import ModelSpec
 
 KV_CACHE, LOSS = "kv-cache", "loss"
@@ -29,20 +28,13 @@ CacheLoss = Callable[[Runtime, CacheType], float]
 be known."""
 
 
-def decide(
-    files: Supernet,
-    table: SensitivityTable,
-    runtime: Runtime,
-    device: DeviceProfile,
-    workload: Workload,
-    budget: Budget,
-    cache_loss: CacheLoss | None = None,
-) -> Framed:
-    """The problem of the weights, with all that `workload` leaves open decided. As `planner.frame.frame`.
+def decide(scenario: Scenario, cache_loss: CacheLoss | None = None) -> Framed:
+    """The problem of the weights, with all that the workload leaves open decided. As `planner.frame.frame`.
 
     Where no way keeps the limits it is a problem that has all of them, and no solution.
     """
-    caches = checked_caches(runtime, files.spec, workload)
+    runtime, workload = scenario.runtime, scenario.workload
+    caches = checked_caches(runtime, scenario.files.spec, workload)
     losses = {cache: _loss_of(runtime, cache, cache_loss) for cache in caches}
     known = [cache for cache, loss in losses.items() if isinstance(loss, float)]
     lines = [f"{loss}: not taken" for loss in losses.values() if isinstance(loss, str)]
@@ -54,7 +46,7 @@ def decide(
     for cache in known:
         unasked = None if cache == runtime.caches[0] else cache.name
         named = workload if len(caches) == 1 else replace(workload, kv_cache=unasked)
-        one = frame(files, table, runtime, device, named, budget)
+        one = frame(scenario.serving(named))
         ways.append(replace(one, cache_losses=by_name, notes=(*one.notes, *lines)))
     return ways[0] if len(ways) == 1 else _best(ways)
 
@@ -62,14 +54,13 @@ def decide(
 def other_caches(framed: Framed) -> tuple[str, ...]:
     """The types of cache that would keep the limits which the one that was asked for does not; none where planning had
     them all."""
-    workload, runtime = framed.costs.workload, framed.costs.runtime
-    asked, holding = runtime.cache(workload), runtime.holding(framed.supernet.spec)
+    scenario, workload, runtime = framed.scenario, framed.scenario.workload, framed.scenario.runtime
+    asked, holding = runtime.cache(workload), runtime.holding(scenario.files.spec)
     found = []
     for cache in () if framed.problem.decisions else runtime.caches:
         if cache == asked or holding.cache_refusal(cache) is not None:
             continue
-        named = replace(workload, kv_cache=cache.name)
-        other = frame(framed.supernet, framed.table, runtime, framed.costs.device, named, framed.budget).problem
+        other = frame(scenario.serving(replace(workload, kv_cache=cache.name))).problem
         if solve(other.space, other.loss, other.resources) is not None:
             found.append(cache.name)
     return tuple(found)
@@ -77,7 +68,7 @@ def other_caches(framed: Framed) -> tuple[str, ...]:
 
 def _best(ways: Sequence[Framed]) -> Framed:
     """The one that loses least together with the best weights for it."""
-    names = [way.costs.runtime.cache(way.costs.workload).name for way in ways]
+    names = [way.scenario.runtime.cache(way.scenario.workload).name for way in ways]
     open_to = options(names, [way.cache_kl or 0.0 for way in ways], [way.problem.resources for way in ways])
     joint = replace(ways[0].problem, decisions=(Decision(KV_CACHE, open_to),))
     most, floats = ways[0].limits.max_kl, beside_kl(replace(ways[0], cache_losses={}))

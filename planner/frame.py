@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Protocol
 
 from planner.bands import KL_LIMIT
 from planner.costs import Costs
-from planner.request import Budget, Workload
+from planner.request import Budget
 from planner.runtimes.base import FLOAT, Runtime
+from planner.scenario import PlanSource, Scenario
 from planner.search.base import Problem
 from planner.shortage import readable
 from profiles.device import DeviceProfile
@@ -25,39 +24,18 @@ DEPTHS = 4
 """Units of one role are priced in this many stretches of depth."""
 
 
-class Supernet(Protocol):
-    """What planning reads of an open supernet."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def model_dir(self) -> Path: ...
-    @property
-    def deploys(self) -> str: ...
-    @property
-    def activations(self) -> Mapping[str, float]: ...
-    @property
-    def spec(self) -> ModelSpec: ...
-    @property
-    def space(self) -> SearchSpace: ...
-    @property
-    def fingerprint(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Framed:
-    """A device, what it shall serve within which budget, and the problem that this is: in the units of the costs' spec,
-    of which some are several of the supernet's where the runtime ties them.
+    """A scenario and the problem that it is: in the units of the costs' spec, of which some are several of the
+    supernet's where the runtime ties them.
 
     `limits` are what is planned to: the budget, or less where the device has less. `dropped` are choices that the
     runtime cannot load, and why; `notes` what a reader must know by now. `cache_losses` is what keys and values lose
     beside what a subnet loses, by the types of cache of which that is known.
     """
 
-    supernet: Supernet
-    table: SensitivityTable
+    scenario: Scenario
     costs: Costs
-    budget: Budget
     limits: Budget
     problem: Problem
     dropped: Mapping[str, str]
@@ -67,41 +45,35 @@ class Framed:
     @property
     def cache_kl(self) -> float | None:
         """What keys and values lose as the workload has them kept; None where that is not known."""
-        return self.cache_losses.get(self.costs.runtime.cache(self.costs.workload).name)
+        return self.cache_losses.get(self.scenario.runtime.cache(self.scenario.workload).name)
 
     def tied(self, subnet: Subnet) -> Subnet:
         """A subnet of the supernet in the problem's units. InputError where units differ that the runtime ties."""
-        return together(subnet, self.costs.spec, self.costs.runtime.name)
+        return together(subnet, self.costs.spec, self.scenario.runtime.name)
 
     def apart(self, subnet: Subnet) -> Subnet:
         """A subnet of the problem in the supernet's units."""
-        return apart(subnet, self.costs.spec, self.supernet.spec)
+        return apart(subnet, self.costs.spec, self.scenario.files.spec)
 
 
-def frame(
-    files: Supernet,
-    table: SensitivityTable,
-    runtime: Runtime,
-    device: DeviceProfile,
-    workload: Workload,
-    budget: Budget,
-) -> Framed:
-    """What is left to be decided is the weights alone: `workload` says all else. InputError for a device, a model,
+def frame(scenario: Scenario) -> Framed:
+    """What is left to be decided is the weights alone: the workload says all else. InputError for a device, a model,
     adapters or a context that the runtime cannot serve, and for sensitivities of other weights."""
-    spec, refusal = files.spec, runtime.device_refusal(device)
+    files, runtime, device, workload = scenario.files, scenario.runtime, scenario.device, scenario.workload
+    refusal = runtime.device_refusal(device)
     if refusal is not None:
         raise InputError(f"{refusal}, got {device.name}; plan for another --device")
-    space, dropped = check_servable(files, table, runtime)
-    workload.check(spec)
-    limits, notes = _limits(budget, device)
-    costs = Costs.of(runtime, spec, workload, device, files.model_dir)
+    space, dropped = check_servable(files, scenario.table, runtime)
+    workload.check(files.spec)
+    limits, notes = _limits(scenario.budget, device)
+    costs = Costs.of(runtime, files.spec, workload, device, files.model_dir)
     costs.latency(Subnet(tuple((unit, choices[0]) for unit, choices in space)))  # refuses a device of unknown speed
-    losses = table.tied(costs.spec).by_choice
+    losses = scenario.table.tied(costs.spec).by_choice
     problem = Problem(space, losses, costs.resources(space, limits), groups=_groups(costs.spec))
-    return Framed(files, table, costs, budget, limits, problem, dropped, (*notes, *_unpriced(files, runtime)))
+    return Framed(scenario, costs, limits, problem, dropped, (*notes, *_unpriced(files, runtime)))
 
 
-def _unpriced(files: Supernet, runtime: Runtime) -> tuple[str, ...]:
+def _unpriced(files: PlanSource, runtime: Runtime) -> tuple[str, ...]:
     """What the predicted loss leaves out. Supernets of before do not know what rounded activations cost."""
     if runtime.activations != FLOAT and runtime.activations not in files.activations:
         cost = f"what {runtime.activations} activations cost this model was not measured"
@@ -112,22 +84,24 @@ def _unpriced(files: Supernet, runtime: Runtime) -> tuple[str, ...]:
 def beside_kl(framed: Framed) -> float:
     """Nats a token that the runtime's rounding of activations, keys and values costs, by itself; 0 where that is
     unknown."""
-    activations = framed.supernet.activations.get(framed.costs.runtime.activations, 0.0)
+    activations = framed.scenario.files.activations.get(framed.scenario.runtime.activations, 0.0)
     return activations + (framed.cache_kl or 0.0)
 
 
 def renamed(framed: Framed, device: DeviceProfile) -> Framed:
     """The same for a `device` that differs in its name alone."""
-    before, now = (_limits(framed.budget, one)[1] for one in (framed.costs.device, device))
+    scenario = framed.scenario
+    before, now = (_limits(scenario.budget, one)[1] for one in (scenario.device, device))
     notes = dict(zip(before, now, strict=True))
     return replace(
         framed,
+        scenario=replace(scenario, device=device),
         costs=replace(framed.costs, device=device),
         notes=tuple(notes.get(line, line) for line in framed.notes),
     )
 
 
-def check_servable(files: Supernet, table: SensitivityTable, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:
+def check_servable(files: PlanSource, table: SensitivityTable, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:
     """What `runtime` can load of a supernet, and what it cannot with the reason: `loadable`. InputError where no device
     could be served."""
     if files.deploys not in runtime.deploys:

@@ -31,8 +31,7 @@ def margins(framed: Framed) -> tuple[Margin, ...]:
         return ()
     found = []
     for decision, instead, option, workload in _others(framed):
-        other = frame(framed.supernet, framed.table, framed.costs.runtime, framed.costs.device, workload, framed.budget)
-        other = replace(other, cache_losses=framed.cache_losses)
+        other = replace(frame(framed.scenario.serving(workload)), cache_losses=framed.cache_losses)
         then = _best(other)
         bytes_more = other.costs.memory(now.subnet).total_bytes - framed.costs.memory(now.subnet).total_bytes
         own = _more(other.cache_kl, framed.cache_kl)
@@ -78,7 +77,7 @@ def _result(one: Margin, what: str) -> str:
 
 def _others(framed: Framed) -> Iterator[tuple[str, str, str, Workload]]:
     """Each other way: the decision, what it is now, what it would be, and the workload that says so."""
-    workload, runtime, spec = framed.costs.workload, framed.costs.runtime, framed.supernet.spec
+    workload, runtime, spec = framed.scenario.workload, framed.scenario.runtime, framed.scenario.files.spec
     more = min(workload.context + workload.context // 2, spec.max_context)
     if more > workload.context:
         yield CONTEXT, str(workload.context), str(more), replace(workload, context=more)

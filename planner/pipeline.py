@@ -11,7 +11,7 @@ from dataclasses import replace
 from planner.beside import front, notches, rejected, stock_of, with_stock
 from planner.choose import choose
 from planner.decide import CacheLoss, decide, other_caches
-from planner.frame import Framed, Supernet, beside_kl
+from planner.frame import Framed, beside_kl
 from planner.margins import margins
 from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SLOWER, WORSE, Other, Plan
 from planner.propose import TOP, TRIALS, Proposed, propose
@@ -19,6 +19,7 @@ from planner.quality import Measure, Quality, as_quality
 from planner.request import Budget, Workload
 from planner.room import context_room
 from planner.runtimes.base import Runtime
+from planner.scenario import PlanSource, Scenario
 from planner.shortage import budget_error
 from planner.smallest import within_loss
 from profiles.device import DeviceProfile
@@ -31,7 +32,7 @@ Deepen = Callable[[Framed, Proposed], Proposed]
 
 
 def plan(
-    files: Supernet,
+    files: PlanSource,
     runtime: Runtime,
     device: DeviceProfile,
     workload: Workload,
@@ -47,7 +48,7 @@ def plan(
 
 
 def plan_any(
-    files: Supernet,
+    files: PlanSource,
     runtimes: Sequence[Runtime],
     device: DeviceProfile,
     workload: Workload,
@@ -84,7 +85,7 @@ def plan_any(
     beside: list[Subnet] = []  # what is measured and no finalist
     for runtime in runtimes:
         try:
-            framed = decide(files, table, runtime, device, workload, budget, cache_loss)
+            framed = decide(Scenario(files, table, runtime, device, workload, budget), cache_loss)
             if budget.max_kl is not None:
                 framed, proposed, tried = within_loss(framed, measure, seed)
                 beside += tried

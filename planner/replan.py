@@ -6,24 +6,25 @@ from dataclasses import replace
 
 from planner.choose import choose
 from planner.decide import decide
-from planner.frame import Framed, Supernet
+from planner.frame import Framed
 from planner.plan import Plan
 from planner.propose import Proposed
 from planner.runtimes.base import Runtime
+from planner.scenario import PlanSource, Scenario
 from planner.search.base import Candidate
 from profiles.device import DeviceProfile
 from records.errors import InputError
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 
 
-def replanned(files: Supernet, made: Plan, runtime: Runtime, device: DeviceProfile) -> Plan:
+def replanned(files: PlanSource, made: Plan, runtime: Runtime, device: DeviceProfile) -> Plan:
     """The plan of the same subnet, device and workload for `runtime`, with what was measured of the subnet.
 
     The budget stays what it was; where the runtime takes more, a note says so. InputError where it cannot load the
     subnet, or does not run on the device.
     """
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
-    framed = decide(files, table, runtime, device, made.workload, made.budget)
+    framed = decide(Scenario(files, table, runtime, device, made.workload, made.budget))
     _check_loadable(framed, made)
     chosen = made.chosen
     proposed = Proposed(((chosen.kind, Candidate(made.subnet, chosen.predicted_kl, chosen.source)),), made.search)
@@ -37,6 +38,6 @@ def replanned(files: Supernet, made: Plan, runtime: Runtime, device: DeviceProfi
 def _check_loadable(framed: Framed, made: Plan) -> None:
     for unit, choice in framed.tied(made.subnet):
         if choice not in framed.problem.space[unit]:
-            name, role = framed.costs.runtime.name, framed.costs.spec.unit(unit).role
+            name, role = framed.scenario.runtime.name, framed.costs.spec.unit(unit).role
             why = framed.dropped.get(f"{choice} of {role}", "it is none of its choices")
             raise InputError(f"{name} cannot load {unit} at {choice}: {why}")

@@ -60,7 +60,7 @@ def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple
     keeps all limits, with the least loss and the least memory that would do.
     """
     asked, rounding = framed.limits.max_kl or math.inf, beside_kl(framed)
-    most, name = asked - rounding, framed.costs.runtime.name
+    most, name = asked - rounding, framed.scenario.runtime.name
     if most <= 0:
         raise BudgetError(
             f"a loss of {asked:.4g} cannot be met: {name}'s rounding of {ROUNDED} alone costs {rounding:.3g}; "
@@ -69,11 +69,11 @@ def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple
     search = _Bisection(framed, most, measure, seed)
     search.run()
     if not search.losses:
-        raise budget_error(framed.problem, framed.budget, framed.costs.device.name)
+        raise budget_error(framed.problem, framed.scenario.budget, framed.scenario.device.name)
     least = min(search.losses.values())
     if least > most:
         enough = _enough(framed, most, measure, seed)
-        raise loss_error(framed.problem, framed.budget, framed.costs.device.name, most, least, enough)
+        raise loss_error(framed.problem, framed.scenario.budget, framed.scenario.device.name, most, least, enough)
     note = f"{rounding:.3g} of the loss of {asked:.4g} go to the rounding of {ROUNDED} by {name}"
     notes = (*framed.notes, note) if rounding else framed.notes
     tried = tuple(framed.apart(subnet) for subnet in search.losses)
@@ -83,7 +83,7 @@ def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple
 def _enough(framed: Framed, most: float, measure: Measure | None, seed: int) -> float | None:
     """The least memory of the device with which the loss was kept; None where all of it is too little."""
     memory, *others = framed.problem.resources
-    usable = float(framed.costs.device.usable_bytes)
+    usable = float(framed.scenario.device.usable_bytes)
     if usable <= memory.limit:
         return None
     roomy = replace(framed.problem, resources=(replace(memory, limit=usable), *others))

@@ -14,7 +14,7 @@ from planner.decide import CacheLoss, decide
 from planner.fleet.cover import fewest
 from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.index import loss_of, package_name
-from planner.frame import Framed, Supernet, beside_kl, check_servable, renamed
+from planner.frame import Framed, beside_kl, check_servable, renamed
 from planner.pipeline import measured
 from planner.plan import PLANNED, Plan
 from planner.propose import TRIALS, Proposed, propose
@@ -22,6 +22,7 @@ from planner.quality import Measure, Quality
 from planner.request import DEFAULT_CONTEXT, DEFAULT_PROMPT_TOKENS, Workload
 from planner.runtimes import AUTO, RUNTIMES, Installed, installed
 from planner.runtimes.base import Progress, Runtime
+from planner.scenario import PlanSource, Scenario
 from planner.search.base import Candidate, Problem
 from planner.shortage import KEYS, budget_error
 from profiles.cpu import profile_cpu
@@ -101,7 +102,7 @@ class FleetPlan:
 
 
 def plan_fleet(
-    files: Supernet,
+    files: PlanSource,
     fleet: Fleet,
     runtime_of: Callable[[str], Runtime],
     measure: Measure | None = None,
@@ -168,7 +169,7 @@ def _least(one: _Served, qualities: Mapping[Subnet, Quality]) -> float:
     return min(loss for loss in losses if loss is not None) + beside_kl(one.framed)
 
 
-def _check_any(files: Supernet, table: SensitivityTable, runtimes: Sequence[Runtime]) -> None:
+def _check_any(files: PlanSource, table: SensitivityTable, runtimes: Sequence[Runtime]) -> None:
     """InputError where the supernet is for none of these: that is no device's fault, and no budget mends it."""
     errors = []
     for runtime in runtimes:
@@ -181,7 +182,7 @@ def _check_any(files: Supernet, table: SensitivityTable, runtimes: Sequence[Runt
 
 
 def _all_framed(
-    files: Supernet,
+    files: PlanSource,
     table: SensitivityTable,
     runtimes: Mapping[str, Runtime],
     devices: Sequence[Wanted],
@@ -201,7 +202,7 @@ def _all_framed(
 
 
 def _framed(
-    files: Supernet, table: SensitivityTable, runtime: Runtime, wanted: Wanted, cache_loss: CacheLoss | None
+    files: PlanSource, table: SensitivityTable, runtime: Runtime, wanted: Wanted, cache_loss: CacheLoss | None
 ) -> Framed | str:
     """The device's problem, or why it has none."""
     try:
@@ -209,7 +210,7 @@ def _framed(
             files.spec, wanted.context, wanted.batch or 1, wanted.prompt_tokens, wanted.kv_cache
         )
         device = replace(wanted.profile, name=wanted.name)
-        return decide(files, table, runtime, device, workload, wanted.budget, cache_loss)
+        return decide(Scenario(files, table, runtime, device, workload, wanted.budget), cache_loss)
     except InputError as error:
         return str(error)
 
@@ -256,7 +257,7 @@ class _Served:
         profile = self.wanted.profile
         threads = profile.threads if profile.measured else None
         kept = self.workload.kv_cache
-        unasked = kept == _framed_of(self).costs.runtime.caches[0].name
+        unasked = kept == _framed_of(self).scenario.runtime.caches[0].name
         return Kind(
             self.wanted.runtime, self.workload.context, self.workload.batch, threads, None if unasked else kept
         )  # fmt: skip
@@ -276,7 +277,7 @@ def _proposals(
         return _Served(wanted, asked, refused=framed)
     proposed = found[problems.index(framed.problem)]
     if proposed.finalists:
-        return _Served(wanted, framed.costs.workload, framed, with_stock(framed, proposed).apart(framed))
+        return _Served(wanted, framed.scenario.workload, framed, with_stock(framed, proposed).apart(framed))
     refusal = budget_error(framed.problem, wanted.budget, wanted.name, KEYS)
     return _Served(wanted, asked, refused=str(refusal))
 

@@ -22,6 +22,7 @@ from planner.propose import TOP, TRIALS
 from planner.quality import MeasuredQuality, Quality
 from planner.request import Budget, Workload, parse_bytes
 from planner.runtimes import RUNTIMES
+from planner.scenario import Scenario
 from planner.search.base import Problem
 from profiles.catalog import load
 from profiles.device import DeviceProfile
@@ -104,7 +105,7 @@ def drawn(files: Files, budget: Budget) -> Plan:
 
 def framed_for(files: Files, budget: Budget, workload: Workload = WORKLOAD) -> Framed:
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
-    return frame(files, table, RUNTIMES["onnxruntime"](), DEVICE, workload, budget)
+    return frame(Scenario(files, table, RUNTIMES["onnxruntime"](), DEVICE, workload, budget))
 
 
 def test_the_plan_keeps_every_budget_and_beats_the_uniform_subnet(files: Files) -> None:

@@ -20,6 +20,7 @@ from planner.promise import Promise
 from planner.quality import Quality
 from planner.request import Budget, Workload
 from planner.runtimes import RUNTIMES
+from planner.scenario import Scenario
 from profiles.catalog import load
 from records.errors import InputError
 from supernet.space import Subnet
@@ -204,9 +205,9 @@ def test_devices_that_differ_in_their_names_alone_are_framed_once_and_planned_as
     framed: list[str] = []
     decide = fleet_plan.decide
 
-    def counted(files: Any, table: Any, runtime: Any, device: Any, *more: Any) -> Any:
-        framed.append(device.name)
-        return decide(files, table, runtime, device, *more)
+    def counted(scenario: Scenario, *more: Any) -> Any:
+        framed.append(scenario.device.name)
+        return decide(scenario, *more)
 
     monkeypatch.setattr(fleet_plan, "decide", counted)
     much = 2 * DEVICE.usable_bytes  # so that a note names the device
