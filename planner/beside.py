@@ -95,12 +95,8 @@ def _row(framed: Framed, made: Plan, one: Compared) -> Rejected:
     return Rejected(
         kind=one.kind, name=one.source, reason=reason, over=over, mean_bits=one.mean_bits,
         memory_bytes=one.memory_bytes, disk_bytes=one.disk_bytes, tpot_ms=one.tpot_ms, ttft_ms=one.ttft_ms,
-        kl=_kl(one), measured=bool(one.measured),
+        kl=one.kl, measured=bool(one.measured),
     )  # fmt: skip
-
-
-def _kl(one: Compared) -> float:
-    return float(one.measured.get("kl", one.predicted_kl))
 
 
 def _over(framed: Framed, one: Compared) -> dict[str, float]:
@@ -108,7 +104,7 @@ def _over(framed: Framed, one: Compared) -> dict[str, float]:
     subnet, most = framed.tied(one.subnet), framed.limits.max_kl
     amounts = {each.name: each.amount(subnet) - each.limit for each in framed.problem.resources}
     if most is not None:
-        amounts[LOSS] = _kl(one) - most
+        amounts[LOSS] = one.kl - most
     return {name: amount for name, amount in amounts.items() if amount > 0}
 
 

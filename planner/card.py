@@ -131,8 +131,8 @@ def chart(made: Plan) -> Chart:
 def _subnets(made: Plan) -> Iterator[tuple[str, float, float, str, str]]:
     """(class, memory, loss, mark, in words), the plan first."""
     chosen = made.chosen
-    kl = float(chosen.measured.get("kl", chosen.predicted_kl))
-    yield "plan", float(chosen.memory_bytes), kl, "", _words("the plan", chosen.memory_bytes, kl, bool(chosen.measured))
+    said = _words("the plan", chosen.memory_bytes, chosen.kl, bool(chosen.measured))
+    yield "plan", float(chosen.memory_bytes), chosen.kl, "", said
     for one in made.rejected:
         mark = f"{one.mean_bits:.0f}" if one.kind == UNIFORM else ""
         kind = f"{'mixed' if one.kind == PLANNED else one.kind}{'' if one.measured else ' predicted'}"

@@ -88,12 +88,8 @@ def _compare(framed: Framed, proposed: Proposed, measured: Mapping[Subnet, Quali
 def _rank(most: float | None, one: Compared) -> tuple[float, ...]:
     """The least loss first; where the loss is limited the smallest within it, then the others."""
     if most is None:
-        return (_kl(one),)
-    return (0.0, one.memory_bytes, _kl(one)) if _kl(one) <= most else (1.0, _kl(one))
-
-
-def _kl(one: Compared) -> float:
-    return one.measured.get("kl", one.predicted_kl)
+        return (one.kl,)
+    return (0.0, one.memory_bytes, one.kl) if one.kl <= most else (1.0, one.kl)
 
 
 def _verdict(compared: Sequence[Compared], least: Compared) -> Iterator[str]:
@@ -102,8 +98,8 @@ def _verdict(compared: Sequence[Compared], least: Compared) -> Iterator[str]:
     planned = next((c for c in compared if c.kind == PLANNED), None)
     if not best.measured:
         yield "quality is predicted from sensitivities, nothing was measured for this plan"
-    if _kl(best) > _kl(least):
-        yield f"shared with other devices: KL {_kl(best):.4g}, {_kl(least):.4g} with this device's own best plan"
+    if best.kl > least.kl:
+        yield f"shared with other devices: KL {best.kl:.4g}, {least.kl:.4g} with this device's own best plan"
     elif not best.measured:
         return
     elif uniform is None:
@@ -124,9 +120,9 @@ def _smallest(compared: Sequence[Compared], most: float) -> Iterator[str]:
     how = "measured" if best.measured else "predicted from sensitivities, nothing was measured for this plan"
     yield (
         f"the smallest within a loss of {most:.4g}, which is {math.expm1(most):.2%} of perplexity on text that the "
-        f"full model itself would write: KL {_kl(best):.4g} {how}"
+        f"full model itself would write: KL {best.kl:.4g} {how}"
     )
-    if uniform is None or _kl(uniform) > most:
+    if uniform is None or uniform.kl > most:
         yield "no uniform subnet within the limits keeps this loss"
     elif best is uniform:
         yield f"{best.source} is the smallest that keeps this loss, and was chosen"

@@ -134,8 +134,7 @@ def _code(error: InputError | BudgetError) -> str:
 
 def _loss(made: Plan, framed: Framed) -> float:
     """Nats a token that a plan's package loses."""
-    kl = made.chosen.measured.get("kl", made.chosen.predicted_kl)
-    return max(0.0, kl) + beside_kl(framed)
+    return max(0.0, made.chosen.kl) + beside_kl(framed)
 
 
 def _rank(made: Plan, loss: float) -> tuple[float, ...]:
@@ -149,7 +148,7 @@ def _other(made: Plan, kl: float, taken: Plan) -> Other:
     if made.budget.max_kl is not None:
         reason = LARGER
     else:
-        reason = SLOWER if kl == taken.chosen.measured.get("kl", taken.chosen.predicted_kl) else WORSE
+        reason = SLOWER if kl == taken.chosen.kl else WORSE
     return Other(
         runtime=made.runtime,
         reason=reason,

@@ -95,6 +95,11 @@ class Compared:
     predicted_kl: float
     measured: Measured = field(default_factory=Measured, hash=False)
 
+    @property
+    def kl(self) -> float:
+        """What it loses, in nats a token: measured where something was, else predicted."""
+        return self.measured.get("kl", self.predicted_kl)
+
     def to_json(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**data, "subnet": self.subnet.to_json(), "measured": dict(self.measured)}

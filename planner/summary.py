@@ -32,18 +32,14 @@ def lead(made: Plan) -> str:
     """In a line what the plan is worth beside the best uniform subnet, and what that rests on."""
     chosen, uniform, most = made.chosen, made.uniform, made.limits.max_kl
     how = "measured on text that no search saw" if chosen.measured else "predicted, nothing was measured"
-    said = f"KL {_loss(chosen):.4g} a token in {size(chosen.memory_bytes)}, {how}"
+    said = f"KL {chosen.kl:.4g} a token in {size(chosen.memory_bytes)}, {how}"
     if chosen.kind != PLANNED:
         return f"{said}; {chosen.source}, no mixture was found to be better"
-    if uniform is None or (most is not None and _loss(uniform) > most):
+    if uniform is None or (most is not None and uniform.kl > most):
         return f"{said}; no uniform subnet keeps these limits"
     if most is not None:
         return f"{said}; {uniform.source} within this loss takes {size(uniform.memory_bytes)}"
-    return f"{said}; {uniform.source} within these limits loses {_loss(uniform):.4g}"
-
-
-def _loss(one: Compared) -> float:
-    return float(one.measured.get("kl", one.predicted_kl))
+    return f"{said}; {uniform.source} within these limits loses {uniform.kl:.4g}"
 
 
 def room(made: Plan) -> str | None:
