@@ -111,7 +111,8 @@ def plan_any(
         framed, deeper = found[best][0], deepen(*found[best]).apart(found[best][0])
         plans[best] = choose(framed, deeper, qualities | measured([deeper], measure), command)
     taken = _with_what_stands_beside(found[best][0], plans[best], qualities, drawn)
-    others = [_other(plans[name], losses[name], taken) for name in sorted(plans, key=ranks.__getitem__) if name != best]
+    least = _loss(taken, found[best][0])
+    others = [_other(plans[name], losses[name], least) for name in sorted(plans, key=ranks.__getitem__) if name != best]
     others += [Other(name, f"{error}", _code(error)) for name, error in refused.items()]
     others += [Other(name, line, NOT_INSTALLED) for name, line in (absent or {}).items() if name not in refused]
     return replace(taken, others=tuple(others))
@@ -142,13 +143,13 @@ def _rank(made: Plan, loss: float) -> tuple[float, ...]:
     return (loss, chosen.tpot_ms) if made.budget.max_kl is None else (chosen.memory_bytes, loss)
 
 
-def _other(made: Plan, kl: float, taken: Plan) -> Other:
-    """A plan that was not `taken`, in a row."""
+def _other(made: Plan, kl: float, least: float) -> Other:
+    """A plan that loses `kl` and was not taken, in a row; the one that was loses the `least`."""
     chosen = made.chosen
     if made.budget.max_kl is not None:
         reason = LARGER
     else:
-        reason = SLOWER if kl == taken.chosen.kl else WORSE
+        reason = SLOWER if kl == least else WORSE
     return Other(
         runtime=made.runtime,
         reason=reason,
