@@ -25,9 +25,8 @@ from claims import Claim, finish, table
 
 from planner.request import Workload
 from planner.runtimes.base import DECODE, PREFILL
-from planner.runtimes.engine import ASSUMED_CACHE_BYTES
-from planner.runtimes.llamacpp import amounts, fresh, kernels, latency, memory, random_gguf
-from planner.runtimes.llamacpp.calibrate import LlamaCalibrator
+from planner.runtimes.llamacpp import amounts, fresh, latency, memory, random_gguf
+from planner.runtimes.llamacpp.engine import LlamaTimer
 from planner.runtimes.llamacpp.formats import type_of
 from planner.runtimes.llamacpp.serving import cache_of
 from planner.runtimes.shapes import HALF_B, HALF_B_UNTIED, SMOLLM2, Shape
@@ -104,11 +103,11 @@ def main() -> None:
 
 
 def profiled(device: DeviceProfile, quick: bool) -> DeviceProfile:
-    cache = device.last_level_cache_bytes or ASSUMED_CACHE_BYTES
-    device = replace(device, threads=kernels.best_threads(device.threads or 1, cache))
-    entries = tuple(kernels.measure(device.threads or 1, cache, quick))
+    timer = LlamaTimer()
+    device = replace(device, threads=timer.best_threads(device))
+    entries = tuple(timer.kernels(device, quick))
     device = replace(device, kernels=KernelTable(entries, datetime.now(UTC).date().isoformat()))
-    return replace(device, calibrations=LlamaCalibrator().calibrate(device))
+    return replace(device, calibrations=timer.calibrate(device))
 
 
 def measured(

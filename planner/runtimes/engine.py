@@ -24,7 +24,6 @@ from profiles.kernels import KernelEntry
 
 Ids: TypeAlias = NDArray[np.integer[Any]]
 """Token ids."""
-ASSUMED_CACHE_BYTES = 64 * 2**20  # of the last level, on a device whose caches are unknown
 
 
 class Timer(ABC):

@@ -6,33 +6,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from planner.chat import Messages
-from planner.runtimes.base import Progress
-from planner.runtimes.engine import ASSUMED_CACHE_BYTES, Engine, Server, Speaker, Timer
+from planner.runtimes.engine import Engine, Server, Speaker, Timer
 from planner.runtimes.llamacpp import fresh, kernels
 from planner.runtimes.llamacpp.calibrate import LlamaCalibrator
 from planner.runtimes.served import LONGEST_NEW_TOKENS, FreshServer, FreshSpeaker
 from planner.runtimes.spoken import Spoken
-from profiles.device import Calibration, DeviceProfile
+from planner.runtimes.timed import Products, TableTimer
 from profiles.kernels import KernelEntry
 
 
-class LlamaTimer(Timer):
+class LlamaTimer(TableTimer):
     """Times products of each type, and small GGUF files with random weights."""
 
-    def best_threads(self, device: DeviceProfile) -> int:
-        return kernels.best_threads(device.threads or 1, device.last_level_cache_bytes or ASSUMED_CACHE_BYTES)
+    def products(self) -> Products:
+        return kernels
 
-    def kernels(
-        self, device: DeviceProfile, quick: bool = False, progress: Progress | None = None
-    ) -> list[KernelEntry]:
-        cache = device.last_level_cache_bytes or ASSUMED_CACHE_BYTES
-        return list(kernels.measure(device.threads or 1, cache, quick, progress))
+    def calibrator(self) -> LlamaCalibrator:
+        return LlamaCalibrator()
 
-    def calibrate(self, device: DeviceProfile, progress: Progress | None = None) -> tuple[Calibration, ...]:
-        return LlamaCalibrator().calibrate(device, progress)
-
-    def slower(self, entries: Sequence[KernelEntry], cache_bytes: int | None) -> float:
-        return kernels.slower(entries, cache_bytes or ASSUMED_CACHE_BYTES)
+    def again(self, entries: Sequence[KernelEntry], cache_bytes: int) -> float:
+        return kernels.slower(entries, cache_bytes)
 
 
 class LlamaServer(FreshServer):

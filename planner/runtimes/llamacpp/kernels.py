@@ -88,21 +88,14 @@ def _entry(case: dict[str, Any], rows: int, times: Sequence[float], threads: int
     )  # fmt: skip
 
 
-def best_threads(available: int, cache_bytes: int) -> int:
-    """1 or `available` threads, whichever generates faster: more threads lose where something else keeps a core busy,
-    because llama.cpp's threads wait for the slowest."""
-
-    def cost_ms(threads: int) -> float:
-        (entry,) = timed([(TYPES["Q4_0"], 1024, 3072, (1,))], threads, cache_bytes, TRIES)
-        return entry.p90_ms
-
-    return available if available > 1 and cost_ms(available) < cost_ms(1) else 1
+def one_row_ms(threads: int, cache_bytes: int) -> float:
+    """As `Products.one_row_ms`."""
+    (entry,) = timed([(TYPES["Q4_0"], 1024, 3072, (1,))], threads, cache_bytes, TRIES)
+    return entry.p90_ms
 
 
 def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
-    """As `Timer.slower`: the mean of how much longer the products take."""
-    if not entries:
-        return 1.0
+    """As `TableTimer.again`: the mean of how much longer the products take."""
     ratios = []
     for entry in entries:
         case = (TYPES[entry.kernel], entry.in_features, entry.out_features, (entry.rows,))

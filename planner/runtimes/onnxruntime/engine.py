@@ -4,41 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from planner.chat import Messages
-from planner.runtimes.base import Progress
-from planner.runtimes.engine import ASSUMED_CACHE_BYTES, Engine, Server, Speaker, Timer
+from planner.runtimes.engine import Engine, Server, Speaker, Timer
 from planner.runtimes.onnxruntime import fresh
 from planner.runtimes.passes import DECODED_TOKENS
 from planner.runtimes.served import FreshServer, FreshSpeaker
 from planner.runtimes.spoken import Spoken
-from profiles.device import Calibration, DeviceProfile
+from planner.runtimes.timed import Products, TableTimer
 from profiles.kernels import KernelEntry
 
+if TYPE_CHECKING:
+    from planner.runtimes.onnxruntime.calibrate import OnnxCalibrator
 
-class OnnxTimer(Timer):
+
+class OnnxTimer(TableTimer):
     """Times `MatMulNBits`, and small packages with random weights."""
 
-    def best_threads(self, device: DeviceProfile) -> int:
+    def products(self) -> Products:
         from planner.runtimes.onnxruntime import kernels
 
-        return kernels.best_threads(device.threads or 1, device.last_level_cache_bytes or ASSUMED_CACHE_BYTES)
+        return kernels
 
-    def kernels(
-        self, device: DeviceProfile, quick: bool = False, progress: Progress | None = None
-    ) -> list[KernelEntry]:
-        from planner.runtimes.onnxruntime import kernels
-
-        cache = device.last_level_cache_bytes or ASSUMED_CACHE_BYTES
-        return kernels.measure(device.threads or 1, cache, quick, progress)
-
-    def calibrate(self, device: DeviceProfile, progress: Progress | None = None) -> tuple[Calibration, ...]:
+    def calibrator(self) -> OnnxCalibrator:
         from planner.runtimes.onnxruntime.calibrate import OnnxCalibrator
 
-        return OnnxCalibrator().calibrate(device, progress)
+        return OnnxCalibrator()
 
-    def slower(self, entries: Sequence[KernelEntry], cache_bytes: int | None) -> float:
-        return fresh.slower(entries, cache_bytes or ASSUMED_CACHE_BYTES)
+    def again(self, entries: Sequence[KernelEntry], cache_bytes: int) -> float:
+        return fresh.slower(entries, cache_bytes)
 
 
 class OnnxServer(FreshServer):

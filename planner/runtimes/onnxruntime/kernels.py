@@ -93,16 +93,10 @@ def undisturbed(fn: Callable[[], object], tries: int) -> Timing:
     return best
 
 
-def best_threads(available: int, cache_bytes: int) -> int:
-    """1 or `available` threads, whichever generates faster: more threads lose where something else keeps a core busy,
-    because the runtime's threads wait for the slowest."""
-    choice = Choice(4, 32)
-
-    def cost_ms(threads: int) -> float:
-        (entry,) = measure_product(1024, 3072, choice, (1,), threads, cache_bytes, TRIES)
-        return entry.p90_ms
-
-    return available if available > 1 and cost_ms(available) < cost_ms(1) else 1
+def one_row_ms(threads: int, cache_bytes: int) -> float:
+    """As `Products.one_row_ms`."""
+    (entry,) = measure_product(1024, 3072, Choice(4, 32), (1,), threads, cache_bytes, TRIES)
+    return entry.p90_ms
 
 
 def session(inputs: int, outputs: int, choice: Choice, copies: int, threads: int) -> Any:
