@@ -168,7 +168,9 @@ def open_delta(path: Path) -> Delta:
         raise InputError(f"{path / DELTA} is damaged ({error}); {_REMAKE}") from None
 
 
-def _write_index(folder: Path, old: Any, new: Any, parts: Mapping[str, list[Part]], tensors: int) -> None:
+def _write_index(
+    folder: Path, old: Mapping[str, Entry], new: Mapping[str, Entry], parts: Mapping[str, list[Part]], tensors: int
+) -> None:
     index = {
         "kind": KIND,
         "schema": SCHEMA,

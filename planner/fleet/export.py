@@ -11,7 +11,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from planner.bands import bands
 from planner.fleet.index import (
@@ -42,6 +41,7 @@ from planner.package import (
 )
 from planner.plan import Plan
 from planner.runtimes.base import Progress, Runtime
+from planner.runtimes.source import PackageSource
 from profiles.cpu import profile_cpu
 from profiles.device import DeviceProfile
 from records.atomic import check_output, remove_left_over, sha256, write_text
@@ -51,6 +51,7 @@ from records.errors import InputError, SystemFailure
 from records.lock import locked
 from records.reading import read_json
 from records.signals import stoppable
+from supernet.spec import ModelSpec
 
 LIBRARIES_BYTES, WEIGHTS = 700_000_000, 1.5  # what an export takes, and times the model's weights in bfloat16
 """Measured: benchmarks/half_billion.py."""
@@ -99,7 +100,7 @@ def check_names(planned: FleetPlan, dist: Path) -> None:
 
 
 def write_packages(
-    planned: FleetPlan, files: Any, runtime_of: Callable[[str], Runtime], dist: Path, progress: Progress | None = None,
+    planned: FleetPlan, files: PackageSource, runtime_of: Callable[[str], Runtime], dist: Path, progress: Progress | None = None,
     waiting: Callable[[str], None] | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Write what is not in `dist` yet, in the fleet's order. Returns the names of what was written now.
@@ -150,9 +151,9 @@ def _run(jobs: Sequence[Job], at_once: int, wrote: Callable[[int], None]) -> Non
             wrote(len(jobs) - len(running))
 
 
-def weights_bytes(spec: Any) -> int:
+def weights_bytes(spec: ModelSpec) -> int:
     """Of the model in bfloat16."""
-    return 2 * (sum(unit.weights for unit in spec.units) + int(spec.float_parameters))
+    return 2 * (sum(unit.weights for unit in spec.units) + spec.float_parameters)
 
 
 def at_once(packages: int, weights: int, machine: DeviceProfile) -> int:
@@ -198,7 +199,7 @@ def _there(package: Shared, fingerprint: str, runtime: Runtime, path: Path) -> b
     return True
 
 
-def index_of(planned: FleetPlan, files: Any, runtime_of: Callable[[str], Runtime], dist: Path) -> Index:
+def index_of(planned: FleetPlan, files: PackageSource, runtime_of: Callable[[str], Runtime], dist: Path) -> Index:
     """The index of what was written into `dist`, all slots open."""
     opened = {package.name: open_package(dist / package.name) for package in planned.packages}
     listed = {p.name: _listed(p, opened[p.name], files.spec) for p in planned.packages}
@@ -238,7 +239,7 @@ def left_over(index: Index, dist: Path) -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in dist.glob(f"*/{MANIFEST}") if path.parent.name not in known))
 
 
-def _listed(package: Shared, opened: Package, spec: Any) -> Listed:
+def _listed(package: Shared, opened: Package, spec: ModelSpec) -> Listed:
     plan = next(iter(package.plans.values()))
     return Listed(
         name=package.name,
