@@ -100,8 +100,8 @@ def check_names(planned: FleetPlan, dist: Path) -> None:
 
 
 def write_packages(
-    planned: FleetPlan, files: PackageSource, runtime_of: Callable[[str], Runtime], dist: Path, progress: Progress | None = None,
-    waiting: Callable[[str], None] | None = None,
+    planned: FleetPlan, files: PackageSource, runtime_of: Callable[[str], Runtime], dist: Path,
+    progress: Progress | None = None, waiting: Callable[[str], None] | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Write what is not in `dist` yet, in the fleet's order. Returns the names of what was written now.
 

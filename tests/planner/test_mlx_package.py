@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from planner.request import Workload
-from planner.runtimes.mlx import description, holds
+from planner.runtimes.mlx import description
+from planner.runtimes.mlx.holding import MlxHolding
 from planner.runtimes.mlx.layout import packed
 from planner.runtimes.mlx.packages import MlxPackages
 from planner.runtimes.mlx.runtime import Mlx
@@ -44,7 +45,7 @@ def test_mlx_lm_answers_as_the_subnet(variant: str, tmp_path: Path) -> None:
     mx = pytest.importorskip("mlx.core", reason=PACKAGES)
     utils = pytest.importorskip("mlx_lm.utils", reason=PACKAGES)
     files = tiny(variant, tmp_path / "model")
-    assert holds.model_refusal(files.spec) is None
+    assert MlxHolding(files.spec).refusal() is None
     subnet = cycled(files.spec, MIX)
     (tmp_path / "package").mkdir()
     MlxPackages().write(files, subnet, Workload(128, 1, 64), None, tmp_path / "package")
@@ -59,7 +60,7 @@ def test_mlx_lm_answers_as_the_subnet(variant: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", REFUSED)
 def test_what_mlx_lm_computes_otherwise_is_refused(variant: str, tmp_path: Path) -> None:
-    refusal = holds.model_refusal(tiny(variant, tmp_path).spec)
+    refusal = MlxHolding(tiny(variant, tmp_path).spec).refusal()
     assert refusal is not None and REFUSED[variant] in refusal
 
 

@@ -14,8 +14,8 @@ from planner.runtimes import RUNTIMES
 from planner.runtimes.base import DECODE, ESTIMATE, Runtime
 from planner.runtimes.mlx.runtime import Mlx
 from planner.runtimes.solving import SHALLOW
-from planner.runtimes.vllm import holds
-from planner.runtimes.vllm.runtime import HUMMING, Vllm
+from planner.runtimes.vllm.holding import GRIDS, HUMMING_TIMES, MARLIN, kernel
+from planner.runtimes.vllm.runtime import Vllm
 from profiles.catalog import load, names
 from profiles.folder_shares import FITTED, FLOAT, PACKED, Reading, read_estimate
 from profiles.shares import published_bandwidth
@@ -70,17 +70,17 @@ def test_a_token_of_vllm_is_its_bytes_over_the_published_share(name: str) -> Non
     down = SPEC.unit("model.layers.0.mlp.down_proj")
     for text, item in times.items():
         choice, size = Choice.parse(text), holding.unit_bytes(down, Choice.parse(text))
-        if holds.kernel(choice) == holds.MARLIN:
+        if kernel(choice) == MARLIN:
             ms, half = 1e3 * size / (FITTED.share["vllm", PACKED] * published_bandwidth(device)), FITTED.half["vllm"]
         else:
-            humming = HUMMING[choice.bits] * holding.unit_bytes(down, Choice.parse("sym4g32"))
+            humming = HUMMING_TIMES[choice.bits] * holding.unit_bytes(down, Choice.parse("sym4g32"))
             ms, half = 1e3 * humming / (FITTED.share["vllm", PACKED] * published_bandwidth(device)), math.log(2)
         assert (item.ms, item.spread) == (pytest.approx(ms), pytest.approx(math.sinh(half))), text
 
 
 @pytest.mark.parametrize("name", GPUS)
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("grid", holds.GRIDS)
+@pytest.mark.parametrize("grid", GRIDS)
 def test_what_no_kernel_of_vllm_runs_is_refused_with_what_fits(name: str, bits: int, grid: str) -> None:
     """Marlin has 4 bits, with zeros or without, and 8 without; Humming the rest from compute capability 7.5."""
     runtime, device = Vllm(), load(name)
@@ -90,7 +90,7 @@ def test_what_no_kernel_of_vllm_runs_is_refused_with_what_fits(name: str, bits: 
     runs = bits in (4, 8) if zeros else bits in (2, 3, 4, 5, 6, 7, 8)
     assert (refusal is None) == runs
     if runs:
-        assert holds.kernel(choice) == ("Marlin" if bits == 4 or (bits == 8 and not zeros) else "Humming")
+        assert kernel(choice) == ("Marlin" if bits == 4 or (bits == 8 and not zeros) else "Humming")
     elif zeros and 2 <= bits <= 8:
         fitting = [Choice.parse(word) for word in str(refusal).rpartition("use ")[2].split(" or ")]
         assert len(fitting) == 2 and all(holding.unit_refusal(unit, other) is None for other in fitting)

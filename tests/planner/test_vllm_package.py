@@ -13,7 +13,7 @@ import torch
 
 from planner.request import Workload
 from planner.runtimes.tensor_file import WEIGHTS
-from planner.runtimes.vllm import holds
+from planner.runtimes.vllm import holding
 from planner.runtimes.vllm.layout import packed
 from planner.runtimes.vllm.packages import VllmPackages
 from planner.runtimes.vllm.runtime import Vllm
@@ -79,7 +79,7 @@ def test_transformers_loads_exactly_the_subnet(variant: str, tmp_path: Path) -> 
     from transformers import AutoModelForCausalLM
 
     files, subnet = made(variant, tmp_path / "package")
-    assert holds.model_refusal(files.spec) is None
+    assert holding.VllmHolding(files.spec).refusal() is None
     ids = torch.randint(3, 259, (2, 120), generator=torch.Generator().manual_seed(0))
     wanted = packaged_model(files, subnet, half_tables=True)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "package", dtype=torch.float32)
@@ -173,7 +173,7 @@ def test_the_config_says_of_every_linear_once_what_it_is(tmp_path: Path) -> None
         assert (weights.num_bits, weights.group_size) == (choice.bits, choice.group_size)
         assert weights.symmetric == (choice.grid == "sym") and not weights.dynamic and weights.actorder is None
         assert schemes[name].input_activations is None and schemes[name].format == "pack-quantized"
-    for parts in holds.FUSED[files.spec.architecture]:
+    for parts in holding.FUSED[files.spec.architecture]:
         for layer in range(files.spec.num_layers):
             fused = [name for name in choices if name.split(".")[-1] in parts and f".{layer}." in name]
             assert len(fused) == len(parts) and len({choices[name] for name in fused}) == 1
@@ -200,7 +200,7 @@ def test_what_no_kernel_runs_is_refused_with_what_fits(tmp_path: Path) -> None:
     odd = replace(qkv, linears=tuple(replace(linear, out_features=60) for linear in qkv.linears))
     assert "over 8 rows" in str(runtime.holding(spec).unit_refusal(odd, Choice.parse("int4g64")))
     kernels = {
-        text: holds.kernel(Choice.parse(text)) for text in ("sym4g32", "int4g32", "sym8g64", "int8g64", "sym3g64")
+        text: holding.kernel(Choice.parse(text)) for text in ("sym4g32", "int4g32", "sym8g64", "int8g64", "sym3g64")
     }
     assert [*kernels.values()] == ["Marlin", "Marlin", "Marlin", "Humming", "Humming"]
     assert all(runtime.device_refusal(load(name)) is None for name in (rtx.name, "a100-sxm-80gb"))
@@ -212,7 +212,7 @@ def test_a_plan_says_where_vllm_rounds(tmp_path: Path) -> None:
     spec, device = GridModel(save_tiny("gemma3", tmp_path)).spec, load("l4-24gb")
     said = Vllm().pricing(spec, Workload(128, 1, 32), device).rests_on()
     assert (
-        holds.model_refusal(spec) is None
+        holding.VllmHolding(spec).refusal() is None
         and said is not None
         and said.endswith("bfloat16, which rounds scales to 8 bits")
     )

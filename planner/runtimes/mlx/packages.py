@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from planner.request import Workload
 from planner.runtimes.caches import cache_named
 from planner.runtimes.folder_runtime import FolderPackages
-from planner.runtimes.mlx.holds import ACTIVATIONS, CACHES
+from planner.runtimes.mlx.holding import ACTIVATIONS, CACHES
 
 if TYPE_CHECKING:
     from planner.runtimes.folder_writing import Layout

@@ -9,14 +9,12 @@ from planner.request import Workload
 from planner.runtimes.base import FLOAT, Runtime
 from planner.runtimes.by_bandwidth import Usual
 from planner.runtimes.caches import CacheType
-from planner.runtimes.folder_runtime import BandwidthPricing, FolderHolding
-from planner.runtimes.mlx import holds, tensors
+from planner.runtimes.folder_runtime import BandwidthPricing
+from planner.runtimes.mlx import holding
+from planner.runtimes.mlx.holding import MlxHolding
 from planner.runtimes.mlx.packages import MlxPackages
-from planner.runtimes.tensor_file import Tensor
 from profiles.device import DeviceProfile
-from profiles.folder_shares import PACKED, Reading
-from supernet.space import Choice
-from supernet.spec import ModelSpec, UnitSpec
+from supernet.spec import ModelSpec
 
 if TYPE_CHECKING:
     from supernet.keys_values import Kept
@@ -24,26 +22,7 @@ if TYPE_CHECKING:
 # Python, Metal's kernels and the cache of freed buffers; mlx-lm reads prompts in pieces. No datasheet gives the
 # compute of these GPUs: by published prompt speeds it is about 50 operations for each byte of bandwidth.
 USUAL = Usual(process_bytes=500_000_000, step_ms=0.5, layer_ms=0.02, chunk_tokens=512, ops_per_byte=50.0)
-LEAST_KNOWN = 4  # bits of which speeds were published, but for one of 3
 UNKNOWN = "one figure is of less than 4 bits, which take between half and twice the estimate"
-
-
-class MlxHolding(FolderHolding):
-    """What was read of the runtime's own loader: `holds`."""
-
-    parts = tensors.PARTS
-
-    def refusal(self) -> str | None:
-        return holds.model_refusal(self.spec)
-
-    def unit_refusal(self, unit: UnitSpec, choice: Choice) -> str | None:
-        return holds.refusal(unit, choice)
-
-    def tensors(self, unit: UnitSpec, choice: Choice) -> tuple[Tensor, ...]:
-        return tensors.tensors(unit, choice)
-
-    def reading(self, unit: UnitSpec, choice: Choice) -> Reading:
-        return Reading(self.unit_bytes(unit, choice), PACKED, known=choice.bits >= LEAST_KNOWN)
 
 
 class Mlx(Runtime):
@@ -54,10 +33,10 @@ class Mlx(Runtime):
     activations = FLOAT
     deploys = ("scales", "codes")
     packages = MlxPackages()
-    caches = holds.CACHES
+    caches = holding.CACHES
 
     def device_refusal(self, device: DeviceProfile) -> str | None:
-        return super().device_refusal(device) or holds.device_refusal(device)
+        return super().device_refusal(device) or holding.device_refusal(device)
 
     def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
         from planner.runtimes.mlx import keeping

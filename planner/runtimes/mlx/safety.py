@@ -8,7 +8,7 @@ from typing import Any
 from planner.runtimes.folder_safety import Shape, check_tensors, scale_shape
 from planner.runtimes.mlx import description
 from planner.runtimes.mlx import tensors as layout
-from planner.runtimes.mlx.holds import BITS, GROUP_SIZES
+from planner.runtimes.mlx.holding import BITS, GROUP_SIZES
 from planner.runtimes.model_folder import CONFIG
 from planner.runtimes.tensor_file import Tensor
 from supernet.space import Choice

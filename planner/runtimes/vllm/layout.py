@@ -13,7 +13,7 @@ from planner.runtimes.folder_writing import Layout
 from planner.runtimes.model_folder import float16
 from planner.runtimes.source import FoldedMatrix, dequantized
 from planner.runtimes.vllm import safety, tensors
-from planner.runtimes.vllm.holds import has_zeros, ties
+from planner.runtimes.vllm.holding import ties
 from planner.runtimes.vllm.quantization import quantization_config
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
@@ -37,12 +37,12 @@ def packed(name: str, folded: FoldedMatrix, choice: Choice) -> Iterator[tuple[st
     """compressed-tensors counts codes and zeros from the middle and adds it back as it packs, so what is packed are the
     codes and zeros as they are here; zeros are packed over rows."""
     codes, zeros = np.asarray(folded.codes, np.uint8), np.asarray(folded.zero, np.uint8)
-    if not has_zeros(choice) and (zeros != 2 ** (choice.bits - 1)).any():
+    if choice.format.symmetric and (zeros != 2 ** (choice.bits - 1)).any():
         raise ValueError(f"the zeros of {choice} are at the middle, those of {name} are not")
     yield "weight_packed", pack(codes, choice.bits).view("<i4")
     yield "weight_scale", float16(f"the scales of {name}", folded.scale)
     yield "weight_shape", np.array(codes.shape, "<i8")
-    if has_zeros(choice):
+    if not choice.format.symmetric:
         yield "weight_zero_point", pack(np.ascontiguousarray(zeros.T), choice.bits).view("<i4").T
 
 

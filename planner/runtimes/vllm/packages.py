@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from planner.request import Workload
 from planner.runtimes.caches import cache_named
 from planner.runtimes.folder_runtime import FolderPackages
-from planner.runtimes.vllm.holds import CACHES, FUSED
+from planner.runtimes.vllm.holding import CACHES, FUSED
 
 if TYPE_CHECKING:
     from planner.runtimes.folder_writing import Layout

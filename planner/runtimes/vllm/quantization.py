@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.runtimes.vllm.holds import GRIDS, has_zeros
+from planner.runtimes.vllm.holding import GRIDS
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, ModelSpec
 
@@ -40,7 +40,7 @@ def group(choice: Choice, targets: list[str]) -> dict[str, Any]:
         "weights": {
             "num_bits": choice.bits,
             "type": "int",
-            "symmetric": not has_zeros(choice),
+            "symmetric": choice.format.symmetric,
             "strategy": "group",
             "group_size": choice.group_size,
             "dynamic": False,

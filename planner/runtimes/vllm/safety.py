@@ -10,7 +10,7 @@ from planner.runtimes.model_folder import CONFIG
 from planner.runtimes.tensor_file import Tensor
 from planner.runtimes.vllm import quantization
 from planner.runtimes.vllm import tensors as layout
-from planner.runtimes.vllm.holds import FUSED
+from planner.runtimes.vllm.holding import FUSED
 from supernet.space import Choice
 from supernet.spec import LinearSpec
 

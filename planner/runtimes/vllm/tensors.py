@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from planner.runtimes.bitstream import words
 from planner.runtimes.tensor_file import Tensor
-from planner.runtimes.vllm.holds import has_zeros
 from supernet.space import Choice
 from supernet.spec import EMBEDDING, LinearSpec, UnitSpec
 
@@ -27,6 +26,6 @@ def packed(linear: LinearSpec, choice: Choice) -> tuple[Tensor, ...]:
         Tensor(f"{linear.name}.weight_scale", "F16", (rows, groups)),
         Tensor(f"{linear.name}.weight_shape", "I64", (2,)),
     )
-    if not has_zeros(choice):
+    if choice.format.symmetric:
         return found
     return (*found, Tensor(f"{linear.name}.weight_zero_point", "I32", (words(rows, choice.bits), groups)))
