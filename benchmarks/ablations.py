@@ -91,6 +91,7 @@ METHODS: dict[str, dict[str, Method]] = {
         "uniform": Method("uniform"),
         "neighbours": Method("neighbours"),
         "slimmable": Method("slimmable", share=passes(1) / passes(3)),
+        "planned": Method("planned", share=passes(1) / passes(4)),
         "sandwich": Method("sandwich", share=passes(1) / passes(4)),
         "shift": Method("shift"),
     },

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 @click.option(
     "--sampler",
     default="auto",
-    metavar="uniform|balanced|neighbours|slimmable|sandwich|shift",
+    metavar="uniform|balanced|neighbours|slimmable|planned|sandwich|shift",
     help="What a step trains; the default goes with the quantizer.",
 )
 @click.option(

@@ -3,6 +3,7 @@
 from supernet.samplers.balanced import Balanced
 from supernet.samplers.base import History, Sampler, Trained, bits_of
 from supernet.samplers.neighbours import Neighbours
+from supernet.samplers.planned import Planned
 from supernet.samplers.sandwich import Sandwich
 from supernet.samplers.shift import Shift
 from supernet.samplers.slimmable import Slimmable
@@ -13,6 +14,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "balanced": Balanced,
     "neighbours": Neighbours,
     "slimmable": Slimmable,
+    "planned": Planned,
     "sandwich": Sandwich,
     "shift": Shift,
 }
@@ -22,6 +24,7 @@ __all__ = [
     "Balanced",
     "History",
     "Neighbours",
+    "Planned",
     "Sampler",
     "Sandwich",
     "Shift",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from statistics import mean
+from itertools import pairwise
+from statistics import mean, pvariance
 
 import pytest
 
@@ -12,6 +13,7 @@ from supernet.samplers import (
     Balanced,
     History,
     Neighbours,
+    Planned,
     Sampler,
     Sandwich,
     Slimmable,
@@ -172,3 +174,55 @@ def test_slimmable_trains_every_uniform_subnet_at_every_step() -> None:
         widths = [{choice.bits for unit, choice in subnet if unit != "embedding"} for subnet in subnets]
         assert widths == [{4}, {3}, {2}]
         assert all(subnet["embedding"].bits == 8 for subnet in subnets)
+
+
+NAMED = SearchSpace.of(
+    {
+        f"layers.{layer}.{role}": tuple(Choice(b, 64) for b in BITS)
+        for layer in range(30)
+        for role in ("qkv", "o_proj", "gate_up", "down_proj")
+    }
+    | {"embedding": (Choice(8, 64),)}
+)
+
+
+def mixtures(count: int) -> list[list[int]]:
+    """The bits of the units of each step's mixture, in the model's order, where it is no uniform subnet."""
+    found = []
+    for step in range(count):
+        *uniform, last = Planned().sample(NAMED, step, count, 0, ())
+        if len(uniform) == len(BITS):
+            found.append([choice.bits for unit, choice in last if unit != "embedding"])
+    return found
+
+
+def test_planned_trains_every_uniform_subnet_and_a_mixture() -> None:
+    for step in range(20):
+        widths = [{c.bits for u, c in s if u != "embedding"} for s in Planned().sample(NAMED, step, 20, 0, ())]
+        assert widths[:3] == [{4}, {3}, {2}]
+        assert len(widths) <= 4
+    assert len(mixtures(100)) > 90
+
+
+def test_half_of_the_planned_mixtures_are_split_at_a_depth_the_larger_behind() -> None:
+    found = mixtures(200)
+    splits = [bits for bits in found if bits == sorted(bits)]
+    assert 0.4 < len(splits) / len(found) < 0.6
+    assert all(set(bits) in ({2, 3}, {3, 4}) for bits in splits)
+    means = [mean(bits) for bits in found]
+    assert min(means) < 2.3 and max(means) > 3.7 and 2.8 < mean(means) < 3.2
+
+
+def test_the_other_planned_mixtures_order_units_by_role_and_depth() -> None:
+    """Within a role they differ less than all units do, and next to each other in depth less still."""
+    others = [bits for bits in mixtures(200) if bits != sorted(bits)]
+    assert {len(set(bits)) for bits in others} == {2, 3}
+    apart, within, next_to = [], [], []
+    for bits in others:
+        layers = [bits[start : start + 4] for start in range(0, len(bits), 4)]
+        spread = pvariance(bits)
+        roles = list(zip(*layers, strict=True))
+        within.append(mean(pvariance(role) for role in roles) / spread)
+        next_to.append(mean((a - b) ** 2 / 2 for role in roles for a, b in pairwise(role)) / spread)
+        apart.append(mean((random.Random(0).choice(bits) - b) ** 2 for b in bits) / spread)
+    assert mean(next_to) < mean(within) < 0.8 < mean(apart)
