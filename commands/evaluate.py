@@ -42,8 +42,7 @@ def evaluate(
     """KL to the full model, perplexity and top-1 agreement, of one subnet or of every uniform one."""
     from supernet.checkpoint import open_supernet
 
-    files = open_supernet(supernet, trust_remote_code=trust)
-    subnets = chosen_subnets(files, subnet, bits)
+    files, subnets = chosen_subnets(open_supernet(supernet, trust_remote_code=trust), subnet, bits)
     require_training()
     own = None if text is None else FirstWindows(files, text, windows, window_tokens)
     from supernet.evaluate import evaluate_texts
@@ -70,8 +69,11 @@ def print_evaluated(measured: Mapping[str, Quality]) -> None:
     table(("SUBNET", "TEXT", "KL PER TOKEN, 95 %", "PERPLEXITY", "TOP-1"), rows)
 
 
-def chosen_subnets(files: SupernetFiles, path: Path | None, bits: int | None) -> dict[str, Subnet]:
-    """Subnets by the name to print: the one in a file, the uniform one at `bits`, or every uniform one."""
+def chosen_subnets(
+    files: SupernetFiles, path: Path | None, bits: int | None
+) -> tuple[SupernetFiles, dict[str, Subnet]]:
+    """Subnets by the name to print: the one in a file, the uniform one at `bits`, or every uniform one; and the
+    supernet that they are of, with the numbers of its own that a plan has."""
     from planner.plan import KIND, Plan
     from records.reading import read_json
     from supernet.space import Subnet
@@ -80,9 +82,10 @@ def chosen_subnets(files: SupernetFiles, path: Path | None, bits: int | None) ->
         raise InputError("--subnet and --bits exclude each other; give one of them")
     if path is None:
         wanted = files.space.bits(files.spec) if bits is None else (bits,)
-        return {f"{b} bits": files.space.uniform(files.spec, b) for b in wanted}
+        return files, {f"{b} bits": files.space.uniform(files.spec, b) for b in wanted}
     data = read_json(path, "subnet", "give a plan, or a JSON object of unit: choice")
-    subnet = Plan.load(path).subnet if data.get("kind") == KIND else Subnet.from_json(data)
+    made = Plan.load(path) if data.get("kind") == KIND else None
+    subnet = Subnet.from_json(data) if made is None else made.subnet
     if subnet not in files.space:
         raise InputError(f"a subnet has one of the supernet's choices for every unit, {path} has not; see {files.path}")
-    return {path.name: subnet}
+    return files if made is None else made.opened(files), {path.name: subnet}

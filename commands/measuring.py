@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from planner.decide import CacheLoss
-    from planner.quality import MeasuredQuality, Quality
+    from planner.quality import MeasuredQuality, MeasureTexts, Quality
     from planner.runtimes.base import Runtime
     from planner.runtimes.caches import CacheType
     from supernet.build import Supernet
@@ -120,8 +120,16 @@ def measured_quality(
     own = None if text is None else OwnText(files, text)
     if own is not None and own.digest not in digests.values():
         digests[own.name] = own.digest
+    place, spare = _places(files)
+    measure = measured_on_texts(files, own, trust, load or cache(files.load))
+    return MeasuredQuality(place, files.fingerprint, digests, measure, spare)
 
-    supernet, references = load or cache(files.load), cache(files.references)  # once, however many lots there are
+
+def measured_on_texts(
+    files: SupernetFiles, own: OwnText | None, trust: bool, supernet: Callable[[], Supernet]
+) -> MeasureTexts:
+    """Measures subnets of `supernet` on texts that `files` keep, and on the user's `own`, by their names."""
+    references = cache(files.references)  # once, however many lots there are
 
     def measure(subnets: Sequence[Subnet], texts: Sequence[str]) -> list[Mapping[str, Quality]]:
         require_training()
@@ -141,8 +149,7 @@ def measured_quality(
             for by_text in found
         ]
 
-    place, spare = _places(files)
-    return MeasuredQuality(place, files.fingerprint, digests, measure, spare)
+    return measure
 
 
 def measured_caches(files: SupernetFiles, load: Callable[[], Supernet]) -> CacheLoss:

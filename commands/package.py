@@ -63,10 +63,11 @@ def export(plan: Path, out: Path, supernet: str | None, runtime: str | None, dev
     require_training()
     files = open_supernet(supernet or made.supernet, trust_remote_code=trust)
     made.check(files.space)
+    own = made.opened(files)
     wanted = {out: made} if profile is None or runtime is None else _for_runtimes(files, made, runtime, profile, out)
     for folder, one in wanted.items():
         with progress() as report:
-            package = write_package(runtime_named(one.runtime), files, one, folder, report)
+            package = write_package(runtime_named(one.runtime), own, one, folder, report)
         total = sum(entry.bytes for entry in package.files.values())
         say(f"{folder}: {len(package.files)} files, {size(total)}")
         said = Probes.load(folder).note

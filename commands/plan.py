@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from commands.names import (
 from commands.reports import print_plan, write_card
 from commands.searching import check_searchable, measured_search
 from commands.terminal import JSON, TRUST, emit, say
+from commands.tuning import check_tuning, tuner
 from records.atomic import check_output
 
 
@@ -49,6 +51,10 @@ from records.atomic import check_output
 @click.option("--text", metavar="FILE", help="Measure on this text too: what the package is for. Needs the full model.")
 @click.option("--trials", type=click.IntRange(min=0), metavar="N", help="Subnets that the search tries.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Search on, by measuring.")
+@click.option(
+    "--tune", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Train the plan's own scales, in minutes."
+)
+@click.option("--tune-steps", type=click.IntRange(min=1), metavar="N", help="The same in so many steps.")
 @click.option("--storage", metavar="URL", help="An Optuna storage for that search.  [default: beside the supernet]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="plan.json", show_default=True)
@@ -61,8 +67,8 @@ def plan(
     supernet: str | None, mem: str | None, max_loss: str | None, latency: str | None, target_tps: float | None,
     ttft: str | None, disk: str | None, context: int | None, batch: int, prompt_tokens: int | None,
     kv_cache: str | None, device: str | None, runtime: str, text: str | None, trials: int | None,
-    minutes: float | None, storage: str | None, seed: int, out: Path, html: Path | None, trust: bool,
-    as_json: bool,
+    minutes: float | None, tune: float | None, tune_steps: int | None, storage: str | None, seed: int, out: Path,
+    html: Path | None, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """The bits of every layer that lose least within a memory and latency budget, or the fewest within a loss.
 
@@ -75,6 +81,8 @@ def plan(
 
     if mem is None and max_loss is None:
         raise click.UsageError("Give --mem, what the plan may take, or --max-loss, what it may lose, or both.")
+    if tune is not None and tune_steps is not None:
+        raise click.UsageError("--tune says how many minutes, --tune-steps how many steps: give one of them.")
     if minutes is not None and max_loss is not None:
         raise click.UsageError("--minutes searches for less loss, --max-loss asks for less memory: give one of them.")
     memory = None if mem is None else parse_bytes(mem)
@@ -100,6 +108,9 @@ def plan(
     measure = None if files is None else measured_quality(files, text, trust, load)
     if files is not None and minutes is not None:
         check_searchable(files)
+    tunes = tune is not None or tune_steps is not None
+    if files is not None and tunes:
+        check_tuning(files)
     target = named or own_device(runtime)
     files = files or default_supernet()
     load = load or cache(files.load)
@@ -120,6 +131,7 @@ def plan(
         deepen=deepen,
         drawn=html is not None,
         cache_loss=measured_caches(files, load),
+        tune=tuner(files, tune, tune_steps, seed, text, trust) if tunes else None,
     )
     made.save(out)
     if html is not None:
@@ -128,4 +140,18 @@ def plan(
         emit(made.to_json())
     else:
         print_plan(made)
+        if made.tuned is not None:
+            say(f"again: {repeating(sys.argv[1:], made.tuned.steps)}")
         say(f"next: bitfleet export {shlex.quote(str(out))} --out DIR")
+
+
+def repeating(arguments: Sequence[str], steps: int) -> str:
+    """The command line of these `arguments`, with steps of tuning in place of minutes, which may fit others."""
+    given = iter(arguments)
+    kept = []
+    for argument in given:
+        if argument in ("--tune", "--tune-steps"):
+            next(given, None)
+        elif not argument.startswith(("--tune=", "--tune-steps=")):
+            kept.append(argument)
+    return shlex.join(["bitfleet", *kept, "--tune-steps", str(steps)])

@@ -82,11 +82,11 @@ def print_training(files: SupernetFiles) -> None:
 def print_plan(made: Plan) -> None:
     """What is promised beside the limit and the best uniform subnet, what else there is, the bits, what to know."""
     from planner.margins import said as margin
-    from planner.summary import beside, columns, items, others, promises, room, title
+    from planner.summary import beside, columns, items, others, promises, room, title, tuned
 
     shown = columns(made)
     say(title(made))
-    if (said := room(made)) is not None:
+    for said in filter(None, (room(made), tuned(made))):
         say(said)
     uniform = [f"BEST UNIFORM ({one.mean_bits:.0f} bits)" for one in shown[1:]]
     table(("", "PLANNED", *uniform, "LIMIT", "BASIS"), promises(made))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands.measuring import check_full_model, full_model
 from commands.terminal import note
 from commands.waiting import progress
-from records.cache import cache_dir
 from records.installed import require_training
 
 if TYPE_CHECKING:
@@ -27,7 +24,7 @@ KEPT, STUDIES = "search.safetensors", "searches"
 
 def check_searchable(files: SupernetFiles) -> None:
     """MissingError before anything else where the full model is needed and gone."""
-    if not _place(files, KEPT).exists():
+    if not files.place(KEPT).exists():
         check_full_model(files, "searching", ", or plan without --minutes")
 
 
@@ -72,7 +69,7 @@ def _reference(files: SupernetFiles, trust: bool, report: Any) -> Reference:
     from supernet.recipe import Recipe
     from supernet.reference import Reference, read_references, write_references
 
-    path = _place(files, KEPT)
+    path = files.place(KEPT, writing=True)
     if not path.exists():
         full = full_model(files, trust)
         recipe = Recipe.from_json(files.info["recipe"])
@@ -82,21 +79,11 @@ def _reference(files: SupernetFiles, trust: bool, report: Any) -> Reference:
     return read_references(path)[KEPT]
 
 
-def _place(files: SupernetFiles, name: str) -> Path:
-    """Beside the supernet, or in the cache where that folder may only be read."""
-    beside = files.path / name
-    if beside.exists() or os.access(files.path, os.W_OK):
-        return beside
-    spare = cache_dir() / "supernets" / files.fingerprint / name
-    spare.parent.mkdir(parents=True, exist_ok=True)
-    return spare
-
-
 def _journal(files: SupernetFiles) -> Any:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    return JournalStorage(JournalFileBackend(str(_place(files, f"{STUDIES}.journal"))))
+    return JournalStorage(JournalFileBackend(str(files.place(f"{STUDIES}.journal", writing=True))))
 
 
 def _name(files: SupernetFiles, problem: Problem) -> str:

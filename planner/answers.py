@@ -150,7 +150,7 @@ def against_supernet(runtime: Runtime, package: Package, source: str, trust_remo
 
     name = f"{TO_SUBNET}, in full"
     try:
-        files = open_supernet(source, trust_remote_code=trust_remote_code)
+        files = package.plan.opened(open_supernet(source, trust_remote_code=trust_remote_code))
     except InputError as error:
         return unchecked(name, NATS, KL_LIMIT, f"{error}")
     except OSError as error:

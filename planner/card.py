@@ -12,7 +12,7 @@ from planner.fleet.receipts import Receipt
 from planner.margins import said
 from planner.pages import environment
 from planner.plan import PLANNED, UNIFORM, Plan
-from planner.summary import beside, columns, items, lead, others, promises, room, title
+from planner.summary import beside, columns, items, lead, others, promises, room, title, tuned
 
 SMALLEST_KL, LARGEST_KL = 1e-5, 1e3
 """The axis of losses ends here: below is what two measurements of one subnet differ by, and nothing loses more."""
@@ -82,6 +82,7 @@ def card(made: Plan, receipt: Receipt | None = None) -> str:
         title=title(made),
         lead=lead(made),
         room=room(made),
+        tuned=tuned(made),
         columns=columns(made),
         promises=promises(made),
         beside=beside(made),

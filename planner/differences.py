@@ -108,3 +108,4 @@ def _values(plan: Plan) -> Iterator[tuple[str, str, str, Value]]:
     yield "loses", "found by", "", chosen.source
     yield "loses", "KL, predicted", "nats", chosen.predicted_kl
     yield "loses", "KL, measured", "nats", chosen.measured.get("kl")
+    yield "loses", "before it was tuned", "nats", None if plan.tuned is None else plan.tuned.before.get("kl")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from planner.plan import Plan
+from planner.plan import SHA256, Plan
 from planner.probes import write_probes
 from planner.promise import Promise
 from planner.proof import PROOF, write_proof
@@ -28,7 +28,6 @@ _REMAKE = "make it again with `bitfleet export plan.json --out DIR`"
 
 MOST_TIMED, MOST_PRODUCTS = 4, 2**28  # kernels that `verify` times again, and what one multiplies: seconds at most
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Entry:
     def __post_init__(self) -> None:
         check("bytes", self.bytes, int, least=0)
         check("sha256", self.sha256, str)
-        if not _SHA256.fullmatch(self.sha256):
+        if not SHA256.fullmatch(self.sha256):
             raise InputError(f"sha256 must be 64 hexadecimal digits, got {self.sha256!r:.80}")
 
 

@@ -6,14 +6,14 @@ One device is a fleet of one: `planner.fleet` joins the same stages for many.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from planner.beside import front, notches, rejected, stock_of, with_stock
 from planner.choose import choose
 from planner.decide import CacheLoss, decide, other_caches
 from planner.frame import Framed, beside_kl
 from planner.margins import margins
-from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SLOWER, WORSE, Other, Plan
+from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SLOWER, WORSE, Other, Plan, Tuned
 from planner.propose import TOP, TRIALS, Proposed, propose
 from planner.quality import Measure, Quality, as_quality
 from planner.request import Budget, Workload
@@ -29,6 +29,20 @@ from supernet.space import Subnet
 
 Deepen = Callable[[Framed, Proposed], Proposed]
 """More finalists, from those that are there; in the problem's units, as all of them are."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """Scales of a plan's own: how they were made, the supernet's fingerprint with them, what the subnet loses with
+    them."""
+
+    tuned: Tuned
+    fingerprint: str
+    measured: Quality
+
+
+Tune = Callable[[Plan], Own | str]
+"""Trains the scales of a plan's subnet for it alone; a line where that won nothing."""
 
 
 def plan(
@@ -62,6 +76,7 @@ def plan_any(
     deepen: Deepen | None = None,
     drawn: bool = False,
     cache_loss: CacheLoss | None = None,
+    tune: Tune | None = None,
 ) -> Plan:
     """The runtime and the subnet that lose least on `device` within `budget`, with their evidence; of equals the
     faster. Where the budget limits the loss, those that take least memory.
@@ -71,6 +86,8 @@ def plan_any(
     taken, with the reason; they are listed with the others.
 
     `deepen` searches on from the finalists of the runtime that was taken, and what it finds is measured with them.
+
+    `tune` trains on what was chosen, last of all: what stands beside the plan is without it.
 
     A plan that shall be `drawn` has the front of loss over memory too, which takes more solving.
 
@@ -107,15 +124,31 @@ def plan_any(
     losses = {name: _loss(plans[name], framed) for name, (framed, _) in found.items()}
     ranks = {name: _rank(plans[name], losses[name]) for name in plans}
     best = min(plans, key=ranks.__getitem__)
+    framed, final, known = found[best][0], finalists[best], qualities
     if deepen is not None:
-        framed, deeper = found[best][0], deepen(*found[best]).apart(found[best][0])
-        plans[best] = choose(framed, deeper, qualities | measured([deeper], measure), command)
-    taken = _with_what_stands_beside(found[best][0], plans[best], qualities, drawn)
-    least = _loss(taken, found[best][0])
+        final = deepen(*found[best]).apart(framed)
+        known = qualities | measured([final], measure)
+        plans[best] = choose(framed, final, known, command)
+    taken = _with_what_stands_beside(framed, plans[best], qualities, drawn)
+    least = _loss(taken, framed)
     others = [_other(plans[name], losses[name], least) for name in sorted(plans, key=ranks.__getitem__) if name != best]
     others += [Other(name, f"{error}", _code(error)) for name, error in refused.items()]
     others += [Other(name, line, NOT_INSTALLED) for name, line in (absent or {}).items() if name not in refused]
-    return replace(taken, others=tuple(others))
+    taken = replace(taken, others=tuple(others))
+    return taken if tune is None else _tuned(taken, tune(taken), framed, final, known)
+
+
+def _tuned(
+    taken: Plan, own: Own | str, framed: Framed, proposed: Proposed, qualities: Mapping[Subnet, Quality]
+) -> Plan:
+    """The plan that was taken with scales of its own, and what is said of its loss said of them."""
+    if isinstance(own, str):
+        return replace(taken, notes=(*taken.notes, own))
+    losing = {**qualities, taken.subnet: own.measured}
+    again = choose(framed, proposed, losing, taken.command, taken.subnet)
+    return replace(
+        taken, compared=again.compared, notes=again.notes, fingerprint=own.fingerprint, tuned=own.tuned
+    )  # fmt: skip
 
 
 def _with_what_stands_beside(framed: Framed, made: Plan, qualities: Mapping[Subnet, Quality], drawn: bool) -> Plan:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from planner.bands import BANDS
 from planner.latency import LatencyEstimate
@@ -18,6 +19,9 @@ from records.errors import InputError
 from records.reading import as_record, check, read_record
 from supernet.space import SearchSpace, Subnet
 
+if TYPE_CHECKING:
+    from supernet.checkpoint import SupernetFiles
+
 SCHEMA = 1
 KIND = "bitfleet plan"
 _REMAKE = "make it again with `bitfleet plan --out FILE`"
@@ -27,6 +31,9 @@ PLANNED, UNIFORM, STOCK = "planned", "uniform", "stock"
 OVER, WORSE, LARGER, UNMEASURED = "over_limit", "loses_more", "takes_more", "not_measured"
 CANNOT, NOT_INSTALLED, SLOWER = "cannot", "not_installed", "slower"
 """Why an alternative is not the plan; the last three are of runtimes alone."""
+
+
+SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 class CacheRow(TypedDict):
@@ -162,6 +169,27 @@ class Margin:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """How the scales of the chosen subnet were trained for it alone: the `units` that have new ones, of `linears`; the
+    file of them, by its SHA-256 (`supernet.tuned`); and what the subnet was measured to lose before."""
+
+    sha256: str
+    steps: int
+    seed: int
+    text: str
+    units: int
+    linears: int
+    before: Measured = field(hash=False)
+
+    def __post_init__(self) -> None:
+        check("sha256", self.sha256, str)
+        if not SHA256.fullmatch(self.sha256):
+            raise InputError(f"sha256 must be 64 hexadecimal digits, got {self.sha256!r:.80}")
+        for name in ("steps", "seed", "units", "linears"):
+            check(name, getattr(self, name), int, least=0)
+
+
+@dataclass(frozen=True)
 class Rejected:
     """An alternative and why it is not the plan: `reason` is OVER where it passes limits, WORSE where it loses more,
     LARGER where the loss was limited and it takes more memory, UNMEASURED where it takes less and only its prediction
@@ -238,6 +266,7 @@ class Plan:
     bits: Mapping[str, str] = field(default_factory=dict)  # a digit a layer, by role: planner.overview
     others: tuple[Other, ...] = ()  # where the runtime was chosen, too: those that were not
     margins: tuple[Margin, ...] = ()  # what other decisions beside the weights would be worth
+    tuned: Tuned | None = None  # where the chosen subnet has scales of its own; `fingerprint` is with them then
 
     @property
     def chosen(self) -> Compared:
@@ -257,6 +286,13 @@ class Plan:
         if self.subnet not in space:
             raise InputError(f"a plan gives every unit one of its supernet's choices, this one does not; {_REMAKE}")
 
+    def opened(self, files: SupernetFiles) -> SupernetFiles:
+        """The supernet that it was made for with the scales of its own, where it has some; errors are those of
+        `supernet.tuned.with_tuned`."""
+        from supernet.tuned import with_tuned
+
+        return files if self.tuned is None else with_tuned(files, self.tuned.sha256, self.subnet)
+
     def portable(self) -> Plan:
         """What a package keeps: without what differs between equal plans that were made elsewhere, or another day."""
         search = tuple({name: said for name, said in trace.items() if name != "seconds"} for trace in self.search)
@@ -265,7 +301,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         kernels = self.device.get("kernels")
-        return {
+        data = {
             "kind": KIND,
             "schema": SCHEMA,
             **data,
@@ -284,7 +320,9 @@ class Plan:
             "bits": dict(self.bits),
             "others": [asdict(other) for other in self.others],
             "margins": [asdict(margin) for margin in self.margins],
+            "tuned": None if self.tuned is None else asdict(self.tuned),
         }
+        return data if self.tuned is not None else {name: value for name, value in data.items() if name != "tuned"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:

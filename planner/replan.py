@@ -32,7 +32,7 @@ def replanned(files: PlanSource, made: Plan, runtime: Runtime, device: DevicePro
     subnet = framed.tied(made.subnet)
     over = [one.name for one in framed.problem.resources if one.amount(subnet) > one.limit]
     notes = (f"planned for {made.runtime}; takes more {' and '.join(over)} than its budget here",) if over else ()
-    return replace(found, notes=(*found.notes, *notes))
+    return replace(found, fingerprint=made.fingerprint, tuned=made.tuned, notes=(*found.notes, *notes))
 
 
 def _check_loadable(framed: Framed, made: Plan) -> None:

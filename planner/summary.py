@@ -53,6 +53,16 @@ def room(made: Plan) -> str | None:
     return f"{said}, the smallest subnet up to {found['smallest']}"
 
 
+def tuned(made: Plan) -> str | None:
+    """What training the scales for this subnet alone won; None where they are the supernet's."""
+    own = made.tuned
+    if own is None:
+        return None
+    before, after = own.before.get("kl"), made.chosen.measured.get("kl")
+    won = "" if before is None or after is None else f": KL {after:.4g} instead of {before:.4g}"
+    return f"tuned for this plan in {own.steps} steps, {own.units} of {own.linears} linears have scales of its own{won}"
+
+
 def columns(made: Plan) -> tuple[Compared, ...]:
     """The plan, and the best uniform subnet where that is another."""
     uniform = made.uniform

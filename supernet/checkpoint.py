@@ -10,6 +10,7 @@
     proof.safetensors       long windows, and the likeliest tokens of the full model at each position
     rotary.safetensors      inverse frequencies of the rotary embeddings, as this machine computed them
     sensitivity.json        what each choice of each unit costs
+    tuned/                  numbers that plans were given by `plan --tune` (`supernet.tuned`)
     order.safetensors       with pruning: the model's channel that each channel of a feed-forward block was
     scaling.safetensors     with awq: what each channel's weights were multiplied by before they were quantized
     state.json, start.safetensors, windows.safetensors, training.safetensors, agreement.json
@@ -22,8 +23,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from supernet.rotary import Rotary
 
 SUPERNET, CODES, FLOATS = "supernet.json", "codes.safetensors", "floats.safetensors"
+TUNED = "tuned"
 ADAPTERS_FILE, REFERENCE = "adapters.safetensors", "reference.safetensors"
 START, WINDOWS, TRAINING = "start.safetensors", "windows.safetensors", "training.safetensors"
 AGREEMENT_FILE, ORDER, SCALING = "agreement.json", "order.safetensors", "scaling.safetensors"
@@ -67,13 +71,24 @@ class FoldedWeight:
     sides: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class TunedFile:
+    """Where numbers are that were trained for one subnet alone, and their SHA-256."""
+
+    path: Path
+    sha256: str
+
+
 def fingerprint_of(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(sorted(hashes.items()))).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class SupernetFiles:
-    """A supernet's folder, open. `info` says how it was made; `fingerprint` changes when any weight does."""
+    """A supernet's folder, open. `info` says how it was made; `fingerprint` changes when any weight does.
+
+    With `tuned`, one subnet has numbers of its own in place of the supernet's (`supernet.tuned`).
+    """
 
     path: Path
     spec: ModelSpec
@@ -81,11 +96,12 @@ class SupernetFiles:
     info: Mapping[str, Any]
     hashes: Mapping[str, str]
     trusted: bool = False  # whether the model's own code may run
+    tuned: TunedFile | None = None
     _open: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of(self.hashes)
+        return fingerprint_of({**self.hashes, **({} if self.tuned is None else {TUNED: self.tuned.sha256})})
 
     @property
     def model_dir(self) -> Path:
@@ -114,6 +130,14 @@ class SupernetFiles:
         """InputError naming the first file whose bytes are not those that were written."""
         self.check_model()
         self._check(name for name in self.hashes if not _of_model(name))
+        self.check_tuned()
+
+    def check_tuned(self) -> None:
+        """The same for the numbers of one subnet alone, where it was opened with them."""
+        from records.atomic import sha256
+
+        if self.tuned is not None and sha256(self.tuned.path) != self.tuned.sha256:
+            raise InputError(f"{self.tuned.path} is damaged; copy it again, or plan again with --tune")
 
     def check_model(self) -> None:
         """The same for what describes the model, which is small; also for a file beside it that nobody wrote."""
@@ -131,6 +155,18 @@ class SupernetFiles:
                 raise MissingError(f"the supernet {self.path} lacks {name}; copy it again or train it again")
             if sha256(path) != expected:
                 raise InputError(f"{path} is damaged or was changed after training; copy it or train it again")
+
+    def place(self, name: str, writing: bool = False) -> Path:
+        """Where what planning leaves is, or is to be written: in the folder, or in the cache where that may only be
+        read. Folders on the way there are made for `writing`."""
+        from records.cache import cache_dir
+
+        beside, spare = self.path / name, cache_dir() / "supernets" / self.fingerprint / name
+        if beside.exists() or (os.access(self.path, os.W_OK) and not spare.exists()):
+            spare = beside
+        if writing:
+            spare.parent.mkdir(parents=True, exist_ok=True)
+        return spare
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -158,12 +194,21 @@ class SupernetFiles:
         file = self.tensors(START if START in self.hashes else CODES)
         pairs = ((unit, lin) for unit in self.spec.units for lin in unit.linears)
         unit, found = next((unit, lin) for unit, lin in pairs if lin.name == linear)
-        grid = GRIDS[choice.grid]
-        parts = {part: file.get_tensor(f"{linear}|{choice.whole}|{part}") for part in grid.format.parts(choice.bits)}
+        grid, name = GRIDS[choice.grid], f"{linear}|{choice.whole}"
+        parts = {part: file.get_tensor(f"{name}|{part}") for part in grid.format.parts(choice.bits)}
+        own, _ = self.own
+        parts |= {part: own[f"{name}|{part}"] for part in parts if f"{name}|{part}" in own}
         weight = grid.of(parts, choice.whole, found.in_features)
         if choice.kept is None or unit.channels is None:
             return weight
         return weight.keep(choice.kept, unit.channels)
+
+    @cached_property
+    def own(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What takes the place of the supernet's numbers, by `linear|choice|part`, and what it is of."""
+        from supernet.files import read_tensors
+
+        return ({}, {}) if self.tuned is None else read_tensors(self.tuned.path)
 
     def folded(self, linear: str, choice: Choice) -> FoldedWeight:
         """What a runtime stores for one matrix at one choice; InputError where an adapter is left beside it."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from records.errors import InputError
-from supernet.build import assemble
+from supernet.build import Supernet, assemble
 from supernet.files import open_tensors
 from supernet.grids import QuantizedWeight
 from supernet.linear import SuperEmbedding, SuperLinear, TiedHead
@@ -293,8 +293,8 @@ class RowLookup(nn.Module):
         return rows if scale is None else rows * scale.to(rows.dtype)
 
 
-def subnet_model(files: Any, subnet: Subnet) -> Any:
-    """One subnet of a supernet as a model in float32 that holds packed codes, and one matrix of weights at a time."""
+def alone(files: Any, subnet: Subnet) -> Supernet:
+    """A supernet in float32 that can be this one subnet of `files` and holds nothing else."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(files.model_dir, trust_remote_code=files.trusted)
@@ -303,8 +303,15 @@ def subnet_model(files: Any, subnet: Subnet) -> Any:
         for unit in files.spec.units
         for linear in unit.linears
     }
-    supernet = assemble(config, files.spec, files.space, files.float_tensors(), weights, files.trusted)
+    space = files.space.restrict(lambda unit, choice: choice == subnet[unit])
+    supernet = assemble(config, files.spec, space, files.float_tensors(), weights, files.trusted)
     supernet.activate(subnet)
+    return supernet
+
+
+def subnet_model(files: Any, subnet: Subnet) -> Any:
+    """One subnet of a supernet as a model in float32 that holds packed codes, and one matrix of weights at a time."""
+    supernet = alone(files, subnet)
     for unit in files.spec.units:
         for linear in unit.linears:
             matrix = supernet.matrices[linear.name]

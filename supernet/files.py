@@ -21,9 +21,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     """Tensors and a JSON object, under a temporary name and then renamed."""
     from safetensors.torch import save_file
 
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(plain, temporary, {"json": json.dumps(dict(meta or {}))})
+        save_file(_plain(tensors), temporary, _as_text(meta or {}))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
+    """What `write_tensors` would write, for files that are named by what is in them."""
+    from safetensors.torch import save
+
+    return save(_plain(tensors), _as_text(meta))
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _as_text(meta: Mapping[str, Any]) -> dict[str, str]:
+    return {"json": json.dumps(dict(meta))}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -81,7 +81,7 @@ def _ended(files: SupernetFiles, now: Mapping[int, float]) -> dict[str, Any]:
     return {"held_out": {**known, "end": end}, "lost": {str(bits): list(found) for bits, found in lost.items()}}
 
 
-def _trained(files: SupernetFiles, supernet: Supernet, trainer: Trainer, trial: Mapping[int, Any]) -> dict[str, Any]:
+def _trained(files: SupernetFiles, supernet: Supernet, trainer: Trainer, trial: Mapping[str, Any]) -> dict[str, Any]:
     """What `supernet.json` says of the training."""
     adapted = [str(bits) for bits in supernet.adapted_bits]
     return {
@@ -90,7 +90,7 @@ def _trained(files: SupernetFiles, supernet: Supernet, trainer: Trainer, trial: 
         "losses": trainer.losses,
         "adapted_bits": adapted,
         "adapter": files.info["adapter"] | ({} if adapted else {"deploys": "codes"}),  # nothing is left to deploy
-        "trial": {str(bits): verdict.to_json() for bits, verdict in trial.items()},
+        "trial": {bits: verdict.to_json() for bits, verdict in trial.items()},
     }
 
 

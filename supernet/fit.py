@@ -55,7 +55,7 @@ def fit(
     progress("time a step", 0, 1)
     left = clock.learning_seconds()
     minutes = recipe.minutes if left is None else left / 60
-    steps = recipe.steps or _recorded_steps(files) or _fitting_steps(trainer, minutes, accelerator)
+    steps = recipe.steps or _recorded_steps(files) or fitting_steps(trainer, minutes, accelerator)
     run = trainer(steps)
     run.resume()
     run.save()  # from here on a resumed run knows its number of steps
@@ -92,7 +92,7 @@ def _recorded_steps(files: SupernetFiles) -> int | None:
     return read_tensors(path)[1]["options"]["steps"] if path.exists() else None
 
 
-def _fitting_steps(trainer: Any, minutes: float, accelerator: Any) -> int:
+def fitting_steps(trainer: Any, minutes: float, accelerator: Any) -> int:
     """Steps that fit into the minutes, the same for every process."""
     from accelerate.utils import broadcast_object_list
 

@@ -5,7 +5,7 @@ Estimates: `tests/supernet/test_needs.py` holds them against measured peaks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from supernet.adapters import ADAPTERS
 from supernet.choices import table_bits
@@ -67,6 +67,19 @@ def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
     head = spec.vocab_size * spec.hidden_size * FLOAT_BYTES
     disk = 2 * codes + head + CHECKPOINTS * (1 + ADAM) * adapters + spec.float_parameters * FLOAT_BYTES
     return Needs(memory, least, disk + BESIDE_BYTES)
+
+
+def tuning_needs(spec: ModelSpec, recipe: Recipe) -> Needs:
+    """The same where the scales of one subnet are trained: all choices are there since its loss was measured, and
+    those that it has once more."""
+    finest = max(recipe.bits, key=lambda bits: (-recipe.choice(bits).group_size, bits))
+    alone = replace(
+        recipe, adapter="scales", rank=None, sharing="decoupled", train_bits=(finest,), sampler="uniform",
+        schedule="constant", teacher="full",
+    )  # fmt: skip
+    needs = needs_of(spec, alone)
+    more = sum(code_bytes(linear, recipe.choice(finest)) for unit in spec.units for linear in unit.linears)
+    return replace(needs, memory_bytes=needs.memory_bytes + more)
 
 
 def code_bytes(linear: LinearSpec, choice: Choice) -> int:

@@ -84,14 +84,14 @@ def drawn_spec(spec: ModelSpec) -> ModelSpec:
     return tied(spec, siblings(spec))
 
 
-def trained_space(supernet: Supernet) -> SearchSpace:
-    """What samplers draw from, in the units of `drawn_spec`: the choices that have an adapter; the largest for units
-    that have none.
+def trained_space(supernet: Supernet, drawn: ModelSpec | None = None) -> SearchSpace:
+    """What samplers draw from, in the units of `drawn`, of `drawn_spec` where it is None: the choices that have an
+    adapter; the largest for units that have none.
 
     All of them are whole. Which blocks lose channels is drawn after the bits (`supernet.pruning`): so every sampler and
     schedule means the same with pruning and without, and units that must agree are drawn together.
     """
-    spec = drawn_spec(supernet.spec)
+    spec = drawn or drawn_spec(supernet.spec)
     found = {}
     for unit, choices in tied_space(supernet.space.whole, spec):
         matrices = [supernet.matrices[linear.name] for linear in spec.unit(unit).linears]
@@ -168,11 +168,14 @@ def distill(teacher: Target, student: Any, ids: Tensor) -> tuple[float, Target]:
 
 
 class Trainer:
-    """One run: its adapters, its optimizer, what its steps found so far, and its checkpoint."""
+    """One run: its adapters, its optimizer, what its steps found so far, and its checkpoint, where it keeps one.
+
+    `drawn` has the units that samplers draw, where they are others than those of `drawn_spec`.
+    """
 
     def __init__(
         self, teacher: Any, supernet: Supernet, windows: Tensor, sampler: Sampler, options: TrainOptions,
-        accelerator: Any, checkpoint: Path, schedule: Schedule | None = None,
+        accelerator: Any, checkpoint: Path | None, schedule: Schedule | None = None, drawn: ModelSpec | None = None,
     ) -> None:  # fmt: skip
         if options.batch % accelerator.num_processes:
             raise InputError(
@@ -184,7 +187,8 @@ class Trainer:
         self.checkpoint = checkpoint
         self.schedule = schedule or Constant()
         self.pruning = Pruning()
-        self.space, self.drawn_spec = trained_space(supernet), drawn_spec(supernet.spec)
+        self.drawn_spec = drawn or drawn_spec(supernet.spec)
+        self.space = trained_space(supernet, self.drawn_spec)
         widths = max(len(choices) for _, choices in self.space)
         check_system(type(sampler), type(self.schedule), options.teacher, widths)
         if options.checkpointing:
@@ -329,7 +333,7 @@ class Trainer:
 
     def save(self) -> None:
         """Adapters, optimizer state and history in one file, replaced in one go; the main process writes."""
-        if not self.accelerator.is_main_process:
+        if self.checkpoint is None or not self.accelerator.is_main_process:
             return
         tensors = {}
         for name, parameter in self.parameters.items():
@@ -341,7 +345,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the checkpoint; from the first step where there is none yet."""
-        if not self.checkpoint.exists():
+        if self.checkpoint is None or not self.checkpoint.exists():
             return
         tensors, meta = read_tensors(self.checkpoint)
         if "history" not in meta:

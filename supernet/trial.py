@@ -53,47 +53,49 @@ class Verdict:
 
 def try_adapters(
     model: Any, supernet: Supernet, windows: Tensor, own: Reference, seed: int, dtype: torch.dtype = torch.float32,
-    progress: Progress = silent, gate: Gate | None = None,
-) -> dict[int, Verdict]:  # fmt: skip
-    """Drop the adapters that lose; one verdict for each bit-width that has any. `model` is the full model,
-    `windows` are of another kind than was trained on, `own` are held-out windows of the same kind.
+    progress: Progress = silent, gate: Gate | None = None, subnets: Mapping[str, Subnet] | None = None,
+) -> dict[str, Verdict]:  # fmt: skip
+    """Drop the adapters that lose; one verdict for each of `subnets`, by its name, that has any. Without them, these
+    are the uniform subnets, by their bits. `model` is the full model, `windows` are of another kind than was trained
+    on, `own` are held-out windows of the same kind.
 
     The first `SUSPECTING` windows say which units may lose, the others judge: what a text chose looks good on it.
     """
     windows, gate = windows.to(model.device), gate or Gate()
     suspecting = min(SUSPECTING, -(-len(windows) // 3))
     progress(STAGE, 0, 1)
-    trial = _Trial(supernet, (Reference.of(model, windows[suspecting:], first=own.first), own), dtype, progress)
+    texts = Reference.of(model, windows[suspecting:], first=own.first), own
+    trial = _Trial(supernet, texts, dtype, progress, uniform(supernet) if subnets is None else subnets)
     trained, units = trial.adapters(), tuple(unit.name for unit in supernet.spec.units if not unit.is_table)
     having = trial.measure(trial.subnets)
-    for bits in trial.subnets:
-        trial.drop(bits, units)
+    for name in trial.subnets:
+        trial.drop(name, units)
     without = trial.measure(trial.subnets)
     trial.restore(trained)
     verdicts = {}
-    with gate.over(IMPROVER, "bit-widths"):
-        for bits in trial.subnets:
-            gate.settle(IMPROVER, 1.0, _worst(having[bits], without[bits]), partial(trial.drop, bits, units))
-            dropped = () if bits in supernet.adapted_bits else units
-            kept = without[bits] if dropped else having[bits]
-            verdicts[bits] = Verdict(without[bits][0], having[bits][0], kept[0], dropped)
+    with gate.over(IMPROVER, "bit-widths" if subnets is None else "subnets"):
+        for name in trial.subnets:
+            gate.settle(IMPROVER, 1.0, _worst(having[name], without[name]), partial(trial.drop, name, units))
+            dropped = () if name in trial.adapted else units
+            kept = without[name] if dropped else having[name]
+            verdicts[name] = Verdict(without[name][0], having[name][0], kept[0], dropped)
     losing = {}
-    for bits in supernet.adapted_bits:
-        costs = removal_costs(model, supernet, trial.subnets[bits], windows[:suspecting], seed, dtype)
-        losing[bits] = sorted((unit for unit, cost in costs.items() if cost < 0), key=costs.__getitem__)
+    for name in trial.adapted:
+        costs = removal_costs(model, supernet, trial.subnets[name], windows[:suspecting], seed, dtype)
+        losing[name] = sorted((unit for unit, cost in costs.items() if cost < 0), key=costs.__getitem__)
     for _ in range(HALVINGS):
-        losing = {bits: units for bits, units in losing.items() if units}
+        losing = {name: some for name, some in losing.items() if some}
         trained = trial.adapters()
-        for bits, suspects in losing.items():
-            trial.drop(bits, suspects)
+        for name, suspects in losing.items():
+            trial.drop(name, suspects)
         left = trial.measure(losing)
         trial.restore(trained)
-        for bits in list(losing):
-            if left[bits][0] < having[bits][0] and left[bits][1] <= having[bits][1]:
-                trial.drop(bits, losing[bits])
-                verdicts[bits] = replace(verdicts[bits], kept=left[bits][0], dropped=tuple(losing.pop(bits)))
+        for name in list(losing):
+            if left[name][0] < having[name][0] and left[name][1] <= having[name][1]:
+                trial.drop(name, losing[name])
+                verdicts[name] = replace(verdicts[name], kept=left[name][0], dropped=tuple(losing.pop(name)))
             else:
-                losing[bits] = losing[bits][: len(losing[bits]) // 2]
+                losing[name] = losing[name][: len(losing[name]) // 2]
     progress(STAGE, 1, 1)
     return verdicts
 
@@ -105,25 +107,31 @@ def _worst(after: Losses, before: Losses) -> float:
 
 
 class _Trial:
-    """The uniform subnets of all bit-widths that have adapters, measured side by side on two kinds of text: what the
-    full model says there is made once for all of them."""
+    """Those of `subnets` that have adapters, measured side by side on two kinds of text: what the full model says
+    there is made once for all of them."""
 
     def __init__(
-        self, supernet: Supernet, texts: tuple[Reference, Reference], dtype: torch.dtype, progress: Progress
-    ) -> None:
+        self, supernet: Supernet, texts: tuple[Reference, Reference], dtype: torch.dtype, progress: Progress,
+        subnets: Mapping[str, Subnet],
+    ) -> None:  # fmt: skip
         self.supernet, self.texts, self.dtype, self.progress = supernet, texts, dtype, progress
-        self.subnets = {bits: supernet.space.uniform(supernet.spec, bits) for bits in supernet.adapted_bits}
+        self.subnets = {name: subnet for name, subnet in subnets.items() if supernet.adapters(subnet)}
         self.measured = 0
 
-    def measure(self, widths: Collection[int]) -> dict[int, Losses]:
+    @property
+    def adapted(self) -> list[str]:
+        """The names of those that have an adapter left."""
+        return [name for name, subnet in self.subnets.items() if self.supernet.adapters(subnet)]
+
+    def measure(self, names: Collection[str]) -> dict[str, Losses]:
         """KL per token on text of another kind and on the own one."""
         found = []
         for text in self.texts:
             report = share_of(self.progress, STAGE, self.measured, 2 * (2 + HALVINGS))
-            subnets = [self.subnets[bits] for bits in widths]
+            subnets = [self.subnets[name] for name in names]
             found.append([q.kl for q in evaluate(self.supernet, subnets, text, report, self.dtype)] if subnets else [])
             self.measured += 1
-        return dict(zip(widths, zip(*found, strict=True), strict=True))
+        return dict(zip(names, zip(*found, strict=True), strict=True))
 
     def adapters(self) -> dict[str, nn.ModuleDict]:
         return {name: matrix.adapters for name, matrix in self.supernet.matrices.items()}
@@ -132,11 +140,16 @@ class _Trial:
         for name, matrix in self.supernet.matrices.items():
             matrix.adapters = adapters[name]
 
-    def drop(self, bits: int, units: Collection[str]) -> None:
+    def drop(self, name: str, units: Collection[str]) -> None:
         for unit in self.supernet.spec.units:
             if unit.name in units:
                 for linear in unit.linears:
-                    self.supernet.matrices[linear.name].drop([self.subnets[bits][unit.name]])
+                    self.supernet.matrices[linear.name].drop([self.subnets[name][unit.name]])
+
+
+def uniform(supernet: Supernet) -> dict[str, Subnet]:
+    """The uniform subnets that have adapters, by their bits."""
+    return {str(bits): supernet.space.uniform(supernet.spec, bits) for bits in supernet.adapted_bits}
 
 
 def removal_costs(

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from commands.plan import repeating
 from tests.launch import PLAIN, TWO, launch
 from tests.planner.runtime_fixtures import save_tiny
 
@@ -249,6 +250,64 @@ def test_searching_needs_the_full_model_and_says_so_at_once(
     done = bitfleet("plan", net, "--mem", "200MB", "--device", DEVICE, "--context", 128, "--minutes", 1)
     assert done.code != 0
     assert f"searching needs the full model, and {tmp_path / 'gone'} is gone" in done.error
+
+
+def test_a_plan_is_tuned_and_its_package_is_of_what_was_tuned(
+    bitfleet: Any, supernet: Path, plan: Path, tmp_path: Path
+) -> None:
+    net, out, package = shutil.copytree(supernet, tmp_path / "net"), tmp_path / "plan.json", tmp_path / "package"
+    asked = ("plan", net, "--runtime", "onnxruntime", "--mem", "200MB", "--disk", "110KB", "--context", 128)
+    options = ("--prompt-tokens", 64, "--device", DEVICE, "--trials", 20, "--out", out)
+    plain = json.loads(bitfleet(*asked, *options, "--json").out)
+    assert "tuned" not in plain and not (net / "tuned").exists()
+    done = bitfleet(*asked, *options, "--tune-steps", 12)
+    assert done.code == 0, done.err
+    made = json.loads(out.read_text())
+    own = made["tuned"]
+    now, before = made["compared"][0]["measured"]["kl"], plain["compared"][0]["measured"]["kl"]
+    assert own["before"]["kl"] == before > now
+    assert f"KL {now:.4g} instead of {before:.4g}" in done.out
+    assert "expecting up to" in done.err and f"tuned: KL {now:.4g}, {before:.4g} before" in done.err
+    assert done.out.splitlines()[-2].startswith("again: bitfleet ") and "--tune-steps 12" in done.out
+    kept = net / "tuned" / f"{own['sha256'][:16]}.safetensors"
+    assert kept.is_file()
+    assert json.loads(bitfleet(*asked, *options, "--tune-steps", 12, "--json").out)["tuned"] == own
+    losses = json.loads(bitfleet("evaluate", net, "--subnet", out, "--json").out)
+    assert losses[0]["kl"] == pytest.approx(now, rel=0.05)
+    assert "before it was tuned" in bitfleet("show", out, plan).out
+    assert bitfleet("export", out, "--out", package).code == 0
+    for net_of, complete in ((net, True), (supernet, False)):
+        report = json.loads(bitfleet("verify", package, "--supernet", net_of, "--json").out)
+        rows = {row["name"]: row for row in report["rows"]}
+        assert rows["KL to the supernet"]["holds"] is True
+        assert rows["KL to the supernet, in full"]["holds"] is (True if complete else None)
+        assert report["complete"] is complete
+    assert bitfleet("export", out, "--out", tmp_path / "all", "--runtime", "llamacpp,onnxruntime").code == 0
+    folders = [tmp_path / "all" / name for name in ("onnxruntime", "llamacpp")]
+    told = bitfleet("verify", folders[0], "--beside", folders[1], "--json")
+    rows = {row["name"]: row for row in json.loads(told.out)["rows"]}
+    assert rows["KL to llamacpp"]["measured"] < 0.01
+    kept.unlink()
+    for gone in (("export", out, "--out", tmp_path / "more"), ("evaluate", net, "--subnet", out)):
+        done = bitfleet(*gone)
+        assert done.code == 2
+        assert f"the plan was tuned, and its numbers are not at {kept}" in done.error
+
+
+def test_tuning_needs_the_full_model_and_says_so_at_once(
+    bitfleet: Any, model: Path, supernet: Path, tmp_path: Path
+) -> None:
+    net = shutil.copytree(supernet, tmp_path / "net")
+    index = net / "supernet.json"
+    index.write_text(index.read_text().replace(str(model), str(tmp_path / "gone")))
+    done = bitfleet("plan", net, "--mem", "200MB", "--device", DEVICE, "--context", 128, "--tune", 1)
+    assert done.code == 2
+    assert f"tuning needs the full model, and {tmp_path / 'gone'} is gone" in done.error
+    assert repeating(["plan", "my net", "--tune", "3", "--tune=3", "--seed", "1"], 44) == (
+        "bitfleet plan 'my net' --seed 1 --tune-steps 44"
+    )
+    both = bitfleet("plan", net, "--mem", "200MB", "--device", DEVICE, "--tune", 1, "--tune-steps", 2)
+    assert both.code == 2
 
 
 def test_a_budget_that_cannot_be_met_exits_3_and_names_the_smallest(

@@ -51,7 +51,7 @@ def own(made: Made) -> Reference:
 def test_adapters_that_win_stay() -> None:
     made = repaired()
     everyone = holders(made, BITS)
-    verdict = try_adapters(made.model, made.supernet, windows(8), own(made), seed=0)[BITS]
+    verdict = try_adapters(made.model, made.supernet, windows(8), own(made), seed=0)[str(BITS)]
     assert verdict.having < verdict.without
     assert verdict.dropped == ()
     assert verdict.kept == verdict.having
@@ -61,7 +61,7 @@ def test_adapters_that_win_stay() -> None:
 def test_a_unit_that_loses_is_dropped_alone() -> None:
     made = repaired((SPOILED,))
     everyone = holders(made, BITS)
-    verdict = try_adapters(made.model, made.supernet, windows(12), own(made), seed=0)[BITS]
+    verdict = try_adapters(made.model, made.supernet, windows(12), own(made), seed=0)[str(BITS)]
     assert verdict.dropped == (SPOILED,)
     assert verdict.kept < verdict.having < verdict.without
     assert holders(made, BITS) == everyone - {SPOILED}
@@ -78,7 +78,7 @@ def test_a_unit_that_serves_the_text_it_was_trained_on_stays() -> None:
     kept = Reference(
         windows(4, seed=1), hidden_states(made.supernet.model, windows(4, seed=1)).detach(), own(made).head
     )
-    verdict = try_adapters(made.model, made.supernet, windows(8), kept, seed=0)[BITS]  # which says: keep it as it is
+    verdict = try_adapters(made.model, made.supernet, windows(8), kept, seed=0)[str(BITS)]  # which says: keep it
     assert verdict.dropped == ()
     assert holders(made, BITS) == everyone
 
@@ -90,8 +90,8 @@ def test_a_bit_width_that_loses_is_dropped_whole_and_no_other() -> None:
             parameter.data.fill_(20.0)
     everyone = holders(made, BITS)
     verdicts = try_adapters(made.model, made.supernet, windows(8), own(made), seed=0)
-    assert verdicts[OTHER].having > verdicts[OTHER].without == verdicts[OTHER].kept
-    assert set(verdicts[OTHER].dropped) == everyone
+    assert verdicts[str(OTHER)].having > verdicts[str(OTHER)].without == verdicts[str(OTHER)].kept
+    assert set(verdicts[str(OTHER)].dropped) == everyone
     assert holders(made, OTHER) == set()
     assert holders(made, BITS) == everyone
 

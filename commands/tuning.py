@@ -1,0 +1,69 @@
+"""Training the scales of a plan for it alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from commands.measuring import OwnText, check_full_model, check_text, full_model, measured_on_texts
+from commands.terminal import note
+from commands.waiting import progress
+from records.installed import require_training
+
+if TYPE_CHECKING:
+    from planner.pipeline import Own, Tune
+    from planner.plan import Plan
+    from planner.quality import Quality
+    from supernet.checkpoint import SupernetFiles
+
+
+def check_tuning(files: SupernetFiles) -> None:
+    """InputError before anything else where nothing can be trained: the full model or the text gone, adapters that do
+    not fold into scales, too little memory."""
+    check_full_model(files, "tuning", ", or plan without --tune")
+    require_training()
+    from commands.needs import check_tuning_needs
+    from supernet.recipe import Recipe
+    from supernet.tune import check_tunable, reads_own
+
+    check_tunable(files)
+    recipe = Recipe.from_json(files.info["recipe"])
+    if not reads_own(recipe):
+        check_text(str(recipe.data))
+    check_tuning_needs(files.spec, recipe)
+
+
+def tuner(
+    files: SupernetFiles, minutes: float | None, steps: int | None, seed: int, text: str | None, trust: bool
+) -> Tune:
+    """Trains on a plan for so many minutes or steps, and keeps what is better on the texts that plans are judged by."""
+
+    def tune(made: Plan) -> Own | str:
+        from planner.pipeline import Own
+        from planner.plan import Tuned
+        from planner.quality import over_texts
+        from supernet.tune import tune
+        from supernet.tuned import write_tuned
+
+        note("tuning the scales of the plan " + (f"in {steps} steps" if steps else f"for {minutes:g} min"))
+        before = made.chosen.measured
+        own = None if text is None else OwnText(files, text)
+        with progress() as report:
+            found = tune(files, full_model(files, trust), made.subnet, minutes, steps, seed, report)
+            measure = measured_on_texts(files, own, trust, lambda: found.supernet)
+            after = over_texts(measure([made.subnet], tuple(before["texts"]))[0])
+        if not found.tensors or not after["kl"] < before["kl"]:
+            return f"tuned in {found.steps} steps, which won nothing and was left out: {_beside(after, before)}"
+        kept = write_tuned(files, made.subnet, found.tensors)
+        assert kept.tuned is not None
+        note(f"tuned: {_beside(after, before)}; its scales are in {kept.tuned.path}")
+        about = Tuned(kept.tuned.sha256, found.steps, seed, found.text, found.units, found.of, before)
+        return Own(about, kept.fingerprint, after)
+
+    return tune
+
+
+def _beside(after: Quality, before: Quality) -> str:
+    """What is lost now and was lost before, on each text."""
+    now = {name: one["kl"] for name, one in after["texts"].items()}
+    each = (f"{name} {now[name]:.4g}, {one['kl']:.4g} before" for name, one in before["texts"].items())
+    return f"KL {after['kl']:.4g}, {before['kl']:.4g} before ({'; '.join(each)})"
