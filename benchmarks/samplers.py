@@ -34,6 +34,14 @@ from supernet.train import TrainOptions, passes, trained_space
 LINE, UNIFORM = 0.95, 1.02  # KL of mixtures / of the line, and of uniform subnets / of the first sampler's
 
 
+class Start(Setting):
+    """What every training starts from."""
+
+    def affordable(self) -> int:
+        """Steps are counted by their passes, here; nothing needs to be timed."""
+        return int(self.files.info["steps"])
+
+
 @dataclass(frozen=True)
 class Row:
     """KL on eval.txt of uniform subnets by bits and of the best mixture by average; `seconds` of the steps."""
@@ -59,7 +67,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the passes of that training")
     parser.add_argument("--windows", type=int, default=16)
     arguments = parser.parse_args()
-    setting = Setting(arguments.text, arguments.supernet, arguments.windows)
+    setting = Start(arguments.text, arguments.supernet, arguments.windows)
     widths = tuple(map(int, arguments.bits.split(","))) if arguments.bits else setting.recipe.adapted_bits
     rows = [trained(setting, name, widths, arguments) for name in arguments.samplers]
     print_rows(rows)
@@ -68,7 +76,7 @@ def main() -> None:
 
 def trained(setting: Setting, name: str, widths: tuple[int, ...], arguments: argparse.Namespace) -> Row:
     recipe, spec, supernet = setting.recipe, setting.files.spec, setting.untrained(widths)
-    cost = setting.files.info["steps"] * passes(len(recipe.adapted_bits) if recipe.sampler == "slimmable" else 1)
+    cost = setting.steps * passes(len(recipe.adapted_bits) if recipe.sampler == "slimmable" else 1)
     space = trained_space(supernet)
     subnets = max(len(SAMPLERS[name]().sample(space, step, 20, recipe.seed, ())) for step in range(20))
     steps = max(1, round(arguments.share * cost / passes(subnets)))

@@ -52,7 +52,10 @@ from records.atomic import check_output
 @click.option("--trials", type=click.IntRange(min=0), metavar="N", help="Subnets that the search tries.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Search on, by measuring.")
 @click.option(
-    "--tune", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Train the plan's own scales, in minutes."
+    "--tune",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="M",
+    help="Train the scales of the plan alone, so long.",
 )
 @click.option("--tune-steps", type=click.IntRange(min=1), metavar="N", help="The same in so many steps.")
 @click.option("--storage", metavar="URL", help="An Optuna storage for that search.  [default: beside the supernet]")
@@ -113,6 +116,8 @@ def plan(
         check_tuning(files)
     target = named or own_device(runtime)
     files = files or default_supernet()
+    if tunes and supernet is None:
+        check_tuning(files)
     load = load or cache(files.load)
     measure = measure or measured_quality(files, text, trust, load)
     loaders, absent = runtimes_for(runtime, target)

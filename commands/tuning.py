@@ -22,9 +22,11 @@ def check_tuning(files: SupernetFiles) -> None:
     check_full_model(files, "tuning", ", or plan without --tune")
     require_training()
     from commands.needs import check_tuning_needs
+    from supernet.loading import open_source
     from supernet.recipe import Recipe
     from supernet.tune import check_tunable, reads_own
 
+    open_source(files.info["source"])
     check_tunable(files)
     recipe = Recipe.from_json(files.info["recipe"])
     if not reads_own(recipe):

@@ -82,7 +82,8 @@ def tune(
     stages = STAGES if reads_own(recipe) else STAGES[1:]
     clock.expect({stage: costs[stage] for stage in stages}, STAGES[1:], least)
     with clock.stage(STAGES[0]):
-        windows, text = _windows(files, full, recipe, seed, progress, clock)
+        count = SAMPLED if steps is None else min(SAMPLED, steps * recipe.batch)
+        windows, text = _windows(files, full, recipe, seed, count, progress, clock)
     supernet = alone(files, subnet)
     supernet.adapt(TrainedScales, sorted({choice.bits for _, choice in subnet}), seed)
     supernet.model.to(device)
@@ -115,21 +116,21 @@ def reads_own(recipe: Recipe) -> bool:
 
 
 def _windows(
-    files: SupernetFiles, full: Loaded, recipe: Recipe, seed: int, progress: Progress, clock: Clock
+    files: SupernetFiles, full: Loaded, recipe: Recipe, seed: int, count: int, progress: Progress, clock: Clock
 ) -> tuple[Tensor, str]:
-    """Windows of the kind that trained, none of them held out, and what text they are. What the model writes is kept:
-    with given steps, what was written once is read again, however little it is."""
+    """Windows of the kind that trained, none of them held out, and what text they are. The model writes `count`, which
+    are kept: with given steps, what was written once is read again, however little it is."""
     if not reads_own(recipe):
         return training_windows(full.tokenizer, recipe, READ, progress), str(recipe.data)
     path = files.place(f"{TUNED}/windows-{seed}.safetensors", writing=True)
     if path.exists():
         kept, about = read_tensors(path)
-        if len(kept["windows"]) == SAMPLED or clock.seconds is None:
+        if len(kept["windows"]) >= count or clock.seconds is None:
             return kept["windows"], about["text"]
     another = recipe.seed + seed + 1  # than the one that wrote the held-out windows
     seconds, tokens = clock.seconds_for(STAGES[0]), recipe.window_tokens
     model = in_compute_dtype(full.model)
-    windows, text = own_windows(model, full.tokenizer, SAMPLED, tokens, another, progress, seconds)
+    windows, text = own_windows(model, full.tokenizer, count, tokens, another, progress, seconds)
     write_tensors(path, {"windows": windows}, {"text": text})
     return windows, text
 

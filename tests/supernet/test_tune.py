@@ -13,6 +13,7 @@ from supernet.checkpoint import SupernetFiles
 from supernet.create import create
 from supernet.evaluate import evaluate
 from supernet.evidence import alone
+from supernet.files import read_tensors
 from supernet.loading import load_model
 from supernet.recipe import Recipe
 from supernet.space import Subnet
@@ -87,6 +88,22 @@ def test_the_same_seed_gives_the_same_file_and_another_another(files: SupernetFi
     names = {path.name for path in (files.path / "tuned").iterdir()}
     assert names >= {f"{digest[:16]}.safetensors" for digest in digests}
     assert all(len(name) == len("0123456789abcdef.safetensors") for name in names)  # nothing else is left there
+
+
+def test_text_that_the_model_writes_is_kept_and_read_again(files: SupernetFiles) -> None:
+    untold = replace(files, info={**files.info, "recipe": {**files.info["recipe"], "data": None}})
+    subnet, kept = mixed(files), files.path / "tuned" / "windows-7.safetensors"
+    first = tuned(untold, subnet, 7)
+    windows = read_tensors(kept)[0]["windows"]
+    assert first.text != files.info["recipe"]["data"]
+    assert windows.shape == (min(STEPS * 4, 124), 32)
+    held_out = files.reference().windows
+    assert not any(torch.equal(window, one) for window in windows for one in held_out)
+    kept.touch()
+    before, again = kept.stat().st_mtime_ns, tuned(untold, subnet, 7)
+    assert kept.stat().st_mtime_ns == before and again.text == first.text
+    assert all(torch.equal(again.tensors[name], value) for name, value in first.tensors.items())
+    kept.unlink()
 
 
 def test_numbers_that_are_gone_damaged_or_anothers_are_said_in_a_line(files: SupernetFiles) -> None:
