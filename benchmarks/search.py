@@ -1,102 +1,257 @@
-"""The planner's searches beside the ones they are judged against, on one trained supernet.
+"""Searches beside each other at equal bytes and equal evaluations: KL on two kinds of text that none of them saw.
 
-    python benchmarks/search.py SUPERNET [--bits 2.5 3 3.5] [--evaluations 100 50] [--measure 2]
+    python benchmarks/search.py SUPERNET --text ../shared/text [--bits 2.5 3.5] [--evaluations 60] [--seeds 0 1 2]
 
-A budget is bytes of the linears' codes, given as average bits; embedding and head stay at their largest choice. The
-predicted loss is the sum of the supernet's sensitivities. Without --measure every method searches on that sum.
+A budget is bytes of the linears' codes, given as average bits; embedding and head stay at their largest choice. Rules
+and sums measure nothing:
 
-With --measure N the best subnet of each method is measured on the last N of the supernet's held-out windows. Shrink,
-evolution and random then search as their papers do, by measuring every subnet that they evaluate on the other windows:
-a second each on two cores for SmolLM2 in bfloat16, so --evaluations says how many (first and then; random takes the
-sum). They begin with the same random subnets; these are measured once, and the seconds of a method count what it would
-have waited for. Exact and Optuna know the sensitivities and nothing else. Training scaled these, by one number for each
-bit-width, so that they add up to what uniform subnets lose on all of the windows.
+uniform    the widest uniform subnet within the budget
+ends       the blocks nearest to the first and the last one are wider
+roles      value projections, then down projections and outputs of attention, are wider in all blocks
+greedy     sensitivities, the best gain for its bytes first
+sum        the exact solution of the sensitivities; `planned` is the best finalist of `bitfleet plan`, measured
+null       the exact solution of sensitivities that are permuted within each role, another permutation for each seed
+
+The others measure as often as --evaluations says, each the same windows of the text that trained, a slope counting as
+three: `steps` along the slope from the finalists (what `bitfleet plan --minutes` does), `nsga2` and `tpe` over prices
+of groups of units (Optuna's), `evolution` (Once-for-All) and `shrink` (LLM-QFA), which begin with random subnets.
+
+KL per token is from the full model. Windows of the unseen texts are taken in stretches, and two methods are compared on
+the same ones; `line` is the log-linear interpolation between the uniform subnets around.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
+from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 from claims import Claim, finish, table
+from scipy.special import stdtrit
 
 from planner.frame import DEPTHS
-from planner.propose import TRIALS
+from planner.propose import TRIALS, propose
 from planner.search import EvolutionSearch, ExactSearch, OptunaSearch, ShrinkSearch
-from planner.search.base import Candidate, Found, Problem, Resource, Search, ranked
-from planner.search.feasible import Feasible
+from planner.search.base import Problem, Resource
+from planner.search.depth import around
+from planner.search.measured import MeasuredSearch
 from supernet.checkpoint import SupernetFiles, open_supernet
+from supernet.evaluate import Reference, evaluate
+from supernet.landscape import WINDOWS, MeasuredLandscape
+from supernet.loading import load_model
+from supernet.model import compute_dtype
+from supernet.prepare import training_windows
+from supernet.recipe import Recipe
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
-from supernet.space import Subnet
+from supernet.space import Choice, Subnet
+from supernet.spec import UnitSpec
+from supernet.text import manual_windows, read_windows
 
-PLANNED, BASELINES = ("exact", "optuna"), ("shrink", "evolution", "random")
-SOLVERS = ("optuna", "scipy.optimize", "scipy.stats")
-
-
-@dataclass(frozen=True)
-class RandomSearch(Search):
-    """The best of `evaluations` subnets drawn evenly from those within the limits."""
-
-    name = "random"
-    evaluations: int
-
-    def search(self, problem: Problem, starts: Sequence[Candidate] = (), seed: int = 0) -> Found:
-        drawn = Feasible.of(problem).sample(self.evaluations, np.random.default_rng(seed))
-        return Found(ranked(problem, [(subnet, self.name) for subnet in drawn]), {})
+BITS = (2.25, 2.5, 2.75, 3.25, 3.5, 3.75)
+SLOPE = 3  # evaluations that a slope costs: a pass forward and one backward
+TOKENS, STRETCH = 512, 4  # of an unseen window, and windows that are read together
+FEW = 3.0  # bits below which searching is to pay
+GAIN, WORST = 0.9, 1.01  # KL of `steps` / of `sum`: on average below FEW, and anywhere
+RULES = ("uniform", "ends", "roles", "greedy", "sum", "null", "planned")
+MEASURING = ("steps", "nsga2", "tpe", "evolution", "shrink")
+WIDER_ROLES = ("v", "down", "o")  # the first part of a role's name, the most sensitive first
 
 
 @dataclass(frozen=True)
 class Row:
-    """The best that a method found. `seconds` are those of all its evaluations too, as if it had been alone."""
+    """`kl` of each stretch of the unseen texts, one text after the other; `seen` on the windows that were searched."""
 
     bits: float
     method: str
-    subnet: Subnet
-    mean_bits: float
-    predicted: float
-    evaluations: int
-    seconds: float
-    kl: float | None = None
+    seed: int
+    subnet: Subnet = field(repr=False)
+    evaluations: int = 0
+    seen: float | None = None
+    kl: tuple[float, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.kl)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("supernet", help="a folder that `bitfleet train` made")
-    parser.add_argument("--bits", type=float, nargs="+", default=[2.5, 3.0, 3.5])
-    parser.add_argument("--evaluations", type=int, nargs=2, default=[100, 50], metavar=("FIRST", "THEN"))
-    parser.add_argument("--measure", type=int, default=0, metavar="N", help="measure on the last N held-out windows")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    files = open_supernet(arguments.supernet)
-    searches = methods(*arguments.evaluations)
-    problems = {bits: problem_of(files, bits) for bits in arguments.bits}
-    seen, unseen = measures(files, arguments.measure) if arguments.measure else (None, None)
-    for name in SOLVERS:
-        import_module(name)  # or the first search that needs it would be timed with it
+    parser.add_argument("--text", type=Path, default=Path("../shared/text"))
+    parser.add_argument("--bits", type=float, nargs="+", default=BITS)
+    parser.add_argument("--methods", nargs="+", choices=(*RULES, *MEASURING), default=(*RULES, *MEASURING))
+    parser.add_argument("--evaluations", type=int, default=60)
+    parser.add_argument("--windows", type=int, default=16, help="of each kind of unseen text")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    given = parser.parse_args()
+    files = open_supernet(given.supernet)
+    full = load_model(files.info["source"])
+    windows = training_windows(full.tokenizer, Recipe.from_json(files.info["recipe"]), WINDOWS)
+    seen = Reference.of(full.model, windows, first=files.reference().first)
+    unseen = [
+        Reference.of(full.model, text[start : start + STRETCH])
+        for text in (
+            read_windows(str(given.text / "eval.txt"), full.tokenizer, given.windows, TOKENS),
+            manual_windows(full.tokenizer, given.windows, TOKENS, "measure"),
+        )
+        for start in range(0, len(text), STRETCH)
+    ]
+    del full
+    landscape = MeasuredLandscape(files.load(), seen)
+    uniform = {bits: files.space.uniform(files.spec, bits) for bits in files.space.bits(files.spec)}
+    judge = Judge(landscape, unseen)
+    known = {bits: fmean(judge(subnet)) for bits, subnet in uniform.items()}
     rows = []
-    for bits, problem in problems.items():
-        meter = Meter(seen or problem.additive)
-        for name, search in searches.items():
-            judged = replace(problem, objective=None if seen and name in PLANNED else meter)
-            rows.append(searched(files, bits, search, judged, meter, arguments.seed))
-    if unseen:
-        rows = [replace(row, kl=unseen(row.subnet)) for row in rows]
-    print_rows(rows)
-    evidence = {"supernet": files.fingerprint, "evaluations": arguments.evaluations, "windows": arguments.measure}
-    finish(__file__, list(claims(rows)), rows=[record(row) for row in rows], **evidence)
+    for bits in given.bits:
+        for seed in given.seeds:
+            rows += rows_of(files, landscape, judge, bits, given.methods, given.evaluations, seed)
+            print_rows([row for row in rows if (row.bits, row.seed) == (bits, seed)], line(known, bits))
+    evidence = {"supernet": files.fingerprint, "evaluations": given.evaluations, "uniform": known}
+    finish(__file__, list(claims(rows)), rows=[record(row, line(known, row.bits)) for row in rows], **evidence)
 
 
-def methods(first: int, then: int) -> dict[str, Search]:
-    searches = (
-        ExactSearch(), OptunaSearch(trials=TRIALS), ShrinkSearch(first, then),
-        EvolutionSearch(samples=first, finalists=then), RandomSearch(first + then),
+def rows_of(
+    files: SupernetFiles, landscape: MeasuredLandscape, judge: Judge, bits: float, methods: Sequence[str],
+    evaluations: int, seed: int,
+) -> list[Row]:  # fmt: skip
+    problem = problem_of(files, bits)
+    rows = []
+    for method in methods:
+        meter = Meter(landscape)
+        if method in MEASURING:
+            subnet = measuring(files, problem, meter, method, evaluations, seed)
+        else:
+            subnet = ruled(files, problem, meter, method, seed)
+        loss = min(meter.known.values()) if meter.known else None
+        rows.append(Row(bits, method, seed, subnet, meter.cost, loss, judge(subnet)))
+    return rows
+
+
+# --- what measures nothing ----------------------------------------------------------------------------------------
+
+
+def ruled(files: SupernetFiles, problem: Problem, meter: Meter, method: str, seed: int) -> Subnet:
+    spec = files.spec
+    if method == "planned":
+        subnets = propose(problem, spec, TRIALS, seed).subnets
+        return min(zip(meter.losses(subnets), subnets, strict=True), key=lambda pair: pair[0])[1]
+    if method in ("sum", "null"):
+        asked = problem if method == "sum" else permuted(problem, files, seed)
+        found = ExactSearch().search(asked).candidates[0].subnet
+        assert method == "sum" or found != ExactSearch().search(problem).candidates[0].subnet
+        return found
+    widest = next(
+        subnet for bits in reversed(problem.space.bits(spec))
+        if problem.feasible(subnet := problem.space.uniform(spec, bits))
     )  # fmt: skip
-    return {search.name: search for search in searches}
+    if method == "uniform":
+        return widest
+    if method == "greedy":
+        return filled(problem, problem.space.uniform(spec, problem.space.bits(spec)[0]), gain(problem))
+    last = spec.num_layers - 1
+    ranks: dict[str, Callable[[UnitSpec], float]] = {
+        "ends": lambda unit: min(unit.layer or 0, last - (unit.layer or 0)),
+        "roles": lambda unit: next((n for n, r in enumerate(WIDER_ROLES) if unit.role.split("_")[0] == r), 9),
+    }
+    rank = {unit.name: ranks[method](unit) for unit in spec.units}
+    return filled(problem, widest, lambda unit, now, then: -rank[unit])
+
+
+def gain(problem: Problem) -> Callable[[str, Choice, Choice], float]:
+    """Sensitivity that goes for each byte that comes."""
+    (memory,) = problem.resources
+
+    def of(unit: str, now: Choice, then: Choice) -> float:
+        more = memory.table[unit][then] - memory.table[unit][now]
+        return (problem.loss[unit][now] - problem.loss[unit][then]) / more
+
+    return of
+
+
+def filled(problem: Problem, subnet: Subnet, worth: Callable[[str, Choice, Choice], float]) -> Subnet:
+    """Every unit one choice wider, what is worth most first and narrow units first, until nothing fits."""
+    (memory,), now = problem.resources, dict(subnet)
+    wider = {unit: dict(zip(choices, choices[1:], strict=False)) for unit, choices in problem.space}
+    room = memory.limit - memory.amount(subnet)
+    while True:
+        steps = [(unit, now[unit], wider[unit][now[unit]]) for unit in now if now[unit] in wider[unit]]
+        fits = [step for step in steps if memory.table[step[0]][step[2]] - memory.table[step[0]][step[1]] <= room]
+        if not fits:
+            return Subnet.of(now)
+        unit, before, then = min(fits, key=lambda step: (-worth(*step), step[1].bits))
+        room -= memory.table[unit][then] - memory.table[unit][before]
+        now[unit] = then
+
+
+def permuted(problem: Problem, files: SupernetFiles, seed: int) -> Problem:
+    """The same problem with each unit's losses those of another unit of its role."""
+    random, by_role = np.random.default_rng(seed), {}
+    for unit in files.spec.units:
+        by_role.setdefault(unit.role, []).append(unit.name)
+    loss = {}
+    for names in by_role.values():
+        loss |= {
+            name: problem.loss[names[other]] for name, other in zip(names, random.permutation(len(names)), strict=True)
+        }
+    return replace(problem, loss=loss)
+
+
+# --- what measures ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Meter:
+    """A landscape that measures a subnet once, and counts."""
+
+    landscape: MeasuredLandscape
+    known: dict[Subnet, float] = field(default_factory=dict)
+    cost: int = 0
+
+    @property
+    def samples(self) -> int:
+        return self.landscape.samples
+
+    def losses(self, subnets: Sequence[Subnet]) -> list[float]:
+        new = [subnet for subnet in dict.fromkeys(subnets) if subnet not in self.known]
+        if new:
+            self.known |= zip(new, self.landscape.losses(new), strict=True)
+            self.cost += len(new)
+        return [self.known[subnet] for subnet in subnets]
+
+    def slopes(self, subnet: Subnet, sample: int) -> Mapping[str, Mapping[Choice, float]]:
+        self.cost += SLOPE
+        return self.landscape.slopes(subnet, sample)
+
+    def one(self, subnet: Subnet) -> float:
+        return self.losses([subnet])[0]
+
+
+class TPE(OptunaSearch):
+    """Its first trials are the same, then a tree of Parzen estimators draws prices."""
+
+    def sampler(self, seed: int) -> Any:
+        import optuna
+
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
+
+
+def measuring(files: SupernetFiles, problem: Problem, meter: Meter, method: str, evaluations: int, seed: int) -> Subnet:
+    if method == "steps":  # its clock counts evaluations
+        starts = [candidate for _, candidate in propose(problem, files.spec, TRIALS, seed).finalists]
+        search = MeasuredSearch(evaluations, meter, clock=lambda: float(meter.cost))
+        return search.search(problem, starts).candidates[0].subnet
+    first = evaluations * 2 // 3
+    searches = {
+        "nsga2": OptunaSearch(evaluations), "tpe": TPE(evaluations),
+        "evolution": EvolutionSearch(samples=first, finalists=evaluations - first),
+        "shrink": ShrinkSearch(first, evaluations - first),
+    }  # fmt: skip
+    return searches[method].search(replace(problem, objective=meter.one), seed=seed).candidates[0].subnet
 
 
 def problem_of(files: SupernetFiles, bits: float) -> Problem:
@@ -114,94 +269,72 @@ def problem_of(files: SupernetFiles, bits: float) -> Problem:
     return Problem(space, losses.by_choice, (memory,), groups={u.name: f"{u.role} {depth[u.name]}" for u in spec.units})
 
 
-Loss = Callable[[Subnet], float]
+# --- the verdict --------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Meter:
-    """Evaluates every subnet once for all methods, and knows how long each took and which one method asked for."""
+class Judge:
+    """KL of a subnet on each stretch of the unseen texts."""
 
-    loss: Loss
-    known: dict[Subnet, tuple[float, float]] = field(default_factory=dict)
-    asked: set[Subnet] = field(default_factory=set)
-    waited: float = 0.0
+    landscape: MeasuredLandscape
+    unseen: Sequence[Reference]
+    known: dict[Subnet, tuple[float, ...]] = field(default_factory=dict)
 
-    def __call__(self, subnet: Subnet) -> float:
+    def __call__(self, subnet: Subnet) -> tuple[float, ...]:
         if subnet not in self.known:
-            started = time.perf_counter()
-            loss = self.loss(subnet)
-            self.known[subnet] = loss, time.perf_counter() - started
-            self.waited += self.known[subnet][1]
-        self.asked.add(subnet)
-        return self.known[subnet][0]
-
-    def restart(self) -> None:
-        self.asked, self.waited = set(), 0.0
-
-    @property
-    def seconds(self) -> float:
-        """What those asked for took, whoever waited for it."""
-        return sum(self.known[subnet][1] for subnet in self.asked)
+            supernet = self.landscape.supernet
+            dtype = compute_dtype(supernet.model.device)
+            self.known[subnet] = tuple(evaluate(supernet, [subnet], part, dtype=dtype)[0].kl for part in self.unseen)
+        return self.known[subnet]
 
 
-def searched(files: SupernetFiles, bits: float, search: Search, problem: Problem, meter: Meter, seed: int) -> Row:
-    meter.restart()
-    started = time.perf_counter()
-    found = search.search(problem, seed=seed)
-    seconds = time.perf_counter() - started - meter.waited + meter.seconds
-    if not found.candidates:
-        raise SystemExit(f"{search.name} found nothing within {bits:g} bits; ask for more with --bits")
-    best = found.candidates[0].subnet
-    predicted = problem.additive(best)
-    return Row(bits, search.name, best, best.mean_bits(files.spec), predicted, len(meter.asked), seconds)
-
-
-def measures(files: SupernetFiles, last: int) -> tuple[Loss, Loss]:
-    """A subnet's KL on the held-out windows but the last ones, and on the last ones."""
-    from supernet.evaluate import Reference, evaluate
-    from supernet.model import compute_dtype
-
-    whole = files.reference()
-    have = len(whole.windows)
-    if not 0 < last < have:
-        raise SystemExit(f"--measure leaves windows to search on, so 1 to {have - 1} of {have}, got {last}")
-    supernet = files.load()
-    dtype = compute_dtype(whole.head.device)
-
-    def measure(reference: Reference) -> Loss:
-        return lambda subnet: evaluate(supernet, [subnet], reference, dtype=dtype)[0].kl
-
-    parts = (slice(0, have - last), slice(have - last, have))
-    seen, unseen = (replace(whole, windows=whole.windows[part], hidden=whole.hidden[part]) for part in parts)
-    return measure(seen), measure(unseen)
-
-
-def print_rows(rows: Sequence[Row]) -> None:
-    cells = [
-        (
-            f"{row.bits:g} bits, {row.method}", f"{row.mean_bits:.3f}", f"{row.predicted:.4f}", row.evaluations,
-            f"{row.seconds:.2f}", "-" if row.kl is None else f"{row.kl:.4f}",
-        )
-        for row in rows
-    ]  # fmt: skip
-    table(("", "bits", "predicted loss", "evaluations", "seconds", "KL, unseen windows"), cells)
+def line(uniform: Mapping[int, float], bits: float) -> float:
+    near = around(uniform.keys(), bits)
+    if near is None or near[0] == near[1]:
+        return uniform.get(int(bits), math.nan)
+    share = (bits - near[0]) / (near[1] - near[0])
+    return math.exp((1 - share) * math.log(uniform[near[0]]) + share * math.log(uniform[near[1]]))
 
 
 def claims(rows: Sequence[Row]) -> Iterator[Claim]:
-    of = {method: [row for row in rows if row.method == method] for method in ("exact", *BASELINES)}
-    over = f"worst of {len(of['exact'])} budgets"
-    for name in BASELINES:
-        pairs = list(zip(of["exact"], of[name], strict=True))
-        worst = max(ours.predicted / theirs.predicted for ours, theirs in pairs)
-        yield Claim(f"predicted loss of the exact solution / of {name}, {over}", worst, 1.0)
-        measured = [ours.kl / theirs.kl for ours, theirs in pairs if ours.kl is not None and theirs.kl is not None]
-        if measured:
-            yield Claim(f"measured KL of the exact solution / of {name}, {over}", max(measured), 1.0)
+    of = {(row.bits, row.seed, row.method): row for row in rows}
+    ours = [row for row in rows if row.method == "steps"]
+    pairs = [(row, of[row.bits, row.seed, "sum"]) for row in ours if (row.bits, row.seed, "sum") in of]
+    few = [one.mean / other.mean for one, other in pairs if one.bits < FEW]
+    if few:
+        yield Claim(f"KL of steps / of the sum's solution, mean below {FEW:g} bits", fmean(few), GAIN)
+    if pairs:
+        yield Claim("KL of steps / of the sum's solution, worst", max(a.mean / b.mean for a, b in pairs), WORST)
+    for rival in dict.fromkeys(row.method for row in rows if row.method not in ("steps", "sum")):
+        ratios = [row.mean / of[row.bits, row.seed, rival].mean for row in ours]
+        if ratios:
+            yield Claim(f"KL of steps / of {rival}, mean of {len(ratios)}", fmean(ratios), 1.0)
 
 
-def record(row: Row) -> dict[str, Any]:
-    fields = ("bits", "method", "mean_bits", "predicted", "evaluations", "seconds", "kl")
-    return {name: getattr(row, name) for name in fields} | {"subnet": row.subnet.digest}
+def print_rows(rows: Sequence[Row], between: float) -> None:
+    base = next((row for row in rows if row.method == "sum"), rows[0])
+    cells = [
+        (
+            row.method, row.evaluations or "-", "-" if row.seen is None else f"{row.seen:.4f}",
+            f"{row.mean:.4f}", f"{row.mean / between:.3f}", gap(row, base),
+        )
+        for row in rows
+    ]  # fmt: skip
+    print(f"{rows[0].bits:g} bits, seed {rows[0].seed}, line {between:.4f}")
+    table(("", "EVALUATIONS", "KL SEEN", "KL UNSEEN", "OF THE LINE", f"LESS {base.method.upper()}, 95 %"), cells)
+
+
+def gap(row: Row, base: Row) -> str:
+    """On the same stretches, with the interval of Student's t."""
+    apart = [one - other for one, other in zip(row.kl, base.kl, strict=True)]
+    if len(apart) < 2:
+        return f"{fmean(apart):+.4f}"
+    return f"{fmean(apart):+.4f} ± {stdtrit(len(apart) - 1, 0.975) * stdev(apart) / math.sqrt(len(apart)):.4f}"
+
+
+def record(row: Row, between: float) -> dict[str, Any]:
+    kept = {"bits": row.bits, "method": row.method, "seed": row.seed, "evaluations": row.evaluations, "seen": row.seen}
+    return {**kept, "kl": row.mean, "of_the_line": row.mean / between, "stretches": row.kl}
 
 
 if __name__ == "__main__":

@@ -13,12 +13,16 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.base import Candidate, Found, Problem, Search, Table, ranked
 from supernet.space import Block, Subnet
+
+if TYPE_CHECKING:
+    import optuna
 
 LOG2_PRICE = 2.0
 """Prices go from 1/4 to 4."""
@@ -31,6 +35,11 @@ class OptunaSearch(Search):
     name = "optuna"
     trials: int = 1000
     population: int = 16
+
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        import optuna
+
+        return optuna.samplers.NSGAIISampler(population_size=self.population, seed=seed)
 
     def search(self, problem: Problem, starts: Sequence[Candidate] = (), seed: int = 0) -> Found:
         import optuna
@@ -49,7 +58,7 @@ class OptunaSearch(Search):
             return problem.value(subnet)
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.NSGAIISampler(population_size=self.population, seed=seed)
+        sampler = self.sampler(seed)
         study = optuna.create_study(sampler=sampler)
         seeded = dict.fromkeys(names, 0.0)
         study.enqueue_trial(seeded)
