@@ -126,7 +126,7 @@ def measured_quality(
 
 
 def measured_on_texts(
-    files: SupernetFiles, own: OwnText | None, trust: bool, supernet: Callable[[], Supernet]
+    files: SupernetFiles, own: OwnText | None, trust: bool, supernet: Callable[[], Supernet], what: str = ""
 ) -> MeasureTexts:
     """Measures subnets of `supernet` on texts that `files` keep, and on the user's `own`, by their names."""
     references = cache(files.references)  # once, however many lots there are
@@ -138,7 +138,7 @@ def measured_on_texts(
         from supernet.evaluate import evaluate_texts
         from supernet.model import compute_dtype
 
-        note(f"measuring what {len(subnets)} finalists lose on {', '.join(texts)}")
+        note(f"measuring what {what or f'{len(subnets)} finalists lose'} on {', '.join(texts)}")
         known = references()
         wanted = {name: known[name] if name in known or own is None else own.reference(trust) for name in texts}
         with progress() as report:

@@ -51,7 +51,7 @@ def tuner(
         own = None if text is None else OwnText(files, text)
         with progress() as report:
             found = tune(files, full_model(files, trust), made.subnet, minutes, steps, seed, report)
-            measure = measured_on_texts(files, own, trust, lambda: found.supernet)
+            measure = measured_on_texts(files, own, trust, lambda: found.supernet, "the tuned plan loses")
             after = over_texts(measure([made.subnet], tuple(before["texts"]))[0])
         if not found.tensors or not after["kl"] < before["kl"]:
             return f"tuned in {found.steps} steps, which won nothing and was left out: {_beside(after, before)}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from planner.beside import front, notches, rejected, stock_of, with_stock
 from planner.choose import choose
@@ -15,7 +16,7 @@ from planner.frame import Framed, beside_kl
 from planner.margins import margins
 from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SLOWER, WORSE, Other, Plan, Tuned
 from planner.propose import TOP, TRIALS, Proposed, propose
-from planner.quality import Measure, Quality, as_quality
+from planner.quality import Measure, Measured, Quality, as_quality, measured_on
 from planner.request import Budget, Workload
 from planner.room import context_room
 from planner.runtimes.base import Runtime
@@ -124,31 +125,32 @@ def plan_any(
     losses = {name: _loss(plans[name], framed) for name, (framed, _) in found.items()}
     ranks = {name: _rank(plans[name], losses[name]) for name in plans}
     best = min(plans, key=ranks.__getitem__)
-    framed, final, known = found[best][0], finalists[best], qualities
+    framed = found[best][0]
     if deepen is not None:
-        final = deepen(*found[best]).apart(framed)
-        known = qualities | measured([final], measure)
-        plans[best] = choose(framed, final, known, command)
+        deeper = deepen(*found[best]).apart(framed)
+        plans[best] = choose(framed, deeper, qualities | measured([deeper], measure), command)
     taken = _with_what_stands_beside(framed, plans[best], qualities, drawn)
     least = _loss(taken, framed)
     others = [_other(plans[name], losses[name], least) for name in sorted(plans, key=ranks.__getitem__) if name != best]
     others += [Other(name, f"{error}", _code(error)) for name, error in refused.items()]
     others += [Other(name, line, NOT_INSTALLED) for name, line in (absent or {}).items() if name not in refused]
     taken = replace(taken, others=tuple(others))
-    return taken if tune is None else _tuned(taken, tune(taken), framed, final, known)
+    return taken if tune is None else _tuned(taken, tune(taken))
 
 
-def _tuned(
-    taken: Plan, own: Own | str, framed: Framed, proposed: Proposed, qualities: Mapping[Subnet, Quality]
-) -> Plan:
-    """The plan that was taken with scales of its own, and what is said of its loss said of them."""
+def _tuned(taken: Plan, own: Own | str) -> Plan:
+    """The plan that was taken with scales of its own; what it is compared with is measured without."""
     if isinstance(own, str):
         return replace(taken, notes=(*taken.notes, own))
-    losing = {**qualities, taken.subnet: own.measured}
-    again = choose(framed, proposed, losing, taken.command, taken.subnet)
+    before, now = (tuple(measured_on(measured)) for measured in (taken.chosen.measured, own.measured))
+    said = dict(zip(before, now, strict=True))
     return replace(
-        taken, compared=again.compared, notes=again.notes, fingerprint=own.fingerprint, tuned=own.tuned
-    )  # fmt: skip
+        taken,
+        compared=(replace(taken.chosen, measured=cast(Measured, dict(own.measured))), *taken.compared[1:]),
+        notes=tuple(said.get(note, note) for note in taken.notes),
+        fingerprint=own.fingerprint,
+        tuned=own.tuned,
+    )
 
 
 def _with_what_stands_beside(framed: Framed, made: Plan, qualities: Mapping[Subnet, Quality], drawn: bool) -> Plan:

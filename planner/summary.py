@@ -60,7 +60,7 @@ def tuned(made: Plan) -> str | None:
         return None
     before, after = own.before.get("kl"), made.chosen.measured.get("kl")
     won = "" if before is None or after is None else f": KL {after:.4g} instead of {before:.4g}"
-    return f"tuned for this plan in {own.steps} steps, {own.units} of {own.linears} linears have scales of its own{won}"
+    return f"tuned for this plan alone in {own.steps} steps, {own.units} of {own.linears} linears have new scales{won}"
 
 
 def columns(made: Plan) -> tuple[Compared, ...]:

@@ -17,16 +17,16 @@ import pytest
 from planner import pipeline
 from planner.bands import MEMORY, TPOT, TTFT
 from planner.frame import Framed, frame
-from planner.plan import Plan
+from planner.plan import Plan, Tuned
 from planner.propose import TOP, TRIALS
-from planner.quality import MeasuredQuality, Quality
+from planner.quality import MeasuredQuality, Quality, measured_on, over_texts
 from planner.request import Budget, Workload, parse_bytes
 from planner.runtimes import RUNTIMES
 from planner.scenario import Scenario
 from planner.search.base import Problem
 from profiles.catalog import load
 from profiles.device import DeviceProfile
-from records.errors import BudgetError
+from records.errors import BudgetError, InputError
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import LinearSpec, ModelSpec, UnitSpec
@@ -173,6 +173,35 @@ def test_only_what_was_never_measured_is_measured(files: Files) -> None:
     assert first.chosen.measured["kl"] == sum(texts[name]["kl"] for name in digests) / 2
     assert any(note.startswith("measured with 95 % intervals on held-out, 4 windows") for note in first.notes)
     assert again.compared == first.compared
+
+
+def test_scales_of_its_own_change_the_plan_and_nothing_that_stands_beside_it(files: Files) -> None:
+    def on_text(kl: float) -> Quality:
+        return over_texts({"held-out": {"kl": kl, "windows": 4, "tokens": 1024}})
+
+    def measure(subnets: Sequence[Subnet]) -> list[Quality]:
+        return [on_text(one["kl"]) for one in additive(files)(subnets)]
+
+    def tuned(tune: Any) -> Plan:
+        runtimes = (RUNTIMES["onnxruntime"](),)
+        return pipeline.plan_any(files, runtimes, DEVICE, WORKLOAD, BUDGET, measure, trials=20, tune=tune)
+
+    def half(made: Plan) -> pipeline.Own:
+        about = Tuned("0" * 64, 12, 0, "text.txt", 100, 120, made.chosen.measured)
+        return pipeline.Own(about, "f2", on_text(made.chosen.kl / 2))
+
+    plain, lost, won = tuned(None), tuned(lambda made: "won nothing"), tuned(half)
+    assert replace(lost, notes=lost.notes[:-1]) == plain and lost.notes[-1] == "won nothing"
+    assert (won.fingerprint, won.chosen.kl) == ("f2", plain.chosen.kl / 2)
+    assert won.tuned is not None and won.tuned.before == plain.chosen.measured
+    assert (won.compared[1:], won.rejected, won.others) == (plain.compared[1:], plain.rejected, plain.others)
+    changed = [(old, new) for old, new in zip(plain.notes, won.notes, strict=True) if old != new]
+    assert [new for _, new in changed] == list(measured_on(won.chosen.measured))
+    assert Plan.from_json(won.to_json()) == won and "tuned" not in plain.to_json()
+    for odd in ({"sha256": "../../etc"}, {"steps": -1}):
+        data = won.to_json()
+        with pytest.raises(InputError):
+            Plan.from_json(data | {"tuned": data["tuned"] | odd})
 
 
 def test_without_measuring_the_prediction_decides_and_the_plan_says_so(files: Files) -> None:
