@@ -190,7 +190,8 @@ def test_scales_of_its_own_change_the_plan_and_nothing_that_stands_beside_it(fil
         about = Tuned("0" * 64, 12, 0, "text.txt", 100, 120, made.chosen.measured)
         return pipeline.Own(about, "f2", on_text(made.chosen.kl / 2))
 
-    plain, lost, won = tuned(None), tuned(lambda made: "won nothing"), tuned(half)
+    makers = (None, lambda made: "won nothing", half)
+    plain, lost, won = (tuned(tune).portable() for tune in makers)
     assert replace(lost, notes=lost.notes[:-1]) == plain and lost.notes[-1] == "won nothing"
     assert (won.fingerprint, won.chosen.kl) == ("f2", plain.chosen.kl / 2)
     assert won.tuned is not None and won.tuned.before == plain.chosen.measured
