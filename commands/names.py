@@ -115,6 +115,13 @@ def device_named(name: str) -> DeviceProfile:
     return load(name)
 
 
+def hosted(device: DeviceProfile | None, host: str) -> DeviceProfile:
+    """A GPU in the machine that `host` names. InputError where it is no GPU with a memory of its own."""
+    if device is None:
+        raise InputError("--host is the machine that a GPU is in; name the GPU with --device")
+    return dataclasses.replace(device, host=device_named(host))
+
+
 def planned_device(made: Plan, named: str | None) -> DeviceProfile:
     """The profile of the device that a plan was made for; InputError where it is not at hand, or `named` is another."""
     from profiles.catalog import names
@@ -124,6 +131,8 @@ def planned_device(made: Plan, named: str | None) -> DeviceProfile:
         found: DeviceProfile | None = device_named(named or wanted)
     else:
         found = _known(own) if own.is_file() else None
+    if found is not None and found.host is None and (host := made.device.get("host")) in names():
+        found = hosted(found, f"{host}")
     if found is None or found.name != wanted:
         raise InputError(f"what another runtime costs needs the profile of {wanted}; give its file with --device FILE")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from commands.names import (
     check_runtime,
     default_supernet,
     device_named,
+    hosted,
     own_device,
     runtimes_for,
     trained_supernet,
@@ -47,6 +49,9 @@ from records.atomic import check_output
     help="How keys and values are kept: auto, q8_0, or several to choose from.  [default: the runtime's own]",
 )
 @click.option("--device", metavar="NAME|FILE", help="What to plan for; the default is this machine.")
+@click.option("--host", metavar="NAME|FILE", help="The machine that a GPU is in: layers that do not fit stay there.")
+@click.option("--host-mem", metavar="SIZE", help="Memory that they may take there.  [default: all that it has]")
+@click.option("--gpu-layers", type=click.IntRange(min=1), metavar="N", help="Layers on the GPU.  [default: decided]")
 @click.option("--runtime", default=AUTO, show_default=True, help="What will load the package: the best one, or a name.")
 @click.option("--text", metavar="FILE", help="Measure on this text too: what the package is for. Needs the full model.")
 @click.option("--trials", type=click.IntRange(min=0), metavar="N", help="Subnets that the search tries.")
@@ -69,9 +74,9 @@ from records.atomic import check_output
 def plan(
     supernet: str | None, mem: str | None, max_loss: str | None, latency: str | None, target_tps: float | None,
     ttft: str | None, disk: str | None, context: int | None, batch: int, prompt_tokens: int | None,
-    kv_cache: str | None, device: str | None, runtime: str, text: str | None, trials: int | None,
-    minutes: float | None, tune: float | None, tune_steps: int | None, storage: str | None, seed: int, out: Path,
-    html: Path | None, trust: bool, as_json: bool,
+    kv_cache: str | None, device: str | None, host: str | None, host_mem: str | None, gpu_layers: int | None,
+    runtime: str, text: str | None, trials: int | None, minutes: float | None, tune: float | None,
+    tune_steps: int | None, storage: str | None, seed: int, out: Path, html: Path | None, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """The bits of every layer that lose least within a memory and latency budget, or the fewest within a loss.
 
@@ -94,6 +99,7 @@ def plan(
         None if ttft is None else parse_duration(ttft),
         None if disk is None else parse_bytes(disk),
         None if max_loss is None else parse_loss(max_loss),
+        None if host_mem is None else parse_bytes(host_mem),
     )
     check_output(out)
     if html is not None:
@@ -102,10 +108,14 @@ def plan(
     check_cache(kv_cache, runtime)
     # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
     named = None if device is None else device_named(device)
+    if host is not None:
+        named = hosted(named, host)
+    elif host_mem is not None and (named is None or named.host is None):
+        raise click.UsageError("--host-mem limits what the machine of a GPU gives: name that with --host.")
     files = None if supernet is None else trained_supernet(supernet, trust)
     load = None if files is None else cache(files.load)  # the weights, once for all that is measured with them
     if files is not None:
-        Workload.for_model(files.spec, context, batch, prompt_tokens, kv_cache)
+        replace(Workload.for_model(files.spec, context, batch, prompt_tokens, kv_cache), gpu_layers=gpu_layers)
     elif text is not None:
         check_text(text)
     measure = None if files is None else measured_quality(files, text, trust, load)
@@ -126,7 +136,7 @@ def plan(
         files,
         loaders,
         target,
-        Workload.for_model(files.spec, context, batch, prompt_tokens, kv_cache),
+        replace(Workload.for_model(files.spec, context, batch, prompt_tokens, kv_cache), gpu_layers=gpu_layers),
         Budget(memory or max(1, target.usable_bytes), *limits),
         measure=measure,
         trials=TRIALS if trials is None else trials,

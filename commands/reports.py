@@ -97,7 +97,8 @@ def print_plan(made: Plan) -> None:
         if rows:
             say()
             table(header, rows)
-    for what, sums, shown_as in zip(("peak memory", "time per token"), items(made), (size, milliseconds), strict=True):
+    for what, sums in items(made).items():
+        shown_as = milliseconds if what == "time per token" else size
         say()
         found = [(name, shown_as(value), basis) for (name, basis), value in sums.items() if value]
         table((f"{what}, by item", "", ""), found)

@@ -76,7 +76,7 @@ class Scale:
 def card(made: Plan, receipt: Receipt | None = None) -> str:
     """The whole HTML of a plan, and beside its promises what a receipt of its package says."""
     pages = environment()
-    memory, times = items(made)
+    found = items(made)
     return pages.get_template("card.html").render(
         plan=made,
         title=title(made),
@@ -89,8 +89,9 @@ def card(made: Plan, receipt: Receipt | None = None) -> str:
         others=others(made),
         margins=[said(one) for one in made.margins],
         chart=chart(made),
-        memory=_shares(memory),
-        times=_shares(times),
+        memory=_shares(found["peak memory"]),
+        host_memory=_shares(found.get("peak host memory", {})),
+        times=_shares(found["time per token"]),
         receipt=receipt,
     )
 

@@ -13,7 +13,7 @@ from planner.amounts import size
 from planner.bands import BANDS, QUICK, TPOT, bands, is_quick, products
 from planner.frame import Framed
 from planner.overview import bits_by_layer
-from planner.plan import PLANNED, UNIFORM, CacheRow, Compared, DeviceSummary, ModelSummary, Plan
+from planner.plan import PLANNED, UNIFORM, CacheRow, Compared, DeviceSummary, ModelSummary, Placement, Plan
 from planner.propose import Proposed
 from planner.quality import Measured, Quality, measured_on
 from planner.runtimes.caches import CacheType
@@ -70,6 +70,7 @@ def choose(
         bands=dict(bands(device, runtime.name)),
         bits=bits_by_layer(best.subnet, files.spec),
         kv_cache=cache_row(runtime.cache(scenario.workload), framed.cache_kl),
+        placement=_placement(framed),
     )
 
 
@@ -142,6 +143,12 @@ def _basis(device: DeviceProfile, runtime: str) -> Iterator[str]:
         )
 
 
+def _placement(framed: Framed) -> Placement | None:
+    scenario = framed.scenario
+    numbers, taken = scenario.runtime.placements(scenario.files.spec, scenario.device), scenario.workload.gpu_layers
+    return None if taken is None or not numbers else Placement(gpu_layers=taken, layers=numbers[-1])
+
+
 def cache_row(cache: CacheType, kl: float | None) -> CacheRow:
     return CacheRow(type=cache.name, bits=cache.bits, kl=kl)
 
@@ -162,7 +169,8 @@ def summary(spec: ModelSpec) -> ModelSummary:
 def device_summary(device: DeviceProfile, runtime: str) -> DeviceSummary:
     names = ("name", "kind", "model", "measured", "source", "date", "threads", "memory_bytes", "usable_bytes")
     again = {"last_level_cache_bytes": device.last_level_cache_bytes, "kernels": _timed_again(device, runtime)}
-    return cast(DeviceSummary, {name: getattr(device, name) for name in names} | again)
+    host = {} if device.host is None else {"host": device.host.name}
+    return cast(DeviceSummary, {name: getattr(device, name) for name in names} | again | host)
 
 
 def _timed_again(device: DeviceProfile, runtime: str) -> list[KernelEntry]:

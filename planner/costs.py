@@ -13,7 +13,7 @@ from planner.latency import LatencyEstimate, estimate_latency
 from planner.memory import MemoryEstimate, estimate_memory
 from planner.plan import Compared
 from planner.request import Budget, Workload
-from planner.runtimes.base import Holding, Pricing, Runtime
+from planner.runtimes.base import DEVICE, HOST, Holding, Pricing, Runtime
 from planner.search.base import Resource
 from profiles.device import DeviceProfile
 from supernet.space import Choice, SearchSpace, Subnet
@@ -81,7 +81,8 @@ class Costs:
         Each amount is with its band, so that what is measured keeps the limit as well as the promise.
         """
         limited: list[tuple[str, str, float | None, Callable[[Subnet], list[tuple[str | None, float]]]]] = [
-            (MEMORY, "bytes", limits.memory_bytes, lambda s: [(i.unit, i.bytes) for i in self.memory(s).items]),
+            (MEMORY, "bytes", limits.memory_bytes, lambda s: self._in_pool(s, DEVICE)),
+            (HOST, "bytes", limits.host_memory_bytes, lambda s: self._in_pool(s, HOST)),
             (TPOT, "ms", limits.tpot_ms, lambda s: [(i.unit, i.ms) for i in self.latency(s).decode]),
             (TTFT, "ms", limits.ttft_ms, lambda s: [(i.unit, i.ms) for i in self.latency(s).prefill]),
             ("disk", "bytes", limits.disk_bytes, self._disk_items),
@@ -98,7 +99,7 @@ class Costs:
             parts = _Parts(space)
             for subnet in subnets:
                 parts.add(subnet, items(subnet))
-            parts = parts.times(1 + over.get(name, 0.0))
+            parts = parts.times(1 + over.get(MEMORY if name == HOST else name, 0.0))
             found.append(Resource(name, unit, limit, parts.constant, parts.table))
         return tuple(found)
 
@@ -110,12 +111,16 @@ class Costs:
             subnet=subnet,
             mean_bits=round(self._tied(subnet).mean_bits(self.spec), 4),
             memory_bytes=self.memory(subnet).total_bytes,
+            host_bytes=self.memory(subnet).host_bytes or None,
             disk_bytes=self.disk_bytes(subnet),
             tpot_ms=latency.tpot_ms,
             ttft_ms=latency.ttft_ms,
             predicted_kl=predicted_kl,
             **measured,
         )
+
+    def _in_pool(self, subnet: Subnet, pool: str) -> list[tuple[str | None, float]]:
+        return [(item.unit, item.bytes) for item in self.memory(subnet).items if item.pool == pool]
 
     def _disk_items(self, subnet: Subnet) -> list[tuple[str | None, float]]:
         subnet = self._tied(subnet)

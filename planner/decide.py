@@ -1,9 +1,11 @@
-"""What is decided beside the weights: how keys and values are kept.
+"""What is decided beside the weights: how keys and values are kept, and how many layers are on a GPU.
 
 An option has a loss and what it takes of each resource, as a unit's choice has, and one exact program holds all of
 them: a smaller cache is worth its loss where the weights make more of the room. What is left to search is the weights.
 
-Keys and values are one decision for all layers: llama.cpp and ONNX Runtime's generator keep them in one type.
+Keys and values are one decision for all layers: llama.cpp and ONNX Runtime's generator keep them in one type. How many
+layers are on a GPU, and the others on its host, changes what every unit takes of which memory: each number is a program
+of its own (`planner.place`).
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from planner.frame import Framed, beside_kl, frame
+from planner.frame import Framed, beside_kl, frame, placed
+from planner.place import best_placement
 from planner.request import Workload
 from planner.runtimes.base import Runtime
 from planner.runtimes.caches import CacheType, caches_asked
@@ -48,7 +51,9 @@ def decide(scenario: Scenario, cache_loss: CacheLoss | None = None) -> Framed:
         named = workload if len(caches) == 1 else replace(workload, kv_cache=unasked)
         one = frame(scenario.serving(named))
         ways.append(replace(one, cache_losses=by_name, notes=(*one.notes, *lines)))
-    return ways[0] if len(ways) == 1 else _best(ways)
+    spec, device = scenario.files.spec, scenario.device
+    numbers = runtime.placements(spec, device) if workload.gpu_layers is None else ()
+    return _best(ways) if not numbers else _placed(ways, numbers)
 
 
 def other_caches(framed: Framed) -> tuple[str, ...]:
@@ -66,17 +71,45 @@ def other_caches(framed: Framed) -> tuple[str, ...]:
     return tuple(found)
 
 
+def could_spill(framed: Framed) -> bool:
+    """Whether the device is a GPU whose layers could be left on a host, if one were named."""
+    scenario, device = framed.scenario, framed.scenario.device
+    alone = device.host is None and not device.shares_memory
+    return alone and bool(scenario.runtime.placements(scenario.files.spec, device))
+
+
 def _best(ways: Sequence[Framed]) -> Framed:
     """The one that loses least together with the best weights for it."""
-    names = [way.scenario.runtime.cache(way.scenario.workload).name for way in ways]
-    open_to = options(names, [way.cache_kl or 0.0 for way in ways], [way.problem.resources for way in ways])
-    joint = replace(ways[0].problem, decisions=(Decision(KV_CACHE, open_to),))
-    most, floats = ways[0].limits.max_kl, beside_kl(replace(ways[0], cache_losses={}))
-    found = None if most is None else _smallest(joint, most - floats)
+    if len(ways) == 1:
+        return ways[0]
+    joint, most = _joint(ways), _most_sum(ways[0])
+    found = None if most is None else _smallest(joint, most)
     found = found or solve(joint.space, joint.loss, joint.resources, joint.decisions)
     if found is None:
         return replace(ways[0], problem=joint)
-    return next(way for way, name in zip(ways, names, strict=True) if name == found.options[0].name)
+    taken = [option.name for option in joint.decisions[0].options].index(found.options[0].name)
+    return ways[taken]
+
+
+def _joint(ways: Sequence[Framed]) -> Problem:
+    """The problem of the weights together with the type of cache, where there are several `ways` to keep it."""
+    if len(ways) == 1:
+        return ways[0].problem
+    names = [way.scenario.runtime.cache(way.scenario.workload).name for way in ways]
+    open_to = options(names, [way.cache_kl or 0.0 for way in ways], [way.problem.resources for way in ways])
+    return replace(ways[0].problem, decisions=(Decision(KV_CACHE, open_to),))
+
+
+def _most_sum(framed: Framed) -> float | None:
+    """What weights and cache may lose together where the loss is limited."""
+    most, floats = framed.limits.max_kl, beside_kl(replace(framed, cache_losses={}))
+    return None if most is None else most - floats
+
+
+def _placed(ways: Sequence[Framed], numbers: Sequence[int]) -> Framed:
+    """With the number of layers on the GPU that `planner.place` takes."""
+    by_number = [[placed(way, number) for way in ways] for number in numbers]
+    return _best(by_number[best_placement([_joint(each) for each in by_number], _most_sum(ways[0]))])
 
 
 def _smallest(problem: Problem, most: float) -> Solution | None:

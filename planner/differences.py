@@ -93,12 +93,15 @@ def _values(plan: Plan) -> Iterator[tuple[str, str, str, Value]]:
     yield "asked", "batch", "", load.batch
     yield "asked", "prompt", "tokens", load.prompt_tokens
     yield "asked", "KV cache", "", plan.kv_cache["type"] if plan.kv_cache else load.kv_cache
+    yield "asked", "layers on the GPU", "", load.gpu_layers
     yield "limit", "peak memory", "bytes", limits.memory_bytes
+    yield "limit", "peak host memory", "bytes", limits.host_memory_bytes
     yield "limit", "weight files", "bytes", limits.disk_bytes
     yield "limit", "time per token", "ms", limits.tpot_ms
     yield "limit", "time to first token", "ms", limits.ttft_ms
     yield "limit", "loss", "nats", limits.max_kl
     yield "promise", "peak memory", "bytes", chosen.memory_bytes
+    yield "promise", "peak host memory", "bytes", chosen.host_bytes
     yield "promise", "basis of memory", "", plan.memory.basis
     yield "promise", "weight files", "bytes", chosen.disk_bytes
     yield "promise", "time per token", "ms", chosen.tpot_ms

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from planner.bands import KL_LIMIT
-from planner.costs import Costs
-from planner.request import Budget
+from planner.costs import Costs, Estimates
+from planner.request import Budget, Workload
 from planner.runtimes.base import FLOAT, Runtime
 from planner.scenario import PlanSource, Scenario
 from planner.search.base import Problem
@@ -65,12 +65,31 @@ def frame(scenario: Scenario) -> Framed:
         raise InputError(f"{refusal}, got {device.name}; plan for another --device")
     space, dropped = check_servable(files, scenario.table, runtime)
     workload.check(files.spec)
-    limits, notes = _limits(scenario.budget, device)
+    _check_placement(runtime, files.spec, workload, device)
+    limits, notes = _limits(scenario.budget, device, bool(runtime.placements(files.spec, device)))
     costs = Costs.of(runtime, files.spec, workload, device, files.model_dir)
     costs.latency(Subnet(tuple((unit, choices[0]) for unit, choices in space)))  # refuses a device of unknown speed
     losses = scenario.table.tied(costs.spec).by_choice
     problem = Problem(space, losses, costs.resources(space, limits), groups=_groups(costs.spec))
     return Framed(scenario, costs, limits, problem, dropped, (*notes, *_unpriced(files, runtime)))
+
+
+def _check_placement(runtime: Runtime, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> None:
+    asked, numbers = workload.gpu_layers, runtime.placements(spec, device)
+    if asked is None or asked in numbers:
+        return
+    if not numbers:
+        raise InputError(f"{runtime.name} leaves no layers elsewhere on {device.name}, got --gpu-layers {asked}")
+    can = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"all {numbers[0]}; name the others' --host"
+    raise InputError(f"{runtime.name} puts layers of {spec.name} on {device.name}: {can}, got --gpu-layers {asked}")
+
+
+def placed(framed: Framed, gpu_layers: int) -> Framed:
+    """The same with so many layers on the GPU."""
+    workload = replace(framed.scenario.workload, gpu_layers=gpu_layers)
+    costs = replace(framed.costs, workload=workload, known=Estimates())
+    problem = replace(framed.problem, resources=costs.resources(framed.problem.space, framed.limits))
+    return replace(framed, scenario=framed.scenario.serving(workload), costs=costs, problem=problem)
 
 
 def _unpriced(files: PlanSource, runtime: Runtime) -> tuple[str, ...]:
@@ -90,8 +109,8 @@ def beside_kl(framed: Framed) -> float:
 
 def renamed(framed: Framed, device: DeviceProfile) -> Framed:
     """The same for a `device` that differs in its name alone."""
-    scenario = framed.scenario
-    before, now = (_limits(scenario.budget, one)[1] for one in (scenario.device, device))
+    scenario, hosted = framed.scenario, framed.limits.host_memory_bytes is not None
+    before, now = (_limits(scenario.budget, one, hosted)[1] for one in (scenario.device, device))
     notes = dict(zip(before, now, strict=True))
     return replace(
         framed,
@@ -145,15 +164,24 @@ def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[Sea
     return space.restrict(lambda unit, choice: refusals[unit, choice] is None), dropped
 
 
-def _limits(budget: Budget, device: DeviceProfile) -> tuple[Budget, tuple[str, ...]]:
-    """The budget, or what the device has where that is less, and a note that says so."""
+def _limits(budget: Budget, device: DeviceProfile, hosted: bool) -> tuple[Budget, tuple[str, ...]]:
+    """The budget, or what the device has where that is less, and a note that says so; likewise of its host, where the
+    runtime leaves it some layers (`hosted`)."""
+    memory, notes = _at_most(budget.memory_bytes, device)
+    if not hosted or device.host is None:
+        return replace(budget, memory_bytes=memory, host_memory_bytes=None), notes
+    host, more = _at_most(budget.host_memory_bytes or device.host.usable_bytes, device.host)
+    return replace(budget, memory_bytes=memory, host_memory_bytes=host), notes + more
+
+
+def _at_most(asked: int, device: DeviceProfile) -> tuple[int, tuple[str, ...]]:
     usable = device.usable_bytes
-    if budget.memory_bytes <= usable:
-        return budget, ()
+    if asked <= usable:
+        return asked, ()
     has = "has" if device.available_bytes is None else "has available"
-    asked, less = readable("bytes", budget.memory_bytes), readable("bytes", usable, math.floor)
-    note = f"the memory budget of {asked} exceeds the {less} that {device.name} {has}: planned for {less}"
-    return replace(budget, memory_bytes=usable), (note,)
+    said, less = readable("bytes", asked), readable("bytes", usable, math.floor)
+    note = f"the memory budget of {said} exceeds the {less} that {device.name} {has}: planned for {less}"
+    return usable, (note,)
 
 
 def _groups(spec: ModelSpec) -> dict[str, str]:

@@ -17,11 +17,11 @@ from planner.request import Workload
 from planner.search.program import Solution, solve
 from planner.shortage import readable
 
-CONTEXT = "context"
+CONTEXT, GPU_LAYERS = "context", "gpu-layers"
 LEAST_KL = 0.00005
 """Smaller changes are none."""
 LEAST_MS = 1.0
-MOST = 3
+MOST = 4
 
 
 def margins(framed: Framed) -> tuple[Margin, ...]:
@@ -41,7 +41,7 @@ def margins(framed: Framed) -> tuple[Margin, ...]:
             tpot_ms=round(after.tpot_ms - before.tpot_ms, 6), ttft_ms=round(after.ttft_ms - before.ttft_ms, 6),
         )  # fmt: skip
         least = max(LEAST_KL, 2 * (_doubt(framed, now) + _doubt(other, then)))
-        if made.weights_kl is None or abs(made.weights_kl) >= least:
+        if decision == GPU_LAYERS or made.weights_kl is None or abs(made.weights_kl) >= least:
             found.append(made)
     return tuple(found[:MOST])
 
@@ -49,6 +49,11 @@ def margins(framed: Framed) -> tuple[Margin, ...]:
 def said(one: Margin) -> str:
     """A line for a person."""
     size = readable("bytes", abs(one.memory_bytes))
+    if one.decision == GPU_LAYERS:
+        number = "one more layer" if int(one.option) > int(one.instead) else "one layer fewer"
+        takes = "takes" if one.memory_bytes >= 0 else "frees"
+        time = f"{readable('ms', abs(one.tpot_ms))} {_way(one.tpot_ms)} a token"
+        return f"{number} on the GPU {takes} {size} there, {time}: {_result(one, 'KL')}"
     if one.decision == CONTEXT:
         more = int(one.option) - int(one.instead)
         return f"{more} more tokens of context take {size}: {_result(one, 'KL')}"
@@ -78,6 +83,10 @@ def _result(one: Margin, what: str) -> str:
 def _others(framed: Framed) -> Iterator[tuple[str, str, str, Workload]]:
     """Each other way: the decision, what it is now, what it would be, and the workload that says so."""
     workload, runtime, spec = framed.scenario.workload, framed.scenario.runtime, framed.scenario.files.spec
+    numbers, layers = runtime.placements(spec, framed.scenario.device), workload.gpu_layers
+    for other_layers in () if layers is None else (layers + 1, layers - 1):
+        if other_layers in numbers:
+            yield GPU_LAYERS, f"{layers}", f"{other_layers}", replace(workload, gpu_layers=other_layers)
     more = min(workload.context + workload.context // 2, spec.max_context)
     if more > workload.context:
         yield CONTEXT, str(workload.context), str(more), replace(workload, context=more)

@@ -5,20 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
-from planner.runtimes.base import MemoryItem, Pricing, weakest
+from planner.runtimes.base import DEVICE, HOST, MemoryItem, Pricing, weakest
 from records.reading import as_record
 from supernet.space import Subnet
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """`total_bytes` is the sum of the items. `basis` is the weakest of theirs."""
+    """`total_bytes` is the sum of the items on the device, `host_bytes` of those on its host. `basis` is the weakest of
+    all."""
 
     items: tuple[MemoryItem, ...]
 
     @property
     def total_bytes(self) -> int:
-        return sum(item.bytes for item in self.items)
+        return sum(item.bytes for item in self.items if item.pool == DEVICE)
+
+    @property
+    def host_bytes(self) -> int:
+        return sum(item.bytes for item in self.items if item.pool == HOST)
 
     @property
     def basis(self) -> str:

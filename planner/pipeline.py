@@ -11,7 +11,7 @@ from typing import cast
 
 from planner.beside import front, notches, rejected, stock_of, with_stock
 from planner.choose import choose
-from planner.decide import CacheLoss, decide, other_caches
+from planner.decide import CacheLoss, could_spill, decide, other_caches
 from planner.frame import Framed, beside_kl
 from planner.margins import margins
 from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SLOWER, WORSE, Other, Plan, Tuned
@@ -110,7 +110,9 @@ def plan_any(
             else:
                 proposed = propose(framed.problem, framed.costs.spec, trials, seed, top)
             if not proposed.finalists:
-                raise budget_error(framed.problem, budget, device.name, caches=other_caches(framed))
+                raise budget_error(
+                    framed.problem, budget, device.name, caches=other_caches(framed), spills=could_spill(framed)
+                )
             proposed = with_stock(framed, proposed)
         except (InputError, BudgetError) as error:
             refused[runtime.name] = error

@@ -45,6 +45,13 @@ class CacheRow(TypedDict):
     kl: NotRequired[float | None]
 
 
+class Placement(TypedDict):
+    """Layers on a GPU, of all that the runtime counts; the others are on its host."""
+
+    gpu_layers: int
+    layers: int
+
+
 class ContextRoom(TypedDict):
     """Tokens of the longest context that the limit of memory has room for: beside the planned subnet, and beside the
     smallest that there is; 0 for none."""
@@ -76,6 +83,7 @@ class DeviceSummary(TypedDict):
     source: NotRequired[str]
     date: NotRequired[str]
     threads: NotRequired[int | None]
+    host: NotRequired[str]  # the name of the machine that a GPU is in
     memory_bytes: NotRequired[int]
     usable_bytes: NotRequired[int]
     last_level_cache_bytes: NotRequired[int | None]
@@ -101,6 +109,7 @@ class Compared:
     ttft_ms: float
     predicted_kl: float
     measured: Measured = field(default_factory=Measured, hash=False)
+    host_bytes: int | None = None  # of the machine that a GPU is in; None where there is none
 
     @property
     def kl(self) -> float:
@@ -114,6 +123,7 @@ class Compared:
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "disk_bytes"):
             check(name, getattr(self, name), int, least=1)
+        check("host_bytes", self.host_bytes, int, optional=True, least=1)
         for name in ("mean_bits", "tpot_ms", "ttft_ms"):
             check(name, getattr(self, name), float, least=0)
 
@@ -147,9 +157,10 @@ class Other:
 
 @dataclass(frozen=True)
 class Margin:
-    """If `decision` were `option` in place of `instead`: what that takes more of peak memory by itself; what it loses
-    more by itself, None where that was not measured; and what the weights lose more then, predicted, None where nothing
-    keeps the limits. `tpot_ms` and `ttft_ms` are what the same weights take longer then. Less is below 0."""
+    """If `decision` were `option` in place of `instead`: what that takes more of the device's peak memory by itself;
+    what it loses more by itself, None where that was not measured; and what the weights lose more then, predicted, None
+    where nothing keeps the limits. `tpot_ms` and `ttft_ms` are what the same weights take longer then. Less is below 0.
+    """
 
     decision: str
     instead: str
@@ -259,6 +270,7 @@ class Plan:
     command: str = ""
     bands: Mapping[str, float] = field(default_factory=lambda: dict(BANDS))  # of memory, tpot and ttft: planner.bands
     kv_cache: CacheRow | None = None  # None in plans of before: as their runtime does unasked
+    placement: Placement | None = None  # None where nothing was to be decided
     context_room: ContextRoom | None = None  # None where nobody asked
     rejected: tuple[Rejected, ...] = ()
     notches: tuple[Notch, ...] = ()

@@ -24,7 +24,9 @@ def replanned(files: PlanSource, made: Plan, runtime: Runtime, device: DevicePro
     subnet, or does not run on the device.
     """
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
-    framed = decide(Scenario(files, table, runtime, device, made.workload, made.budget))
+    counts = runtime.placements(files.spec, device)  # another runtime may count no layers, or take them all
+    workload = made.workload if made.workload.gpu_layers in counts else replace(made.workload, gpu_layers=None)
+    framed = decide(Scenario(files, table, runtime, device, workload, made.budget))
     _check_loadable(framed, made)
     chosen = made.chosen
     proposed = Proposed(((chosen.kind, Candidate(made.subnet, chosen.predicted_kl, chosen.source)),), made.search)

@@ -18,7 +18,10 @@ _MS = {"ms": 1.0, "s": 1000.0}
 _CACHE = re.compile(r"[a-z0-9_]{1,20}(,[a-z0-9_]{1,20}){0,9}")
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE | re.ASCII)
 
-LIMITS = {"memory": "memory", "tpot": "time per token", "ttft": "time to first token", "disk": "disk", "loss": "loss"}
+LIMITS = {
+    "memory": "memory", "host": "host memory", "tpot": "time per token", "ttft": "time to first token", "disk": "disk",
+    "loss": "loss",
+}  # fmt: skip
 """What a budget limits, by name, in words."""
 DEFAULT_CONTEXT = 4096
 DEFAULT_PROMPT_TOKENS = 128
@@ -86,17 +89,23 @@ class Workload:
 
     `kv_cache` names how keys and values are kept, in the runtime's own word; None is what the runtime does unasked.
     `auto`, or several with commas, leave it to planning, and a plan's workload has what was decided.
+
+    `gpu_layers` is how many layers are on a GPU beside a host, as the runtime counts them; None leaves that to planning
+    where there is anything to decide.
     """
 
     context: int
     batch: int = 1
     prompt_tokens: int = DEFAULT_PROMPT_TOKENS
     kv_cache: str | None = None
+    gpu_layers: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("context", "batch", "prompt_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.gpu_layers is not None and self.gpu_layers < 1:
+            raise InputError(f"gpu_layers must be at least 1, got {self.gpu_layers}")
         if self.kv_cache is not None and not _CACHE.fullmatch(self.kv_cache):
             raise InputError(f"kv_cache names a type such as q8_0, got {self.kv_cache!r:.40}")
         if self.prompt_tokens >= self.context:  # an answer needs room, too
@@ -141,6 +150,7 @@ class Budget:
     """What may be spent: peak memory of the process, time per token, time to first token, disk; None is no limit.
 
     `max_kl` is what may be lost, in nats of KL a token: where it is given, the smallest within it is asked for.
+    For a GPU beside a host `memory_bytes` are the GPU's and `host_memory_bytes` the host's; None is all that it has.
     """
 
     memory_bytes: int
@@ -148,6 +158,7 @@ class Budget:
     ttft_ms: float | None = None
     disk_bytes: int | None = None
     max_kl: float | None = None
+    host_memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -11,16 +11,22 @@ from planner.search.base import Problem, Resource
 from planner.search.program import Shortfall, shortfalls
 from records.errors import BudgetError
 
-FLAGS = {"memory": "--mem {}", "tpot": "--latency {}", "ttft": "--ttft {}", "disk": "--disk {}"}
-KEYS = {"memory": 'mem = "{}"', "tpot": 'latency = "{}"', "ttft": 'ttft = "{}"', "disk": 'disk = "{}"'}
+FLAGS = {
+    "memory": "--mem {}", "host": "--host-mem {}", "tpot": "--latency {}", "ttft": "--ttft {}", "disk": "--disk {}"
+}  # fmt: skip
+KEYS = {
+    "memory": 'mem = "{}"', "host": "a host with {}", "tpot": 'latency = "{}"', "ttft": 'ttft = "{}"',
+    "disk": 'disk = "{}"',
+}  # fmt: skip
 """How a limit is given: on the command line, and in a fleet's file."""
 
 
 def budget_error(
-    problem: Problem, budget: Budget, device: str, given: Mapping[str, str] = FLAGS, caches: Sequence[str] = ()
-) -> BudgetError:
+    problem: Problem, budget: Budget, device: str, given: Mapping[str, str] = FLAGS, caches: Sequence[str] = (),
+    spills: bool = False,
+) -> BudgetError:  # fmt: skip
     """The error for a problem without a solution, planned for `budget` on `device`, which may have less memory;
-    `caches` are types of KV cache with which it would have one."""
+    `caches` are types of KV cache with which it would have one. `spills`: whether a host could take layers of it."""
     short = shortfalls(problem)
     names = " and ".join(_limit(s.resource) for s in short)
     together = " together" if len(short) > 1 and not short[0].alone else ""
@@ -32,6 +38,8 @@ def budget_error(
     else:
         step = f"use {flags}"
     held = f" (--kv-cache {','.join(caches)} would keep the limits)" if caches else ""
+    if spills:
+        step += f", or name the machine that {device} is in with --host: layers that do not fit stay there"
     return BudgetError(f"{names} cannot be met{together}, the smallest plan needs {needs}{held}; {step}")
 
 

@@ -11,10 +11,10 @@ from planner.overview import summed
 from planner.plan import LARGER, PLANNED, UNMEASURED, WORSE, Compared, Notch, Plan, Rejected
 from planner.quality import with_interval
 from planner.request import LIMITS
-from planner.runtimes.base import ESTIMATE
+from planner.runtimes.base import DEVICE, ESTIMATE, HOST
 
 REASONS = {WORSE: "loses more", LARGER: "takes more memory", UNMEASURED: "was not measured"}
-UNITS = {"memory": "bytes", "disk": "bytes", "tpot": "ms", "ttft": "ms", "loss": ""}
+UNITS = {"memory": "bytes", "host": "bytes", "disk": "bytes", "tpot": "ms", "ttft": "ms", "loss": ""}
 """Of what limits limit."""
 
 
@@ -24,8 +24,17 @@ def title(made: Plan) -> str:
     cache = f", {made.kv_cache['type']} KV cache" if made.kv_cache else ""
     return (
         f"{made.model['name']} on {made.device['name']} with {made.runtime}: context {load.context}, "
-        f"batch {load.batch}, prompt {load.prompt_tokens} tokens{cache}"
+        f"batch {load.batch}, prompt {load.prompt_tokens} tokens{cache}{_placed(made)}"
     )
+
+
+def _placed(made: Plan) -> str:
+    placed = made.placement
+    if placed is None or "host" not in made.device:
+        return ""
+    whole = placed["gpu_layers"] == placed["layers"]
+    said = "all" if whole else f"{placed['gpu_layers']} of"
+    return f", {said} {placed['layers']} layers on the GPU, in {made.device['host']}"
 
 
 def lead(made: Plan) -> str:
@@ -76,6 +85,7 @@ def promises(made: Plan) -> list[tuple[str, ...]]:
     least = "-" if limits.tpot_ms is None else f"at least {per_second(limits.tpot_ms)}"
     return [
         ("peak memory", *(size(c.memory_bytes) for c in shown), size(limits.memory_bytes), _basis(made, MEMORY)),
+        *_of_host(made),
         ("weight files", *(size(c.disk_bytes) for c in shown), size(limits.disk_bytes), "exact"),
         ("time per token", *map(milliseconds, tpot), milliseconds(limits.tpot_ms), _basis(made, TPOT)),
         ("tokens per second", *map(per_second, tpot), least, "of each sequence"),
@@ -85,6 +95,14 @@ def promises(made: Plan) -> list[tuple[str, ...]]:
         *_measured(made),
         *_kept(made),
     ]
+
+
+def _of_host(made: Plan) -> Iterator[tuple[str, ...]]:
+    """Memory of the machine that a GPU is in."""
+    shown = columns(made)
+    if any(c.host_bytes for c in shown):
+        limit = size(made.limits.host_memory_bytes)
+        yield "peak host memory", *(size(c.host_bytes) for c in shown), limit, _basis(made, MEMORY)
 
 
 def _measured(made: Plan) -> Iterator[tuple[str, ...]]:
@@ -176,7 +194,12 @@ def others(made: Plan) -> list[tuple[str, str, str, str, str, str]]:
     return rows
 
 
-def items(made: Plan) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str], float]]:
-    """Peak memory and time per token by (item, basis); the linears, of which there are hundreds, as one."""
+def items(made: Plan) -> dict[str, dict[tuple[str, str], float]]:
+    """Peak memory, that of the host, and time per token by (item, basis); the linears, of which there are hundreds, as
+    one."""
     tables = made.model.get("tables", ())
-    return summed(made.memory.items, tables), summed(made.latency.decode, tables)
+    pools = {pool: [item for item in made.memory.items if item.pool == pool] for pool in (DEVICE, HOST)}
+    host = {"peak host memory": summed(pools[HOST], tables)} if pools[HOST] else {}
+    return {
+        "peak memory": summed(pools[DEVICE], tables), **host, "time per token": summed(made.latency.decode, tables)
+    }  # fmt: skip

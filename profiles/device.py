@@ -91,6 +91,8 @@ class DeviceProfile:
     calibrations: tuple[Calibration, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
     notes: str = ""
+    shares_memory: bool = False  # a GPU that has none of its own: its memory is its processor's
+    host: DeviceProfile | None = None  # the machine that a GPU is in, where that is known
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
@@ -114,6 +116,16 @@ class DeviceProfile:
             raise InputError(f"bandwidth_basis is {', '.join(BANDWIDTH_BASES)} or null, got {self.bandwidth_basis!r}")
         if len({(c.runtime, c.name) for c in self.calibrations}) != len(self.calibrations):
             raise InputError("calibrations must name each number of a runtime once")
+        if self.host is not None:
+            self._check_host(self.host)
+
+    def _check_host(self, host: DeviceProfile) -> None:
+        if self.kind != "cuda":
+            raise InputError(f"a host is the machine that a GPU is in, {self.name} is a {self.kind}")
+        if self.shares_memory:
+            raise InputError(f"{self.name} shares its memory with its own processor, it is in no other machine")
+        if host.kind != "cpu":
+            raise InputError(f"a host is a machine of kind cpu, {host.name} is {host.kind}")
 
     @property
     def usable_bytes(self) -> int:
@@ -136,7 +148,7 @@ class DeviceProfile:
         return next((c for c in self.calibrations if (c.runtime, c.name) == (runtime, name)), None)
 
     def to_json(self) -> dict[str, Any]:
-        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("shares_memory", "host")}
         return {
             **data,
             "instruction_sets": list(self.instruction_sets),
@@ -144,6 +156,8 @@ class DeviceProfile:
             "kernels": self.kernels.to_json(),
             "calibrations": [asdict(calibration) for calibration in self.calibrations],
             "versions": dict(self.versions),
+            **({"shares_memory": True} if self.shares_memory else {}),
+            **({} if self.host is None else {"host": self.host.to_json()}),
         }
 
     @classmethod

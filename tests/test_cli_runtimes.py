@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from records.errors import InputError
 from tests.planner.runtime_fixtures import save_tiny
 
 pytest.importorskip("xllamacpp", reason="runs the pinned build of llama.cpp; pip install 'bitfleet[llamacpp]'")
 
 DATA = str(Path(__file__).resolve().parent.parent / "LICENSE")
-DEVICE, MAC, GPU = "laptop-i5-1240p-8gb", "macbook-air-m2-8gb", "rtx-4090-24gb"
+DEVICE, MAC, GPU, PC = "laptop-i5-1240p-8gb", "macbook-air-m2-8gb", "rtx-4090-24gb", "desktop-ryzen-7950x-64gb"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_each_kind_of_device_has_its_runtimes(bitfleet: Any, supernet: Path, tmp
     for device, runtimes in (
         (DEVICE, {"onnxruntime", "llamacpp"}),
         (MAC, {"onnxruntime", "llamacpp", "mlx"}),
-        (GPU, {"vllm"}),
+        (GPU, {"llamacpp", "vllm"}),
     ):
         made = plan(bitfleet, supernet, tmp_path / "plan.json", "--device", device)
         others = {other["runtime"]: other for other in made["others"]}
@@ -98,3 +99,48 @@ def test_a_type_of_kv_cache_is_asked_for_by_name(bitfleet: Any, supernet: Path, 
     assert done.code == 2 and "heads of 16 values must be a multiple of the 32 of a block; use f16" in done.error
     done = bitfleet(*asked, "--kv-cache", "q9")
     assert done.code == 2 and "got 'q9': onnxruntime keeps f32, int8; llamacpp keeps f16, q8_0, q4_0" in done.error
+
+
+def test_layers_of_a_gpu_are_in_the_package_and_nothing_is_measured_of_it(
+    bitfleet: Any, supernet: Path, tmp_path: Path
+) -> None:
+    """The plan names the machine that has the others; every file says how many the GPU has, and they must agree."""
+    from planner.package import open_package
+    from planner.runtimes.llamacpp import safety
+
+    file, out = tmp_path / "plan.json", tmp_path / "out"
+    placed = ("--device", GPU, "--host", PC, "--host-mem", "4GB", "--runtime", "llamacpp", "--gpu-layers", 2)
+    made = plan(bitfleet, supernet, file, *placed)
+    assert made["placement"] == {"gpu_layers": 2, "layers": 3} and made["device"]["host"] == PC
+    assert made["limits"]["host_memory_bytes"] == 4 * 10**9 and made["compared"][0]["host_bytes"] > 250_000_000
+    done = bitfleet("export", file, "--out", out)
+    assert done.code == 0, done.err
+    said = json.loads((out / "manifest.json").read_text())
+    assert said["launch"] == "llama-cli -m model.gguf -cnv --jinja --temp 0 -fa on -c 128 -ngl 2"
+    assert "PARAMETER num_gpu 2" in (out / "Modelfile").read_text().splitlines()
+    sizes = {name: entry.bytes for name, entry in open_package(out).files.items()}
+    with pytest.raises(InputError, match="puts 2 layers on a GPU, the plan 3"):
+        safety.check(out, sizes, 128, gpu_layers=3)
+    found = bitfleet("verify", out)
+    assert (
+        found.code == 1 and "incomplete: peak memory, time per token could not be checked, all else holds" in found.out
+    )
+    assert "bitfleet runs llamacpp here, but not as its devices do: llama-cli" in found.out
+
+
+@pytest.mark.parametrize(
+    ("placed", "why"),
+    [
+        (("--host", DEVICE), "name the GPU with --device"),
+        (("--device", DEVICE, "--host", DEVICE), f"{DEVICE} is a cpu"),
+        (("--device", GPU, "--host", GPU), f"{GPU} is cuda"),
+        (("--device", GPU, "--host-mem", "4GB"), "name that with --host"),
+        (("--device", GPU, "--gpu-layers", 2, "--runtime", "llamacpp"), "name the others' --host"),
+        (("--device", DEVICE, "--gpu-layers", 2, "--runtime", "llamacpp"), "leaves no layers elsewhere"),
+    ],
+)
+def test_a_placement_that_means_nothing_is_refused(
+    bitfleet: Any, supernet: Path, tmp_path: Path, placed: tuple[object, ...], why: str
+) -> None:
+    done = bitfleet("plan", supernet, "--mem", "3GB", "--context", 128, "--out", tmp_path / "plan.json", *placed)
+    assert done.code == 2 and why in done.error

@@ -21,7 +21,7 @@ from planner.package import MANIFEST, Entry
 from planner.plan import Compared, Plan
 from planner.quality import TextQuality
 from planner.request import Budget, Workload
-from planner.runtimes.base import ESTIMATE
+from planner.runtimes.base import DEVICE, ESTIMATE
 from profiles.device import DeviceProfile
 from records.atomic import sha256, write_json
 from records.errors import InputError
@@ -316,10 +316,10 @@ def package_name(
     model: str, mean_bits: float, subnet: Subnet, runtime: str, workload: Workload, threads: int | None = None
 ) -> str:
     """`smollm2-135m-3.9bits-4096-1f3a9c2b`: model, mean bits, context, and a hash of that, of the subnet, the runtime,
-    the batch, the threads and the type of the KV cache. A package is for any prompt."""
+    the batch, the threads, the type of the KV cache and the layers on a GPU. A package is for any prompt."""
     plain = re.sub(r"[^a-z0-9.]+", "-", model.rpartition("/")[2].lower()).strip("-.")[:60] or "model"
-    kept = [] if workload.kv_cache is None else [workload.kv_cache]
-    text = json.dumps([subnet.digest, runtime, workload.context, workload.batch, threads, *kept])
+    said = [one for one in (workload.kv_cache, workload.gpu_layers) if one is not None]
+    text = json.dumps([subnet.digest, runtime, workload.context, workload.batch, threads, *said])
     return f"{plain}-{mean_bits:.1f}bits-{workload.context}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -329,10 +329,11 @@ def bits_text(subnet: Subnet, spec: ModelSpec) -> str:
 
 
 def memory_of(plan: Plan, spec: ModelSpec) -> tuple[Amount, ...]:
-    """Peak memory by item, the largest first, the linears as one."""
+    """Peak memory of the device by item, the largest first, the linears as one."""
     sums: Counter[str] = Counter()
     tables = [unit.name for unit in spec.units if unit.is_table]
-    for (name, _), amount in summed(plan.memory.items, tables).items():
+    items = [item for item in plan.memory.items if item.pool == DEVICE]
+    for (name, _), amount in summed(items, tables).items():
         sums[name] += round(amount)
     return tuple(Amount(name, amount) for name, amount in sums.most_common() if amount)
 

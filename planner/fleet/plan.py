@@ -47,6 +47,7 @@ class Kind:
     batch: int
     threads: int | None = None
     kv_cache: str | None = None
+    gpu_layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,8 @@ class _Served:
         kept = self.workload.kv_cache
         unasked = kept == _framed_of(self).scenario.runtime.caches[0].name
         return Kind(
-            self.wanted.runtime, self.workload.context, self.workload.batch, threads, None if unasked else kept
+            self.wanted.runtime, self.workload.context, self.workload.batch, threads, None if unasked else kept,
+            self.workload.gpu_layers,
         )  # fmt: skip
 
 

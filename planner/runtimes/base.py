@@ -42,6 +42,9 @@ def _check_basis(basis: str) -> None:
         raise InputError(f"a basis is one of {', '.join(BASES)}, got {basis!r:.80}")
 
 
+DEVICE, HOST = "device", "host"
+"""The pools of memory: the device's own, and that of the machine which a GPU is in."""
+
 FLOAT = "float"  # activations that are not rounded
 PREFILL = "prefill"
 DECODE = "decode"
@@ -52,15 +55,19 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class MemoryItem:
-    """Bytes of peak memory. `unit` names the unit that a choice changes them for; None for what no choice changes."""
+    """Bytes of peak memory in a `pool`. `unit` names the unit that a choice changes them for; None for what no choice
+    changes."""
 
     name: str
     bytes: int
     basis: str
     unit: str | None = None
+    pool: str = DEVICE
 
     def __post_init__(self) -> None:
         _check_basis(self.basis)
+        if self.pool not in (DEVICE, HOST):
+            raise InputError(f"a pool of memory is {DEVICE} or {HOST}, got {self.pool!r:.80}")
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,11 @@ class Runtime(ABC):
         """Why this runtime does not run on a device, whatever the choices are, or None if it does."""
         kinds = self.device_kinds
         return None if device.kind in kinds else f"{self.name} runs on {' and '.join(kinds)}, not on {device.kind}"
+
+    def placements(self, spec: ModelSpec, device: DeviceProfile) -> tuple[int, ...]:
+        """How many layers of a model may be on a device while the others are on its host, as the runtime counts them,
+        ascending: what `Workload.gpu_layers` may be. () where a device has no layers of its own to count."""
+        return ()
 
     def ties(self, spec: ModelSpec) -> Groups:
         """The units that are computed as one product and share one choice here; none of those that are tied already."""

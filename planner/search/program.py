@@ -4,6 +4,7 @@ option of what else is decided."""
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,10 @@ class Solution:
 
     def amount(self, resource: Resource) -> float:
         return resource.amount(self.subnet) + sum(option.takes.get(resource.name, 0.0) for option in self.options)
+
+    def loss(self, problem: Problem) -> float:
+        """What is lost in sum by all that was decided."""
+        return problem.additive(self.subnet) + sum(option.loss for option in self.options)
 
 
 def solve(
@@ -89,6 +94,32 @@ def shortfalls(problem: Problem) -> tuple[Shortfall, ...]:
     return tuple(Shortfall(resource, amount, alone=True) for resource, amount in least if amount > resource.limit)
 
 
+def bound(problem: Problem) -> float | None:
+    """What nothing within the limits of a problem loses less than: the least where a unit may be of several choices in
+    part. None where nothing keeps the limits even so, and so nothing does; a few milliseconds."""
+    from scipy.optimize import Bounds, milp
+
+    made = _rows(problem.space, problem.loss, problem.resources, problem.decisions, ())
+    if made is None:
+        return None
+    with quiet():
+        done = milp(made.costs, constraints=made.constraints, bounds=Bounds(0, 1), options={"time_limit": PATIENCE_S})
+    if done.status == INFEASIBLE:
+        return None
+    return float(done.fun) if done.status == OPTIMAL else -math.inf
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A problem as HiGHS is given it: a column for each choice of a unit, then for each option of a decision."""
+
+    units: list[tuple[str, Choice]]
+    options: list[Option]
+    sizes: list[int]
+    costs: NDArray[np.float64]
+    constraints: list[Any]
+
+
 def _milp(
     space: SearchSpace,
     loss: Table,
@@ -96,7 +127,45 @@ def _milp(
     decisions: Sequence[Decision],
     refused: Sequence[Solution],
 ) -> Solution | None:
-    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.optimize import Bounds, milp
+
+    made = _rows(space, loss, resources, decisions, refused)
+    if made is None:
+        return None
+    units, options, count = made.units, made.options, len(made.costs)
+    time_limit = TIME_LIMIT_S * max(1.0, len(made.sizes) / USUAL) ** 2
+    for seconds, wanted in ((time_limit, made.costs), (PATIENCE_S, np.zeros(count))):
+        with quiet():
+            done = milp(
+                wanted,
+                constraints=made.constraints,
+                bounds=Bounds(0, 1),
+                integrality=np.ones(count),
+                options={"mip_rel_gap": 0.0, "time_limit": seconds},
+            )
+        if done.status == INFEASIBLE:
+            return None
+        if done.x is not None:
+            subnet = Subnet.of({unit: choice for x, (unit, choice) in zip(done.x, units, strict=False) if x > 0.5})
+            settled = (option for x, option in zip(done.x[len(units) :], options, strict=True) if x > 0.5)
+            bounded = wanted is made.costs
+            gap = _number(done.mip_gap) if bounded else None
+            return Solution(subnet, tuple(settled), gap, bounded and done.status == OPTIMAL)
+    raise SystemFailure(
+        f"HiGHS found neither a subnet within the limits nor that there is none, in {PATIENCE_S:g} s; "
+        "plan again where less runs, or raise a limit"
+    )
+
+
+def _rows(
+    space: SearchSpace,
+    loss: Table,
+    resources: Sequence[Resource],
+    decisions: Sequence[Decision],
+    refused: Sequence[Solution],
+) -> _Rows | None:
+    """None where even what takes least of a resource passes its limit."""
+    from scipy.optimize import LinearConstraint
     from scipy.sparse import csr_array
 
     units = [(unit, choice) for unit, choices in space for choice in choices]
@@ -117,28 +186,7 @@ def _milp(
         same = [one.subnet[unit] == choice for unit, choice in units] + [option in one.options for option in options]
         constraints.append(LinearConstraint(np.array(same, float)[None, :], -np.inf, len(sizes) - 1))
     costs = np.array([loss[unit][choice] for unit, choice in units] + [option.loss for option in options])
-    time_limit = TIME_LIMIT_S * max(1.0, len(sizes) / USUAL) ** 2
-    for seconds, wanted in ((time_limit, costs), (PATIENCE_S, np.zeros(count))):
-        with quiet():
-            done = milp(
-                wanted,
-                constraints=constraints,
-                bounds=Bounds(0, 1),
-                integrality=np.ones(count),
-                options={"mip_rel_gap": 0.0, "time_limit": seconds},
-            )
-        if done.status == INFEASIBLE:
-            return None
-        if done.x is not None:
-            subnet = Subnet.of({unit: choice for x, (unit, choice) in zip(done.x, units, strict=False) if x > 0.5})
-            settled = (option for x, option in zip(done.x[len(units) :], options, strict=True) if x > 0.5)
-            bounded = wanted is costs
-            gap = _number(done.mip_gap) if bounded else None
-            return Solution(subnet, tuple(settled), gap, bounded and done.status == OPTIMAL)
-    raise SystemFailure(
-        f"HiGHS found neither a subnet within the limits nor that there is none, in {PATIENCE_S:g} s; "
-        "plan again where less runs, or raise a limit"
-    )
+    return _Rows(units, options, sizes, costs, constraints)
 
 
 def _agreement(space: SearchSpace, columns: Sequence[tuple[str, Choice]]) -> NDArray[np.float64]:

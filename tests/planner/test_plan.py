@@ -31,8 +31,8 @@ LATENCY = LatencyEstimate((LatencyItem("a", 50.0, "measured", "a"),), (LatencyIt
 MEMORY_TABLE = {
     "total_bytes": 1000, "basis": "measured",
     "items": [
-        {"name": "a", "bytes": 900, "basis": "exact", "unit": "a"},
-        {"name": "runtime", "bytes": 100, "basis": "measured", "unit": None},
+        {"name": "a", "bytes": 900, "basis": "exact", "unit": "a", "pool": "device"},
+        {"name": "runtime", "bytes": 100, "basis": "measured", "unit": None, "pool": "device"},
     ],
 }  # fmt: skip
 LATENCY_TABLE = {

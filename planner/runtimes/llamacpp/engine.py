@@ -9,6 +9,7 @@ from planner.chat import Messages
 from planner.runtimes.engine import Engine, Server, Speaker, Timer
 from planner.runtimes.llamacpp import fresh, kernels
 from planner.runtimes.llamacpp.calibrate import LlamaCalibrator
+from planner.runtimes.llamacpp.serving import Serving
 from planner.runtimes.served import LONGEST_NEW_TOKENS, FreshServer, FreshSpeaker
 from planner.runtimes.spoken import Spoken
 from planner.runtimes.timed import Products, TableTimer
@@ -55,8 +56,9 @@ class LlamaEngine(Engine):
     def timer(self) -> Timer:
         return LlamaTimer()
 
-    def server(self, folder: Path) -> Server:
-        return LlamaServer(folder)
+    def server(self, folder: Path) -> Server | None:
+        """None for a package that is served with a GPU: this build computes on the processor alone."""
+        return LlamaServer(folder) if Serving.load(folder).gpu_layers is None else None
 
     def speaker(self, folder: Path) -> Speaker:
         return LlamaSpeaker(folder)

@@ -32,6 +32,7 @@ def write_model(
     folder: Path,
     progress: Progress | None = None,
     cache: CacheType = CACHES[0],
+    gpu_layers: int | None = None,
 ) -> None:
     """Write model.gguf, how it is served, the tokenizer and a Modelfile into the existing `folder`. The same subnet
     gives the same bytes.
@@ -49,8 +50,8 @@ def write_model(
                 progress("writing weights", (done + 1) / len(found))
     write_tokenizer(model_dir, context, folder, files.trusted)
     stops = stop_ids(model_dir, folder, spec.vocab_size)
-    Serving(context, threads, tuple(stops), cache.name).save(folder)
-    modelfile.write(folder, stops, context)
+    Serving(context, threads, tuple(stops), cache.name, gpu_layers).save(folder)
+    modelfile.write(folder, stops, context, gpu_layers)
     _check_size(spec, subnet, model_dir, folder)
 
 

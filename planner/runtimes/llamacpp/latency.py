@@ -96,12 +96,12 @@ def items(
 def around(spec: ModelSpec, workload: Workload, device: DeviceProfile, phase: str) -> tuple[LatencyItem, ...]:
     """Everything but the products."""
     if phase == DECODE and never_measured(device):
-        return _around_unmeasured(spec, workload, device)
+        return around_unmeasured(spec, workload, device)
     picking = costs.KNOWN.item(device, "picking a token", costs.LOGIT, workload.batch * spec.vocab_size / 1e6)
     return (*PASSES.around(spec, workload, device, phase), picking)
 
 
-def _around_unmeasured(spec: ModelSpec, workload: Workload, device: DeviceProfile) -> tuple[LatencyItem, ...]:
+def around_unmeasured(spec: ModelSpec, workload: Workload, device: DeviceProfile) -> tuple[LatencyItem, ...]:
     """Of one token: the cache is read as weights of float types are, whatever its type; the rest is a time for each
     layer."""
     backend = backend_of(device)

@@ -1,7 +1,7 @@
 """The Modelfile that makes a package a model of Ollama: `ollama create NAME -f Modelfile`.
 
 Ollama takes the chat template from the GGUF file where it knows it; what a file does not say is here: how long a text
-may become, greedy decoding as the package was measured with, and where an answer ends.
+may become, how many layers are on a GPU, greedy decoding as the package was measured with, and where an answer ends.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from records.reading import read_foreign
 MODELFILE = "Modelfile"
 
 
-def write(folder: Path, stops: Sequence[int], context: int) -> None:
+def write(folder: Path, stops: Sequence[int], context: int, gpu_layers: int | None = None) -> None:
     """Write it into `folder`, beside the weights and the tokenizer of tokenizer.json."""
     added = {token["id"]: token["content"] for token in read_foreign(folder / TOKENIZER).get("added_tokens") or []}
     lines = [f"FROM ./{WEIGHTS}", f"PARAMETER num_ctx {context}", "PARAMETER temperature 0"]
+    lines += [] if gpu_layers is None else [f"PARAMETER num_gpu {gpu_layers}"]
     lines += [f"PARAMETER stop {text}" for token in stops if (text := quoted(added.get(token, ""))) is not None]
     (folder / MODELFILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 

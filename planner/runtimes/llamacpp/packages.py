@@ -28,12 +28,13 @@ class LlamaPackages(PackageFormat):
     ) -> None:  # fmt: skip
         from planner.runtimes.llamacpp.export import write_model
 
-        write_model(files, subnet, workload.context, threads, folder, progress, cache_of(workload))
+        cache, layers = cache_of(workload), workload.gpu_layers
+        write_model(files, subnet, workload.context, threads, folder, progress, cache, layers)
 
     def check(self, folder: Path, sizes: Mapping[str, int], workload: Workload) -> None:
         from planner.runtimes.llamacpp import safety
 
-        safety.check(folder, sizes, workload.context, cache_of(workload))
+        safety.check(folder, sizes, workload.context, cache_of(workload), workload.gpu_layers)
 
     def pieces(self, folder: Path, sizes: Mapping[str, int]) -> dict[str, tuple[Piece, ...]]:
         from planner.runtimes.llamacpp.pieces import pieces
@@ -47,5 +48,7 @@ class LlamaPackages(PackageFormat):
 
     def launch(self, folder: Path, workload: Workload) -> str:
         cache = cache_of(workload)
-        kept = f" -fa on -ctk {cache.name} -ctv {cache.name}" if cache.rounds else ""
-        return f"llama-cli -m {folder / WEIGHTS} -cnv --jinja --temp 0{kept}"
+        kept = f" -ctk {cache.name} -ctv {cache.name}" if cache.rounds else ""
+        said = f" -fa on{kept}" if cache.rounds or workload.gpu_layers else ""
+        placed = f" -c {workload.context} -ngl {workload.gpu_layers}" if workload.gpu_layers else ""
+        return f"llama-cli -m {folder / WEIGHTS} -cnv --jinja --temp 0{said}{placed}"

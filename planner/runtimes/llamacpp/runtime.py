@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from planner.request import Workload
 from planner.runtimes.base import Runtime
 from planner.runtimes.caches import CacheType
-from planner.runtimes.llamacpp import stock
+from planner.runtimes.llamacpp import placement, stock
 from planner.runtimes.llamacpp.holding import LlamaHolding
 from planner.runtimes.llamacpp.packages import LlamaPackages
 from planner.runtimes.llamacpp.pricing import LlamaPricing
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class LlamaCpp(Runtime):
-    """One GGUF file on a CPU, products with int8 activations."""
+    """One GGUF file on a CPU, on a GPU, or with some layers on each; products with int8 activations."""
 
     name = RUNTIME
-    device_kinds = ("cpu",)
+    device_kinds = ("cpu", "cuda")
     activations = "int8"  # of blocks of 32 values, with a scale each
     deploys = ("scales", "codes")
     packages = LlamaPackages()
@@ -36,6 +36,9 @@ class LlamaCpp(Runtime):
         from planner.runtimes.llamacpp import keeping
 
         return keeping.kept(cache)
+
+    def placements(self, spec: ModelSpec, device: DeviceProfile) -> tuple[int, ...]:
+        return placement.choices(spec, device) if device.kind == "cuda" else ()
 
     def holding(self, spec: ModelSpec) -> LlamaHolding:
         return LlamaHolding(spec)

@@ -33,11 +33,13 @@ MOST_THREADS = 4096
 MOST_MODELFILE = 2**16  # bytes
 
 
-def check(folder: Path, sizes: Mapping[str, int], context: int, cache: CacheType = CACHES[0]) -> None:
+def check(
+    folder: Path, sizes: Mapping[str, int], context: int, cache: CacheType = CACHES[0], gpu_layers: int | None = None
+) -> None:
     """InputError naming what llama.cpp would read in `folder` and an exporter does not write.
 
     `sizes` are the bytes of each file that the manifest lists, by name; `context` is how many tokens the plan says that
-    it serves, `cache` how it keeps their keys and values.
+    it serves, `cache` how it keeps their keys and values, `gpu_layers` how many layers a GPU has.
     """
     for name in REQUIRED:
         if name not in sizes:
@@ -51,6 +53,8 @@ def check(folder: Path, sizes: Mapping[str, int], context: int, cache: CacheType
             _check_modelfile(folder / MODELFILE)
         serving, head = Serving.load(folder), check_gguf(folder / WEIGHTS, context)
         _check_serving(serving, head, context, cache)
+        if serving.gpu_layers != gpu_layers:
+            raise ValueError(f"{SETTINGS} puts {serving.gpu_layers} layers on a GPU, the plan {gpu_layers}")
     except ValueError as error:
         raise InputError(f"{folder} holds what no exporter writes, so it is not loaded: {error}") from None
 
@@ -278,4 +282,7 @@ def _check_modelfile(path: Path) -> None:
 
 
 _STOP = "PARAMETER stop "
-_LINE = re.compile(rf"FROM \./{re.escape(WEIGHTS)}|PARAMETER num_ctx [0-9]{{1,8}}|PARAMETER temperature 0|{_STOP}.+")
+_LINE = re.compile(
+    rf"FROM \./{re.escape(WEIGHTS)}|PARAMETER num_ctx [0-9]{{1,8}}|PARAMETER temperature 0|"
+    rf"PARAMETER num_gpu [0-9]{{1,5}}|{_STOP}.+"
+)

@@ -27,23 +27,29 @@ PADDED_TOKENS = 256  # a cache has a multiple of so many
 @dataclass(frozen=True)
 class Serving:
     """`context` tokens a sequence, with so many threads (None leaves them to the machine); a text ends at any of
-    `stop_ids`; keys and values are kept in `kv_type`."""
+    `stop_ids`; keys and values are kept in `kv_type`. With `gpu_layers` so many layers are on a GPU, the output counted
+    (`-ngl`)."""
 
     context: int
     threads: int | None
     stop_ids: tuple[int, ...]
     kv_type: str = FLOAT16.name
+    gpu_layers: int | None = None
 
     def __post_init__(self) -> None:
         check("context", self.context, int, least=1)
-        check("threads", self.threads, int, optional=True, least=1)
+        for name in ("threads", "gpu_layers"):
+            check(name, getattr(self, name), int, optional=True, least=1)
         for token in self.stop_ids:
             check("a stop id", token, int, least=0)
         if self.kv_type not in (names := [one.name for one in CACHES]):
             raise InputError(f"kv_type must be one of {', '.join(names)}, got {self.kv_type!r:.40}")
 
     def save(self, folder: Path) -> None:
-        write_json(folder / SETTINGS, asdict(self))
+        data = asdict(self)
+        if self.gpu_layers is None:
+            del data["gpu_layers"]
+        write_json(folder / SETTINGS, data)
 
     @classmethod
     def load(cls, folder: Path) -> Serving:
