@@ -6,8 +6,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -29,6 +30,10 @@ from commands.terminal import JSON, TRUST, emit, say
 from commands.tuning import check_tuning, tuner
 from records.atomic import check_output
 
+if TYPE_CHECKING:
+    from planner.request import ContextRange, Workload
+    from supernet.spec import ModelSpec
+
 
 @click.command()
 @click.argument("supernet", required=False)
@@ -40,7 +45,11 @@ from records.atomic import check_output
 @click.option("--target-tps", type=float, metavar="N", help="Tokens a second of each sequence, instead of --latency.")
 @click.option("--ttft", metavar="TIME", help="Time to the first token, such as 500ms.")
 @click.option("--disk", metavar="SIZE", help="Size of the weight files.")
-@click.option("--context", type=int, metavar="N", help="Tokens of context; the default is 4096, or what the model can.")
+@click.option(
+    "--context",
+    metavar="N|A..B|max",
+    help="Tokens of context, or the longest that the limits allow.  [default: 4096, or what the model can]",
+)
 @click.option("--batch", type=int, default=1, show_default=True, help="Sequences at once.")
 @click.option("--prompt-tokens", type=int, metavar="N", help="Tokens of the prompt behind --ttft.  [default: 128]")
 @click.option(
@@ -73,7 +82,7 @@ from records.atomic import check_output
 @JSON
 def plan(
     supernet: str | None, mem: str | None, max_loss: str | None, latency: str | None, target_tps: float | None,
-    ttft: str | None, disk: str | None, context: int | None, batch: int, prompt_tokens: int | None,
+    ttft: str | None, disk: str | None, context: str | None, batch: int, prompt_tokens: int | None,
     kv_cache: str | None, device: str | None, host: str | None, host_mem: str | None, gpu_layers: int | None,
     runtime: str, text: str | None, trials: int | None, minutes: float | None, tune: float | None,
     tune_steps: int | None, storage: str | None, seed: int, out: Path, html: Path | None, trust: bool, as_json: bool,
@@ -85,7 +94,7 @@ def plan(
     """
     from planner import pipeline
     from planner.propose import TRIALS
-    from planner.request import Budget, Workload, parse_bytes, parse_duration, parse_loss, time_limit
+    from planner.request import Budget, parse_bytes, parse_context, parse_duration, parse_loss, time_limit
 
     if mem is None and max_loss is None:
         raise click.UsageError("Give --mem, what the plan may take, or --max-loss, what it may lose, or both.")
@@ -101,11 +110,16 @@ def plan(
         None if max_loss is None else parse_loss(max_loss),
         None if host_mem is None else parse_bytes(host_mem),
     )
+    if context is not None:
+        parse_context(context)
     check_output(out)
     if html is not None:
         check_output(html, next_step="give another --html")
     check_runtime(runtime)
     check_cache(kv_cache, runtime)
+    asked = partial(
+        _workload, context=context, batch=batch, prompt_tokens=prompt_tokens, kv_cache=kv_cache, gpu_layers=gpu_layers
+    )
     # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
     named = None if device is None else device_named(device)
     if host is not None:
@@ -115,7 +129,7 @@ def plan(
     files = None if supernet is None else trained_supernet(supernet, trust)
     load = None if files is None else cache(files.load)  # the weights, once for all that is measured with them
     if files is not None:
-        replace(Workload.for_model(files.spec, context, batch, prompt_tokens, kv_cache), gpu_layers=gpu_layers)
+        asked(files.spec)
     elif text is not None:
         check_text(text)
     measure = None if files is None else measured_quality(files, text, trust, load)
@@ -132,11 +146,12 @@ def plan(
     measure = measure or measured_quality(files, text, trust, load)
     loaders, absent = runtimes_for(runtime, target)
     deepen = None if minutes is None else measured_search(files, minutes, storage, trust)
+    workload, contexts = asked(files.spec)
     made = pipeline.plan_any(
         files,
         loaders,
         target,
-        replace(Workload.for_model(files.spec, context, batch, prompt_tokens, kv_cache), gpu_layers=gpu_layers),
+        workload,
         Budget(memory or max(1, target.usable_bytes), *limits),
         measure=measure,
         trials=TRIALS if trials is None else trials,
@@ -147,6 +162,7 @@ def plan(
         drawn=html is not None,
         cache_loss=measured_caches(files, load),
         tune=tuner(files, tune, tune_steps, seed, text, trust) if tunes else None,
+        contexts=contexts,
     )
     made.save(out)
     if html is not None:
@@ -170,3 +186,22 @@ def repeating(arguments: Sequence[str], steps: int) -> str:
         elif not argument.startswith(("--tune=", "--tune-steps=")):
             kept.append(argument)
     return shlex.join(["bitfleet", *kept, "--tune-steps", str(steps)])
+
+
+def _workload(
+    spec: ModelSpec, context: str | None, batch: int, prompt_tokens: int | None, kv_cache: str | None,
+    gpu_layers: int | None,
+) -> tuple[Workload, ContextRange | None]:  # fmt: skip
+    """What the package shall serve; where the context is left open its shortest, and the contexts to choose from."""
+    from planner.request import ContextRange, Workload, parse_context
+
+    def made(tokens: int | None) -> Workload:
+        return replace(Workload.for_model(spec, tokens, batch, prompt_tokens, kv_cache), gpu_layers=gpu_layers)
+
+    tokens = 0 if context is None else parse_context(context)
+    if isinstance(tokens, int):
+        return made(tokens or None), None
+    contexts = ContextRange.for_model(spec, tokens, prompt_tokens)
+    shortest = made(contexts.shortest)
+    replace(shortest, context=contexts.longest).check(spec)
+    return shortest, contexts

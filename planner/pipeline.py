@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 from planner.beside import front, notches, rejected, stock_of, with_stock
 from planner.choose import choose
+from planner.context import with_longest_context
 from planner.decide import CacheLoss, could_spill, decide, other_caches
 from planner.frame import Framed, beside_kl
 from planner.margins import margins
-from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SLOWER, WORSE, Other, Plan, Tuned
+from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SHORTER, SLOWER, WORSE, Other, Plan, Tuned
 from planner.propose import TOP, TRIALS, Proposed, propose
 from planner.quality import Measure, Measured, Quality, as_quality, measured_on
-from planner.request import Budget, Workload
+from planner.request import Budget, ContextRange, Workload
 from planner.room import context_room
 from planner.runtimes.base import Runtime
 from planner.scenario import PlanSource, Scenario
@@ -78,6 +80,7 @@ def plan_any(
     drawn: bool = False,
     cache_loss: CacheLoss | None = None,
     tune: Tune | None = None,
+    contexts: ContextRange | None = None,
 ) -> Plan:
     """The runtime and the subnet that lose least on `device` within `budget`, with their evidence; of equals the
     faster. Where the budget limits the loss, those that take least memory.
@@ -85,6 +88,8 @@ def plan_any(
     What a runtime's rounding of activations costs counts where it is known, and what `cache_loss` says of the type of
     KV cache, which is decided with the weights where `workload` leaves it open. `absent` are runtimes that may not be
     taken, with the reason; they are listed with the others.
+
+    With `contexts` the longest of them is taken that the limits leave room for, and the runtime that has the longest.
 
     `deepen` searches on from the finalists of the runtime that was taken, and what it finds is measured with them.
 
@@ -98,12 +103,20 @@ def plan_any(
     """
     workload.check(files.spec)
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
+
+    def decided(runtime: Runtime, context: int) -> Framed:
+        asked = replace(workload, context=context)
+        return decide(Scenario(files, table, runtime, device, asked, budget), cache_loss)
+
     refused: dict[str, InputError | BudgetError] = {}
     found: dict[str, tuple[Framed, Proposed]] = {}
     beside: list[Subnet] = []  # what is measured and no finalist
     for runtime in runtimes:
         try:
-            framed = decide(Scenario(files, table, runtime, device, workload, budget), cache_loss)
+            if contexts is None:
+                framed = decided(runtime, workload.context)
+            else:
+                framed = with_longest_context(contexts, partial(decided, runtime), measure, seed)
             if budget.max_kl is not None:
                 framed, proposed, tried = within_loss(framed, measure, seed)
                 beside += tried
@@ -133,7 +146,9 @@ def plan_any(
         plans[best] = choose(framed, deeper, qualities | measured([deeper], measure), command)
     taken = _with_what_stands_beside(framed, plans[best], qualities, drawn)
     least = _loss(taken, framed)
-    others = [_other(plans[name], losses[name], least) for name in sorted(plans, key=ranks.__getitem__) if name != best]
+    others = [
+        _other(plans[name], losses[name], taken, least) for name in sorted(plans, key=ranks.__getitem__) if name != best
+    ]
     others += [Other(name, f"{error}", _code(error)) for name, error in refused.items()]
     others += [Other(name, line, NOT_INSTALLED) for name, line in (absent or {}).items() if name not in refused]
     taken = replace(taken, others=tuple(others))
@@ -176,14 +191,18 @@ def _loss(made: Plan, framed: Framed) -> float:
 
 
 def _rank(made: Plan, loss: float) -> tuple[float, ...]:
+    """The longest context first, which differs where it was left open."""
     chosen = made.chosen
-    return (loss, chosen.tpot_ms) if made.budget.max_kl is None else (chosen.memory_bytes, loss)
+    best = (loss, chosen.tpot_ms) if made.budget.max_kl is None else (chosen.memory_bytes, loss)
+    return (-made.workload.context, *best)
 
 
-def _other(made: Plan, kl: float, least: float) -> Other:
-    """A plan that loses `kl` and was not taken, in a row; the one that was loses the `least`."""
+def _other(made: Plan, kl: float, taken: Plan, least: float) -> Other:
+    """A plan that loses `kl` and was not taken, in a row; the one that was `taken` loses the `least`."""
     chosen = made.chosen
-    if made.budget.max_kl is not None:
+    if made.workload.context < taken.workload.context:
+        reason = SHORTER
+    elif made.budget.max_kl is not None:
         reason = LARGER
     else:
         reason = SLOWER if kl == least else WORSE
@@ -197,6 +216,7 @@ def _other(made: Plan, kl: float, least: float) -> Other:
         tpot_ms=chosen.tpot_ms,
         ttft_ms=chosen.ttft_ms,
         latency_basis=made.latency.basis,
+        context=None if made.workload.context == taken.workload.context else made.workload.context,
     )
 
 

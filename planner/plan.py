@@ -29,8 +29,8 @@ _REMAKE = "make it again with `bitfleet plan --out FILE`"
 PLANNED, UNIFORM, STOCK = "planned", "uniform", "stock"
 """A subnet that a search found, one bit-width for every linear, the types that the runtime's own tools take."""
 OVER, WORSE, LARGER, UNMEASURED = "over_limit", "loses_more", "takes_more", "not_measured"
-CANNOT, NOT_INSTALLED, SLOWER = "cannot", "not_installed", "slower"
-"""Why an alternative is not the plan; the last three are of runtimes alone."""
+CANNOT, NOT_INSTALLED, SLOWER, SHORTER = "cannot", "not_installed", "slower", "less_context"
+"""Why an alternative is not the plan; the last four are of runtimes alone."""
 
 
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -147,9 +147,10 @@ class Other:
     tpot_ms: float | None = None
     ttft_ms: float | None = None
     latency_basis: str | None = None
+    context: int | None = None  # where it is another than the plan's
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "disk_bytes"):
+        for name in ("memory_bytes", "disk_bytes", "context"):
             check(name, getattr(self, name), int, optional=True, least=0)
         for name in ("kl", "tpot_ms", "ttft_ms"):
             check(name, getattr(self, name), float, optional=True, least=0)

@@ -24,6 +24,7 @@ LIMITS = {
 }  # fmt: skip
 """What a budget limits, by name, in words."""
 DEFAULT_CONTEXT = 4096
+MAX_CONTEXT = "max"
 DEFAULT_PROMPT_TOKENS = 128
 
 
@@ -53,6 +54,42 @@ def parse_loss(text: str) -> float:
     if value <= 0:
         raise InputError(f"{accepted}, above zero, got {text!r:.80}")
     return value
+
+
+@dataclass(frozen=True)
+class ContextRange:
+    """Tokens of context, from `shortest` to `longest`, of which planning takes as many as the limits leave room for.
+    `open` where nobody named the ends: all that a model can."""
+
+    shortest: int
+    longest: int
+    open: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortest < self.longest:
+            raise InputError(f"a range of contexts is like 2048..8192, got {self.shortest}..{self.longest}")
+
+    @classmethod
+    def for_model(cls, spec: ModelSpec, asked: tuple[int, int] | None, prompt_tokens: int | None) -> ContextRange:
+        """With the model's own ends where none were asked for. InputError for a context that it was not made for."""
+        if asked is not None:
+            return cls(*asked)
+        least = max(2 * DEFAULT_PROMPT_TOKENS, (prompt_tokens or 0) + 1)
+        return cls(min(least, spec.max_context - 1), spec.max_context, open=True)
+
+    def contexts(self, step: int) -> list[int]:
+        """The ends, and the multiples of `step` between them; ascending."""
+        return [self.shortest, *range((self.shortest // step + 1) * step, self.longest, step), self.longest]
+
+
+def parse_context(text: str) -> int | tuple[int, int] | None:
+    """Tokens of `4096`, of a range `2048..8192`, or None for `max`. InputError for anything else."""
+    match = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9}))?", text.strip(), re.ASCII)
+    if text.strip() == MAX_CONTEXT:
+        return None
+    if match is None:
+        raise InputError(f"a context is tokens such as 4096, a range 2048..8192, or {MAX_CONTEXT}, got {text!r:.80}")
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
 
 
 def time_limit(

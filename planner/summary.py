@@ -190,7 +190,8 @@ def others(made: Plan) -> list[tuple[str, str, str, str, str, str]]:
         else:
             kl = "-" if other.kl is None else f"{other.kl:.4g}"
             cells = size(other.memory_bytes), milliseconds(other.tpot_ms), kl
-            rows.append((other.runtime, *cells, f"{other.latency_basis}", ""))
+            why = "" if other.context is None else f"context of {other.context} at most"
+            rows.append((other.runtime, *cells, f"{other.latency_basis}", why))
     return rows
 
 

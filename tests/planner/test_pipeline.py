@@ -74,9 +74,9 @@ def files(tmp_path: Path) -> Files:
     return sensitive_files(tmp_path)
 
 
-def sensitive_files(folder: Path) -> Files:
+def sensitive_files(folder: Path, layers: int = 30) -> Files:
     """A supernet of SmolLM2's shapes at 2, 3, 4 and 8 bits, early layers and down projections the most sensitive."""
-    spec, random = smollm2(), np.random.default_rng(0)
+    spec, random = smollm2(layers), np.random.default_rng(0)
     choices = tuple(Choice(bits, 64) for bits in (2, 3, 4, 8))
     options = {u.name: choices[2:] if u.is_table else choices for u in spec.units}
     loss = {}
