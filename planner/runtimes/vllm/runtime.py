@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from planner.checks import Check
 from planner.request import Workload
 from planner.runtimes.base import FLOAT, Runtime
 from planner.runtimes.by_bandwidth import Usual
 from planner.runtimes.caches import CacheType
 from planner.runtimes.folder_runtime import BandwidthPricing
+from planner.runtimes.library import Library
 from planner.runtimes.vllm import holding
 from planner.runtimes.vllm.holding import VllmHolding
 from planner.runtimes.vllm.packages import VllmPackages
@@ -26,6 +28,11 @@ UNKNOWN = (
     "none is of its Humming kernels (2, 3, 5, 6 and 7 bits, 8 bits with zeros), whose time beside 4 bits is from a "
     "table of theirs and good to a factor of two"
 )
+
+LIBRARY = Library(
+    "compressed-tensors", "vllm", (0, 20), None,
+    "packages for vLLM are planned and written all the same; transformers reads them with it",
+)  # fmt: skip
 
 
 class Vllm(Runtime):
@@ -57,6 +64,9 @@ class Vllm(Runtime):
         rounded = "; vLLM runs this model in bfloat16, which rounds scales to 8 bits"
         said = UNKNOWN + (rounded if spec.architecture in holding.BFLOAT16 else "")
         return BandwidthPricing(spec, workload, device, VllmHolding(spec), USUAL, self.name, said, cache)
+
+    def checks(self) -> Iterator[Check]:
+        yield LIBRARY.check()
 
     def versions(self) -> dict[str, str]:
         """Nothing of the runtime is needed to write what it loads."""
