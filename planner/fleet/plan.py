@@ -130,17 +130,12 @@ def plan_fleet(
     distinct = list(_distinct([one for one in framed if isinstance(one, Framed)]))
     problems = [one.problem for one in distinct]
     found = _proposed(distinct, trials, seed, partial(report, "searching"))
-    served = iter(
-        [
-            _proposals(one, wanted, _asked(wanted, files.spec), problems, found)
-            for one, wanted in zip(framed, flat, strict=True)
-        ]
-    )
-    tried = [[next(served) for _ in each] for each in ways]
-    qualities = measured([one.proposed for each in tried for one in each if one.proposed], measure)
-    members = [_best(each, qualities) for each in tried]
+    ends = iter([_end(one, wanted, files.spec, problems, found) for one, wanted in zip(framed, flat, strict=True)])
+    tried = [[next(ends) for _ in each] for each in ways]
+    qualities = measured([one.proposed for each in tried for one in _served(each)], measure)
+    devices = [_best(each, qualities) for each in tried]
     report("choosing packages", 1.0)
-    return _covered(members, qualities, fleet.max_loss, len(problems), command)
+    return _covered(devices, qualities, fleet.max_loss, len(problems), command)
 
 
 def _ways(wanted: Wanted, here: Installed | None) -> Iterator[Wanted]:
@@ -153,19 +148,19 @@ def _ways(wanted: Wanted, here: Installed | None) -> Iterator[Wanted]:
         yield replace(wanted, runtime=name)
 
 
-def _best(ways: Sequence[_Served], qualities: Mapping[Subnet, Quality]) -> _Served:
+def _best(ways: Sequence[_Served | _Refused], qualities: Mapping[Subnet, Quality]) -> _Served | _Refused:
     """The runtime whose own best plan loses least on the device; where none serves it, all their reasons."""
-    served = [one for one in ways if one.proposed is not None]
-    if not served:
-        lines = dict.fromkeys(one.refused for one in ways)
-        named = (f"{one.wanted.runtime}: {one.refused}" for one in ways)
-        return replace(ways[0], refused=next(iter(lines)) if len(lines) == 1 else "; ".join(named))
-    return min(served, key=lambda one: _least(one, qualities))
+    served = _served(ways)
+    if served:
+        return min(served, key=lambda one: _least(one, qualities))
+    refused = [one for one in ways if isinstance(one, _Refused)]
+    lines = dict.fromkeys(one.why for one in refused)
+    named = (f"{one.wanted.runtime}: {one.why}" for one in refused)
+    return replace(refused[0], why=next(iter(lines)) if len(lines) == 1 else "; ".join(named))
 
 
 def _least(one: _Served, qualities: Mapping[Subnet, Quality]) -> float:
     """What the device's own best plan loses, its runtime's rounding of activations included."""
-    assert one.framed is not None and one.proposed is not None
     losses = (_loss(one.framed, subnet, qualities) for subnet in one.proposed.subnets)
     return min(loss for loss in losses if loss is not None) + beside_kl(one.framed)
 
@@ -245,24 +240,36 @@ def _proposed(framed: Sequence[Framed], trials: int, seed: int, report: Callable
 
 @dataclass(frozen=True)
 class _Served:
-    """A device on its way: a problem with proposals, or a refusal."""
+    """A device whose problem has proposals; those are in the supernet's units."""
 
     wanted: Wanted
-    workload: Workload
-    framed: Framed | None = None
-    proposed: Proposed | None = None
-    refused: str = ""
+    framed: Framed
+    proposed: Proposed
+
+    @property
+    def workload(self) -> Workload:
+        return self.framed.scenario.workload
 
     @property
     def kind(self) -> Kind:
-        profile = self.wanted.profile
+        profile, workload = self.wanted.profile, self.workload
         threads = profile.threads if profile.measured else None
-        kept = self.workload.kv_cache
-        unasked = kept == _framed_of(self).scenario.runtime.caches[0].name
-        return Kind(
-            self.wanted.runtime, self.workload.context, self.workload.batch, threads, None if unasked else kept,
-            self.workload.gpu_layers,
-        )  # fmt: skip
+        unasked = workload.kv_cache == self.framed.scenario.runtime.caches[0].name
+        kept = None if unasked else workload.kv_cache
+        return Kind(self.wanted.runtime, workload.context, workload.batch, threads, kept, workload.gpu_layers)
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A device that is not served, and why in a line."""
+
+    wanted: Wanted
+    workload: Workload
+    why: str
+
+
+def _served(ends: Sequence[_Served | _Refused]) -> list[_Served]:
+    return [one for one in ends if isinstance(one, _Served)]
 
 
 def _asked(wanted: Wanted, spec: ModelSpec) -> Workload:
@@ -272,38 +279,41 @@ def _asked(wanted: Wanted, spec: ModelSpec) -> Workload:
     return Workload(context, wanted.batch or 1, prompt, wanted.kv_cache)
 
 
-def _proposals(
-    framed: Framed | str, wanted: Wanted, asked: Workload, problems: Sequence[Problem], found: Sequence[Proposed]
-) -> _Served:
+def _end(
+    framed: Framed | str, wanted: Wanted, spec: ModelSpec, problems: Sequence[Problem], found: Sequence[Proposed]
+) -> _Served | _Refused:
     if isinstance(framed, str):
-        return _Served(wanted, asked, refused=framed)
+        return _Refused(wanted, _asked(wanted, spec), framed)
     proposed = found[problems.index(framed.problem)]
     if proposed.finalists:
-        return _Served(wanted, framed.scenario.workload, framed, with_stock(framed, proposed).apart(framed))
+        return _Served(wanted, framed, with_stock(framed, proposed).apart(framed))
     refusal = budget_error(framed.problem, wanted.budget, wanted.name, KEYS)
-    return _Served(wanted, asked, refused=str(refusal))
+    return _Refused(wanted, _asked(wanted, spec), str(refusal))
 
 
 def _covered(
-    served: Sequence[_Served], qualities: Mapping[Subnet, Quality], max_loss: float, problems: int, command: str
-) -> FleetPlan:
-    members: dict[str, Member] = {
-        one.wanted.name: Member(one.wanted, one.workload, refused=one.refused) for one in served if one.proposed is None
+    devices: Sequence[_Served | _Refused], qualities: Mapping[Subnet, Quality], max_loss: float, problems: int,
+    command: str,
+) -> FleetPlan:  # fmt: skip
+    members = {
+        one.wanted.name: Member(one.wanted, one.workload, refused=one.why)
+        for one in devices
+        if isinstance(one, _Refused)
     }
     packages: list[Shared] = []
-    least, most = 0.0, 0
-    for kind in dict.fromkeys(one.kind for one in served if one.proposed):
-        same = [one for one in served if one.proposed and one.kind == kind]
-        candidates = _candidates([one for one in served if one.proposed and one.wanted.runtime == kind.runtime])
+    least, most, served = 0.0, 0, _served(devices)
+    for kind in dict.fromkeys(one.kind for one in served):
+        same = [one for one in served if one.kind == kind]
+        candidates = _candidates([one for one in served if one.wanted.runtime == kind.runtime])
         rows: dict[int, list[float | None]] = {}  # by problem: alike devices share one
         for one in same:
-            if id(_problem(one)) not in rows:
-                rows[id(_problem(one))] = [_loss(_framed_of(one), subnet, qualities) for subnet in candidates]
-        losses = [rows[id(_problem(one))] for one in same]
+            if id(one.framed.problem) not in rows:
+                rows[id(one.framed.problem)] = [_loss(one.framed, subnet, qualities) for subnet in candidates]
+        losses = [rows[id(one.framed.problem)] for one in same]
         cover = fewest(losses, max_loss)
+        subnets = list(candidates)
         for one, row, number in zip(same, losses, cover.takes, strict=True):
             best = min((loss, place) for place, loss in enumerate(row) if loss is not None)
-            subnets = list(candidates)
             members[one.wanted.name] = _member(
                 one, subnets[number], subnets[best[1]], best[0], candidates, qualities, command
             )
@@ -312,7 +322,7 @@ def _covered(
             packages.append(_shared(kind, taking))
         count = len(set(cover.takes))
         least, most = least + count * (1 - cover.gap), most + count
-    ordered = tuple(members[one.wanted.name] for one in served)
+    ordered = tuple(members[one.wanted.name] for one in devices)
     return FleetPlan(ordered, tuple(packages), max_loss, 1 - least / most if most else 0.0, problems)
 
 
@@ -320,19 +330,9 @@ def _candidates(served: Sequence[_Served]) -> dict[Subnet, Candidate]:
     """Every finalist of these devices, once, under the first name that it was proposed by."""
     found: dict[Subnet, Candidate] = {}
     for one in served:
-        assert one.proposed is not None
         for _, candidate in one.proposed.finalists:
             found.setdefault(candidate.subnet, candidate)
     return found
-
-
-def _framed_of(one: _Served) -> Framed:
-    assert one.framed is not None
-    return one.framed
-
-
-def _problem(one: _Served) -> Problem:
-    return _framed_of(one).problem
 
 
 def _loss(framed: Framed, subnet: Subnet, qualities: Mapping[Subnet, Quality]) -> float | None:
@@ -349,7 +349,6 @@ def _member(
     qualities: Mapping[Subnet, Quality], command: str,
 ) -> Member:  # fmt: skip
     """The device's own plan, but with its package's subnet as the one chosen."""
-    assert one.framed is not None and one.proposed is not None
     finalists = list(one.proposed.finalists)
     for extra in (best, subnet):
         if all(candidate.subnet != extra for _, candidate in finalists):
