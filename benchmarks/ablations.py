@@ -136,7 +136,7 @@ class Setting:
         full = load_model(DEFAULT_MODEL)
         self.model, tokenizer = full.model, full.tokenizer
         self.spec = spec_of_model(self.model, DEFAULT_MODEL)
-        self.space = make_space(self.spec, BITS, GROUP, prune)
+        self.space = make_space(self.spec, BITS, GROUP, prune, grid="int")
         drawn = spread_windows(str(text / "train.txt"), tokenizer, HELD_OUT + READ, WINDOW, seed)
         self.held_out, self.windows = Reference.of(self.model, drawn[:HELD_OUT]), drawn[HELD_OUT:]
         if prune:

@@ -79,7 +79,7 @@ class Setting:
     @cache  # noqa: B019 (one setting lives as long as the run)
     def start(self, bits: int, group_size: int) -> tuple[SearchSpace, Weights]:
         """The codes that learning starts from, of as much text at every point."""
-        space = make_space(self.spec, (bits, WIDEST), group_size)
+        space = make_space(self.spec, (bits, WIDEST), group_size, grid="int")
         return space, quantize(self.model, self.spec, space, Learned.begins, self.windows[:CALIBRATION])
 
     def learn(self, point: Point) -> dict[str, float]:

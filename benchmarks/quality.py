@@ -80,7 +80,7 @@ Row = tuple[Quality, float]  # and the seconds that making it took
 
 def baselines(model: Any, tokenizer: Any, train: str, reference: Reference, seed: int) -> dict[Key, Row]:
     spec = spec_of_model(model, DEFAULT_MODEL)
-    space = make_space(spec, BITS, 64)
+    space = make_space(spec, BITS, 64, grid="int")
     windows = spread_windows(train, tokenizer, CALIBRATION, 256, seed)
     rows: dict[Key, Row] = {}
     methods = (("round-to-nearest", RTN()), ("GPTQ", GPTQ(clip=False, fisher=False)), ("our GPTQ", GPTQ()))

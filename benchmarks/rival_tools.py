@@ -59,7 +59,7 @@ def gptq(inputs: Inputs, bits: Sequence[int]) -> Weights:
 
 
 def _own(inputs: Inputs, bits: Sequence[int], quantizer: Any) -> Weights:
-    space = make_space(inputs.spec, bits, GROUP)
+    space = make_space(inputs.spec, bits, GROUP, grid="int")
     found = quantize(inputs.model, inputs.spec, space, quantizer, inputs.windows)
     return {name: found[name] for name in linear_names(inputs.spec)}
 

@@ -138,7 +138,7 @@ class Setting:
 
     def space(self, bits: Sequence[int]) -> SearchSpace:
         tables = {unit.name for unit in self.spec.units if unit.is_table}
-        return make_space(self.spec, bits, GROUP).restrict(lambda u, c: u not in tables or c.bits == WIDEST)
+        return make_space(self.spec, bits, GROUP, grid="int").restrict(lambda u, c: u not in tables or c.bits == WIDEST)
 
     def supernet(self, codes: Weights) -> Supernet:
         """Every linear at every choice that `codes` has, and at 8 bits."""

@@ -223,7 +223,7 @@ def kept_bytes(adapter: str, heads: int, keys: int, mlp: int, layers: int, token
     }  # fmt: skip
     model = LlamaForCausalLM(config(**shape)).eval().requires_grad_(False)
     spec = spec_of_model(model, "block")
-    space = make_space(spec, (NARROW,), GROUPS, (), RECIPE.grid)
+    space = make_space(spec, (NARROW,), GROUPS, grid=RECIPE.grid)
     ids = torch.zeros(1, tokens, dtype=torch.long)
     supernet = build(model, spec, space, quantize(model, spec, space, RTN(), ids))
     supernet.adapt(ADAPTERS[adapter], (NARROW,), seed=0)

@@ -125,7 +125,7 @@ def steps_of(name: str, arguments: argparse.Namespace) -> Step:
 def supernet_steps(model: Any, arguments: argparse.Namespace) -> Step:
     recipe = Recipe(adapter=arguments.adapter, group_size=arguments.group_size, sharing=sharing_of(arguments.adapter))
     spec = spec_of_model(model, arguments.model)
-    space = make_space(spec, recipe.bits, recipe.sizes())
+    space = make_space(spec, recipe.bits, recipe.sizes(), grid=recipe.grid)
     supernet = build(model, spec, space, quantize(model, spec, space, RTN(), batch_of(model, arguments)))
     adapter = ADAPTERS[recipe.adapter]
     sharing = SHARINGS[recipe.sharing]()

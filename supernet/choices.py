@@ -14,15 +14,14 @@ from supernet.spec import ModelSpec, UnitSpec
 CHANNELS = 64  # a pruned block keeps a multiple: products run in tiles
 
 
-def table_bits(bits: Sequence[int], grid: str = "int") -> tuple[int, ...]:
+def table_bits(bits: Sequence[int], grid: str) -> tuple[int, ...]:
     """What an embedding or a head may be where linears may be `bits`: what lies between comes with theirs."""
     every = FORMATS[grid].table_bits
     return tuple(sorted({*every, *(b for b in bits if every[0] < b < every[-1])}))
 
 
 def make_space(
-    spec: ModelSpec, bits: Sequence[int], group_size: int | Mapping[int, int], prune: Sequence[float] = (),
-    grid: str = "int",
+    spec: ModelSpec, bits: Sequence[int], group_size: int | Mapping[int, int], prune: Sequence[float] = (), *, grid: str
 ) -> SearchSpace:  # fmt: skip
     """Every linear at `bits`, the embedding and the head at `table_bits` of them, all on this grid and in groups of
     `group_size`, which may be given by bits; where the grid ends at fewer bits, on the one that goes on.

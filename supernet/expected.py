@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, placed, sent
+from supernet.choices import table_bits
 from supernet.model import HEAD_TOKENS, compute_dtype, logits_of
+from supernet.recipe import Recipe
 from supernet.spec import LinearSpec, ModelSpec
 from supernet.timing import seconds_of
 
@@ -78,14 +80,12 @@ class Pass:
         return cls(block * len(layers), logits, step * len(layers) + logits)
 
 
-def expected_seconds(
-    spec: ModelSpec, one: Pass, widths: int, adapted: int, tokens: Mapping[str, int], scales: bool, samples: bool
-) -> dict[str, Cost]:
+def expected_seconds(spec: ModelSpec, one: Pass, recipe: Recipe, tokens: Mapping[str, int]) -> dict[str, Cost]:
     """What each stage costs, in their order; `tokens` are those of all its windows.
 
-    `widths` bit-widths are solved, `adapted` of them trained. Work that a stage does on one core a matrix is shared by
-    the cores.
+    Work that a stage does on one core a matrix is shared by the cores.
     """
+    widths, adapted = len(recipe.bits), len(recipe.adapted_bits)
     cores = torch.get_num_threads()
     linears = [linear for unit in spec.units if not unit.is_table for linear in unit.linears]
     head = next(unit for unit in reversed(spec.units) if unit.is_table).linears[0]
@@ -93,11 +93,13 @@ def expected_seconds(
     made, rounded, widened = (seconds * weights / cores for seconds in (MADE_S, ROUNDED_S, WIDENED_S))
     exact = FLOAT32 * tokens["held out"] * one.whole  # the held-out windows once, in float32
     found = {
-        "sample text": Cost(0.0, GROWTH * one.decode * tokens["sample text"]) if samples else Cost(FINDING_S),
+        "sample text": Cost(0.0, GROWTH * one.decode * tokens["sample text"])
+        if recipe.data is None
+        else Cost(FINDING_S),
         "plain rounding": Cost(2 * exact + widths * (exact + rounded)),
         "scale channels": Cost(2 * (exact + 2.5 * rounded), one.blocks * tokens["scale channels"]),
         "quantize": _solving(
-            [(linear, widths) for linear in linears] + [(head, 2)],
+            [(linear, widths) for linear in linears] + [(head, len(table_bits(recipe.bits, recipe.grid)))],
             tokens["quantize"],
             cores,
             3 * one.blocks,
@@ -111,7 +113,7 @@ def expected_seconds(
             (widths + 3) * (exact + made) + 8 * widths * made, one.whole * (widths + 4) * tokens["sensitivities"]
         ),
     }
-    return {stage: cost for stage, cost in found.items() if scales or stage != "scale channels"}
+    return {stage: cost for stage, cost in found.items() if recipe.awq > 0 or stage != "scale channels"}
 
 
 def _solving(

@@ -100,8 +100,7 @@ def stage_costs(
     tokens = {stage: recipe.window_tokens * count for stage, count in windows.items()}
     tokens["proof"] = proof_tokens(model, spec)
     one = Pass.measure(model, device, recipe.window_tokens)
-    widths, samples = len(recipe.bits), recipe.data is None
-    costs = expected_seconds(spec, one, widths, len(recipe.adapted_bits), tokens, recipe.awq > 0, samples)
+    costs = expected_seconds(spec, one, recipe, tokens)
     return costs, LATE, (LEAST_STEPS + TIMED) * step_seconds(one, recipe.batch * recipe.window_tokens)
 
 

@@ -149,7 +149,7 @@ class Recipe:
 
     def space(self, spec: ModelSpec) -> SearchSpace:
         """What every unit may be. InputError where the model's rows are none of these groups'."""
-        return make_space(spec, self.bits, self.sizes(), self.prune, self.grid)
+        return make_space(spec, self.bits, self.sizes(), self.prune, grid=self.grid)
 
     @property
     def rate(self) -> float:

@@ -117,7 +117,7 @@ def test_large_inputs_lose_less() -> None:
         reference = Reference.of(model, windows(4, 32, seed=1))
         if power:
             rescale(model, channel_scales(model, spec, windows(4, 32), power))
-        space = make_space(spec, (4,), 16)
+        space = make_space(spec, (4,), 16, grid="int")
         supernet = build(model, spec, space, quantize(model, spec, space, RTN(), windows()))
         found.append(evaluate(supernet, [space.uniform(spec, 4)], reference)[0].kl)
     plain, scaled = found

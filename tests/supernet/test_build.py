@@ -87,14 +87,14 @@ def test_a_choice_that_is_not_held_is_refused(made: Made) -> None:
 def test_a_group_size_that_does_not_divide_is_refused() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
     with pytest.raises(ValueError, match="group_size must divide in_features, got 48 and 64; use 16, 32, 64"):
-        make_space(spec, (4,), 48)
+        make_space(spec, (4,), 48, grid="int")
 
 
 def test_codes_are_those_of_a_whole_pass() -> None:
     """Blocks in turn calibrate each unit on what it reads in the full model."""
     model = tiny_model()
     spec = spec_of_model(model, "tiny")
-    space = make_space(spec, (3,), 16)
+    space = make_space(spec, (3,), 16, grid="int")
     found = quantize(model, spec, space, GPTQ(fisher=False), windows())
     units = [unit for unit in spec.units if not unit.is_table]
     sums: dict[str, torch.Tensor] = {}
@@ -120,7 +120,7 @@ def test_a_head_is_solved_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, f
     """Of its own and a tied one; an embedding by itself is rounded to nearest."""
     model = tiny_model(family)
     spec = spec_of_model(model, "tiny")
-    space = make_space(spec, (4,), 16)
+    space = make_space(spec, (4,), 16, grid="int")
     head, (embedding, *_) = head_unit(model, spec).linears[0].name, spec.units
     hessian = next(fisher_hessians(model, [head], windows(), seed=0))[head]
     weight, choices = model.get_submodule(head).weight, space[head]

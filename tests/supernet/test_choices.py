@@ -15,7 +15,7 @@ from tests.tiny import WIDE, tiny_model
 
 @pytest.mark.parametrize("bits", [some for n in (1, 2, 5) for some in combinations(range(2, 9), n)])
 def test_a_table_is_4_or_8_bits_or_what_linears_are_between(bits: tuple[int, ...]) -> None:
-    found = table_bits(bits)
+    found = table_bits(bits, "int")
     assert {4, 8} <= set(found) <= {4, 8, *bits}
     assert list(found) == sorted(found) and found[0] == 4 and found[-1] == 8
     assert set(bits) & {5, 6, 7} == set(found) & {5, 6, 7}

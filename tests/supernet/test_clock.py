@@ -6,10 +6,12 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
+from planner.runtimes.shapes import Shape
 from supernet.clock import LEAST, Clock, fewer
 from supernet.create import create
-from supernet.expected import Cost
+from supernet.expected import SOLVING_S, SPREAD_S, Cost, Pass, expected_seconds
 from supernet.recipe import Recipe
 
 STAGES = {"text": Cost(0, 60), "quantize": Cost(0, 120), "trial": Cost(0, 60), "sensitivities": Cost(0, 60)}
@@ -108,3 +110,15 @@ def test_every_stage_says_that_it_began_and_how_much_time_is_left(source: str, d
     assert set(held_out) == {"rounding", "start", "end"}
     assert all(held_out["end"][bits] <= max(kl * 1.05, kl + 5e-4) for bits, kl in held_out["rounding"].items())
     assert files.info["lost"] == {}
+
+
+def test_the_head_is_expected_at_every_width_of_a_table() -> None:
+    spec = Shape("tiny", 2, 256, 512, 4, 2, 64, 320).spec()
+    tokens = dict.fromkeys(("held out", "scale channels", "quantize", "try adapters", "proof", "sensitivities"), 64)
+    quantize = {
+        grid: expected_seconds(spec, Pass(1e-6, 1e-6, 1e-6), Recipe(grid=grid, data="text"), tokens)["quantize"].fixed
+        for grid in ("sym", "k")
+    }
+    head = next(unit for unit in spec.units if unit.is_table).linears[0]
+    solved = head.weights * (SOLVING_S + SPREAD_S * head.in_features) / torch.get_num_threads()
+    assert quantize["k"] - quantize["sym"] == pytest.approx(solved)  # 4, 6 and 8 bits, and 4 and 8

@@ -134,7 +134,7 @@ class Spoiling(Refiner):
 def started(bits: tuple[int, ...]) -> Start:
     model = tiny_model()
     spec = spec_of_model(model, "tiny")
-    start = Start(model, spec, make_space(spec, bits, 16), Gate(), silent)
+    start = Start(model, spec, make_space(spec, bits, 16, grid="int"), Gate(), silent)
     start.look(Reference.of(model, HELD_OUT))
     return start
 

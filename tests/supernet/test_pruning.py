@@ -45,7 +45,7 @@ GATE, UP, DOWN = (f"model.layers.0.mlp.{part}_proj" for part in ("gate", "up", "
 def make(family: str = "llama", bits: tuple[int, ...] = (2, 3, 4, 8)) -> Made:
     model = tiny_model(family)
     spec = spec_of_model(model, family)
-    space = make_space(spec, bits, 16, PRUNE)
+    space = make_space(spec, bits, 16, PRUNE, grid="int")
     return Made(model, spec, space, build(model, spec, space, quantize(model, spec, space, RTN(), windows())))
 
 
@@ -84,7 +84,7 @@ def test_choices_are_ordered_by_bits_then_channels() -> None:
 def test_every_family_has_blocks_to_prune(family: str) -> None:
     spec = spec_of_model(tiny_model(family), family)
     assert [[unit.layer for unit in block] for block in spec.feed_forwards] in ([[0] * 2, [1] * 2], [[0] * 3, [1] * 3])
-    space = make_space(spec, (2, 4), 16, PRUNE)
+    space = make_space(spec, (2, 4), 16, PRUNE, grid="int")
     for block in spec.feed_forwards:
         for unit in block:
             assert list(map(str, space[unit.name])) == ["int2g16k0", "int2g16k64", "int2g16", "int4g16k64", "int4g16"]
@@ -92,9 +92,9 @@ def test_every_family_has_blocks_to_prune(family: str) -> None:
 
 def test_a_space_with_coupled_units_is_written_and_read() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
-    space = make_space(spec, (2, 4), 16, PRUNE)
+    space = make_space(spec, (2, 4), 16, PRUNE, grid="int")
     assert SearchSpace.from_json(space.to_json()) == space
-    assert space.whole == make_space(spec, (2, 4), 16)
+    assert space.whole == make_space(spec, (2, 4), 16, grid="int")
     assert "coupled" not in space.whole.to_json()
     half, whole = Choice(2, 16, kept=64), Choice(4, 16)
     subnet = space.uniform(spec, 4)
@@ -107,7 +107,7 @@ def test_a_space_with_coupled_units_is_written_and_read() -> None:
 
 def test_what_one_of_coupled_units_loses_the_others_lose() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
-    space = make_space(spec, (2, 4), 16, PRUNE)
+    space = make_space(spec, (2, 4), 16, PRUNE, grid="int")
     left = space.restrict(lambda unit, choice: unit != GATE or choice.kept != 64)
     assert {choice.kept for unit in (UP, DOWN) for choice in left[unit]} == {None, 0}
     assert left.restrict(lambda unit, choice: unit != GATE or choice.kept is None)[DOWN] == space.whole[DOWN]
@@ -121,7 +121,7 @@ def test_what_one_of_coupled_units_loses_the_others_lose() -> None:
 
 def test_blocks_are_all_that_units_may_be_together() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
-    space = make_space(spec, (2, 4), 16, PRUNE)
+    space = make_space(spec, (2, 4), 16, PRUNE, grid="int")
     together = dict(space.blocks)
     assert len(together[GATE, UP, DOWN]) == 2**3 + 2**3 + 1
     assert sum(len(units) for units in together) == len(spec.units)
@@ -130,7 +130,7 @@ def test_blocks_are_all_that_units_may_be_together() -> None:
 
 def test_mean_bits_count_what_is_gone_as_nothing() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
-    space = make_space(spec, (2, 4), 16, PRUNE)
+    space = make_space(spec, (2, 4), 16, PRUNE, grid="int")
     subnet = space.uniform(spec, 4)
     for block in spec.feed_forwards:
         for unit in block:
@@ -221,7 +221,7 @@ def test_channels_that_nothing_needs_come_last() -> None:
 
 def test_what_is_pruned_opens_slowly_and_comes_back() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
-    space = make_space(spec, (2, 4), 16, PRUNE)
+    space = make_space(spec, (2, 4), 16, PRUNE, grid="int")
     pruning, block = Pruning(), (GATE, UP, DOWN)
     assert [pruning.open(space, step, 100)[block] for step in (0, 19, 20, 59, 60)] == [(), (), (64,), (64,), (64, 0)]
     whole = space.uniform(spec, 4)

@@ -45,7 +45,7 @@ def test_a_tied_spec_has_the_same_linears_in_fewer_units(family: str) -> None:
 
 def test_a_subnet_goes_there_and_back() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
-    space = make_space(spec, (2, 4, 8), 16)
+    space = make_space(spec, (2, 4, 8), 16, grid="int")
     alike = space.uniform(spec, 4).replace(DOWN, Choice(2, 16))
     for unit in QKV:
         alike = alike.replace(unit, Choice(8, 16))
@@ -65,7 +65,7 @@ def test_a_subnet_goes_there_and_back() -> None:
 
 def test_tied_units_may_be_what_all_of_them_may_be() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
-    space = make_space(spec, (2, 4, 8), 16)
+    space = make_space(spec, (2, 4, 8), 16, grid="int")
     fewer = SearchSpace.of(space.by_unit | {QKV[2]: (Choice(4, 16), Choice(8, 32))})
     found = tied_space(fewer, whole(spec))
     assert found[f"{LAYER}.self_attn.qkv"] == (Choice(4, 16),)
@@ -77,7 +77,7 @@ def test_tied_units_may_be_what_all_of_them_may_be() -> None:
 
 def test_tied_units_stay_coupled_to_what_reads_their_channels() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
-    space = make_space(spec, (2, 4), 16, (0.5, 0.0))
+    space = make_space(spec, (2, 4), 16, (0.5, 0.0), grid="int")
     assert space.coupled[0] == (GATE, UP, DOWN)
     found = tied_space(space, whole(spec))
     assert found.coupled[0] == (f"{LAYER}.mlp.gate_up", DOWN)
@@ -90,7 +90,7 @@ def test_tied_units_stay_coupled_to_what_reads_their_channels() -> None:
 
 def test_what_tied_units_lose_adds_up() -> None:
     spec = spec_of_model(tiny_model(), "tiny")
-    space = make_space(spec, (2, 4), 16)
+    space = make_space(spec, (2, 4), 16, grid="int")
     losses = {u: {str(c): (n + 1) / c.bits for c in choices} for n, (u, choices) in enumerate(space)}
     losses[QKV[1]]["int3g16"] = 0.5  # the others have none
     table = SensitivityTable("all", losses)
@@ -107,7 +107,7 @@ def test_what_tied_units_lose_adds_up() -> None:
 
 def test_units_of_before_stay_as_they_were() -> None:
     old = whole(spec_of_model(tiny_model(), "tiny"))
-    space = make_space(old, (2, 4), 16, (0.5, 0.0))
+    space = make_space(old, (2, 4), 16, (0.5, 0.0), grid="int")
     subnet = space.uniform(old, 2)
     assert tied(old, siblings(old)) == old
     assert together(subnet, old, "it") == apart(subnet, old, old) == subnet
