@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,7 @@ def train(
         if first_process():
             begun = begun_with(path, trust)  # whether to train what no runtime exports was asked when it was
             spec = check_exports(model, trust, without_export or begun is not None)
+            recipe = fitted(recipe, spec)
             check_needs(spec, begun or recipe, path)
         files = create(model, path, recipe, resume, report, typed=typed_options(context, recipe))
     PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
@@ -158,6 +160,14 @@ def train(
             )
             context.exit(BROKEN)
         say(f"next: bitfleet plan {shlex.quote(str(path))} --mem SIZE")
+
+
+def fitted(recipe: Recipe, spec: ModelSpec) -> Recipe:
+    """The recipe with windows that the model can read: they are no option, so a small model has shorter ones."""
+    if recipe.window_tokens <= spec.max_context:
+        return recipe
+    note(f"windows have {spec.max_context} tokens, all that {spec.name} can read")
+    return replace(recipe, window_tokens=spec.max_context)
 
 
 def typed_options(context: click.Context, recipe: Recipe) -> dict[str, str]:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from commands.train import check_exports
 from records.errors import InputError
+from supernet.checkpoint import open_supernet
 from tests.conftest import Bitfleet
 from tests.supernet.folders import config, with_code
 from tests.tiny import COMMON, save_tiny, tiny_tokenizer
@@ -57,3 +58,11 @@ def test_a_refused_model_leaves_nothing(bitfleet: Bitfleet, tmp_path: Path) -> N
     assert done.code == 2
     assert "9 are missing: model.layers.2." in done.error
     assert not (tmp_path / "net").exists()
+
+
+def test_a_model_of_short_texts_has_short_windows(bitfleet: Bitfleet, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model", max_position_embeddings=64)
+    done = bitfleet("train", model, "--out", tmp_path / "net", "--steps", 1, "--bits", "4", "--quantizer", "rtn")
+    assert done.code == 0, done.err
+    assert "windows have 64 tokens, all that model can read" in done.err
+    assert open_supernet(tmp_path / "net").reference().windows.shape == (4, 64)
