@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from planner.fleet.page import page
 from planner.fleet.receipts import Receipt, accept, open_slots
 from planner.frame import loadable
 from planner.package import Entry, open_package
-from planner.plan import Plan
+from planner.plan import Margin, Plan
 from planner.proof import Proof
 from planner.quality import EVALUATIONS_FILE, MeasuredQuality
 from planner.request import Budget, Workload
@@ -89,9 +89,11 @@ def plan_json() -> dict[str, Any]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
-        made = pipeline.plan(
-            supernet(Path(scratch)), RUNTIME, catalogued(DEVICE), WORKLOAD, Budget(10**9), trials=0, command="fuzz"
-        )
+        made = pipeline.plan_any(
+            supernet(Path(scratch)), (RUNTIME,), catalogued(DEVICE), WORKLOAD, Budget(10**9, tpot_ms=50.0, max_kl=9.0),
+            trials=0, command="fuzz", drawn=True,
+        )  # fmt: skip
+        made = replace(made, margins=(Margin("kv-cache", "f32", "int8", -9_000, 0.002, -0.01, 0.1, 2.0),))
     return json.loads(json.dumps(made.to_json()))  # type: ignore[no-any-return]
 
 
@@ -106,8 +108,6 @@ def device(folder: Path) -> bytes:
         for bits in (4, 8) for rows in (1, 16) for k, n in ((64, 64), (64, 128), (128, 64))
     )  # fmt: skip
     known = catalogued(DEVICE)
-    from dataclasses import replace
-
     replace(known, kernels=KernelTable(entries, "2026-11-28", {"onnxruntime": "1"})).save(folder / "device.json")
     supernet(folder)
     return (folder / "device.json").read_bytes()
@@ -304,7 +304,9 @@ def use_plan(folder: Path) -> None:
     made.check(files.space)
     with quiet():
         print_plan(made)
-        print_differences(differences(made, made), ("a", "b"))
+        for other in (made, Plan.from_json(plan_json())):
+            print_differences(differences(made, other), ("a", "b"))
+            print_differences(differences(other, made), ("b", "a"))
     card(made)
     if made.to_json() != Plan.from_json(made.to_json()).to_json():
         raise AssertionError("a plan that was read does not round-trip")

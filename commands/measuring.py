@@ -138,7 +138,8 @@ def measured_on_texts(
         from supernet.evaluate import evaluate_texts
         from supernet.model import compute_dtype
 
-        note(f"measuring what {what or f'{len(subnets)} finalists lose'} on {', '.join(texts)}")
+        finalists = "1 finalist loses" if len(subnets) == 1 else f"{len(subnets)} finalists lose"
+        note(f"measuring what {what or finalists} on {', '.join(texts)}")
         known = references()
         wanted = {name: known[name] if name in known or own is None else own.reference(trust) for name in texts}
         with progress() as report:

@@ -23,6 +23,9 @@ from records.dates import made_now
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
 
+MANIFOLD = 5.0
+"""Nats: more than `--max-loss` takes as a share of perplexity."""
+
 
 def choose(
     framed: Framed,
@@ -119,10 +122,7 @@ def _smallest(compared: Sequence[Compared], most: float) -> Iterator[str]:
     """What was asked of a loss, and what a uniform subnet within it would take."""
     best, uniform = compared[0], next((c for c in compared if c.kind == UNIFORM), None)
     how = "measured" if best.measured else "predicted from sensitivities, nothing was measured for this plan"
-    yield (
-        f"the smallest within a loss of {most:.4g}, which is {math.expm1(most):.2%} of perplexity on text that the "
-        f"full model itself would write: KL {best.kl:.4g} {how}"
-    )
+    yield f"the smallest within a loss of {most:.4g}{_perplexity(most)}: KL {best.kl:.4g} {how}"
     if uniform is None or uniform.kl > most:
         yield "no uniform subnet within the limits keeps this loss"
     elif best is uniform:
@@ -130,6 +130,13 @@ def _smallest(compared: Sequence[Compared], most: float) -> Iterator[str]:
     else:
         more = size(uniform.memory_bytes - best.memory_bytes)
         yield f"{uniform.source}, the smallest uniform subnet that keeps this loss, takes {more} more"
+
+
+def _perplexity(most: float) -> str:
+    """A loss as a share of perplexity, which says nothing to anybody where it is many times over."""
+    if most > MANIFOLD:
+        return ""
+    return f", which is {math.expm1(most):.2%} of perplexity on text that the full model itself would write"
 
 
 def _basis(device: DeviceProfile, runtime: str) -> Iterator[str]:

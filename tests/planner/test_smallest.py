@@ -90,6 +90,14 @@ def test_without_measuring_the_sum_decides_and_the_plan_says_so(files: Files) ->
     assert any("nothing was measured" in note for note in made.notes)
 
 
+@pytest.mark.parametrize("loss", ["9999", "9999%"])
+def test_any_loss_that_may_be_asked_for_is_planned_for(files: Files, loss: str) -> None:
+    made = smallest(files, parse_loss(loss), measure=None)
+    note = next(note for note in made.notes if note.startswith("the smallest within a loss of "))
+    assert ("of perplexity" in note) == loss.endswith("%")
+    assert made.chosen.predicted_kl <= parse_loss(loss)
+
+
 def test_a_loss_that_the_memory_cannot_hold_names_what_would_do(files: Files) -> None:
     said = (
         r"^a loss of 0\.5 cannot be met within memory of 222 MB: the least found is (.*); the smallest plan within it"
