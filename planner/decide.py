@@ -48,7 +48,7 @@ def decide(scenario: Scenario, cache_loss: CacheLoss | None = None) -> Framed:
     ways = []
     for cache in known:
         unasked = None if cache == runtime.caches[0] else cache.name
-        named = workload if len(caches) == 1 else replace(workload, kv_cache=unasked)
+        named = workload if workload.kv_cache in (None, cache.name) else replace(workload, kv_cache=unasked)
         one = frame(scenario.serving(named))
         ways.append(replace(one, cache_losses=by_name, notes=(*one.notes, *lines)))
     spec, device = scenario.files.spec, scenario.device

@@ -63,6 +63,9 @@ def frame(scenario: Scenario) -> Framed:
     refusal = runtime.device_refusal(device)
     if refusal is not None:
         raise InputError(f"{refusal}, got {device.name}; plan for another --device")
+    if workload.batch > runtime.most_sequences:
+        most = f"{runtime.name} serves {runtime.most_sequences} sequences at once at most"
+        raise InputError(f"{most}, got a batch of {workload.batch}; use a smaller --batch")
     space, dropped = check_servable(files, scenario.table, runtime)
     workload.check(files.spec)
     _check_placement(runtime, files.spec, workload, device)

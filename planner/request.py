@@ -26,6 +26,7 @@ LIMITS = {
 DEFAULT_CONTEXT = 4096
 MAX_CONTEXT = "max"
 DEFAULT_PROMPT_TOKENS = 128
+MOST_SEQUENCES = 2**16  # of a batch
 
 
 def parse_bytes(text: str) -> int:
@@ -143,6 +144,8 @@ class Workload:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.gpu_layers is not None and self.gpu_layers < 1:
             raise InputError(f"gpu_layers must be at least 1, got {self.gpu_layers}")
+        if self.batch > MOST_SEQUENCES:
+            raise InputError(f"batch must be at most {MOST_SEQUENCES}, got {self.batch}")
         if self.kv_cache is not None and not _CACHE.fullmatch(self.kv_cache):
             raise InputError(f"kv_cache names a type such as q8_0, got {self.kv_cache!r:.40}")
         if self.prompt_tokens >= self.context:  # an answer needs room, too

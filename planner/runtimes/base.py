@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from planner.chat import Messages
 from planner.checks import PASS, Check
-from planner.request import Workload
+from planner.request import MOST_SEQUENCES, Workload
 from planner.runtimes.caches import FLOAT16, CacheType, cache_named
 from planner.runtimes.spoken import Spoken
 from profiles.device import DeviceProfile
@@ -209,6 +209,7 @@ class Runtime(ABC):
     deploys: ClassVar[tuple[str, ...]]  # how an adapter may reach it: folded into the `scales`, as a `side` path
     packages: ClassVar[PackageFormat]
     caches: ClassVar[tuple[CacheType, ...]] = (FLOAT16,)  # of keys and values, first the one that it takes unasked
+    most_sequences: ClassVar[int] = MOST_SEQUENCES  # that it serves at once
 
     def cache(self, workload: Workload) -> CacheType:
         """How it keeps the keys and values of a workload. InputError, with the types that it has, for another."""

@@ -61,6 +61,13 @@ def test_what_loses_least_with_the_weights_is_decided(files: Files, asked: str) 
     assert (roomy.workload.kv_cache, roomy.kv_cache) == (None, {"type": "f32", "bits": 32.0, "kl": 0.0})
 
 
+@pytest.mark.parametrize(("asked", "only"), [("f32,q8_0", None), ("q4_0,int8", "int8")])
+def test_a_list_of_which_one_runtime_has_one_type_is_that_type(files: Files, asked: str, only: str | None) -> None:
+    made, alone = (planned(files, kv_cache, ROOMY) for kv_cache in (asked, only))
+    assert made.workload.kv_cache == only
+    assert (made.compared, made.kv_cache) == (alone.compared, alone.kv_cache)
+
+
 def test_a_type_that_loses_more_than_it_frees_is_not_taken(files: Files) -> None:
     made = planned(files, "auto", cache_loss=lambda runtime, cache: 100.0)
     assert made.workload.kv_cache is None and made.compared == planned(files, "f32").compared

@@ -356,6 +356,12 @@ def test_planning_on_cached_numbers_never_imports_torch(files: Files) -> None:
     assert (done.stdout.strip(), done.returncode) == ("False False", 0), done.stderr
 
 
+def test_more_sequences_than_the_runtime_serves_are_refused(files: Files) -> None:
+    runtime = RUNTIMES["llamacpp"]()
+    with pytest.raises(ValueError, match=r"^llamacpp serves 256 sequences at once at most, got a batch of 257; use"):
+        pipeline.plan(files, runtime, DEVICE, replace(WORKLOAD, batch=257), BUDGET)
+
+
 def test_adapters_that_would_run_slowly_are_refused(files: Files) -> None:
     with pytest.raises(ValueError, match=r"deploy as a side path, .* slowly; train with --adapter scales"):
         pipeline.plan(replace(files, deploys="side"), RUNTIMES["onnxruntime"](), DEVICE, WORKLOAD, BUDGET)

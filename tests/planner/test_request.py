@@ -67,7 +67,10 @@ def test_a_context_beyond_the_model_is_refused_in_one_line() -> None:
         Workload.for_model(SPEC, context=4096)
 
 
-@pytest.mark.parametrize("values", [{"context": 0}, {"context": 8, "batch": 0}, {"context": 8, "prompt_tokens": 8}])
+@pytest.mark.parametrize(
+    "values",
+    [{"context": 0}, {"context": 8, "batch": 0}, {"context": 8, "prompt_tokens": 8}, {"context": 8, "batch": 10**9}],
+)
 def test_a_workload_that_cannot_be_is_refused(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="got"):
         Workload(**values)

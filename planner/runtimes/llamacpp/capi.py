@@ -173,7 +173,8 @@ class Context:
         library = model.library
         params = library.call("llama_context_default_params")
         params.n_ctx, params.n_seq_max = -(-context // PADDED) * PADDED * batch, batch
-        params.n_batch = params.n_ubatch = chunk
+        params.n_batch = max(chunk, batch)  # a pass has a token of every sequence
+        params.n_ubatch = chunk
         params.n_outputs_max = batch if outputs is None else outputs
         params.n_outputs_max_per_seq = 1 if outputs is None else outputs
         params.n_threads = params.n_threads_batch = threads

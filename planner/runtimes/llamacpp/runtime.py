@@ -32,6 +32,7 @@ class LlamaCpp(Runtime):
     deploys = ("scales", "codes")
     packages = LlamaPackages()
     caches = CACHES
+    most_sequences = 256  # LLAMA_MAX_SEQ of the build
 
     def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
         from planner.runtimes.llamacpp import keeping

@@ -14,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from planner.runtimes.llamacpp import fresh, installed, random_gguf
+from planner.runtimes.llamacpp.runtime import LlamaCpp
 from planner.runtimes.llamacpp.serving import LIBRARY, SETTINGS, WEIGHTS, Serving
 from planner.runtimes.shapes import Shape
 from records.child import run_child
@@ -96,6 +97,12 @@ def test_serving_is_measured(tiny: Path, batch: int) -> None:
     assert found.peak_bytes >= found.loaded_bytes > (tiny / WEIGHTS).stat().st_size
     assert found.tpot_ms > 0 and found.ttft_ms > 0
     assert np.isnan(fresh.measure(tiny, 255, 256, batch, new_tokens=1, repeats=1).tpot_ms)
+
+
+def test_as_many_sequences_as_there_may_be_are_served_whatever_the_context(tiny: Path) -> None:
+    assert fresh.measure(tiny, 8, 32, LlamaCpp.most_sequences, new_tokens=2, repeats=1).tpot_ms > 0
+    with pytest.raises(InputError, match="n_seq_max must be <= 256"):
+        fresh.measure(tiny, 8, 32, LlamaCpp.most_sequences + 1, new_tokens=2, repeats=1)
 
 
 def test_every_kind_of_cache_serves(tiny: Path, tmp_path: Path) -> None:
