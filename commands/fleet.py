@@ -14,11 +14,11 @@ from commands.exits import BROKEN, OK, OVER_BUDGET
 from commands.fleet_accept import accept
 from commands.measuring import measured_caches, measured_quality
 from commands.names import default_supernet, own_device, runtime_named, trained_supernet
+from commands.outputs import PAGE, check_file
 from commands.terminal import JSON, TRUST, emit, note, say, stream, table
 from commands.waiting import progress
 from planner.amounts import milliseconds, size
 from planner.rows import BROKEN as ROW_BROKEN
-from records.atomic import check_output
 from records.dates import made_now
 from records.errors import InputError, SystemFailure
 from records.installed import require_training
@@ -107,7 +107,7 @@ def plan(
     made_now()  # a wrong SOURCE_DATE_EPOCH is said now, and not after the work
     before = None if baseline is None else Index.load(baseline)
     if page is not None:
-        check_output(page, next_step="give another --html")
+        check_file(page, PAGE, "--html")
     if dist is not None:
         check_folder(dist)
         require_training()

@@ -11,6 +11,7 @@ import click
 
 from commands.exits import BROKEN, OK
 from commands.names import planned_device, runtime_named
+from commands.outputs import RECEIPT, check_file
 from commands.reports import print_rows
 from commands.streams import reader_left
 from commands.terminal import JSON, TRUST, emit, note, say, stream
@@ -144,7 +145,7 @@ def verify(
     for loader, other in others:
         other.check(loader)
     if receipt is not None:
-        check_output(receipt, next_step="give another --receipt")
+        check_file(receipt, RECEIPT, "--receipt")
     if supernet is not None or against is not None:
         require_training()
     try:

@@ -24,11 +24,11 @@ from commands.names import (
     runtimes_for,
     trained_supernet,
 )
+from commands.outputs import PAGE, PLAN, check_apart, check_file
 from commands.reports import print_plan, write_card
 from commands.searching import check_searchable, measured_search
 from commands.terminal import JSON, TRUST, emit, say
 from commands.tuning import check_tuning, tuner
-from records.atomic import check_output
 
 if TYPE_CHECKING:
     from planner.request import ContextRange, Workload
@@ -112,9 +112,10 @@ def plan(
     )
     if context is not None:
         parse_context(context)
-    check_output(out)
+    check_file(out, PLAN)
     if html is not None:
-        check_output(html, next_step="give another --html")
+        check_file(html, PAGE, "--html")
+        check_apart(out, html, ("--out", "--html"))
     check_runtime(runtime)
     check_cache(kv_cache, runtime)
     asked = partial(

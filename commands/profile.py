@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from commands.names import AUTO, check_runtime, device_named, make_cache, measure_device, own_profile_path
+from commands.outputs import PROFILE, check_file
 from commands.reports import print_anchors, print_device
 from commands.terminal import JSON, emit, note, table
 from planner.amounts import rate, size
@@ -36,7 +37,10 @@ def profile_device(device: str, runtime: str, quick: bool, out: Path | None, as_
     if out is None:
         make_cache()
     path = out or own_profile_path()
-    check_output(path)
+    if out is None:
+        check_output(path)  # what is in the cache is ours to replace
+    else:
+        check_file(path, PROFILE)
     found = measure_device(device, quick, path, runtime)
     if as_json:
         emit(found.to_json())
@@ -104,7 +108,7 @@ def profile_anchor(name: str, bench: Path | None, typed: tuple[str, ...], out: P
         raise InputError("figures of the device are needed: --llama-bench FILE or --figure Q4_K_M,4.92GB,8.03B,46.2")
     device = device_named(name)
     path = out or Path(f"{device.name}.json")
-    check_output(path)
+    check_file(path, PROFILE)
     seen, build = [_figure(text, backend_of(device)) for text in typed], ""
     if bench is not None:
         rows = read_value(bench, "output of llama-bench", "write it with `llama-bench -p 0 -n 128 -o json`")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from commands.outputs import PAGE, check_file
 from commands.reports import print_differences, print_plan, print_receipt, write_card
 from commands.terminal import JSON, emit
-from records.atomic import check_output
 from records.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def show(plan: Path, other: Path | None, receipt: Path | None, html: Path | None
         return
     measured = None if receipt is None else _receipt(receipt, made, plan)
     if html is not None:
-        check_output(html, next_step="give another --html")
+        check_file(html, PAGE, "--html")
         write_card(html, made, measured)
     if as_json:
         emit(made.to_json())
