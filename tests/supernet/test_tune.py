@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from commands.needs import check_tuning_needs
 from records.errors import InputError, MissingError
 from supernet.checkpoint import SupernetFiles
 from supernet.create import create
@@ -153,6 +154,13 @@ def test_what_cannot_be_trained_is_refused(files: SupernetFiles) -> None:
     maker = reads.replace("down_proj", "up_proj")
     with pytest.raises(InputError, match="was trained to leave channels out"):
         check_tunable(replace(files, space=replace(files.space, coupled=((maker, reads),))))
+
+
+def test_what_does_not_fit_into_memory_is_refused(files: SupernetFiles) -> None:
+    recipe = Recipe.from_json(files.info["recipe"])
+    check_tuning_needs(files.spec, recipe)
+    with pytest.raises(InputError, match=r"takes at least 4000000\.4 GB of memory, .* plan without --tune"):
+        check_tuning_needs(replace(files.spec, float_parameters=10**15), recipe)
 
 
 def _kept(files: SupernetFiles, subnet: Subnet) -> tuple[Path, str]:
