@@ -21,8 +21,8 @@ from statistics import fmean
 
 from claims import Claim, finish, table
 from mixtures import best, proposals
+from search import line
 from separate import Setting
-from steps import BITS, line
 from training import train
 
 from supernet.evaluate import evaluate
@@ -31,6 +31,7 @@ from supernet.samplers import SAMPLERS
 from supernet.sensitivity import measure_sensitivities
 from supernet.train import TrainOptions, passes, trained_space
 
+AVERAGES = (2.25, 2.5, 2.75, 3.25, 3.5, 3.75)
 LINE, UNIFORM = 0.95, 1.02  # KL of mixtures / of the line, and of uniform subnets / of the first sampler's
 
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--supernet", type=Path, required=True, help="a finished one, trained on the text")
     parser.add_argument("--samplers", nargs="+", default=["slimmable", "planned", "neighbours"], choices=SAMPLERS)
     parser.add_argument("--bits", help="that have adapters; by default those of the supernet's training")
-    parser.add_argument("--averages", type=float, nargs="+", default=BITS)
+    parser.add_argument("--averages", type=float, nargs="+", default=AVERAGES)
     parser.add_argument("--share", type=float, default=1.0, help="of the passes of that training")
     parser.add_argument("--windows", type=int, default=16)
     arguments = parser.parse_args()

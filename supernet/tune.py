@@ -94,7 +94,8 @@ def tune(
         options = TrainOptions(steps, recipe.rate, recipe.batch, seed, checkpointing=recipe.checkpointing)
         return Trainer(teacher, supernet, windows, Uniform(), options, accelerator, None, drawn=files.spec)
 
-    progress("time a step", 0, 1)
+    if steps is None:
+        progress("time a step", 0, 1)
     run = trainer(steps or fitting_steps(trainer, (clock.learning_seconds() or 0.0) / 60, accelerator))
     run.run(progress)
     with clock.stage(STAGES[1]) as share:
