@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from claims import Claim, finish, table
 
-from planner.bands import MEMORY, TPOT, TTFT
 from planner.costs import Costs
 from planner.decide import options
+from planner.limits import MEMORY, TPOT, TTFT
 from planner.request import Budget, Workload
 from planner.runtimes.llamacpp.runtime import LlamaCpp
 from planner.runtimes.shapes import Shape

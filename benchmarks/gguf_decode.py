@@ -26,7 +26,8 @@ from llamacpp_costs import profiled
 
 from commands.measuring import measured_quality
 from planner import pipeline
-from planner.bands import TPOT, bands
+from planner.bands import bands
+from planner.limits import TPOT
 from planner.plan import Plan
 from planner.request import Budget, Workload
 from planner.runtimes.base import DECODE

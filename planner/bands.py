@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from planner.limits import MEMORY, TPOT, TTFT
 from profiles.device import DeviceProfile
 
-MEMORY, TPOT, TTFT = "memory", "tpot", "ttft"
 BANDS = {MEMORY: 0.0, TPOT: 0.20, TTFT: 0.50}  # a prompt is one pass, and one disturbance of the machine is all of it
 QUICK = {MEMORY: 0.0, TPOT: 0.35, TTFT: 0.70}  # more of it is interpolated, from fewer repeats
 DATASHEET = {MEMORY: 0.05, TPOT: 0.20, TTFT: 0.50}

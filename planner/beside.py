@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 from planner.frame import Framed
+from planner.limits import LOSS
 from planner.plan import LARGER, OVER, STOCK, UNIFORM, UNMEASURED, WORSE, Compared, Notch, Plan, Point, Rejected
 from planner.propose import Proposed, all_uniforms
 from planner.quality import Measured, Quality
@@ -17,7 +18,6 @@ from supernet.space import Subnet
 NOTCH = 0.10
 """Of the memory that a plan was limited to, up and down."""
 POINTS = 14
-LOSS = "loss"
 
 
 def with_stock(framed: Framed, proposed: Proposed) -> Proposed:

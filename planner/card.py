@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.amounts import size
-from planner.bands import MEMORY
 from planner.fleet.receipts import Receipt
+from planner.limits import MEMORY
 from planner.margins import said
 from planner.pages import environment
 from planner.plan import PLANNED, UNIFORM, Plan

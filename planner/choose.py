@@ -10,8 +10,9 @@ from importlib import metadata
 from typing import cast
 
 from planner.amounts import size
-from planner.bands import BANDS, QUICK, TPOT, bands, is_quick, products
+from planner.bands import BANDS, QUICK, bands, is_quick, products
 from planner.frame import Framed
+from planner.limits import TPOT
 from planner.overview import bits_by_layer
 from planner.plan import PLANNED, UNIFORM, CacheRow, Compared, DeviceSummary, ModelSummary, Placement, Plan
 from planner.propose import Proposed

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from planner.bands import MEMORY, TPOT, TTFT, bands
+from planner.bands import bands
 from planner.latency import LatencyEstimate, estimate_latency
+from planner.limits import DISK, HOST_MEMORY, LIMITS, MEMORY, TPOT, TTFT
 from planner.memory import MemoryEstimate, estimate_memory
 from planner.plan import Compared
 from planner.request import Budget, Workload
@@ -80,12 +81,12 @@ class Costs:
 
         Each amount is with its band, so that what is measured keeps the limit as well as the promise.
         """
-        limited: list[tuple[str, str, float | None, Callable[[Subnet], list[tuple[str | None, float]]]]] = [
-            (MEMORY, "bytes", limits.memory_bytes, lambda s: self._in_pool(s, DEVICE)),
-            (HOST, "bytes", limits.host_memory_bytes, lambda s: self._in_pool(s, HOST)),
-            (TPOT, "ms", limits.tpot_ms, lambda s: [(i.unit, i.ms) for i in self.latency(s).decode]),
-            (TTFT, "ms", limits.ttft_ms, lambda s: [(i.unit, i.ms) for i in self.latency(s).prefill]),
-            ("disk", "bytes", limits.disk_bytes, self._disk_items),
+        limited: list[tuple[str, float | None, Callable[[Subnet], list[tuple[str | None, float]]]]] = [
+            (MEMORY, limits.memory_bytes, lambda s: self._in_pool(s, DEVICE)),
+            (HOST_MEMORY, limits.host_memory_bytes, lambda s: self._in_pool(s, HOST)),
+            (TPOT, limits.tpot_ms, lambda s: [(i.unit, i.ms) for i in self.latency(s).decode]),
+            (TTFT, limits.ttft_ms, lambda s: [(i.unit, i.ms) for i in self.latency(s).prefill]),
+            (DISK, limits.disk_bytes, self._disk_items),
         ]
         over, most = bands(self.device, self.runtime.name), max(len(choices) for _, choices in space)
         subnets = [
@@ -93,14 +94,14 @@ class Costs:
             for number in range(most)
         ]
         found = []
-        for name, unit, limit, items in limited:
+        for name, limit, items in limited:
             if limit is None:
                 continue
             parts = _Parts(space)
             for subnet in subnets:
                 parts.add(subnet, items(subnet))
-            parts = parts.times(1 + over.get(MEMORY if name == HOST else name, 0.0))
-            found.append(Resource(name, unit, limit, parts.constant, parts.table))
+            parts = parts.times(1 + over.get(MEMORY if name == HOST_MEMORY else name, 0.0))
+            found.append(Resource(name, LIMITS[name].unit, limit, parts.constant, parts.table))
         return tuple(found)
 
     def compared(self, kind: str, source: str, subnet: Subnet, predicted_kl: float, **measured: Any) -> Compared:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from planner.frame import Framed, beside_kl, frame, placed
+from planner.limits import LOSS
 from planner.place import best_placement
 from planner.request import Workload
 from planner.runtimes.base import Runtime
@@ -24,7 +25,7 @@ from planner.search.program import Solution, solve
 from records.errors import InputError, NotInstalledError
 from supernet.spec import ModelSpec
 
-KV_CACHE, LOSS = "kv-cache", "loss"
+KV_CACHE = "kv-cache"
 
 CacheLoss = Callable[[Runtime, CacheType], float]
 """What keys and values lose that a runtime keeps so, nats per token. InputError or NotInstalledError where that cannot

@@ -18,11 +18,6 @@ _MS = {"ms": 1.0, "s": 1000.0}
 _CACHE = re.compile(r"[a-z0-9_]{1,20}(,[a-z0-9_]{1,20}){0,9}")
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE | re.ASCII)
 
-LIMITS = {
-    "memory": "memory", "host": "host memory", "tpot": "time per token", "ttft": "time to first token", "disk": "disk",
-    "loss": "loss",
-}  # fmt: skip
-"""What a budget limits, by name, in words."""
 DEFAULT_CONTEXT = 4096
 MAX_CONTEXT = "max"
 DEFAULT_PROMPT_TOKENS = 128

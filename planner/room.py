@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.bands import MEMORY, bands
+from planner.bands import bands
 from planner.costs import Costs, Estimates
 from planner.frame import Framed
+from planner.limits import MEMORY
 from planner.plan import ContextRoom
 from planner.request import Budget
 from supernet.space import Subnet

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from planner.amounts import per_second
-from planner.request import LIMITS, Budget
+from planner.limits import LIMITS, MEMORY, TPOT
+from planner.request import Budget
 from planner.search.base import Problem, Resource
 from planner.search.program import Shortfall, shortfalls
 from records.errors import BudgetError
 
-FLAGS = {
-    "memory": "--mem {}", "host": "--host-mem {}", "tpot": "--latency {}", "ttft": "--ttft {}", "disk": "--disk {}"
-}  # fmt: skip
-KEYS = {
-    "memory": 'mem = "{}"', "host": "a host with {}", "tpot": 'latency = "{}"', "ttft": 'ttft = "{}"',
-    "disk": 'disk = "{}"',
-}  # fmt: skip
-"""How a limit is given: on the command line, and in a fleet's file."""
-
 
 def budget_error(
-    problem: Problem, budget: Budget, device: str, given: Mapping[str, str] = FLAGS, caches: Sequence[str] = (),
-    spills: bool = False,
+    problem: Problem, budget: Budget, device: str, in_a_file: bool = False,
+    caches: Sequence[str] = (), spills: bool = False,
 ) -> BudgetError:  # fmt: skip
     """The error for a problem without a solution, planned for `budget` on `device`, which may have less memory;
-    `caches` are types of KV cache with which it would have one. `spills`: whether a host could take layers of it."""
+    `caches` are types of KV cache with which it would have one. `spills`: whether a host could take layers of it.
+    Limits are named as on the command line, or as in a fleet's file."""
     short = shortfalls(problem)
     names = " and ".join(_limit(s.resource) for s in short)
     together = " together" if len(short) > 1 and not short[0].alone else ""
     needs = (" or " if together else " and ").join(_need(s) for s in short)
-    flags = (" or " if together else " ").join(_raised(s, given) for s in short)
-    memory = next((s for s in short if s.resource.name == "memory"), None)
+    flags = (" or " if together else " ").join(_raised(s, in_a_file) for s in short)
+    memory = next((s for s in short if s.resource.name == MEMORY), None)
     if memory is not None and memory.smallest <= budget.memory_bytes:
         step = f"{device} has no more: free some, use a shorter --context, or plan for another --device"
     else:
@@ -76,19 +69,21 @@ def readable(unit: str, value: float, whole: Callable[[float], int] = round) -> 
 
 
 def _limit(resource: Resource) -> str:
-    return f"{LIMITS[resource.name]} of {readable(resource.unit, resource.limit)}{_rate(resource, resource.limit)}"
+    return (
+        f"{LIMITS[resource.name].words} of {readable(resource.unit, resource.limit)}{_rate(resource, resource.limit)}"
+    )
 
 
 def _need(shortfall: Shortfall) -> str:
     resource, least = shortfall.resource, shortfall.smallest
-    return f"{readable(resource.unit, least, math.ceil)} of {LIMITS[resource.name]}{_rate(resource, least)}"
+    return f"{readable(resource.unit, least, math.ceil)} of {LIMITS[resource.name].words}{_rate(resource, least)}"
 
 
 def _rate(resource: Resource, value: float) -> str:
     """A time per token is asked for as a rate, too."""
-    return f" ({per_second(value)} tokens/s)" if resource.name == "tpot" else ""
+    return f" ({per_second(value)} tokens/s)" if resource.name == TPOT else ""
 
 
-def _raised(shortfall: Shortfall, given: Mapping[str, str]) -> str:
-    value = readable(shortfall.resource.unit, shortfall.smallest, math.ceil)
-    return given[shortfall.resource.name].format(value.replace(" ", ""))
+def _raised(shortfall: Shortfall, in_a_file: bool) -> str:
+    limit, value = LIMITS[shortfall.resource.name], readable(shortfall.resource.unit, shortfall.smallest, math.ceil)
+    return (limit.key if in_a_file else limit.flag).format(value.replace(" ", ""))

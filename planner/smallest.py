@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from planner.frame import Framed, beside_kl
+from planner.limits import LOSS
 from planner.plan import PLANNED, UNIFORM
 from planner.propose import Proposed, propose, uniforms
 from planner.quality import Measure
@@ -22,7 +23,6 @@ from planner.shortage import budget_error, loss_error
 from records.errors import BudgetError
 from supernet.space import Subnet
 
-LOSS = "loss"
 ROUNDED = "activations, keys and values"
 ROUNDS = 8
 CLOSE = 0.01

@@ -6,16 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from planner.amounts import amount, milliseconds, per_second, size
-from planner.bands import MEMORY, TPOT, TTFT
+from planner.limits import LIMITS, MEMORY, TPOT, TTFT, Limit
 from planner.overview import summed
 from planner.plan import LARGER, PLANNED, UNMEASURED, WORSE, Compared, Notch, Plan, Rejected
 from planner.quality import with_interval
-from planner.request import LIMITS
 from planner.runtimes.base import DEVICE, ESTIMATE, HOST
 
 REASONS = {WORSE: "loses more", LARGER: "takes more memory", UNMEASURED: "was not measured"}
-UNITS = {"memory": "bytes", "host": "bytes", "disk": "bytes", "tpot": "ms", "ttft": "ms", "loss": ""}
-"""Of what limits limit."""
 
 
 def title(made: Plan) -> str:
@@ -166,7 +163,8 @@ def why(made: Plan, one: Rejected) -> str:
 def _over(made: Plan, name: str, by: float) -> str:
     band = made.bands.get(name, 0.0)
     within = f" (its band of {band:.0%} included)" if band else ""
-    return f"{amount(by, UNITS.get(name, ''))} of {LIMITS.get(name, name)}{within}"
+    limit = LIMITS.get(name, Limit(name, ""))  # a plan is a file that anybody may edit
+    return f"{amount(by, limit.unit)} of {limit.words}{within}"
 
 
 def _notch(made: Plan, notch: Notch) -> tuple[str, str, str, str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.answers import NOT_RUN, against_model, against_supernet, beside, from_proof
+from planner.limits import MEMORY, TPOT, TTFT
 from planner.package import Package, open_package
 from planner.plan import Plan
 from planner.probes import PROBES, check_probes
@@ -129,7 +130,7 @@ def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Itera
         tries += 1
     peak, longest = found.peak_bytes, server.longest_peak_bytes(plan.workload)
     note = "" if longest <= peak else "with the longest prompt"
-    band, limit = plan.bands["memory"], plan.budget.memory_bytes
+    band, limit = plan.bands[MEMORY], plan.budget.memory_bytes
     yield row(PEAK_MEMORY, "bytes", plan.chosen.memory_bytes, max(peak, longest), band, limit, note)
     times = list(_times(package, found))
     if elsewhere:
@@ -157,8 +158,8 @@ def _times(package: Package, found: Measurement) -> Iterator[Row]:
     plan, chosen = package.plan, package.plan.chosen
     sure = plan.latency.basis != ESTIMATE
     for name, key, promised, measured, limit in (
-        ("time to first token", "ttft", chosen.ttft_ms, found.ttft_ms, plan.budget.ttft_ms),
-        ("time per token", "tpot", chosen.tpot_ms, found.tpot_ms, plan.budget.tpot_ms),
+        ("time to first token", TTFT, chosen.ttft_ms, found.ttft_ms, plan.budget.ttft_ms),
+        ("time per token", TPOT, chosen.tpot_ms, found.tpot_ms, plan.budget.tpot_ms),
     ):
         if math.isnan(measured):
             yield Row(name, "ms", promised, None, note="the context has no room for a second token", promises=False)

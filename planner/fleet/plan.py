@@ -24,7 +24,7 @@ from planner.runtimes import AUTO, RUNTIMES, Installed, installed
 from planner.runtimes.base import Progress, Runtime
 from planner.scenario import PlanSource, Scenario
 from planner.search.base import Candidate, Problem
-from planner.shortage import KEYS, budget_error
+from planner.shortage import budget_error
 from profiles.cpu import profile_cpu
 from records.child import workers
 from records.errors import InputError
@@ -287,7 +287,7 @@ def _end(
     proposed = found[problems.index(framed.problem)]
     if proposed.finalists:
         return _Served(wanted, framed, with_stock(framed, proposed).apart(framed))
-    refusal = budget_error(framed.problem, wanted.budget, wanted.name, KEYS)
+    refusal = budget_error(framed.problem, wanted.budget, wanted.name, in_a_file=True)
     return _Refused(wanted, _asked(wanted, spec), str(refusal))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.bands import MEMORY, bands
+from planner.bands import bands
+from planner.limits import MEMORY
 from planner.memory import estimate_memory
 from planner.request import Workload
 from planner.runtimes.onnxruntime import costs, fresh, memory, random_package

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from planner import pipeline
-from planner.bands import MEMORY, TPOT, TTFT
 from planner.frame import Framed, frame
+from planner.limits import MEMORY, TPOT, TTFT
 from planner.plan import Plan, Tuned
 from planner.propose import TOP, TRIALS
 from planner.quality import MeasuredQuality, Quality, measured_on, over_texts

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from planner import pipeline
-from planner.bands import MEMORY
 from planner.fleet import plan as fleet_plan
 from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.plan import FleetPlan, plan_fleet
+from planner.limits import MEMORY
 from planner.plan import Plan
 from planner.promise import Promise
 from planner.quality import Quality
