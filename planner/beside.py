@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 from planner.frame import Framed
+from planner.least import within_memory
 from planner.limits import LOSS
 from planner.plan import LARGER, OVER, STOCK, UNIFORM, UNMEASURED, WORSE, Compared, Notch, Plan, Point, Rejected
 from planner.propose import Proposed, all_uniforms
@@ -150,6 +151,5 @@ def front(framed: Framed) -> tuple[Point, ...]:
 
 def _least(problem: Problem, memory_bytes: float) -> Subnet | None:
     """The subnet of the least sum within so much memory and the other limits."""
-    memory, *others = problem.resources
-    found = solve(problem.space, problem.loss, (replace(memory, limit=memory_bytes), *others))
+    found = solve(problem.space, problem.loss, within_memory(problem, memory_bytes).resources)
     return None if found is None else found.subnet

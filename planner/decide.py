@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from planner.frame import Framed, beside_kl, frame, placed
-from planner.limits import LOSS
+from planner.least import smallest_solution
 from planner.place import best_placement
 from planner.request import Workload
 from planner.runtimes.base import Runtime
 from planner.runtimes.caches import CacheType, caches_asked
 from planner.scenario import Scenario
 from planner.search.base import Decision, Option, Problem, Resource
-from planner.search.program import Solution, solve
+from planner.search.program import solve
 from records.errors import InputError, NotInstalledError
 from supernet.spec import ModelSpec
 
@@ -84,7 +84,7 @@ def _best(ways: Sequence[Framed]) -> Framed:
     if len(ways) == 1:
         return ways[0]
     joint, most = _joint(ways), _most_sum(ways[0])
-    found = None if most is None else _smallest(joint, most)
+    found = None if most is None else smallest_solution(joint, most)
     found = found or solve(joint.space, joint.loss, joint.resources, joint.decisions)
     if found is None:
         return replace(ways[0], problem=joint)
@@ -111,21 +111,6 @@ def _placed(ways: Sequence[Framed], numbers: Sequence[int]) -> Framed:
     """With the number of layers on the GPU that `planner.place` takes."""
     by_number = [[placed(way, number) for way in ways] for number in numbers]
     return _best(by_number[best_placement([_joint(each) for each in by_number], _most_sum(ways[0]))])
-
-
-def _smallest(problem: Problem, most: float) -> Solution | None:
-    """What takes least memory of all whose losses sum to `most` at most."""
-    memory, *others = problem.resources
-    loss = Resource(LOSS, "nats", most, 0.0, problem.loss)
-    lean = tuple(
-        replace(decision, options=tuple(_lean(option, memory.name) for option in decision.options))
-        for decision in problem.decisions
-    )
-    return solve(problem.space, memory.table, (memory, *others, loss), lean)
-
-
-def _lean(option: Option, memory: str) -> Option:
-    return Option(option.name, option.takes.get(memory, 0.0), {**option.takes, LOSS: option.loss})
 
 
 def options(

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from planner.frame import Framed, beside_kl
-from planner.limits import LOSS
+from planner.least import least_memory, room_for, within_memory
 from planner.plan import PLANNED, UNIFORM
 from planner.propose import Proposed, propose, uniforms
 from planner.quality import Measure
-from planner.search.base import Candidate, Problem, Resource
+from planner.search.base import Candidate, Resource
 from planner.search.program import solve
 from planner.shortage import budget_error, loss_error
 from records.errors import BudgetError
@@ -31,24 +31,6 @@ INSIDE = 0.15
 """A round looks no nearer than this share of what is left to either end."""
 KEPT = 2
 """Mixed subnets that a plan compares beside the one it takes."""
-
-
-def least_memory(problem: Problem, most: float) -> Subnet | None:
-    """The subnet that takes least memory of those whose losses sum to `most` at most, within every limit, and of
-    those that take as much the one that loses least. None where there is none."""
-    memory, *others = problem.resources
-    loss = Resource(LOSS, "nats", most, 0.0, problem.loss)
-    smallest = solve(problem.space, memory.table, (memory, *others, loss))
-    if smallest is None:
-        return None
-    best = solve(problem.space, problem.loss, (_limited(memory, memory.amount(smallest.subnet)), *others))
-    found = [one.subnet for one in (smallest, best) if one is not None]
-    return min(found, key=problem.additive)  # where time ran out, the second may lose more than the first
-
-
-def _limited(memory: Resource, amount: float) -> Resource:
-    """Memory with room for `amount`, which is a sum that another order of adding may give with another last digit."""
-    return replace(memory, limit=min(memory.limit, amount + 1))
 
 
 def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple[Framed, Proposed, tuple[Subnet, ...]]:
@@ -82,12 +64,10 @@ def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple
 
 def _enough(framed: Framed, most: float, measure: Measure | None, seed: int) -> float | None:
     """The least memory of the device with which the loss was kept; None where all of it is too little."""
-    memory, *others = framed.problem.resources
     usable = float(framed.scenario.device.usable_bytes)
-    if usable <= memory.limit:
+    if usable <= framed.problem.resources[0].limit:
         return None
-    roomy = replace(framed.problem, resources=(replace(memory, limit=usable), *others))
-    search = _Bisection(replace(framed, problem=roomy), most, measure, seed)
+    search = _Bisection(replace(framed, problem=within_memory(framed.problem, usable)), most, measure, seed)
     search.run()
     return search.held
 
@@ -158,7 +138,7 @@ class _Bisection:
         """The least that finalists within so much memory were measured to lose."""
         self.rounds += 1
         problem = self.framed.problem
-        within = replace(problem, resources=(_limited(self.memory, memory), *problem.resources[1:]))
+        within = within_memory(problem, room_for(problem, memory))
         proposed = propose(within, self.framed.costs.spec, trials=0, seed=self.seed)
         if not proposed.finalists:  # another limit needs more memory than that
             return math.inf

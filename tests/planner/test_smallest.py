@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from planner import pipeline
+from planner.least import least_memory
 from planner.plan import OVER, PLANNED, UNIFORM, Plan
 from planner.quality import Quality
 from planner.request import Budget, parse_bytes, parse_loss
 from planner.runtimes import RUNTIMES
-from planner.smallest import least_memory
 from records.errors import BudgetError
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Subnet
