@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import cast
 
 from planner.beside import front, notches, rejected, stock_of, with_stock
@@ -103,34 +102,19 @@ def plan_any(
     """
     workload.check(files.spec)
     table = SensitivityTable.load(files.path / SENSITIVITY_FILE)
-
-    def decided(runtime: Runtime, context: int) -> Framed:
-        asked = replace(workload, context=context)
-        return decide(Scenario(files, table, runtime, device, asked, budget), cache_loss)
-
     refused: dict[str, InputError | BudgetError] = {}
     found: dict[str, tuple[Framed, Proposed]] = {}
     beside: list[Subnet] = []  # what is measured and no finalist
     for runtime in runtimes:
+        scenario = Scenario(files, table, runtime, device, workload, budget)
         try:
-            if contexts is None:
-                framed = decided(runtime, workload.context)
-            else:
-                framed = with_longest_context(contexts, partial(decided, runtime), measure, seed)
-            if budget.max_kl is not None:
-                framed, proposed, tried = within_loss(framed, measure, seed)
-                beside += tried
-            else:
-                proposed = propose(framed.problem, framed.costs.spec, trials, seed, top)
-            if not proposed.finalists:
-                raise budget_error(
-                    framed.problem, budget, device.name, caches=other_caches(framed), spills=could_spill(framed)
-                )
-            proposed = with_stock(framed, proposed)
+            framed = _decided(scenario, cache_loss, contexts, measure, seed)
+            framed, proposed, tried = _proposed(framed, measure, trials, seed, top)
         except (InputError, BudgetError) as error:
             refused[runtime.name] = error
         else:
             found[runtime.name] = framed, proposed
+            beside += tried
     if not found:
         raise _refusal(refused)
     finalists = {name: proposed.apart(framed) for name, (framed, proposed) in found.items()}
@@ -153,6 +137,33 @@ def plan_any(
     others += [Other(name, line, NOT_INSTALLED) for name, line in (absent or {}).items() if name not in refused]
     taken = replace(taken, others=tuple(others))
     return taken if tune is None else _tuned(taken, tune(taken))
+
+
+def _decided(
+    scenario: Scenario, cache_loss: CacheLoss | None, contexts: ContextRange | None, measure: Measure | None, seed: int
+) -> Framed:
+    """The problem of the weights, with all else settled, the context too where there are several."""
+
+    def of(context: int) -> Framed:
+        return decide(scenario.serving(replace(scenario.workload, context=context)), cache_loss)
+
+    return decide(scenario, cache_loss) if contexts is None else with_longest_context(contexts, of, measure, seed)
+
+
+def _proposed(
+    framed: Framed, measure: Measure | None, trials: int, seed: int, top: int
+) -> tuple[Framed, Proposed, tuple[Subnet, ...]]:
+    """The finalists of a problem, with its limits as they were planned to, and every subnet of the supernet that was
+    measured on the way. BudgetError where nothing meets the budget."""
+    budget, tried = framed.scenario.budget, tuple[Subnet, ...]()
+    if budget.max_kl is not None:
+        framed, proposed, tried = within_loss(framed, measure, seed)
+    else:
+        proposed = propose(framed.problem, framed.costs.spec, trials, seed, top)
+    if not proposed.finalists:
+        name, caches = framed.scenario.device.name, other_caches(framed)
+        raise budget_error(framed.problem, budget, name, caches=caches, spills=could_spill(framed))
+    return framed, with_stock(framed, proposed), tried
 
 
 def _tuned(taken: Plan, own: Own | str) -> Plan:
