@@ -6,7 +6,7 @@ input counts and broadcasts over `weight`. What is found is `(rows, ..., 1)`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,21 +15,33 @@ SMALLEST = 2.0**-24  # the least float16 above 0: a scale is divided by, also th
 LARGEST = torch.finfo(torch.float16).max
 
 
+class Tried(NamedTuple):
+    """Ranges that are tried of a group. Where 0 is in the middle, `shrinks` are shares of the range whose last level is
+    the largest weight, on the side with more levels, and `stretches` shares of the way from there to where the side
+    with fewer has it. Where a minimum moves, `around` are shares of the group's range about its middle."""
+
+    shrinks: tuple[float, ...]
+    stretches: tuple[float, ...]
+    around: tuple[float, ...]
+
+
+EVERY = Tried(
+    tuple(1 - 0.1 * step for step in range(7)), (0.25, 0.5, 0.75, 1.0), tuple(1.1 - 0.06 * step for step in range(11))
+)
+FEW = Tried((1.0, 0.8), (1.0,), (1.0, 0.8))
+
+
 def half(scale: Tensor) -> Tensor:
     """The nearest float16 that is neither 0 nor infinite, in the dtype of `scale`."""
     sized = scale.abs().clamp(SMALLEST, LARGEST).half().to(scale.dtype)
     return torch.where(scale < 0, -sized, sized)
 
 
-def signed_scale(
-    weight: Tensor, top: Tensor, importance: Tensor, shrinks: Sequence[float], stretches: Sequence[float]
-) -> Tensor:
+def signed_scale(weight: Tensor, top: Tensor, importance: Tensor, tried: Tried) -> Tensor:
     """The scale of either sign for codes with 0 at (top + 1) / 2.
 
     Of several ranges and both signs, each with the scale that suits its codes best: for given codes q (0 in the middle)
-    that is `sum(w q) / sum(q^2)`, which leaves `sum(w q)^2 / sum(q^2)` less error than none at all. `shrinks` are
-    shares of the range whose last level is the largest weight, on the side with more levels, `stretches` shares of the
-    way from there to where the side with fewer has it.
+    that is `sum(w q) / sum(q^2)`, which leaves `sum(w q)^2 / sum(q^2)` less error than none at all.
     """
     middle = (top + 1) / 2
     extreme = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))
@@ -37,7 +49,8 @@ def signed_scale(
     counted = weight * importance
     best_scale, best = -extreme / middle, torch.zeros_like(extreme)
     beyond = 1 / (middle - 1).clamp(min=1)
-    for size in [*(torch.tensor(shrink) for shrink in shrinks), *(1 + stretch * beyond for stretch in stretches)]:
+    sizes = [*(torch.tensor(shrink) for shrink in tried.shrinks), *(1 + part * beyond for part in tried.stretches)]
+    for size in sizes:
         whole = (weight / (unit * size)).round_()
         for sign, low, high in ((1, -middle, middle - 1), (-1, 1 - middle, middle)):
             codes = whole.clamp(low, high)
@@ -51,9 +64,7 @@ def signed_scale(
     return best_scale
 
 
-def scale_and_minimum(
-    weight: Tensor, top: Tensor, importance: Tensor, shrinks: Sequence[float]
-) -> tuple[Tensor, Tensor]:
+def scale_and_minimum(weight: Tensor, top: Tensor, importance: Tensor, tried: Tried) -> tuple[Tensor, Tensor]:
     """Scale above 0 and minimum not below it, for `w = code * scale - minimum`.
 
     Of ranges around the middle of a group's, shares of it, each with the line through its codes that leaves the least
@@ -66,7 +77,7 @@ def scale_and_minimum(
     mean = counted.sum(-1, keepdim=True)
     best_scale, best_minimum = (2 * reach / top).clamp_(min=SMALLEST), -low
     best = torch.full_like(low, torch.inf)
-    for shrink in shrinks:
+    for shrink in tried.around:
         unit = (2 * reach * shrink / top).clamp_(min=SMALLEST)
         codes = nearest(weight, unit, reach * shrink - centre, top)
         scale, minimum = _line(codes, importance, total, mean, (codes * counted).sum(-1, keepdim=True))

@@ -15,7 +15,7 @@ stays `(code - zero) * scale` with a scale to divide by.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,12 +23,9 @@ from torch import Tensor
 
 from supernet.formats import FORMATS
 from supernet.grids.base import Grid, top_code
-from supernet.grids.fitting import half, nearest, scale_and_minimum, signed_scale, squares
+from supernet.grids.fitting import EVERY, FEW, Tried, half, nearest, scale_and_minimum, signed_scale, squares
 from supernet.grids.weight import QuantizedWeight
 
-SHRINKS, STRETCHES = tuple(1 - 0.1 * step for step in range(7)), (0.25, 0.5, 0.75, 1.0)
-FEW_SHRINKS, FEW_STRETCHES = (1.0, 0.8), (1.0,)
-RANGES, FEW_RANGES = tuple(1.1 - 0.06 * step for step in range(11)), (1.0, 0.8)  # about a group's middle
 REACHES = 4  # numbers that a block's largest scale may take, from the last one on
 ALIKE = 1e-12  # of the largest square: errors below are those of float32
 NEAR = (-2, -1, 0, 1, 2)
@@ -64,14 +61,12 @@ class KGrid(Grid):
     def parameters(self, weight: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
         even = torch.ones_like(weight[:1])
         top = top_code(bits, weight).expand(len(weight), *(1,) * (weight.dim() - 1))
-        return self._best(weight, top, even, (FEW_RANGES, FEW_SHRINKS, FEW_STRETCHES))
+        return self._best(weight, top, even, FEW)
 
     def least_error(self, weight: Tensor, top: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
-        return self._best(weight, top, importance, (RANGES, SHRINKS, STRETCHES))
+        return self._best(weight, top, importance, EVERY)
 
-    def _best(
-        self, weight: Tensor, top: Tensor, importance: Tensor, tried: Sequence[Sequence[float]]
-    ) -> tuple[Tensor, Tensor]:
+    def _best(self, weight: Tensor, top: Tensor, importance: Tensor, tried: Tried) -> tuple[Tensor, Tensor]:
         """`weight` is `(rows, groups, group_size)`, whole blocks of groups in order."""
         scale = weight.new_empty(*weight.shape[:-1], 1)
         zero = torch.empty_like(scale)
@@ -79,9 +74,7 @@ class KGrid(Grid):
             scale[rows], zero[rows] = self._of_width(weight[rows], bits, importance, tried)
         return scale, zero
 
-    def _of_width(
-        self, weight: Tensor, bits: int, importance: Tensor, tried: Sequence[Sequence[float]]
-    ) -> tuple[Tensor, Tensor]:
+    def _of_width(self, weight: Tensor, bits: int, importance: Tensor, tried: Tried) -> tuple[Tensor, Tensor]:
         scale, minimum = self._fitted(weight, bits, importance, tried)
         numbers, per = NUMBERS[bits], self.groups(bits)
         d, scales = _divided(_blocks(scale.squeeze(-1), per), numbers)
@@ -95,15 +88,12 @@ class KGrid(Grid):
         scale, minimum = _read(self._numbers(scale, minimum, bits), bits)
         return scale.unsqueeze(-1), (minimum / scale).unsqueeze(-1)
 
-    def _fitted(
-        self, weight: Tensor, bits: int, importance: Tensor, tried: Sequence[Sequence[float]]
-    ) -> tuple[Tensor, Tensor]:
+    def _fitted(self, weight: Tensor, bits: int, importance: Tensor, tried: Tried) -> tuple[Tensor, Tensor]:
         """Scale and minimum of each group by itself, not rounded yet."""
-        ranges, shrinks, stretches = tried
         top = top_code(bits, weight)
         if bits in self.format.moving_zeros:
-            return scale_and_minimum(weight, top, importance, ranges)
-        scale = signed_scale(weight, top, importance, shrinks, stretches)
+            return scale_and_minimum(weight, top, importance, tried)
+        scale = signed_scale(weight, top, importance, tried)
         return scale, scale * (top + 1) / 2
 
     def again(
@@ -122,7 +112,7 @@ class KGrid(Grid):
         """Scale and zero of one group where what its block shares stands: so do the block's largest numbers, by which
         it is found again."""
         numbers = NUMBERS[bits]
-        scale, minimum = self._fitted(weight, bits, importance, (RANGES, SHRINKS, STRETCHES))
+        scale, minimum = self._fitted(weight, bits, importance, EVERY)
         d, old, free = _one(parts["d"], parts["scales"], number)
         place = Place(d, torch.where(free, _valid((scale / d).round_(), numbers), old), free)
         if "minima" in parts:

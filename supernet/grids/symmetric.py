@@ -9,7 +9,7 @@ The scale is rounded to float16 where it is made, and straight through wherever 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,13 +17,8 @@ from torch import Tensor
 
 from supernet.formats import FORMATS
 from supernet.grids.base import Grid, top_code
-from supernet.grids.fitting import half, signed_scale
+from supernet.grids.fitting import EVERY, FEW, Tried, half, signed_scale
 from supernet.grids.weight import QuantizedWeight
-
-# Ranges that are tried: shares of the one whose last level is the largest weight, on the side with more levels; and
-# shares of the way from there to where the side with fewer has it.
-SHRINKS, STRETCHES = tuple(1 - 0.1 * step for step in range(7)), (0.25, 0.5, 0.75, 1.0)
-FEW_SHRINKS, FEW_STRETCHES = (1.0, 0.8), (1.0,)
 
 
 class SymmetricGrid(Grid):
@@ -34,15 +29,13 @@ class SymmetricGrid(Grid):
     def parameters(self, weight: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
         """Of few ranges: one that holds every weight wastes a level."""
         even = torch.ones_like(weight[:1])
-        return self._best(weight, top_code(bits, weight), even, FEW_SHRINKS, FEW_STRETCHES)
+        return self._best(weight, top_code(bits, weight), even, FEW)
 
     def least_error(self, weight: Tensor, top: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
-        return self._best(weight, top, importance, SHRINKS, STRETCHES)
+        return self._best(weight, top, importance, EVERY)
 
-    def _best(
-        self, weight: Tensor, top: Tensor, importance: Tensor, shrinks: Sequence[float], stretches: Sequence[float]
-    ) -> tuple[Tensor, Tensor]:
-        scale = half(signed_scale(weight, top, importance, shrinks, stretches))
+    def _best(self, weight: Tensor, top: Tensor, importance: Tensor, tried: Tried) -> tuple[Tensor, Tensor]:
+        scale = half(signed_scale(weight, top, importance, tried))
         return scale, ((top + 1) / 2).expand_as(scale).clone()
 
     def scale(self, weight: QuantizedWeight) -> Tensor:

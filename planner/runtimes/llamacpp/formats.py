@@ -111,11 +111,6 @@ def _k_type(choice: Choice) -> TensorType:
     return found
 
 
-def is_exact(choice: Choice) -> bool:
-    """Whether what is written is the very matrix that was trained, and not one with its scales rounded to float16."""
-    return choice.grid in (SYMMETRIC, SUPER_BLOCKS)
-
-
 def refusal(choice: Choice, in_features: int) -> str | None:
     """Why rows of `in_features` weights cannot be stored at `choice`, with the formats that can; None if they can."""
     try:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from planner.runtimes.llamacpp import kpacking, packing
-from planner.runtimes.llamacpp.formats import Q2_0, Q2_K, Q4_0, Q6_K, TensorType, is_exact, type_of
+from planner.runtimes.llamacpp.formats import Q2_0, Q2_K, Q4_0, Q6_K, TensorType, type_of
 from records.errors import InputError
 from supernet.space import Choice
 from tests.planner.llamacpp.models import EVERY, K
@@ -49,7 +49,7 @@ def test_packed_weights_are_the_matrix(name: str, monkeypatch: pytest.MonkeyPatc
     assert rows.shape == (ROWS, kind.row_bytes(COLUMNS))
     grouped = codes.reshape(*scale.shape, -1).astype(np.float32) - zero[..., None]
     wanted = (grouped * scale[..., None]).reshape(ROWS, COLUMNS)
-    if is_exact(choice) or kind.name in ("Q4_0", "Q8_0"):  # scales are float16 numbers here
+    if choice.format.symmetric or kind.name in ("Q4_0", "Q8_0"):  # scales are float16 numbers here
         np.testing.assert_array_equal(decoded(kind, rows), wanted)
     else:  # the minimum is rounded to float16: at most 2**-11 of it
         most = np.repeat(np.abs(scale * zero), choice.group_size, axis=1) * 2**-11
@@ -107,7 +107,7 @@ def test_super_blocks_are_read_as_what_went_in(name: str, monkeypatch: pytest.Mo
     codes, parts = k_parts(choice)
     kind = type_of(choice)
     rows = kpacking.rows_of(kind, codes, parts, "w")
-    assert rows.shape == (ROWS, kind.row_bytes(BLOCKS * 256)) and is_exact(choice)
+    assert rows.shape == (ROWS, kind.row_bytes(BLOCKS * 256))
     each = 256 // choice.group_size
     scale = np.repeat(parts["d"].astype(np.float32), each, 1) * parts["scales"].astype(np.float32)
     if "minima" in parts:
