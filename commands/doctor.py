@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from commands.exits import BROKEN, OK
+from commands.names import default_supernet_path, own_profile_path
 from commands.terminal import JSON, emit, say, table
 from records.cache import cache_dir
 
@@ -16,7 +17,7 @@ def doctor(context: click.Context, as_json: bool) -> None:
     """What works on this machine, the fix for what does not, and the next command."""
     from planner.doctor import diagnose
 
-    report = diagnose(cache_dir())
+    report = diagnose(cache_dir(), own_profile_path(), default_supernet_path())
     if as_json:
         emit(report.to_json())
     else:

@@ -55,9 +55,7 @@ def check_launcher() -> None:
 
 
 def own_profile_path() -> Path:
-    from planner.doctor import PROFILE_FILE
-
-    return cache_dir() / PROFILE_FILE
+    return cache_dir() / "device.json"
 
 
 def measure_device(device: str, quick: bool, path: Path, runtime: str = AUTO) -> DeviceProfile:
@@ -182,9 +180,10 @@ def default_supernet() -> SupernetFiles:
 
 
 def default_supernet_path() -> Path:
-    from planner.doctor import SUPERNET_FOLDER
+    """One of an earlier format stays beside that which is made in its place."""
+    from supernet.index import FORMAT
 
-    return cache_dir() / SUPERNET_FOLDER
+    return cache_dir() / f"supernet-{FORMAT}"
 
 
 def runtime_named(name: str) -> Runtime:

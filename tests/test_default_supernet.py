@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from planner.doctor import SUPERNET_FOLDER
+from commands.names import default_supernet_path
 from supernet.checkpoint import SCALING, open_supernet
 from supernet.folder import begin
 from tests.conftest import Bitfleet
@@ -27,7 +27,8 @@ def default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_first_use_that_was_stopped_is_gone_on_with(
     bitfleet: Bitfleet, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = own_cache / SUPERNET_FOLDER
+    home = default_supernet_path()
+    assert home.parent == own_cache
     begin(home, {})
     (home / SCALING).write_bytes(b"half")
     with monkeypatch.context() as patched:
