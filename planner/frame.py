@@ -66,6 +66,7 @@ def frame(scenario: Scenario) -> Framed:
     if workload.batch > runtime.most_sequences:
         most = f"{runtime.name} serves {runtime.most_sequences} sequences at once at most"
         raise InputError(f"{most}, got a batch of {workload.batch}; use a smaller --batch")
+    _check_timed(runtime, device)
     space, dropped = check_servable(files, scenario.table, runtime)
     workload.check(files.spec)
     _check_placement(runtime, files.spec, workload, device)
@@ -75,6 +76,19 @@ def frame(scenario: Scenario) -> Framed:
     losses = scenario.table.tied(costs.spec).by_choice
     problem = Problem(space, losses, costs.resources(space, limits), groups=_groups(costs.spec))
     return Framed(scenario, costs, limits, problem, dropped, (*notes, *_unpriced(files, runtime)))
+
+
+def _check_timed(runtime: Runtime, device: DeviceProfile) -> None:
+    """InputError where a device was timed with another build than packages run in: its kernels are others."""
+    for one in (device, device.host):
+        if one is None or all(entry.runtime != runtime.name for entry in one.kernels.entries):
+            continue
+        for library, version in runtime.pinned.items():
+            if (timed := one.kernels.versions.get(library, version)) != version:
+                raise InputError(
+                    f"{runtime.name} packages run in {library} {version}, {one.name} was timed with {timed}; "
+                    "time it again with `bitfleet profile device`, or plan for another --device"
+                )
 
 
 def _check_placement(runtime: Runtime, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> None:

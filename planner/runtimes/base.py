@@ -210,6 +210,7 @@ class Runtime(ABC):
     packages: ClassVar[PackageFormat]
     caches: ClassVar[tuple[CacheType, ...]] = (FLOAT16,)  # of keys and values, first the one that it takes unasked
     most_sequences: ClassVar[int] = MOST_SEQUENCES  # that it serves at once
+    pinned: ClassVar[Mapping[str, str]] = {}  # the versions that its packages are for, where they run in no others
 
     def cache(self, workload: Workload) -> CacheType:
         """How it keeps the keys and values of a workload. InputError, with the types that it has, for another."""

@@ -26,6 +26,7 @@ from planner.scenario import Scenario
 from planner.search.base import Problem
 from profiles.catalog import load
 from profiles.device import DeviceProfile
+from profiles.kernels import KernelEntry, KernelTable
 from records.errors import BudgetError, InputError
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice, SearchSpace, Subnet
@@ -360,6 +361,16 @@ def test_more_sequences_than_the_runtime_serves_are_refused(files: Files) -> Non
     runtime = RUNTIMES["llamacpp"]()
     with pytest.raises(ValueError, match=r"^llamacpp serves 256 sequences at once at most, got a batch of 257; use"):
         pipeline.plan(files, runtime, DEVICE, replace(WORKLOAD, batch=257), BUDGET)
+
+
+def test_a_device_that_was_timed_with_another_build_is_refused(files: Files) -> None:
+    runtime = RUNTIMES["llamacpp"]()
+    (library,) = runtime.versions()
+    timed = KernelEntry("llamacpp", 4, 32, 1, 512, 512, 2, 1.0, 1.0, 1.0, 9, "Q4_0")
+    stale = replace(DEVICE, kernels=KernelTable((timed,), "2026-11-22", {library: "1.0"}))
+    with pytest.raises(ValueError, match=rf"run in {library} .*, box was timed with 1.0; time it again with `bitfleet"):
+        pipeline.plan(files, runtime, stale, WORKLOAD, BUDGET)
+    assert pipeline.plan(files, RUNTIMES["onnxruntime"](), stale, WORKLOAD, BUDGET, trials=0).runtime == "onnxruntime"
 
 
 def test_adapters_that_would_run_slowly_are_refused(files: Files) -> None:

@@ -33,6 +33,7 @@ class LlamaCpp(Runtime):
     packages = LlamaPackages()
     caches = CACHES
     most_sequences = 256  # LLAMA_MAX_SEQ of the build
+    pinned = {LIBRARY: VERSION}
 
     def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
         from planner.runtimes.llamacpp import keeping
@@ -52,7 +53,7 @@ class LlamaCpp(Runtime):
         return stock.stock(spec, space)
 
     def versions(self) -> dict[str, str]:
-        return {LIBRARY: VERSION}  # the build that packages are for, installed here or not
+        return dict(self.pinned)  # installed here or not
 
     def checks(self) -> Iterator[Check]:
         from planner.runtimes.llamacpp.check import check
