@@ -30,10 +30,11 @@ def budget_error(
         step = f"{device} has no more: free some, use a shorter --context, or plan for another --device"
     else:
         step = f"use {flags}"
+    smallest = "the smallest plan" + ("" if budget.max_kl is None else ", whatever it loses,")
     held = f" (--kv-cache {','.join(caches)} would keep the limits)" if caches else ""
     if spills:
         step += f", or name the machine that {device} is in with --host: layers that do not fit stay there"
-    return BudgetError(f"{names} cannot be met{together}, the smallest plan needs {needs}{held}; {step}")
+    return BudgetError(f"{names} cannot be met{together}, {smallest} needs {needs}{held}; {step}")
 
 
 def loss_error(

@@ -109,6 +109,13 @@ def test_a_loss_that_the_memory_cannot_hold_names_what_would_do(files: Files) ->
     assert smallest(files, parse_loss(loss), 222_000_000).chosen.memory_bytes <= 222_000_000
 
 
+def test_a_memory_that_holds_nothing_says_that_its_need_is_without_the_loss(files: Files) -> None:
+    with pytest.raises(
+        BudgetError, match=r"^memory of 1 MB cannot be met, the smallest plan, whatever it loses, needs "
+    ):
+        smallest(files, 0.5, 10**6)
+
+
 def test_a_loss_that_no_memory_holds_names_the_least(files: Files) -> None:
     with pytest.raises(BudgetError, match=r"no more memory of box would do; use --max-loss ") as raised:
         smallest(files, 1e-6)

@@ -113,6 +113,8 @@ def _k_type(choice: Choice) -> TensorType:
 
 def refusal(choice: Choice, in_features: int) -> str | None:
     """Why rows of `in_features` weights cannot be stored at `choice`, with the formats that can; None if they can."""
+    if in_features % SMALLEST_GROUP:
+        return f"llama.cpp stores rows in multiples of {SMALLEST_GROUP} weights, got {in_features}, so no format fits"
     try:
         found = type_of(choice)
     except InputError as error:
@@ -127,7 +129,4 @@ def refusal(choice: Choice, in_features: int) -> str | None:
 
 
 def _fitting(in_features: int) -> str:
-    for multiple in (64, 32):
-        if in_features % multiple == 0:
-            return f"use {_FIT[multiple]}"
-    return f"llama.cpp stores rows in multiples of {SMALLEST_GROUP}, so no format of this model fits"
+    return f"use {_FIT[32 if in_features % 64 else 64]}"
