@@ -12,9 +12,10 @@ greedy     sensitivities, the best gain for its bytes first
 sum        the exact solution of the sensitivities; `planned` is the best finalist of `bitfleet plan`, measured
 null       the exact solution of sensitivities that are permuted within each role, another permutation for each seed
 
-The others measure as often as --evaluations says, each the same windows of the text that trained, a slope counting as
-three: `steps` along the slope from the finalists (what `bitfleet plan --minutes` does), `nsga2` and `tpe` over prices
-of groups of units (Optuna's), `evolution` (Once-for-All) and `shrink` (LLM-QFA), which begin with random subnets.
+The others measure as often as --evaluations says, each the same windows (the last ones of the text that trained, and
+of the manual's part for adapters), a slope counting as three: `steps` along the slope from the finalists (what
+`bitfleet plan --minutes` does), `nsga2` and `tpe` over prices of groups of units (Optuna's), `evolution`
+(Once-for-All) and `shrink` (LLM-QFA), which begin with random subnets.
 
 KL per token is from the full model. Windows of the unseen texts are taken in stretches, and two methods are compared on
 the same ones; `line` is the log-linear interpolation between the uniform subnets around.
@@ -45,7 +46,7 @@ from supernet.evaluate import Reference, evaluate
 from supernet.landscape import WINDOWS, MeasuredLandscape
 from supernet.loading import load_model
 from supernet.model import compute_dtype
-from supernet.prepare import training_windows
+from supernet.prepare import searching_windows
 from supernet.recipe import Recipe
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice, Subnet
@@ -91,7 +92,7 @@ def main() -> None:
     given = parser.parse_args()
     files = open_supernet(given.supernet)
     full = load_model(files.info["source"])
-    windows = training_windows(full.tokenizer, Recipe.from_json(files.info["recipe"]), WINDOWS)
+    windows = searching_windows(full.tokenizer, Recipe.from_json(files.info["recipe"]), WINDOWS)
     seen = Reference.of(full.model, windows, first=files.reference().first)
     unseen = [
         Reference.of(full.model, text[start : start + STRETCH])

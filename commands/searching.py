@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from supernet.landscape import MeasuredLandscape
     from supernet.reference import Reference
 
-KEPT, STUDIES = "search.safetensors", "searches"
+KEPT, STUDIES = "searching.safetensors", "searches"
 
 
 def check_searchable(files: SupernetFiles) -> None:
@@ -31,7 +31,7 @@ def check_searchable(files: SupernetFiles) -> None:
 def measured_search(
     files: SupernetFiles, minutes: float, storage: str | None = None, trust: bool = False
 ) -> Callable[[Framed, Proposed], Proposed]:
-    """Goes on from finalists for so many minutes, by losses measured on the text that trained.
+    """Goes on from finalists for so many minutes, by losses measured on text that no plan is chosen by.
 
     The study is kept in `storage`, an address of one of Optuna's storages, or in a journal beside the supernet: the
     same plan goes on where it ended, and several at a time share what they find.
@@ -63,9 +63,9 @@ def _landscape(files: SupernetFiles, trust: bool) -> MeasuredLandscape:
 
 
 def _reference(files: SupernetFiles, trust: bool, report: Any) -> Reference:
-    """Windows of the text that trained and what the full model says of them, which is read once and kept."""
+    """Windows to search on and what the full model says of them, which is read once and kept."""
     from supernet.landscape import WINDOWS
-    from supernet.prepare import training_windows
+    from supernet.prepare import searching_windows
     from supernet.recipe import Recipe
     from supernet.reference import Reference, read_references, write_references
 
@@ -73,7 +73,7 @@ def _reference(files: SupernetFiles, trust: bool, report: Any) -> Reference:
     if not path.exists():
         full = full_model(files, trust)
         recipe = Recipe.from_json(files.info["recipe"])
-        windows = training_windows(full.tokenizer, recipe, WINDOWS, report)
+        windows = searching_windows(full.tokenizer, recipe, WINDOWS, report)
         first = files.reference().first
         write_references(path, {KEPT: Reference.of(full.model, windows, report, first, "for searching")})
     return read_references(path)[KEPT]
@@ -87,7 +87,7 @@ def _journal(files: SupernetFiles) -> Any:
 
 
 def _name(files: SupernetFiles, problem: Problem) -> str:
-    """The same for the same problem: what it may choose from, what that costs, and within which limits."""
+    """The same for the same problem on the same windows: what it may choose from, what that costs, and the limits."""
     limits = [(one.name, one.limit, one.constant, sorted(map(str, one.table.items()))) for one in problem.resources]
-    text = repr((files.fingerprint, problem.space.to_json(), limits))
+    text = repr((KEPT, files.fingerprint, problem.space.to_json(), limits))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

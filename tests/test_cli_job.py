@@ -232,7 +232,7 @@ def test_minutes_of_search_are_kept_beside_the_supernet_and_go_on(
     plain = json.loads(bitfleet("plan", net, *tight, "--json").out)
     assert not (net / "searches.journal").exists()
     first, second = (json.loads(bitfleet("plan", net, *tight, "--minutes", 0.1, "--json").out) for _ in range(2))
-    assert (net / "searches.journal").is_file() and (net / "search.safetensors").is_file()
+    assert (net / "searches.journal").is_file() and (net / "searching.safetensors").is_file()
     traces = [one["search"][-1] for one in (first, second)]
     assert all(trace["solver"] == "Optuna, steps along the measured slope" for trace in traces)
     assert traces[1]["trials"] >= traces[0]["trials"] > 1
