@@ -1,4 +1,5 @@
-"""How long the exact program takes with every decision in it: each linear's bits, the tables' and the KV cache's type.
+"""How long the exact program takes with every decision in it: each linear's bits, the tables' and the KV cache's type,
+and how many layers are on a GPU.
 
     python benchmarks/decisions.py [--seeds 3]
 
@@ -7,6 +8,9 @@ and 8 bits; costs are llama.cpp's on a device of the catalogue, losses are drawn
 scale of each linear that varies by a factor of e. Memory limits go from the smallest plan to the largest, with and
 without limits on time per token and time to first token. Seconds are CPU time. A program that is too large for its time
 has to say so: the last lines give it next to none.
+
+Then the same models on a GPU and its host: every number of layers on the GPU is a program with all of that in it, and
+with both memories; seconds are those of finding the best number of all, the bounds of each included (`planner.place`).
 """
 
 from __future__ import annotations
@@ -14,19 +18,24 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from claims import Claim, finish, table
 
+from planner import place
 from planner.costs import Costs
 from planner.decide import options
 from planner.limits import MEMORY, TPOT, TTFT
+from planner.place import best_placement
 from planner.request import Budget, Workload
+from planner.runtimes.base import HOST
 from planner.runtimes.llamacpp.runtime import LlamaCpp
 from planner.runtimes.shapes import Shape
 from planner.search import program
-from planner.search.base import Decision, Problem
+from planner.search.base import Decision, Problem, Table
 from profiles.catalog import load
 from records.errors import SystemFailure
 from supernet.space import Choice, SearchSpace
@@ -39,7 +48,23 @@ SHAPES = {
 BITS, TABLE_BITS = (2, 3, 4, 5, 8), (4, 5, 8)
 CACHE_LOSS = {"f16": 0.0, "q8_0": 0.002, "q4_0": 0.04}
 CONTEXT = 8192
+HOSTED = {"7B": ("rtx-4060-8gb", "desktop-ryzen-5600-16gb"), "70B": ("rtx-4090-24gb", "desktop-ryzen-7950x-64gb")}
 SHARES = (0.02, 0.1, 0.3, 0.5, 0.8)  # of what lies between the smallest and the largest plan
+
+
+@dataclass(frozen=True)
+class Placed:
+    """`solved` of the `programs` were solved, the others ruled out by their bounds."""
+
+    model: str
+    share: float
+    limits: str
+    seed: int
+    seconds: float
+    programs: int
+    solved: int
+    unproven: int
+    gpu_layers: int
 
 
 @dataclass(frozen=True)
@@ -75,8 +100,23 @@ def main() -> None:
         ("model", "share", "limits", "seed", "s", "gap", "KV cache"),
         [(r.model, r.share, r.limits, r.seed, f"{r.seconds:.2f}", r.gap, r.cache) for r in rows],
     )
+    on_gpus: list[Placed] = []
+    for name, (shape, _, target) in SHAPES.items():
+        spec = apart(shape.spec())
+        for seed in range(given.seeds):
+            on_gpus += placed(name, spec, seed)
+        of = [row for row in on_gpus if row.model == name]
+        slowest = max(row.seconds for row in of)
+        claims.append(
+            Claim(f"{name} on a GPU and its host: seconds of the slowest of {len(of)} plans", slowest, target)
+        )
+        claims.append(Claim(f"{name} on both: programs without a proven optimum", sum(row.unproven for row in of), 0))
+    table(
+        ("model", "share", "limits", "seed", "s", "programs", "solved", "layers on the GPU"),
+        [(r.model, r.share, r.limits, r.seed, f"{r.seconds:.2f}", r.programs, r.solved, r.gpu_layers) for r in on_gpus],
+    )
     claims.append(Claim("programs without time that were read as infeasible", float(misread(priced)), 0.0))
-    finish(__file__, claims, rows=[asdict(row) for row in rows])
+    finish(__file__, claims, rows=[asdict(row) for row in rows], placed=[asdict(row) for row in on_gpus])
 
 
 def apart(spec: ModelSpec) -> ModelSpec:
@@ -93,8 +133,9 @@ def costs(spec: ModelSpec, device: str, cache: str) -> Costs:
     return Costs(LlamaCpp(), spec, Workload(CONTEXT, kv_cache=cache), load(device), rest_bytes=0)
 
 
-def problem(priced: Sequence[Costs], share: float, times: bool, seed: int) -> Problem:
-    spec, random = priced[0].spec, np.random.default_rng(seed)
+def space_of(spec: ModelSpec, seed: int) -> tuple[SearchSpace, dict[str, dict[Choice, float]]]:
+    """The choices, and what each loses."""
+    random = np.random.default_rng(seed)
     space = SearchSpace.of(
         {u.name: tuple(Choice(b, 32, "sym") for b in (TABLE_BITS if u.is_table else BITS)) for u in spec.units}
     )
@@ -102,12 +143,21 @@ def problem(priced: Sequence[Costs], share: float, times: bool, seed: int) -> Pr
     for unit, choices in space:
         scale = 2.0 / len(spec.units) * random.lognormal(0, 1)
         loss[unit] = {c: scale * np.exp(-1.4 * (c.bits - 2)) * random.lognormal(0, 0.1) for c in choices}
+    return space, loss
+
+
+def problem(priced: Sequence[Costs], share: float, times: bool, seed: int) -> Problem:
+    spec, (space, loss) = priced[0].spec, space_of(priced[0].spec, seed)
     free = Budget(10**15, 1e9, 1e9)
     wide = priced[0].resources(space, free)
     least = {one.name: one.least(space) for one in priced[-1].resources(space, free)}
     most = {one.name: one.amount(space.uniform(spec, max(BITS))) for one in wide}
     middle = {name: least[name] + share * (most[name] - least[name]) for name in least}
     limits = Budget(round(middle[MEMORY]), *((middle[TPOT], 1.2 * middle[TTFT]) if times else ()))
+    return joined(priced, space, loss, limits)
+
+
+def joined(priced: Sequence[Costs], space: SearchSpace, loss: Table, limits: Budget) -> Problem:
     resources = [one.resources(space, limits) for one in priced]
     losses = [CACHE_LOSS[one.workload.kv_cache or ""] for one in priced]
     decision = Decision("kv-cache", options(list(CACHE_LOSS), losses, resources))
@@ -126,6 +176,49 @@ def solved(name: str, priced: Sequence[Costs], seed: int) -> Iterator[Row]:
             row = Row(name, share, limits, seed, seconds, found.gap, found.proven, found.options[0].name)
             print(row, flush=True)
             yield row
+
+
+def placed(name: str, spec: ModelSpec, seed: int) -> Iterator[Placed]:
+    """With all of the GPU's memory, and of the host's what lies between the least and the most that is left for it."""
+    gpu, host = (load(one) for one in HOSTED[name])
+    device, runtime, (space, loss) = replace(gpu, host=host), LlamaCpp(), space_of(spec, seed)
+    numbers = runtime.placements(spec, device)
+    of = [[Costs(runtime, spec, Workload(CONTEXT, kv_cache=cache, gpu_layers=number), device, 0)
+           for cache in CACHE_LOSS] for number in numbers]  # fmt: skip
+    half, widest = of[len(of) // 3], Budget(10**15, 1e9, 1e9, host_memory_bytes=10**15)
+    least = {one.name: one.least(space) for one in half[-1].resources(space, widest)}
+    most = {one.name: one.amount(space.uniform(spec, max(BITS))) for one in half[0].resources(space, widest)}
+    for times in (False, True):
+        for share in SHARES:
+            middle = {one: least[one] + share * (most[one] - least[one]) for one in least}
+            asked = (middle[TPOT], 1.2 * middle[TTFT]) if times else (None, None)
+            limits = Budget(device.usable_bytes, *asked, host_memory_bytes=round(middle[HOST]))
+            problems = [joined(each, space, loss, limits) for each in of]
+            with counted() as solutions:
+                started = time.process_time()
+                taken = best_placement(problems)
+                seconds = time.process_time() - started
+            unproven = sum(one is not None and not one.proven for one in solutions)
+            said = "memories, times" if times else "memories"
+            row = Placed(name, share, said, seed, seconds, len(problems), len(solutions), unproven, numbers[taken])
+            print(row, flush=True)
+            yield row
+
+
+@contextmanager
+def counted() -> Iterator[list[program.Solution | None]]:
+    """What is solved meanwhile."""
+    found: list[program.Solution | None] = []
+
+    def solve(*asked: Any) -> program.Solution | None:
+        found.append(program.solve(*asked))
+        return found[-1]
+
+    place.solve = solve
+    try:
+        yield found
+    finally:
+        place.solve = program.solve
 
 
 def misread(priced: Sequence[Costs]) -> int:

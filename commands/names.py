@@ -97,10 +97,13 @@ def own_device(runtime: str = AUTO) -> DeviceProfile:
         note(f"this machine {why}: profiling it quickly; `bitfleet profile device` takes longer and is more exact")
         make_cache()
         return measure_device("auto", True, path, runtime)
-    if known.kind != "cpu":
-        return known
     changing = ("available_bytes", "cgroup_limit_bytes", "cgroup_used_bytes")
-    return dataclasses.replace(known, **{name: getattr(now, name) for name in changing})
+    changed = {name: getattr(now, name) for name in changing}
+    if known.kind == "cpu":
+        return dataclasses.replace(known, **changed)
+    if known.host is None or known.host.name != now.name:
+        return known
+    return dataclasses.replace(known, host=dataclasses.replace(known.host, **changed))
 
 
 def device_named(name: str) -> DeviceProfile:

@@ -30,6 +30,7 @@ def print_device(device: DeviceProfile) -> None:
         ("instruction sets", " ".join(device.instruction_sets)),
         ("memory", f"{size(device.memory_bytes)}, usable {size(device.usable_bytes)}"),
         ("bandwidth", f"{rate(device.bandwidth_bytes_per_s)} {device.bandwidth_basis or ''}"),
+        ("host", "" if device.host is None else f"{device.host.name}, usable {size(device.host.usable_bytes)}"),
         ("kernels", f"{len(device.kernels.entries)} products measured" if device.kernels else "none measured"),
         ("basis", "measured" if device.measured else "a datasheet; a plan's latency for it is an estimate"),
         ("date", device.date),

@@ -24,7 +24,8 @@ def profile_device(
     report = progress or (lambda what, share: None)
     report("probing the device", 0.0)
     profile, skipped = detect(device, refuse_gpu=lambda gpu: _refused(runtimes, gpu) if device == "auto" else None)
-    timers = [(one, timer) for one in runtimes if one.device_refusal(profile) is None and (timer := _timer(one))]
+    able = [one for one in runtimes if one.device_refusal(profile) is None]
+    timers = [(one, timer) for one in able if (timer := _timer(one)) and profile.kind in timer.device_kinds]
     for number, (runtime, timer) in enumerate(timers):
         if number == 0:  # one number for a machine: that of the first, which all others are timed with
             profile = replace(profile, threads=timer.best_threads(profile))

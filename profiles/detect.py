@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from profiles.cpu import profile_cpu
 from profiles.cuda import NoGPU, count_gpus, profile_cuda
@@ -27,6 +27,7 @@ def detect(
     measure_bandwidth: bool = True,
 ) -> tuple[DeviceProfile, tuple[Skipped, ...]]:
     """The device that `device` names ("cpu", "cuda:0"), or the best one ("auto"): a GPU where one works, else the CPU.
+    A GPU's host is this machine.
 
     Whether the runtime at hand can use a GPU is the runtime's to say: `refuse_gpu` returns its reason, or None. With
     "auto" a refused GPU is skipped and listed. Asked for by name, one that is refused or absent is a
@@ -69,4 +70,4 @@ def _gpu(
         reason = refuse_gpu(profile_cuda(index, measure_bandwidth=False))
         if reason:
             raise NoGPU(reason)
-    return profile_cuda(index, measure_bandwidth)
+    return replace(profile_cuda(index, measure_bandwidth), host=profile_cpu(measure_bandwidth))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ Ids: TypeAlias = NDArray[np.integer[Any]]
 
 class Timer(ABC):
     """Times a runtime on this machine, in fresh processes."""
+
+    device_kinds: ClassVar[tuple[str, ...]] = ("cpu",)  # of what it times: the runtime may run on more
 
     @abstractmethod
     def best_threads(self, device: DeviceProfile) -> int:

@@ -16,6 +16,7 @@ from planner.frame import frame, placed
 from planner.margins import said
 from planner.place import ALIKE_KL, best_placement
 from planner.plan import Margin, Plan
+from planner.profiling import profile_device
 from planner.request import Budget, Workload
 from planner.runtimes.base import DECODE, DEVICE, ESTIMATE, HOST, PREFILL
 from planner.runtimes.llamacpp import amounts, gpu_memory, latency, memory
@@ -38,6 +39,7 @@ from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec
 from tests.planner.test_pipeline import Files
 from tests.planner.test_search_exact import problem
+from tests.profiles.test_detect import fake
 
 GPU, PC = load("rtx-4060-8gb"), load("desktop-ryzen-5600-16gb")
 HOSTED = replace(GPU, host=PC)
@@ -155,6 +157,14 @@ def test_a_host_is_kept_in_the_profile_of_its_gpu(tmp_path: Path) -> None:
     for device, host, why in ((PC, PC, "is a cpu"), (GPU, GPU, "rtx-4060-8gb is cuda")):
         with pytest.raises(InputError, match=why):
             replace(device, host=host)
+
+
+def test_a_gpu_s_profile_has_no_times_of_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build that is timed here computes on processors."""
+    fake(monkeypatch)
+    found, _ = profile_device("cuda:0", (LlamaCpp(),), quick=True)
+    assert found.kind == "cuda" and found.host is not None and found.host.kind == "cpu"
+    assert not found.kernels and not found.calibrations and found.threads is None
 
 
 # --- what is decided ----------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from profiles.cpu import profile_cpu
 from profiles.cuda import NoGPU, count_gpus, nvml, profile_cuda
 from profiles.detect import Skipped, detect
 from profiles.device import DeviceProfile
@@ -121,7 +123,13 @@ def test_auto_takes_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (device.bandwidth_basis, device.bandwidth_spread) == ("theoretical", None)
     assert device.fp32_ops_per_s == pytest.approx(15.1e12, rel=0.01)
     assert device.versions == {"driver": "590.10", "cuda driver": "13.2"}
+    assert device.host == replace(profile_cpu(measure_bandwidth=False), **changing(device.host))
     assert module.open == 0
+
+
+def changing(device: DeviceProfile | None) -> dict[str, Any]:
+    """What differs from one moment to the next."""
+    return {name: getattr(device, name) for name in ("available_bytes", "cgroup_used_bytes", "clock_hz")}
 
 
 def test_auto_skips_a_gpu_that_the_runtime_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
