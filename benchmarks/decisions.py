@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -35,7 +35,7 @@ from planner.runtimes.base import HOST
 from planner.runtimes.llamacpp.runtime import LlamaCpp
 from planner.runtimes.shapes import Shape
 from planner.search import program
-from planner.search.base import Decision, Problem, Table
+from planner.search.base import Decision, Problem, Resource, Table
 from profiles.catalog import load
 from records.errors import SystemFailure
 from supernet.space import Choice, SearchSpace
@@ -49,6 +49,7 @@ BITS, TABLE_BITS = (2, 3, 4, 5, 8), (4, 5, 8)
 CACHE_LOSS = {"f16": 0.0, "q8_0": 0.002, "q4_0": 0.04}
 CONTEXT = 8192
 HOSTED = {"7B": ("rtx-4060-8gb", "desktop-ryzen-5600-16gb"), "70B": ("rtx-4090-24gb", "desktop-ryzen-7950x-64gb")}
+FREE = Budget(10**15, 1e9, 1e9, host_memory_bytes=10**15)
 SHARES = (0.02, 0.1, 0.3, 0.5, 0.8)  # of what lies between the smallest and the largest plan
 
 
@@ -102,9 +103,7 @@ def main() -> None:
     )
     on_gpus: list[Placed] = []
     for name, (shape, _, target) in SHAPES.items():
-        spec = apart(shape.spec())
-        for seed in range(given.seeds):
-            on_gpus += placed(name, spec, seed)
+        on_gpus += placed(name, apart(shape.spec()), given.seeds)
         of = [row for row in on_gpus if row.model == name]
         slowest = max(row.seconds for row in of)
         claims.append(
@@ -154,12 +153,12 @@ def problem(priced: Sequence[Costs], share: float, times: bool, seed: int) -> Pr
     most = {one.name: one.amount(space.uniform(spec, max(BITS))) for one in wide}
     middle = {name: least[name] + share * (most[name] - least[name]) for name in least}
     limits = Budget(round(middle[MEMORY]), *((middle[TPOT], 1.2 * middle[TTFT]) if times else ()))
-    return joined(priced, space, loss, limits)
+    return joined(space, loss, [one.resources(space, limits) for one in priced])
 
 
-def joined(priced: Sequence[Costs], space: SearchSpace, loss: Table, limits: Budget) -> Problem:
-    resources = [one.resources(space, limits) for one in priced]
-    losses = [CACHE_LOSS[one.workload.kv_cache or ""] for one in priced]
+def joined(space: SearchSpace, loss: Table, resources: Sequence[tuple[Resource, ...]]) -> Problem:
+    """With the resources of each type of cache."""
+    losses = list(CACHE_LOSS.values())
     decision = Decision("kv-cache", options(list(CACHE_LOSS), losses, resources))
     return Problem(space, loss, resources[0], decisions=(decision,))
 
@@ -178,31 +177,42 @@ def solved(name: str, priced: Sequence[Costs], seed: int) -> Iterator[Row]:
             yield row
 
 
-def placed(name: str, spec: ModelSpec, seed: int) -> Iterator[Placed]:
+def placed(name: str, spec: ModelSpec, seeds: int) -> Iterator[Placed]:
     """With all of the GPU's memory, and of the host's what lies between the least and the most that is left for it."""
     gpu, host = (load(one) for one in HOSTED[name])
-    device, runtime, (space, loss) = replace(gpu, host=host), LlamaCpp(), space_of(spec, seed)
-    numbers = runtime.placements(spec, device)
-    of = [[Costs(runtime, spec, Workload(CONTEXT, kv_cache=cache, gpu_layers=number), device, 0)
-           for cache in CACHE_LOSS] for number in numbers]  # fmt: skip
-    half, widest = of[len(of) // 3], Budget(10**15, 1e9, 1e9, host_memory_bytes=10**15)
-    least = {one.name: one.least(space) for one in half[-1].resources(space, widest)}
-    most = {one.name: one.amount(space.uniform(spec, max(BITS))) for one in half[0].resources(space, widest)}
-    for times in (False, True):
-        for share in SHARES:
-            middle = {one: least[one] + share * (most[one] - least[one]) for one in least}
-            asked = (middle[TPOT], 1.2 * middle[TTFT]) if times else (None, None)
-            limits = Budget(device.usable_bytes, *asked, host_memory_bytes=round(middle[HOST]))
-            problems = [joined(each, space, loss, limits) for each in of]
-            with counted() as solutions:
-                started = time.process_time()
-                taken = best_placement(problems)
-                seconds = time.process_time() - started
-            unproven = sum(one is not None and not one.proven for one in solutions)
-            said = "memories, times" if times else "memories"
-            row = Placed(name, share, said, seed, seconds, len(problems), len(solutions), unproven, numbers[taken])
-            print(row, flush=True)
-            yield row
+    device, runtime = replace(gpu, host=host), LlamaCpp()
+    numbers, space = runtime.placements(spec, device), space_of(spec, 0)[0]
+    wide = [
+        [
+            Costs(runtime, spec, Workload(CONTEXT, kv_cache=cache, gpu_layers=number), device, 0).resources(space, FREE)
+            for cache in CACHE_LOSS
+        ]
+        for number in numbers
+    ]
+    some = wide[len(wide) // 3]
+    least = {one.name: one.least(space) for one in some[-1]}
+    most = {one.name: one.amount(space.uniform(spec, max(BITS))) for one in some[0]}
+    for seed in range(seeds):
+        loss = space_of(spec, seed)[1]
+        for times in (False, True):
+            for share in SHARES:
+                limits = {one: least[one] + share * (most[one] - least[one]) for one in least}
+                limits |= {MEMORY: device.usable_bytes, HOST: round(limits[HOST]), TTFT: 1.2 * limits[TTFT]}
+                kept = limits if times else {one: limits[one] for one in (MEMORY, HOST)}
+                problems = [joined(space, loss, [limited(one, kept) for one in each]) for each in wide]
+                with counted() as solutions:
+                    started = time.process_time()
+                    taken = best_placement(problems)
+                    seconds = time.process_time() - started
+                unproven = sum(one is not None and not one.proven for one in solutions)
+                said = "memories, times" if times else "memories"
+                row = Placed(name, share, said, seed, seconds, len(problems), len(solutions), unproven, numbers[taken])
+                print(row, flush=True)
+                yield row
+
+
+def limited(resources: Sequence[Resource], limits: Mapping[str, float]) -> tuple[Resource, ...]:
+    return tuple(replace(one, limit=limits[one.name]) for one in resources if one.name in limits)
 
 
 @contextmanager
