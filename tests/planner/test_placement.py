@@ -102,7 +102,7 @@ def test_two_memories_have_the_whole_model(layers: int) -> None:
 )
 def test_buffers_are_those_that_logs_report(shape: Shape, context: int, mib: float) -> None:
     spec = shape.spec()
-    assert gpu_memory.gpu_buffers(Placed(spec, 32), uniform(spec), Workload(context)) == mib * 2**20
+    assert gpu_memory.gpu_buffers(Placed(spec, 32), {}, Workload(context)) == mib * 2**20
 
 
 def test_a_whole_model_on_a_gpu_is_estimated_as_published_speeds_are() -> None:

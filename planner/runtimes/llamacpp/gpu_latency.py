@@ -8,8 +8,9 @@ once on, from weights that are copied to it for each chunk; attention stays wher
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem
@@ -41,16 +42,30 @@ def items(
 
 
 def _decode(placed: Placed, subnet: Subnet, workload: Workload, device: DeviceProfile) -> Iterator[LatencyItem]:
-    for unit in placed.spec.units:
+    def made(unit: UnitSpec) -> LatencyItem:
         on = device if placed.on_gpu(unit) else device.host
-        if on is not None and amounts.products(placed.spec, unit):
-            yield latency.unit_ms(placed.spec, unit, subnet[unit.name], workload, DECODE, on)
+        return latency.unit_ms(placed.spec, unit, subnet[unit.name], workload, DECODE, on or device)
+
+    yield from _of_units(placed, subnet, made)
     if placed.gpu_part is not None:
         yield from latency.around_unmeasured(placed.gpu_part, workload, device)
     if placed.host_part is not None and device.host is not None:
         around = latency.around(placed.host_part, workload, device.host, DECODE)
         yield from (replace(item, name=f"{item.name}, on the host") for item in around)
         yield _handover(placed.spec, workload.batch)
+
+
+def _of_units(placed: Placed, subnet: Subnet, made: Callable[[UnitSpec], LatencyItem]) -> Iterator[LatencyItem]:
+    """Of each unit that has products, what is `made` for it: once for those of the same shapes on the same side, for a
+    model has few of these and every number of layers is priced."""
+    known: dict[tuple[Any, ...], LatencyItem] = {}
+    for unit in placed.spec.units:
+        choice = subnet[unit.name]
+        shapes = amounts.products(placed.spec, unit, choice.kept)
+        alike = (shapes, choice, placed.on_gpu(unit), unit.is_table)
+        if shapes:
+            known[alike] = known.get(alike) or made(unit)
+            yield replace(known[alike], name=unit.name, unit=unit.name)
 
 
 def _handover(spec: ModelSpec, rows: int, times: int = 1) -> LatencyItem:
@@ -62,15 +77,16 @@ def _handover(spec: ModelSpec, rows: int, times: int = 1) -> LatencyItem:
 def _prefill(placed: Placed, subnet: Subnet, workload: Workload, device: DeviceProfile) -> Iterator[LatencyItem]:
     spec, chunks = placed.spec, in_chunks(workload.prompt_tokens, GPU_CHUNK_TOKENS) * workload.batch
     rows = [count for count, _ in chunks]
-    for unit in spec.units:
+
+    def made(unit: UnitSpec) -> LatencyItem:
         choice = subnet[unit.name]
         if amounts.runs_on_last_row(unit):
-            if amounts.products(spec, unit):
-                yield latency.unit_ms(spec, unit, choice, workload, PREFILL, device)
-        elif placed.on_gpu(unit):
-            yield _of_rows(device, spec, unit, choice, rows, copied=False)
-        else:
-            yield _on_host(placed, unit, choice, rows, device)
+            return latency.unit_ms(spec, unit, choice, workload, PREFILL, device)
+        if placed.on_gpu(unit):
+            return _of_rows(device, spec, unit, choice, rows, copied=False)
+        return _on_host(placed, unit, choice, rows, device)
+
+    yield from _of_units(placed, subnet, made)
     scores = sum(count * there for count, there in chunks) * spec.num_heads * spec.head_dim
     if placed.layers:
         kept = memory.kv_bytes(spec, workload.context, workload.batch, cache_of(workload)) / spec.num_layers

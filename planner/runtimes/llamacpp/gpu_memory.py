@@ -8,8 +8,9 @@ and as half-precision floats) and a copy of the largest matrix that the host has
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from planner.request import Workload
 from planner.runtimes.base import DEVICE, ESTIMATE, HOST, MemoryItem
@@ -32,27 +33,38 @@ MASK_BYTES = 4 + 2
 def items(spec: ModelSpec, subnet: Subnet, workload: Workload, device: DeviceProfile) -> tuple[MemoryItem, ...]:
     """In two pools; in one where a GPU has no memory of its own."""
     placed = Placed.of(spec, workload, device)
-    found = (*_weights(placed, subnet), *_around(placed, subnet, workload))
+    sizes = _sizes(spec, subnet)
+    found = (*_weights(placed, sizes), *_around(placed, sizes, workload))
     return tuple(replace(item, pool=DEVICE) for item in found) if device.shares_memory else found
 
 
-def _weights(placed: Placed, subnet: Subnet) -> Iterator[MemoryItem]:
+def _sizes(spec: ModelSpec, subnet: Subnet) -> dict[str, int]:
+    """Bytes of each unit's weights; those of the same shapes are computed once."""
+    known: dict[tuple[Any, ...], int] = {}
+    sizes = {}
+    for unit in spec.units:
+        alike = (amounts.matrices(unit), choice := subnet[unit.name])
+        known[alike] = sizes[unit.name] = known.get(alike) or amounts.weight_bytes(unit, choice)
+    return sizes
+
+
+def _weights(placed: Placed, sizes: Mapping[str, int]) -> Iterator[MemoryItem]:
     for unit in placed.spec.units:
-        size = amounts.weight_bytes(unit, subnet[unit.name])
+        size = sizes[unit.name]
         if placed.on_gpu(unit):
             yield MemoryItem(unit.name, size, ESTIMATE, unit.name)
         if placed.on_host(unit):
             yield MemoryItem(unit.name, size, ESTIMATE, unit.name, HOST)
 
 
-def _around(placed: Placed, subnet: Subnet, workload: Workload) -> Iterator[MemoryItem]:
+def _around(placed: Placed, sizes: Mapping[str, int], workload: Workload) -> Iterator[MemoryItem]:
     spec, gpu = placed.spec, placed.layers
     floats = tensors.float_bytes(spec)
     cache = memory.kv_bytes(spec, workload.context, workload.batch, cache_of(workload))
     known = {name: costs.USUAL[name] for name in (BASE, LAYER_BYTES, costs.TOKEN_BYTES)}
     process = round(known[BASE] + known[LAYER_BYTES] * spec.num_layers) + CUDA_HOST_BYTES
     for pool, layers, buffers in (
-        (DEVICE, gpu, gpu_buffers(placed, subnet, workload)),
+        (DEVICE, gpu, gpu_buffers(placed, sizes, workload)),
         (HOST, spec.num_layers - gpu, host_buffers(placed, workload)),
     ):
         yield MemoryItem("norms and biases", floats * layers // spec.num_layers, ESTIMATE, None, pool)
@@ -63,13 +75,13 @@ def _around(placed: Placed, subnet: Subnet, workload: Workload) -> Iterator[Memo
     yield MemoryItem("runtime", process, ESTIMATE, None, HOST)
 
 
-def gpu_buffers(placed: Placed, subnet: Subnet, workload: Workload) -> int:
+def gpu_buffers(placed: Placed, sizes: Mapping[str, int], workload: Workload) -> int:
     spec, tokens = placed.spec, _chunk(workload)
     logits = amounts.FLOAT_BYTES * tokens * (spec.vocab_size + spec.hidden_size)
     widest = max(linear.out_features for unit in spec.units if not unit.is_table for linear in unit.linears)
     layer = amounts.FLOAT_BYTES * tokens * (2 * widest + 3 * spec.hidden_size)
     masks = MASK_BYTES * tokens * memory.padded(workload.context)
-    return max(logits, layer + masks + _copied(placed, subnet))
+    return max(logits, layer + masks + _copied(placed, sizes))
 
 
 def host_buffers(placed: Placed, workload: Workload) -> int:
@@ -80,14 +92,10 @@ def host_buffers(placed: Placed, workload: Workload) -> int:
     return inputs + round(amounts.FLOAT_BYTES * tokens * made) + logits
 
 
-def _copied(placed: Placed, subnet: Subnet) -> int:
+def _copied(placed: Placed, sizes: Mapping[str, int]) -> int:
     """Of the host's matrices, which a prompt copies to the GPU one after another, the largest."""
-    sizes = [
-        amounts.weight_bytes(unit, subnet[unit.name]) // len(unit.linears)
-        for unit in placed.spec.units
-        if not placed.on_gpu(unit) and not unit.is_table
-    ]
-    return max(sizes, default=0)
+    left = (unit for unit in placed.spec.units if not placed.on_gpu(unit) and not unit.is_table)
+    return max((sizes[unit.name] // len(unit.linears) for unit in left), default=0)
 
 
 def _chunk(workload: Workload) -> int:
