@@ -199,9 +199,11 @@ def _workload(
     def made(tokens: int | None) -> Workload:
         return replace(Workload.for_model(spec, tokens, batch, prompt_tokens, kv_cache), gpu_layers=gpu_layers)
 
-    tokens = 0 if context is None else parse_context(context)
+    if context is None:
+        return made(None), None
+    tokens = parse_context(context)
     if isinstance(tokens, int):
-        return made(tokens or None), None
+        return made(tokens), None
     contexts = ContextRange.for_model(spec, tokens, prompt_tokens)
     shortest = made(contexts.shortest)
     replace(shortest, context=contexts.longest).check(spec)
