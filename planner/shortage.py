@@ -70,9 +70,9 @@ def readable(unit: str, value: float, whole: Callable[[float], int] = round) -> 
 
 
 def _limit(resource: Resource) -> str:
-    return (
-        f"{LIMITS[resource.name].words} of {readable(resource.unit, resource.limit)}{_rate(resource, resource.limit)}"
-    )
+    """Rounded down as needs are rounded up, so that what is short by a byte does not read as enough."""
+    limit = readable(resource.unit, resource.limit, lambda steps: math.floor(steps + 1e-6))
+    return f"{LIMITS[resource.name].words} of {limit}{_rate(resource, resource.limit)}"
 
 
 def _need(shortfall: Shortfall) -> str:
