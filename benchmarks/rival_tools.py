@@ -189,5 +189,5 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Weights:
             choice = Choice.parse(text)
             grid = GRIDS[choice.grid]
             parts = {p: tensors[f"{name}|{text}|{p}"] for p in grid.format.parts(choice.bits)}
-            found.setdefault(name, {})[choice] = grid.of(parts, choice, parts["scale"].shape[1] * GROUP)
+            found.setdefault(name, {})[choice] = grid.of(parts, choice, parts["scale"].shape[1] * choice.group_size)
     return found
