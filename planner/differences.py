@@ -88,6 +88,7 @@ def _values(plan: Plan) -> Iterator[tuple[str, str, str, Value]]:
     yield "asked", "model", "", plan.model["name"]
     yield "asked", "supernet", "", plan.fingerprint[:12]
     yield "asked", "device", "", plan.device["name"]
+    yield "asked", "host", "", plan.device.get("host")
     yield "asked", "runtime", "", plan.runtime
     yield "asked", "context", "tokens", load.context
     yield "asked", "batch", "", load.batch

@@ -60,6 +60,14 @@ def wrong_values() -> Iterator[tuple[list[str], str]]:
     for option in ("context", "batch", "prompt-tokens"):
         for number in ("0", "-1", str(-(2**70)), *([] if option == "batch" else [str(2**70)])):  # exit 3 for a batch
             yield [*plan, f"--{option}", number], option.replace("-", "_").split("_")[0]
+    for context in ("", "4k", "MAX", "8..", "..8", "64,128"):
+        yield [*plan, "--context", context], "a range 2048..8192, or max"
+    for context in ("128..128", "128..64", "0..64"):
+        yield [*plan, "--context", context], "is like 2048..8192"
+    yield [*plan, "--context", f"64..{2**29}"], "context must be at most"
+    for host in ("", "nix"):
+        yield ["plan", "NET", "--mem", "1GB", "--device", "l4-24gb", "--host", host], "in the catalogue"
+    yield ["plan", "NET", "--mem", "1GB", "--device", "l4-24gb", "--host", DEVICE, "--host-mem", "8"], "8GiB"
     for number in ("-1", "-100"):
         yield [*plan, "--trials", number], "trials"
         yield [*plan, "--seed", number], "seed"
