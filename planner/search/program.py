@@ -44,7 +44,7 @@ class Solution:
 
     def loss(self, problem: Problem) -> float:
         """What is lost in sum by all that was decided."""
-        return problem.additive(self.subnet) + sum(option.loss for option in self.options)
+        return float(problem.additive(self.subnet) + sum(option.loss for option in self.options))
 
 
 def solve(
