@@ -27,6 +27,7 @@ CODES_SHARE = 0.75  # of the minutes goes at most into the codes where the quant
 ADAPTED_BITS = 4  # wider codes lose too little for an adapter to win anything back
 SETTLED_RATE = 1 / 3  # of an adapter's learning rate where codes and scales were learned: they are nearly right
 LEAST_GROUP = 8
+FLOAT32_MOST = 3.4e38
 ADAPTED = 2  # so many of the smallest bit-widths are trained: each further one takes its share of the steps
 
 
@@ -102,8 +103,8 @@ class Recipe:
                 raise InputError(f"{name} must be at least {least}, got {value}; leave it out for what fits")
         if not 0 <= self.awq <= 1:
             raise InputError(f"awq must be from 0, which is off, to 1, got {self.awq}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < FLOAT32_MOST:
+            raise InputError(f"learning_rate must be above 0 and a 32-bit float, got {self.learning_rate}")
         if not 0 < self.minutes < math.inf:
             raise InputError(f"minutes must be above 0, got {self.minutes}")
         if not set(self.train_bits or ()) <= set(self.bits):
