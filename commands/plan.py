@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from commands.measuring import check_text, measured_caches, measured_quality
+from commands.minutes import Minutes
 from commands.names import (
     AUTO,
     check_cache,
@@ -64,13 +65,8 @@ if TYPE_CHECKING:
 @click.option("--runtime", default=AUTO, show_default=True, help="What will load the package: the best one, or a name.")
 @click.option("--text", metavar="FILE", help="Measure on this text too: what the package is for. Needs the full model.")
 @click.option("--trials", type=click.IntRange(min=0), metavar="N", help="Subnets that the search tries.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Search on, by measuring.")
-@click.option(
-    "--tune",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="M",
-    help="Train the scales of the plan alone, so long.",
-)
+@click.option("--minutes", type=Minutes(), metavar="M", help="Search on, by measuring.")
+@click.option("--tune", type=Minutes(), metavar="M", help="Train the scales of the plan alone, so long.")
 @click.option("--tune-steps", type=click.IntRange(min=1), metavar="N", help="The same in so many steps.")
 @click.option("--storage", metavar="URL", help="An Optuna storage for that search.  [default: beside the supernet]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)

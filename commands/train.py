@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from commands.exits import BROKEN
+from commands.minutes import Minutes
 from commands.names import check_launcher, numbers_in, whole_numbers
 from commands.reports import print_training
 from commands.terminal import TRUST, first_process, note, say
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="FILE|-|DATASET", help="Training text; without it, the full model writes some.")
 @click.option("--eval", "eval_text", metavar="FILE", help="Text that plans are measured on too: what the model is for.")
 @click.option("--steps", type=int, metavar="N", help="Training steps; the default is what fits into --minutes.")
-@click.option("--minutes", type=float, default=15.0, show_default=True, help="Time for all stages together.")
+@click.option("--minutes", type=Minutes(), default=15.0, show_default=True, help="Time for all stages together.")
 @click.option(
     "--quantizer", default="auto", metavar="rtn|gptq|learned", help="How codes are found; learned where there is time."
 )

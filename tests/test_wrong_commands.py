@@ -26,6 +26,8 @@ NEEDED = {  # what each command needs before its options
 TOO_LONG, TOO_LONG_ERROR = "x" * 300, "File name too long: "
 NUMBERS = {click.INT: ("x", "1.5", "", "1e3", "0x10"), click.FLOAT: ("x", "", "1,5", "--")}
 
+UNREAL = ("nan", "inf", "-inf", "0", "-1", "1e300")
+
 
 def commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
     for path in NEEDED:
@@ -44,7 +46,9 @@ def wrong_types() -> Iterator[tuple[list[str], str]]:
         for option in (p for p in command.params if isinstance(p, click.Option) and not p.is_flag):
             yield [*start, option.opts[0]], option.opts[0]
             number = click.INT if isinstance(option.type, click.IntRange) else option.type
-            for value in NUMBERS.get(number, ()):  # type: ignore[call-overload]
+            ranged = isinstance(option.type, click.FloatRange)
+            values = (*NUMBERS[click.FLOAT], *UNREAL) if ranged else NUMBERS.get(number, ())  # type: ignore[call-overload]
+            for value in values:
                 yield [*start, option.opts[0], value], option.opts[0]
 
 
