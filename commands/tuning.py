@@ -24,12 +24,12 @@ def check_tuning(files: SupernetFiles) -> None:
     from commands.needs import check_tuning_needs
     from supernet.loading import open_source
     from supernet.recipe import Recipe
-    from supernet.tune import check_tunable, reads_own
+    from supernet.tune import check_tunable
 
     open_source(files.info["source"])
     check_tunable(files)
     recipe = Recipe.from_json(files.info["recipe"])
-    if not reads_own(recipe):
+    if recipe.text_stays:
         check_text(str(recipe.data))
     check_tuning_needs(files.spec, recipe)
 

@@ -67,7 +67,7 @@ def prepare(
     clock.expect(*stage_costs(model, spec, recipe, device))
     with clock.stage("sample text"):
         windows, text = _windows(model, tokenizer, recipe, progress, clock.seconds_for("sample text"))
-    held_out = min(MEASURED, len(windows) // 2)
+    held_out = _held_out(windows)
     training, start = windows[held_out:], Start(model, spec, space, Gate(), progress)
     with clock.stage("plain rounding"):
         references = _references(model, tokenizer, windows[:held_out], text, recipe, progress)
@@ -153,26 +153,26 @@ def _drawn(tokenizer: Any, recipe: Recipe, progress: Progress) -> Tensor:
     return spread_windows(recipe.data, tokenizer, MEASURED + READ, recipe.window_tokens, recipe.seed, progress)
 
 
-def training_windows(tokenizer: Any, recipe: Recipe, count: int, progress: Progress = silent) -> Tensor:
-    """Up to `count` windows that no plan is measured on: of the text that trained, where that was given and is there;
-    else of the Python manual, of its part that adapters are tried on."""
-    if recipe.data is None or recipe.data == "-":
-        return manual_windows(tokenizer, count, recipe.window_tokens, "trial")
+def _held_out(windows: Tensor) -> int:
+    """How many windows of a text train nothing: its first ones."""
+    return min(MEASURED, len(windows) // 2)
+
+
+def training_windows(tokenizer: Any, recipe: Recipe, progress: Progress = silent) -> Tensor:
+    """The windows that trained, of a text that can be read again (`Recipe.text_stays`); no plan is measured on them."""
     windows = _drawn(tokenizer, recipe, progress)
-    held_out = min(MEASURED, len(windows) // 2)
-    return windows[held_out : held_out + count]
+    return windows[_held_out(windows) :]
 
 
 def searching_windows(tokenizer: Any, recipe: Recipe, count: int, progress: Progress = silent) -> Tensor:
     """Up to `count` windows to search on, of two kinds in turns: the last ones of the text that was given, where one
-    was, and those of the Python manual that adapters are tried on. Codes are fitted to the text's first windows: on
+    was, and those of the Python manual that adapters are tried on. Codes are fitted to the text's first `LEARNING`: on
     SmolLM2 learned ones lose less than half there of what they lose elsewhere, and a search would fit the difference.
     """
     manual = manual_windows(tokenizer, count, recipe.window_tokens, "trial")
-    if recipe.data is None or recipe.data == "-":
+    if not recipe.text_stays:
         return manual
-    windows = _drawn(tokenizer, recipe, progress)
-    last = windows[max(min(MEASURED, len(windows) // 2), len(windows) - count // 2) :].flip(0)
+    last = training_windows(tokenizer, recipe, progress)[-(count // 2) :].flip(0)
     pairs = zip(last, manual, strict=False)
     return torch.stack([window for pair in pairs for window in pair])
 

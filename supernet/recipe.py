@@ -153,6 +153,11 @@ class Recipe:
         return make_space(spec, self.bits, self.sizes(), self.prune, grid=self.grid)
 
     @property
+    def text_stays(self) -> bool:
+        """Whether the text that trained can be read again: it was given, and not through a pipe."""
+        return self.data is not None and self.data != "-"
+
+    @property
     def rate(self) -> float:
         """The adapters' learning rate; by default it goes with how codes are found, once that is decided."""
         settled = self.quantizer in REFINERS

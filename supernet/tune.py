@@ -24,7 +24,7 @@ from supernet.finish import LEAST_TRIAL
 from supernet.fit import fitting_steps
 from supernet.loading import Loaded
 from supernet.model import compute_dtype, in_compute_dtype
-from supernet.prepare import READ, SAMPLED, TRIAL, stage_costs, training_windows
+from supernet.prepare import SAMPLED, TRIAL, stage_costs, training_windows
 from supernet.progress import Progress
 from supernet.recipe import Recipe
 from supernet.samplers import Uniform
@@ -79,7 +79,7 @@ def tune(
     progress = clock.showing(progress)
     model = full.model.to(device)
     costs, _, least = stage_costs(model, files.spec, replace(recipe, train_bits=recipe.bits[:1]), device)
-    stages = STAGES if reads_own(recipe) else STAGES[1:]
+    stages = STAGES[1:] if recipe.text_stays else STAGES
     clock.expect({stage: costs[stage] for stage in stages}, STAGES[1:], least)
     with clock.stage(STAGES[0]):
         count = SAMPLED if steps is None else min(SAMPLED, steps * recipe.batch)
@@ -111,18 +111,14 @@ def tune(
     return Tuning(supernet, tensors, run.options.steps, units, _linear_units(files), text, verdict)
 
 
-def reads_own(recipe: Recipe) -> bool:
-    """Whether the full model writes what is trained on, as it did where the supernet was given no text that lasts."""
-    return recipe.data is None or recipe.data == "-"
-
-
 def _windows(
     files: SupernetFiles, full: Loaded, recipe: Recipe, seed: int, count: int, progress: Progress, clock: Clock
 ) -> tuple[Tensor, str]:
-    """Windows of the kind that trained, none of them held out, and what text they are. The model writes `count`, which
-    are kept: with given steps, what was written once is read again, however little it is."""
-    if not reads_own(recipe):
-        return training_windows(full.tokenizer, recipe, READ, progress), str(recipe.data)
+    """Windows of the kind that trained, none of them held out, and what text they are. Where that text is gone the
+    model writes `count`, which are kept: with given steps, what was written once is read again, however little it is.
+    """
+    if recipe.text_stays:
+        return training_windows(full.tokenizer, recipe, progress), str(recipe.data)
     path = files.place(f"{TUNED}/windows-{seed}.safetensors", writing=True)
     if path.exists():
         kept, about = read_tensors(path)
