@@ -118,6 +118,20 @@ class Holding(ABC):
     def unit_refusal(self, unit: UnitSpec, choice: Choice) -> str | None:
         """Why the runtime cannot load `unit` at `choice`, or None if it can; of a model that is not refused."""
 
+    def windows_refusal(self) -> str | None:
+        """Why a runtime that computes sliding windows cannot compute the model's."""
+        for window in self.spec.windows:
+            if window is not None and window < 1:
+                return f"a sliding window must let a token see itself, got a window of {window}"
+        return None
+
+    def groups_refusal(self, unit: UnitSpec, choice: Choice) -> str | None:
+        """Why rows of the unit's are not whole groups."""
+        for linear in unit.linears:
+            if linear.in_features % choice.group_size:
+                return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"
+        return None
+
     def cache_refusal(self, cache: CacheType) -> str | None:
         """Why the runtime cannot keep the model's keys and values so, or None if it can."""
         if self.spec.head_dim % cache.values:

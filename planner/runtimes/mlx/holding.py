@@ -84,10 +84,7 @@ class MlxHolding(FolderHolding):
             return f"MLX holds {', '.join(map(str, BITS))} bits, got {choice.bits}; use one of them"
         if choice.group_size not in GROUP_SIZES:
             return f"MLX has group sizes {', '.join(map(str, GROUP_SIZES))}, got {choice.group_size}; use one of them"
-        for linear in unit.linears:
-            if linear.in_features % choice.group_size:
-                return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"
-        return None
+        return self.groups_refusal(unit, choice)
 
     def tensors(self, unit: UnitSpec, choice: Choice) -> tuple[Tensor, ...]:
         return tensors.tensors(unit, choice)

@@ -46,9 +46,8 @@ class OnnxHolding(Holding):
         for what, count in (("values of a head", spec.head_dim), ("rotating values of a head", spec.rotary_dim)):
             if count % HEAD_MULTIPLE:
                 return f"ONNX Runtime's attention takes {what} in multiples of {HEAD_MULTIPLE}, got {count}"
-        for window in spec.windows:
-            if window is not None and window < 1:
-                return f"a sliding window must let a token see itself, got a window of {window}"
+        if (refusal := self.windows_refusal()) is not None:
+            return refusal
         if spec.activation not in ACTIVATIONS:
             return f"ONNX Runtime's graph has the activations {', '.join(ACTIVATIONS)}, got {spec.activation}"
         return None
@@ -67,10 +66,7 @@ class OnnxHolding(Holding):
             return f"ONNX Runtime has no fast product for 2 bits in groups of {choice.group_size}; use 32, 64 or 128"
         if choice.kept is not None and self.spec.architecture in NOT_PRUNABLE:
             return f"feed-forward blocks of {self.spec.architecture} cannot be pruned"
-        for linear in unit.linears:
-            if linear.in_features % choice.group_size:
-                return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"
-        return None
+        return self.groups_refusal(unit, choice)
 
     def cache_refusal(self, cache: CacheType) -> str | None:
         if cache == INT8 and self.spec.architecture in NEIGHBOURS:

@@ -66,10 +66,7 @@ class VllmHolding(FolderHolding):
         for kind in spec.ropes:
             if kind not in ROPES:
                 return f"vLLM has rotary embeddings of the kinds {', '.join(ROPES)}, got rope type {kind}"
-        for window in spec.windows:
-            if window is not None and window < 1:
-                return f"a sliding window must let a token see itself, got a window of {window}"
-        return None
+        return self.windows_refusal()
 
     def unit_refusal(self, unit: UnitSpec, choice: Choice) -> str | None:
         """Why no device loads `unit` at `choice`."""
@@ -79,9 +76,8 @@ class VllmHolding(FolderHolding):
             )
         if choice.kept is not None:
             return f"a Hugging Face config has one width for all feed-forward blocks, {choice} prunes this one"
-        for linear in unit.linears:
-            if linear.in_features % choice.group_size:
-                return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"
+        if (refusal := self.groups_refusal(unit, choice)) is not None:
+            return refusal
         if unit.role == EMBEDDING:  # stored in float16 whatever the choice is
             return None
         if choice.group_size not in GROUP_SIZES:
