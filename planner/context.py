@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from planner.frame import Framed, beside_kl
+from planner.place import ALIKE_KL
 from planner.propose import propose
 from planner.quality import Measure
 from planner.request import DEFAULT_CONTEXT, ContextRange
@@ -86,6 +87,6 @@ def _worth(asked: ContextRange, framed: Callable[[int], Framed], taken: int) -> 
     if before is None or now is None:
         return said
     more = max(0.0, now - before)
-    worth = f"{more:.4f} KL more than with {usual}, predicted" if more >= 0.00005 else f"as little KL as with {usual}"
-    hint = "" if framed(taken).limits.max_kl is not None or more < 0.00005 else "; --max-loss says what it may cost"
+    worth = f"{more:.4f} KL more than with {usual}, predicted" if more >= ALIKE_KL else f"as little KL as with {usual}"
+    hint = "" if framed(taken).limits.max_kl is not None or more < ALIKE_KL else "; --max-loss says what it may cost"
     return f"{said}: {worth}{hint}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ class Costs:
         runtime cannot be told of it."""
         spec = runtime.tied(spec)
         return cls(runtime, spec, workload, device, runtime.holding(spec).rest_bytes(workload, model_dir))
+
+    def serving(self, workload: Workload) -> Costs:
+        """The same for another workload, but for `rest_bytes`: what a context changes on disk is left as it was."""
+        return replace(self, workload=workload, known=Estimates())
 
     @cached_property
     def pricing(self) -> Pricing:

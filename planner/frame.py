@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from planner.bands import KL_LIMIT
-from planner.costs import Costs, Estimates
+from planner.costs import Costs
 from planner.request import Budget, Workload
 from planner.runtimes.base import FLOAT, Runtime
 from planner.scenario import PlanSource, Scenario
@@ -104,7 +104,7 @@ def _check_placement(runtime: Runtime, spec: ModelSpec, workload: Workload, devi
 def placed(framed: Framed, gpu_layers: int) -> Framed:
     """The same with so many layers on the GPU."""
     workload = replace(framed.scenario.workload, gpu_layers=gpu_layers)
-    costs = replace(framed.costs, workload=workload, known=Estimates())
+    costs = framed.costs.serving(workload)
     problem = replace(framed.problem, resources=costs.resources(framed.problem.space, framed.limits))
     return replace(framed, scenario=framed.scenario.serving(workload), costs=costs, problem=problem)
 

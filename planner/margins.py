@@ -12,14 +12,13 @@ from dataclasses import replace
 
 from planner.decide import KV_CACHE
 from planner.frame import Framed, frame
+from planner.place import ALIKE_KL
 from planner.plan import Margin
 from planner.request import Workload
 from planner.search.program import Solution, solve
 from planner.shortage import readable
 
 CONTEXT, GPU_LAYERS = "context", "gpu-layers"
-LEAST_KL = 0.00005
-"""Smaller changes are none."""
 LEAST_MS = 1.0
 MOST = 4
 
@@ -40,7 +39,7 @@ def margins(framed: Framed) -> tuple[Margin, ...]:
             decision, instead, option, bytes_more, own, _more(_kl(other, then), _kl(framed, now)),
             tpot_ms=round(after.tpot_ms - before.tpot_ms, 6), ttft_ms=round(after.ttft_ms - before.ttft_ms, 6),
         )  # fmt: skip
-        least = max(LEAST_KL, 2 * (_doubt(framed, now) + _doubt(other, then)))
+        least = max(ALIKE_KL, 2 * (_doubt(framed, now) + _doubt(other, then)))
         if decision == GPU_LAYERS or made.weights_kl is None or abs(made.weights_kl) >= least:
             found.append(made)
     return tuple(found[:MOST])
@@ -75,7 +74,7 @@ def _result(one: Margin, what: str) -> str:
     if one.weights_kl is None:
         return "nothing would keep the limits"
     total = one.weights_kl + (one.own_kl or 0.0)
-    if abs(total) < LEAST_KL:
+    if abs(total) < ALIKE_KL:
         return f"{what} the same (predicted)"
     return f"{what} {abs(total):.4f} {_way(total)} (predicted)"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from planner.bands import bands
-from planner.costs import Costs, Estimates
+from planner.costs import Costs
 from planner.frame import Framed
 from planner.limits import MEMORY
 from planner.plan import ContextRoom
@@ -37,7 +37,7 @@ def longest_context(costs: Costs, subnet: Subnet, limits: Budget) -> int:
 
 
 def _fits(costs: Costs, subnet: Subnet, limits: Budget, context: int) -> bool:
-    other = replace(costs, workload=replace(costs.workload, context=context), known=Estimates())
+    other = costs.serving(replace(costs.workload, context=context))
     found, over = other.memory(subnet), 1 + bands(costs.device, costs.runtime.name)[MEMORY]
     host = limits.host_memory_bytes
     return found.total_bytes * over <= limits.memory_bytes and (host is None or found.host_bytes * over <= host)
