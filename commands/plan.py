@@ -124,21 +124,23 @@ def plan(
     elif host_mem is not None and (named is None or named.host is None):
         raise click.UsageError("--host-mem limits what the machine of a GPU gives: name that with --host.")
     files = None if supernet is None else trained_supernet(supernet, trust)
-    load = None if files is None else cache(files.load)  # the weights, once for all that is measured with them
+    tunes = tune is not None or tune_steps is not None
+    load = measure = None
     if files is not None:
         asked(files.spec)
+        load = cache(files.load)  # the weights, once for all that is measured with them
+        measure = measured_quality(files, text, trust, load)
+        if minutes is not None:
+            check_searchable(files)
+        if tunes:
+            check_tuning(files)
     elif text is not None:
         check_text(text)
-    measure = None if files is None else measured_quality(files, text, trust, load)
-    if files is not None and minutes is not None:
-        check_searchable(files)
-    tunes = tune is not None or tune_steps is not None
-    if files is not None and tunes:
-        check_tuning(files)
     target = named or own_device(runtime)
-    files = files or default_supernet()
-    if tunes and supernet is None:
-        check_tuning(files)
+    if files is None:
+        files = default_supernet()
+        if tunes:
+            check_tuning(files)
     load = load or cache(files.load)
     measure = measure or measured_quality(files, text, trust, load)
     loaders, absent = runtimes_for(runtime, target)
