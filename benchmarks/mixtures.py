@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from planner.search.base import Problem, Resource
@@ -37,6 +38,15 @@ def proposals(spec: ModelSpec, space: SearchSpace, losses: Table, average: float
     solutions = [one.subnet for one in solved if one is not None]
     cut = split(Problem(space, losses, (limit,)), spec, *near, base=below)
     return [subnet for subnet in (*solutions, cut, below) if subnet is not None]
+
+
+def line(uniform: Mapping[int, float], average: float) -> float:
+    """The log-linear interpolation between what the uniform subnets around an average lose, by bits."""
+    near = around(uniform.keys(), average)
+    if near is None or near[0] == near[1]:
+        return uniform.get(int(average), math.nan)
+    share = (average - near[0]) / (near[1] - near[0])
+    return math.exp((1 - share) * math.log(uniform[near[0]]) + share * math.log(uniform[near[1]]))
 
 
 def best(supernet: Supernet, offered: Mapping[float, Sequence[Subnet]], held_out: Reference) -> dict[float, Subnet]:

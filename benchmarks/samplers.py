@@ -20,8 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from claims import Claim, finish, table
-from mixtures import best, proposals
-from search import line
+from mixtures import best, line, proposals
 from separate import Setting
 from training import train
 

@@ -33,13 +33,13 @@ from typing import Any
 
 import numpy as np
 from claims import Claim, finish, table
+from mixtures import code_bits, line
 from scipy.special import stdtrit
 
 from planner.frame import DEPTHS
 from planner.propose import TRIALS, propose
 from planner.search import EvolutionSearch, ExactSearch, OptunaSearch, ShrinkSearch
-from planner.search.base import Problem, Resource
-from planner.search.depth import around
+from planner.search.base import Problem
 from planner.search.measured import MeasuredSearch
 from supernet.checkpoint import SupernetFiles, open_supernet
 from supernet.evaluate import Reference, evaluate
@@ -261,13 +261,9 @@ def problem_of(files: SupernetFiles, bits: float) -> Problem:
     largest = {unit: choices[-1] for unit, choices in files.space}
     space = files.space.restrict(lambda unit, choice: not spec.unit(unit).is_table or choice == largest[unit])
     losses.check(space, files.fingerprint)
-    codes = {
-        unit: {c: 0 if spec.unit(unit).is_table else spec.unit(unit).weights * c.bits // 8 for c in choices}
-        for unit, choices in space
-    }
-    memory = Resource("memory", "bytes", int(spec.linear_weights * bits / 8), 0, codes)
     depth = {u.name: 0 if u.layer is None else u.layer * DEPTHS // spec.num_layers for u in spec.units}
-    return Problem(space, losses.by_choice, (memory,), groups={u.name: f"{u.role} {depth[u.name]}" for u in spec.units})
+    groups = {u.name: f"{u.role} {depth[u.name]}" for u in spec.units}
+    return Problem(space, losses.by_choice, (code_bits(spec, space, bits),), groups=groups)
 
 
 # --- the verdict --------------------------------------------------------------------------------------------------
@@ -287,14 +283,6 @@ class Judge:
             dtype = compute_dtype(supernet.model.device)
             self.known[subnet] = tuple(evaluate(supernet, [subnet], part, dtype=dtype)[0].kl for part in self.unseen)
         return self.known[subnet]
-
-
-def line(uniform: Mapping[int, float], bits: float) -> float:
-    near = around(uniform.keys(), bits)
-    if near is None or near[0] == near[1]:
-        return uniform.get(int(bits), math.nan)
-    share = (bits - near[0]) / (near[1] - near[0])
-    return math.exp((1 - share) * math.log(uniform[near[0]]) + share * math.log(uniform[near[1]]))
 
 
 def claims(rows: Sequence[Row]) -> Iterator[Claim]:
