@@ -28,7 +28,7 @@ from planner.runtimes import RUNTIMES
 from profiles.device import DeviceProfile
 from supernet.checkpoint import SupernetFiles
 
-CONTEXTS, PROMPTS = (512, 1024, 2048), (32, 128, 256)
+CONTEXTS, PROMPTS = (512, 1024, 2048), (32, 128, 256, 400)
 BEYOND, BROKEN = 1.05, 1  # of the limit, and how many plans may take longer
 TRIES = 2  # of one that took longer: other work only ever adds time
 

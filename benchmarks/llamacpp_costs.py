@@ -3,10 +3,10 @@ types of the KV cache.
 
     python benchmarks/llamacpp_costs.py [--device device.json] [--memory] [--quick]
 
-GGUF files with random codes of the true number of bytes are served in fresh processes: a prompt of 128 tokens, timed,
-and for memory the longest prompt that the context has room for (LONGEST tokens at most). A plain model of bytes over
-bandwidth stands beside the times. Times need a quiet machine and a full profile of llama.cpp on it (`--device`), or
-`--profile`, which measures one first; `--memory` leaves them out.
+GGUF files with random codes of the true number of bytes are served in fresh processes: a prompt of 32 to 900 tokens,
+timed, and for memory the longest prompt that the context has room for (LONGEST tokens at most). A plain model of bytes
+over bandwidth stands beside the times. Times need a quiet machine and a full profile of llama.cpp on it (`--device`),
+or `--profile`, which measures one first; `--memory` leaves them out.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from supernet.space import Choice, Subnet
 
 SYM2, SYM4, SYM5, SYM8 = (Choice(2, 64, "sym"), *(Choice(bits, 32, "sym") for bits in (4, 5, 8)))
 INT4, INT5 = Choice(4, 32), Choice(5, 32)
-# The choices that layers take in turns, the tables' choice, the context, and how keys and values are kept.
+# The choices that layers take in turns, the tables' choice, context, type of the KV cache, tokens of the prompt.
 CASES = (
-    ((SYM4,), SYM8, 256, "q8_0"), ((SYM4,), SYM4, 1024, "f16"), ((SYM8,), SYM8, 2048, "q4_0"),
-    ((SYM4, SYM8), SYM8, 4096, "q8_0"), ((INT4,), SYM8, 512, "f16"), ((SYM5,), SYM8, 8192, "q4_0"),
-    ((SYM4, SYM5, SYM8), SYM4, 2048, "f16"), ((INT5, SYM4), SYM8, 1024, "q8_0"),
-    ((SYM8, SYM4, SYM4), SYM4, 8192, "f16"), ((INT4, SYM8), SYM4, 4096, "q4_0"),
-    ((SYM2, SYM4, SYM4, SYM4), SYM8, 512, "q4_0"), ((SYM2, SYM8, SYM8), SYM8, 256, "f16"),
-    ((SYM4,), SYM8, 8192, "q8_0"),
+    ((SYM4,), SYM8, 256, "q8_0", 32), ((SYM4,), SYM4, 1024, "f16", 300), ((SYM8,), SYM8, 2048, "q4_0", 600),
+    ((SYM4, SYM8), SYM8, 4096, "q8_0", 128), ((INT4,), SYM8, 512, "f16", 200), ((SYM5,), SYM8, 8192, "q4_0", 900),
+    ((SYM4, SYM5, SYM8), SYM4, 2048, "f16", 500), ((INT5, SYM4), SYM8, 1024, "q8_0", 400),
+    ((SYM8, SYM4, SYM4), SYM4, 8192, "f16", 900), ((INT4, SYM8), SYM4, 4096, "q4_0", 128),
+    ((SYM2, SYM4, SYM4, SYM4), SYM8, 512, "q4_0", 64), ((SYM2, SYM8, SYM8), SYM8, 256, "f16", 128),
+    ((SYM4,), SYM8, 8192, "q8_0", 250),
 )  # fmt: skip
-PROMPT, ANSWER, LONGEST = 128, 4, 160
+ANSWER, LONGEST = 4, 160
 TRIES = 3  # other work only ever adds time
 
 
@@ -56,6 +56,7 @@ class Case:
     types: str
     context: int
     cache: str
+    prompt: int
     promised_bytes: int
     peak_bytes: int
     promised_tpot_ms: float | None = None
@@ -90,6 +91,7 @@ def main() -> None:
         "types",
         "context",
         "cache",
+        "prompt",
         "MB, promised",
         "peak",
         "off",
@@ -111,12 +113,12 @@ def profiled(device: DeviceProfile, quick: bool) -> DeviceProfile:
 
 
 def measured(
-    shape: Shape, turns: tuple[Choice, ...], tables: Choice, context: int, cache: str, device: DeviceProfile,
-    timed: bool,
+    shape: Shape, turns: tuple[Choice, ...], tables: Choice, context: int, cache: str, prompt: int,
+    device: DeviceProfile, timed: bool,
 ) -> Case:  # fmt: skip
     spec = shape.spec()
     chosen = Subnet.of({u.name: tables if u.is_table else turns[(u.layer or 0) % len(turns)] for u in spec.units})
-    workload = Workload(context, 1, PROMPT, cache)
+    workload = Workload(context, 1, prompt, cache)
     types = "+".join(type_of(choice).name for choice in turns) + f" {type_of(tables).name}"
     promised = sum(item.bytes for item in memory.items(spec, chosen, workload, device))
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
@@ -124,18 +126,18 @@ def measured(
         longest = min(LONGEST, context - ANSWER)
         peak = fresh.measure(package, longest, context, new_tokens=ANSWER, repeats=1).peak_bytes
         if not timed:
-            return Case(shape.name, types, context, cache, promised, peak)
-        found = [fresh.measure(package, PROMPT, context) for _ in range(TRIES)]
+            return Case(shape.name, types, context, cache, prompt, promised, peak)
+        found = [fresh.measure(package, prompt, context) for _ in range(TRIES)]
     times = {phase: sum(i.ms for i in latency.items(spec, chosen, workload, device, phase)) for phase in
              (PREFILL, DECODE)}  # fmt: skip
     read = sum(
         amounts.weight_bytes(unit, chosen[unit.name]) for unit in spec.units if spec.tied or unit.layer is not None
     )
-    read += memory.kv_bytes(spec, PROMPT, 1, cache_of(workload))
+    read += memory.kv_bytes(spec, prompt, 1, cache_of(workload))
     plain = 1e3 * read / device.bandwidth_bytes_per_s if device.bandwidth_bytes_per_s else None
     return Case(
-        shape.name, types, context, cache, promised, max(peak, *(one.peak_bytes for one in found)), times[DECODE],
-        min(one.tpot_ms for one in found), times[PREFILL], min(one.ttft_ms for one in found), plain,
+        shape.name, types, context, cache, prompt, promised, max(peak, *(one.peak_bytes for one in found)),
+        times[DECODE], min(one.tpot_ms for one in found), times[PREFILL], min(one.ttft_ms for one in found), plain,
     )  # fmt: skip
 
 
@@ -148,6 +150,7 @@ def row(case: Case) -> tuple[str, ...]:
         case.types,
         str(case.context),
         case.cache,
+        str(case.prompt),
         *sizes,
         off,
         *(f"{ms:.1f}" if ms else "-" for ms in times),

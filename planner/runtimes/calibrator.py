@@ -88,9 +88,9 @@ class Calibrator(ABC):
         report("timing their products", 0.9)
         products, head = self.products_ms(self.rows(), threads)
         ttft = {MIDDLE: middle.ttft_ms, LONG: long.ttft_ms}
-        solved = self.solver.times(Times(shallow.tpot_ms, deep.tpot_ms, long.tpot_ms, ttft, products, head))
+        solved = self.solver.times(Times(shallow.tpot_ms, deep.tpot_ms, long.tpot_ms, ttft, products, head), threads)
         for cache, one in rounded.items():
-            solved |= self.solver.cache(cache, one.ttft_ms - long.ttft_ms, one.tpot_ms - long.tpot_ms, solved)
+            solved |= self.solver.cache(cache, one.ttft_ms - long.ttft_ms, one.tpot_ms - long.tpot_ms, solved, threads)
         found = [*besides, *(known.calibration(name, value) for name, value in solved.items())]
         found += self.solve_memory(processes, device)
         return (*found, *self.product_factor(replace(device, calibrations=tuple(found)), wide.tpot_ms))

@@ -26,6 +26,12 @@ def cached_tokens(workload: Workload) -> int:
     return min(workload.context, workload.prompt_tokens + DECODED_TOKENS // 2)
 
 
+def evenly_compared(workload: Workload, heads: int, threads: int) -> float:
+    """Cached tokens of all sequences that each query head is compared with, one token at a time, however many threads
+    share that."""
+    return float(workload.batch * cached_tokens(workload))
+
+
 def layer_values(spec: ModelSpec, widest: int) -> int:
     """Values a token that one layer computes: residuals and feed-forward (whose matrices make `widest`) three times
     each, and the projections. Of a layer that keeps all its channels, as one may: what pruning saves is left out."""
@@ -38,12 +44,15 @@ class Passes:
     """How a runtime goes through tokens.
 
     `chunks` are (rows, tokens a sequence has by then) of each pass that reads the prompts of a workload, whose keys and
-    values are kept as `cache_of` says; `layer_values` as above; `step` is what the costs of a pass itself are called.
+    values are kept as `cache_of` says; `compared` (workload, query heads, threads) is for how many cached tokens a head
+    takes time for one token, as `evenly_compared` or more where threads wait for each other; `layer_values` as above;
+    `step` is what the costs of a pass itself are called.
     """
 
     known: Calibrated
     chunks: Callable[[Workload], list[tuple[int, int]]]
     cache_of: Callable[[Workload], CacheType]
+    compared: Callable[[Workload, int, int], float]
     layer_values: Callable[[ModelSpec], int]
     step: str
 
@@ -58,10 +67,10 @@ class Passes:
         width = spec.num_heads * spec.head_dim * spec.num_layers
         if phase == PREFILL:
             passes, tokens = len(self.chunks(workload)), workload.batch * workload.prompt_tokens
-            scores = self.scores(workload) * width
+            scores: float = self.scores(workload) * width
         else:
             passes, tokens = 1, workload.batch
-            scores = workload.batch * cached_tokens(workload) * width
+            scores = self.compared(workload, spec.num_heads, device.threads or 1) * width
         values = tokens * self.layer_values(spec) * spec.num_layers
         score = self.known.score_ns(device, phase, self.cache_of(workload))
         return (

@@ -14,7 +14,7 @@ from planner.runtimes.base import DECODE, PREFILL
 from planner.runtimes.caches import CacheType
 from planner.runtimes.calibrated import LAYER, SCORE_DECODE, SCORE_PREFILL, SCORES, STEP, VALUE, factor_of
 from planner.runtimes.child import Measurement
-from planner.runtimes.passes import DECODED_TOKENS, Passes
+from planner.runtimes.passes import Passes
 from planner.runtimes.shapes import Shape
 
 SHALLOW = Shape("shallow", 4, 256, 768, 4, 2, 64, 4096)
@@ -49,12 +49,13 @@ class Solver:
     head_each_pass: bool
     picking_ns: float = 0.0
 
-    def times(self, times: Times) -> dict[str, float]:
-        """The constants by name; times that noise has made negative become 0."""
+    def times(self, times: Times, threads: int) -> dict[str, float]:
+        """The constants by name, of so many threads; times that noise has made negative become 0."""
+        short, long = (self.passes.compared(prompted(prompt), DEEP.heads, threads) for prompt in (SHORT, LONG))
         per_layer = (times.deep_tpot - times.shallow_tpot) / (DEEP.layers - SHALLOW.layers) - times.products[1]
         picking = self.picking_ns * DEEP.vocabulary / 1e6
         step = times.deep_tpot - DEEP.layers * (per_layer + times.products[1]) - times.head - picking
-        decode = (times.long_tpot - times.deep_tpot) / (DEEP.layers * (LONG - SHORT) * _HEADS)
+        decode = (times.long_tpot - times.deep_tpot) / (DEEP.layers * (long - short) * _HEADS)
         every, last = (times.head, 0.0) if self.head_each_pass else (0.0, times.head)
 
         def left(prompt: int) -> float:
@@ -67,7 +68,7 @@ class Solver:
         growth = left(LONG) / LONG - left(MIDDLE) / MIDDLE
         score = max(0.0, growth / (scores[LONG] / LONG - scores[MIDDLE] / MIDDLE))
         value = max(0.0, (left(LONG) - score * scores[LONG]) / LONG)
-        decode_start = decode * (SHORT + DECODED_TOKENS / 2) * _HEADS
+        decode_start = decode * short * _HEADS
         return {
             STEP: max(0.0, step),
             LAYER: max(0.0, per_layer - decode_start - value),
@@ -76,17 +77,18 @@ class Solver:
             SCORE_PREFILL: 1e6 * score / _HEADS,
         }
 
-    def cache(self, cache: CacheType, ttft_ms: float, tpot_ms: float, known: Mapping[str, float]) -> dict[str, float]:
+    def cache(
+        self, cache: CacheType, ttft_ms: float, tpot_ms: float, known: Mapping[str, float], threads: int
+    ) -> dict[str, float]:
         """How many times as long a score takes from a cache of this type, from what the LONG prompt takes more with it
         to its first token and per token after it; 1 where the plain way was too short to be seen."""
-        more = {
-            DECODE: (tpot_ms, LONG + DECODED_TOKENS / 2),
-            PREFILL: (ttft_ms, self.passes.scores(prompted(LONG))),
-        }
+        plain, rounded = prompted(LONG), replace(prompted(LONG), kv_cache=cache.name)
+        read = self.passes.scores(plain)
+        compared = [self.passes.compared(one, DEEP.heads, threads) for one in (plain, rounded)]
         found = {}
-        for phase, (ms, scores) in more.items():
-            plain = known[SCORES[phase]] * scores * (_HEADS * DEEP.layers) / 1e6
-            found[factor_of(cache, phase)] = max(0.0, 1 + ms / plain) if plain > 0 else 1.0
+        for phase, ms, (before, now) in ((DECODE, tpot_ms, compared), (PREFILL, ttft_ms, (read, read))):
+            each = known[SCORES[phase]] * (_HEADS * DEEP.layers) / 1e6
+            found[factor_of(cache, phase)] = max(0.0, (each * before + ms) / (each * now)) if each > 0 else 1.0
         return found
 
 

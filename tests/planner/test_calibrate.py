@@ -59,7 +59,8 @@ def test_times_are_solved_for_what_they_were_made_of() -> None:
             ms(SHALLOW, SHORT, DECODE, plain), ms(DEEP, SHORT, DECODE, plain), ms(DEEP, LONG, DECODE, plain),
             {prompt: ms(DEEP, prompt, PREFILL, plain) for prompt in (MIDDLE, LONG)},
             {n: layer * n for n in CALIBRATOR.rows()}, MS_PER_ROW,
-        )
+        ),
+        threads=1,
     )  # fmt: skip
     for name, value in found.items():
         assert value == pytest.approx(TRUE[name], rel=0.05), name

@@ -17,7 +17,7 @@ from planner.runtimes.base import DEVICE, ESTIMATE, HOST, MemoryItem
 from planner.runtimes.calibrated import ACTIVATIONS, BASE, LAYER_BYTES
 from planner.runtimes.llamacpp import amounts, costs, memory, tensors
 from planner.runtimes.llamacpp.placement import GPU_CHUNK_TOKENS, Placed
-from planner.runtimes.llamacpp.serving import cache_of
+from planner.runtimes.llamacpp.serving import cache_of, padded
 from profiles.device import DeviceProfile
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
@@ -80,13 +80,13 @@ def gpu_buffers(placed: Placed, sizes: Mapping[str, int], workload: Workload) ->
     logits = amounts.FLOAT_BYTES * tokens * (spec.vocab_size + spec.hidden_size)
     widest = max(linear.out_features for unit in spec.units if not unit.is_table for linear in unit.linears)
     layer = amounts.FLOAT_BYTES * tokens * (2 * widest + 3 * spec.hidden_size)
-    masks = MASK_BYTES * tokens * memory.padded(workload.context)
+    masks = MASK_BYTES * tokens * padded(workload.context)
     return max(logits, layer + masks + _copied(placed, sizes))
 
 
 def host_buffers(placed: Placed, workload: Workload) -> int:
     spec, tokens = placed.spec, _chunk(workload)
-    inputs = amounts.FLOAT_BYTES * tokens * (memory.padded(workload.context) + spec.hidden_size)
+    inputs = amounts.FLOAT_BYTES * tokens * (padded(workload.context) + spec.hidden_size)
     made = 0 if placed.whole else amounts.layer_values(spec) * costs.USUAL[ACTIVATIONS]
     logits = (2 * memory.LOGIT_BYTES * workload.batch + memory.CANDIDATE_BYTES) * spec.vocab_size
     return inputs + round(amounts.FLOAT_BYTES * tokens * made) + logits

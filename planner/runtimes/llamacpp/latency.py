@@ -2,7 +2,7 @@
 
 Time to first token is a pass over each chunk of the prompt; logits are computed for a prompt's last position only. Time
 per token is a pass over one token with the prompt and half of DECODED_TOKENS in the cache, which is what `verify`
-measures; attention grows with every token, by the item that says so.
+measures; attention grows with the tokens there, by the item that says so.
 
 On a device where nothing of llama.cpp was measured, a token is bytes over shares of bandwidth and a time for each layer
 (`profiles.shares`), fitted to what others published and mended by what a person measured (`bitfleet profile anchor`).
@@ -16,6 +16,7 @@ from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, LatencyItem
 from planner.runtimes.calibrated import LAYER, PRODUCTS
 from planner.runtimes.llamacpp import amounts, costs
+from planner.runtimes.llamacpp.attention import compared
 from planner.runtimes.llamacpp.formats import TensorType, type_of
 from planner.runtimes.llamacpp.memory import kv_bytes
 from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, RUNTIME, cache_of
@@ -66,7 +67,7 @@ def chunks(workload: Workload) -> list[tuple[int, int]]:
     return in_chunks(workload.prompt_tokens, CHUNK_TOKENS) * workload.batch
 
 
-PASSES = Passes(costs.KNOWN, chunks, cache_of, amounts.layer_values, "step")
+PASSES = Passes(costs.KNOWN, chunks, cache_of, compared, amounts.layer_values, "step")
 
 
 def unit_ms(

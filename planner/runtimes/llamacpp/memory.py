@@ -22,7 +22,7 @@ from planner.runtimes.caches import CacheType
 from planner.runtimes.calibrated import ACTIVATIONS, BASE, LAYER_BYTES
 from planner.runtimes.llamacpp import amounts, costs, tensors
 from planner.runtimes.llamacpp.formats import TensorType, type_of
-from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, PADDED_TOKENS, cache_of
+from planner.runtimes.llamacpp.serving import CHUNK_TOKENS, cache_of, padded
 from profiles.device import DeviceProfile
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
@@ -49,11 +49,6 @@ def repacked(kind: TensorType, architecture: str | None, rows: int) -> bool:
 def kv_bytes(spec: ModelSpec, context: int, batch: int, cache: CacheType) -> int:
     """Of `batch` sequences, each layer's keys and values in rows of a token."""
     return 2 * spec.num_layers * cache.bytes_of(spec.num_kv_heads * spec.head_dim) * padded(context) * batch
-
-
-def padded(context: int) -> int:
-    """Tokens that the cache of a sequence has."""
-    return -(-context // PADDED_TOKENS) * PADDED_TOKENS
 
 
 def activation_bytes(spec: ModelSpec, workload: Workload, factor: float) -> int:

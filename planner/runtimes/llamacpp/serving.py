@@ -60,3 +60,8 @@ class Serving:
 def cache_of(workload: Workload) -> CacheType:
     """How the keys and values of a workload are kept."""
     return cache_named(workload.kv_cache, CACHES, RUNTIME)
+
+
+def padded(context: int) -> int:
+    """Cells that the cache of a sequence has for so many tokens."""
+    return -(-context // PADDED_TOKENS) * PADDED_TOKENS

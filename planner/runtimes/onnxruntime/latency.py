@@ -15,7 +15,7 @@ from planner.runtimes.calibrated import PRODUCTS
 from planner.runtimes.onnxruntime import costs, storage
 from planner.runtimes.onnxruntime.cache import RUNTIME, cache_of
 from planner.runtimes.onnxruntime.memory import layer_values
-from planner.runtimes.passes import Passes, in_chunks
+from planner.runtimes.passes import Passes, evenly_compared, in_chunks
 from profiles.device import DeviceProfile
 from profiles.roofline import roofline
 from records.errors import InputError
@@ -62,7 +62,7 @@ def chunks(workload: Workload) -> list[tuple[int, int]]:
     return in_chunks(workload.prompt_tokens, costs.CHUNK_TOKENS)
 
 
-PASSES = Passes(costs.KNOWN, chunks, cache_of, layer_values, "step and sampling")
+PASSES = Passes(costs.KNOWN, chunks, cache_of, evenly_compared, layer_values, "step and sampling")
 
 
 def unit_ms(

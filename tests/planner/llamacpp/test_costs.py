@@ -14,6 +14,7 @@ from planner.runtimes.caches import CacheType
 from planner.runtimes.calibrated import factor_of
 from planner.runtimes.child import Measurement
 from planner.runtimes.llamacpp import amounts, costs, fresh, kernels, latency, memory, random_gguf
+from planner.runtimes.llamacpp.attention import compared
 from planner.runtimes.llamacpp.calibrate import WIDE, LlamaCalibrator, exact_bytes
 from planner.runtimes.llamacpp.formats import TYPES
 from planner.runtimes.llamacpp.serving import CACHES, LIBRARY, WEIGHTS
@@ -173,10 +174,11 @@ def test_costs_of_memory_are_found_again() -> None:
     assert solved == {name: pytest.approx(value, rel=1e-3) for name, value in known.items()}
 
 
-def test_costs_of_time_are_found_again() -> None:
+@pytest.mark.parametrize("threads", [1, 2, 6])
+def test_costs_of_time_are_found_again(threads: int) -> None:
     known = {costs.STEP: 0.3, costs.LAYER: 0.02, costs.VALUE: 0.4, costs.SCORE_DECODE: 0.3, costs.SCORE_PREFILL: 0.1}
     calibrations = tuple(Calibration("llamacpp", name, value, costs.UNITS[name]) for name, value in known.items())
-    device = replace(DEVICE, calibrations=calibrations)
+    device = replace(DEVICE, calibrations=calibrations, threads=threads)
     products, head = {1: 0.1, 128: 3.0, 104: 2.6}, 0.5
 
     def pass_ms(shape: Shape, prompt: int, phase: str) -> float:
@@ -191,34 +193,37 @@ def test_costs_of_time_are_found_again() -> None:
         {prompt: pass_ms(DEEP, prompt, PREFILL) for prompt in (MIDDLE, LONG)},
         products, head,
     )  # fmt: skip
-    solved = CALIBRATOR.solver.times(times)
+    solved = CALIBRATOR.solver.times(times, threads)
     for name in (costs.SCORE_DECODE, costs.SCORE_PREFILL):
         assert solved[name] == pytest.approx(known[name], rel=0.02)
     for name in (costs.STEP, costs.LAYER, costs.VALUE):  # a value and a layer of one token are not told apart exactly
         assert solved[name] == pytest.approx(known[name], rel=0.25)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 6])
 @pytest.mark.parametrize("cache", CACHES[1:], ids=lambda cache: cache.name)
-def test_attention_takes_what_its_cache_does(cache: CacheType) -> None:
+def test_attention_takes_what_its_cache_does(cache: CacheType, threads: int) -> None:
     """The factors of a type are found again from what serving takes more with it; without them nothing is measured."""
     factors = {DECODE: 1.7, PREFILL: 2.5}
     known = {costs.LAYER: 0.02, costs.SCORE_DECODE: 0.3, costs.SCORE_PREFILL: 0.1}
     known |= {factor_of(cache, phase): factor for phase, factor in factors.items()}
     plain, device = (
-        replace(DEVICE, calibrations=tuple(Calibration("llamacpp", n, v, costs.UNITS[n]) for n, v in list(some)))
+        replace(
+            DEVICE, calibrations=tuple(Calibration("llamacpp", n, v, costs.UNITS[n]) for n, v in some), threads=threads
+        )
         for some in (list(known.items())[:3], known.items())
     )
+    workloads = [replace(prompted(LONG), kv_cache=kind) for kind in (None, cache.name)]
     spec, more = DEEP.spec(), {}
     for phase in (PREFILL, DECODE):
-        items = [
-            latency.around(spec, replace(prompted(LONG), kv_cache=kind), device, phase)[0]
-            for kind in (None, cache.name)
-        ]
-        assert items[1].ms == pytest.approx(factors[phase] * items[0].ms) and items[1].basis == MEASURED
+        items = [latency.around(spec, one, device, phase)[0] for one in workloads]
+        work = [compared(one, DEEP.heads, threads) if phase == DECODE else 1.0 for one in workloads]
+        assert items[1].ms == pytest.approx(factors[phase] * items[0].ms * work[1] / work[0])
+        assert items[1].basis == MEASURED
         more[phase] = items[1].ms - items[0].ms
         usual = latency.around(spec, replace(prompted(9), kv_cache=cache.name), plain, phase)[0]
         assert usual.basis == ESTIMATE
-    found = CALIBRATOR.solver.cache(cache, more[PREFILL], more[DECODE], known)
+    found = CALIBRATOR.solver.cache(cache, more[PREFILL], more[DECODE], known, threads)
     assert found == {factor_of(cache, phase): pytest.approx(factor) for phase, factor in factors.items()}
 
 
