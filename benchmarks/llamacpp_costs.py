@@ -109,7 +109,7 @@ def profiled(device: DeviceProfile, quick: bool) -> DeviceProfile:
     device = replace(device, threads=timer.best_threads(device))
     entries = tuple(timer.kernels(device, quick))
     device = replace(device, kernels=KernelTable(entries, datetime.now(UTC).date().isoformat()))
-    return replace(device, calibrations=timer.calibrate(device))
+    return replace(device, calibrations=timer.calibrate(device, quick))
 
 
 def measured(

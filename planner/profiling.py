@@ -71,5 +71,5 @@ def _timed(
     entries = timer.kernels(profile, quick, lambda what, share: report(f"timing products, {what}", share))
     today = datetime.now(UTC).date().isoformat()
     profile = replace(profile, kernels=KernelTable((*profile.kernels.entries, *entries), today, versions))
-    found = timer.calibrate(profile, lambda what, share: report(f"timing small models, {what}", share))
+    found = timer.calibrate(profile, quick, lambda what, share: report(f"timing small models, {what}", share))
     return replace(profile, calibrations=(*profile.calibrations, *found))

@@ -16,14 +16,16 @@ from typing import ClassVar
 
 from planner.runtimes.base import DECODE, ESTIMATE, Pricing, Progress
 from planner.runtimes.caches import CacheType
-from planner.runtimes.calibrated import PRODUCTS
+from planner.runtimes.calibrated import PRODUCTS, SCORE_PREFILL
 from planner.runtimes.child import Measurement
 from planner.runtimes.passes import DECODED_TOKENS
 from planner.runtimes.shapes import Shape
-from planner.runtimes.solving import DEEP, LONG, MIDDLE, SHALLOW, SHORT, Solver, Times, prompted
+from planner.runtimes.solving import DEEP, LONG, MIDDLE, SHALLOW, SHORT, Solver, Times, fastest, prompted
 from profiles.device import Calibration, DeviceProfile
 from supernet.space import Choice, Subnet
 
+# Of what is subtracted from each other, and of a quick profile: a machine is not as fast at all times.
+TURNS, QUICK_TURNS = 2, 1
 PEAKS = 3  # processes of one model whose peaks show the spread
 
 
@@ -62,8 +64,10 @@ class Calibrator(ABC):
         turns = self.choices if shape == self.wide else self.choices[:1]
         return Subnet.of({unit.name: turns[(unit.layer or 0) % len(turns)] for unit in shape.spec().units})
 
-    def calibrate(self, device: DeviceProfile, progress: Progress | None = None) -> tuple[Calibration, ...]:
-        """The numbers for this machine, with the device's threads and kernel table; about half a minute."""
+    def calibrate(
+        self, device: DeviceProfile, quick: bool = False, progress: Progress | None = None
+    ) -> tuple[Calibration, ...]:
+        """The numbers for this machine, with the device's threads and kernel table; about a minute, or a half."""
         report = progress or (lambda what, share: None)
         threads, known = device.threads or 1, self.solver.passes.known
         with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
@@ -72,28 +76,44 @@ class Calibrator(ABC):
             shapes = (SHALLOW, DEEP, self.wide)
             packages = {shape: self.write(shape, threads, root / shape.name, own) for shape in shapes}
             kept = {cache: self.write(DEEP, threads, root / cache.name, cache) for cache in others}
-            report("serving the narrow ones", 0.1)
-            shallow = self.serve(packages[SHALLOW], SHORT, DECODED_TOKENS, repeats=5)
-            deep = self.serve(packages[DEEP], SHORT, DECODED_TOKENS, repeats=5)
-            middle = self.serve(packages[DEEP], MIDDLE, 2, repeats=3)
-            long = self.serve(packages[DEEP], LONG, DECODED_TOKENS, repeats=2)
-            report("serving with other types of cache", 0.5)
+            report("serving them", 0.1)
+            taken, products, head = self.in_turns(packages, threads, QUICK_TURNS if quick else TURNS, report)
+            report("serving with other types of cache", 0.6)
             rounded = {cache: self.serve(one, LONG, DECODED_TOKENS, repeats=2) for cache, one in kept.items()}
-            report("serving the wide one", 0.65)
-            wide = self.serve(packages[self.wide], SHORT, DECODED_TOKENS, repeats=5)
             besides = self.besides(packages[self.wide])
-            report("measuring peaks of memory", 0.75)
-            processes = {SHALLOW: [self.serve(packages[SHALLOW], LONG, 2, repeats=1) for _ in range(PEAKS)]}
-            processes |= {DEEP: [long], self.wide: [self.serve(packages[self.wide], LONG, 2, repeats=1)]}
-        report("timing their products", 0.9)
-        products, head = self.products_ms(self.rows(), threads)
-        ttft = {MIDDLE: middle.ttft_ms, LONG: long.ttft_ms}
-        solved = self.solver.times(Times(shallow.tpot_ms, deep.tpot_ms, long.tpot_ms, ttft, products, head), threads)
+            report("measuring peaks of memory", 0.8)
+            processes = {shape: [self.serve(packages[shape], LONG, 2, repeats=1)] for shape in shapes}
+            processes[SHALLOW] += [self.serve(packages[SHALLOW], LONG, 2, repeats=1) for _ in range(1, PEAKS)]
+        times = Times(
+            taken[SHALLOW, SHORT].tpot_ms, taken[DEEP, SHORT].tpot_ms, taken[DEEP, LONG].tpot_ms,
+            taken[self.wide, SHORT].tpot_ms, taken[self.wide, LONG].tpot_ms,
+            {prompt: taken[DEEP, prompt].ttft_ms for prompt in (MIDDLE, LONG)}, products, head,
+        )  # fmt: skip
+        solved = self.solver.times(times, self.wide, threads)
         for cache, one in rounded.items():
-            solved |= self.solver.cache(cache, one.ttft_ms - long.ttft_ms, one.tpot_ms - long.tpot_ms, solved, threads)
+            solved |= self.solver.cache(cache, one, times, solved[SCORE_PREFILL], threads)
         found = [*besides, *(known.calibration(name, value) for name, value in solved.items())]
         found += self.solve_memory(processes, device)
-        return (*found, *self.product_factor(replace(device, calibrations=tuple(found)), wide.tpot_ms))
+        return (*found, *self.product_factor(replace(device, calibrations=tuple(found)), times.wide_tpot))
+
+    def in_turns(
+        self, packages: Mapping[Shape, Path], threads: int, number: int, report: Progress
+    ) -> tuple[dict[tuple[Shape, int], Measurement], dict[int, float], float]:
+        """What serving takes by shape and prompt, and what `products_ms` says, the least of so many turns."""
+        served = ((SHALLOW, SHORT), (DEEP, SHORT), (DEEP, MIDDLE), (DEEP, LONG), (self.wide, SHORT), (self.wide, LONG))
+        repeats = {(self.wide, LONG): 1}  # which takes seconds as it is
+        turns, products, heads = [], [], []
+        for turn in range(number):
+            report(f"serving them, {turn + 1} of {number}", 0.1 + 0.5 * turn / number)
+            turns.append([
+                self.serve(packages[shape], prompt, DECODED_TOKENS, repeats.get((shape, prompt), 2))
+                for shape, prompt in served
+            ])  # fmt: skip
+            by_rows, head = self.products_ms(self.rows(), threads)
+            products.append(by_rows)
+            heads.append(head)
+        least = {rows: min(one[rows] for one in products) for rows in products[0]}
+        return dict(zip(served, map(fastest, zip(*turns, strict=True)), strict=True)), least, min(heads)
 
     def rows(self) -> list[int]:
         """With how many rows at once a narrow model's products are computed, in all that it is served with."""

@@ -42,7 +42,9 @@ class Timer(ABC):
         """Times of the runtime's quantized product."""
 
     @abstractmethod
-    def calibrate(self, device: DeviceProfile, progress: Progress | None = None) -> tuple[Calibration, ...]:
+    def calibrate(
+        self, device: DeviceProfile, quick: bool = False, progress: Progress | None = None
+    ) -> tuple[Calibration, ...]:
         """What the runtime costs beyond its products, which are in the device's kernels by now."""
 
     @abstractmethod

@@ -54,8 +54,10 @@ class TableTimer(Timer):
     ) -> list[KernelEntry]:
         return self.products().measure(device.threads or 1, cache_bytes(device), quick, progress)
 
-    def calibrate(self, device: DeviceProfile, progress: Progress | None = None) -> tuple[Calibration, ...]:
-        return self.calibrator().calibrate(device, progress)
+    def calibrate(
+        self, device: DeviceProfile, quick: bool = False, progress: Progress | None = None
+    ) -> tuple[Calibration, ...]:
+        return self.calibrator().calibrate(device, quick, progress)
 
     def slower(self, entries: Sequence[KernelEntry], cache_bytes: int | None) -> float:
         return self.again(entries, cache_bytes or ASSUMED_CACHE_BYTES) if entries else 1.0

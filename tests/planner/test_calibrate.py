@@ -57,9 +57,11 @@ def test_times_are_solved_for_what_they_were_made_of() -> None:
     found = CALIBRATOR.solver.times(
         Times(
             ms(SHALLOW, SHORT, DECODE, plain), ms(DEEP, SHORT, DECODE, plain), ms(DEEP, LONG, DECODE, plain),
+            ms(WIDE, SHORT, DECODE, plain), ms(WIDE, LONG, DECODE, plain),
             {prompt: ms(DEEP, prompt, PREFILL, plain) for prompt in (MIDDLE, LONG)},
             {n: layer * n for n in CALIBRATOR.rows()}, MS_PER_ROW,
         ),
+        WIDE,
         threads=1,
     )  # fmt: skip
     for name, value in found.items():

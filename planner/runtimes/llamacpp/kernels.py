@@ -43,7 +43,8 @@ Case = tuple[TensorType, int, int, tuple[int, ...]]
 def measure(threads: int, cache_bytes: int, quick: bool = False, progress: Progress | None = None) -> list[KernelEntry]:
     """The kernel table's entries for this runtime, on `threads` threads.
 
-    Weights are repeated until they take twice `cache_bytes`, so that every product reads its weights from memory.
+    Every product reads its weights from memory: they are repeated until they take twice `cache_bytes`, and what a turn
+    leaves in the cache is read out of it before the next. Half of so many bytes would be there otherwise.
     """
     shapes, rows = (QUICK_SHAPES, QUICK_ROWS) if quick else (SHAPES, ROWS)
     kinds = [TYPES[name] for name in CODE_BITS]
@@ -53,14 +54,15 @@ def measure(threads: int, cache_bytes: int, quick: bool = False, progress: Progr
         chosen = [kind for kind in kinds if not table or kind.name in TABLE_TYPES[shape]]
         chosen = [kind for kind in chosen if shape[0] % kind.block == 0 and not (kind in K_TYPES and shape in WIDEST)]
         cases = [(kind, *shape, (1,) if table else rows) for kind in chosen]
-        entries += timed(cases, threads, cache_bytes, TRIES)
+        entries += timed(cases, threads, cache_bytes, TRIES, evicted=2 * cache_bytes)
         if progress:
             progress(f"{shape[0]} x {shape[1]}", (done + 1) / (len(shapes) + len(TABLES)))
     return entries
 
 
-def timed(cases: Iterable[Case], threads: int, cache_bytes: int, tries: int = 1) -> list[KernelEntry]:
-    """An entry for each number of rows of each case, measured in one fresh process; (type, K, N, rows) each.
+def timed(cases: Iterable[Case], threads: int, cache_bytes: int, tries: int = 1, evicted: int = 0) -> list[KernelEntry]:
+    """An entry for each number of rows of each case, measured in one fresh process; (type, K, N, rows) each. Weights
+    are repeated until they take twice `cache_bytes`; so many `evicted` bytes are read before each turn.
 
     More rows than take MAX_OPERATIONS, or than a slow type ends in SLOW_MS, are left out.
     """
@@ -70,7 +72,7 @@ def timed(cases: Iterable[Case], threads: int, cache_bytes: int, tries: int = 1)
         copies = max(1, min(MAX_COPIES, -(-cold // (outputs * kind.row_bytes(inputs)))))
         few = [n for n in rows if 2 * n * inputs * outputs <= MAX_OPERATIONS]
         asked.append({"kind": kind.number, "inputs": inputs, "outputs": outputs, "copies": copies, "rows": few,
-                      "name": kind.name})  # fmt: skip
+                      "name": kind.name, "evicted": evicted})  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         found = fresh.WORKER.ask(
             "products", Path(scratch), Path(scratch), patience(0), library=library(), cases=asked,
@@ -90,7 +92,7 @@ def _entry(case: dict[str, Any], rows: int, times: Sequence[float], threads: int
 
 def one_row_ms(threads: int, cache_bytes: int) -> float:
     """As `Products.one_row_ms`."""
-    (entry,) = timed([(TYPES["Q4_0"], 1024, 3072, (1,))], threads, cache_bytes, TRIES)
+    (entry,) = timed([(TYPES["Q4_0"], 1024, 3072, (1,))], threads, cache_bytes, TRIES, 2 * cache_bytes)
     return entry.p90_ms
 
 
@@ -99,6 +101,6 @@ def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
     ratios = []
     for entry in entries:
         case = (TYPES[entry.kernel], entry.in_features, entry.out_features, (entry.rows,))
-        (now,) = timed([case], entry.threads, cache_bytes, TRIES)
+        (now,) = timed([case], entry.threads, cache_bytes, TRIES, 2 * cache_bytes)
         ratios.append(now.median_ms / entry.median_ms)
     return max(1.0, math.exp(sum(map(math.log, ratios)) / len(ratios)))

@@ -47,10 +47,16 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 class Products:
-    """`copies` products of the same input by weights of their own: `(outputs, inputs)` of the ggml type `kind`."""
+    """`copies` products of the same input by weights of their own: `(outputs, inputs)` of the ggml type `kind`.
 
-    def __init__(self, library: Any, kind: int, inputs: int, outputs: int, copies: int, threads: int) -> None:
+    So many `evicted` bytes are read before each turn, in order that none of the weights are in cache from the last.
+    """
+
+    def __init__(
+        self, library: Any, kind: int, inputs: int, outputs: int, copies: int, threads: int, evicted: int = 0
+    ) -> None:
         self._ggml = library.functions(_FUNCTIONS)
+        self._evicting = bytes([2]) * evicted  # written: memory that is cleared alone may be one page, over and over
         self._kind, self._inputs, self._outputs = kind, inputs, outputs
         self._backend = self._ggml.ggml_backend_cpu_init()
         self._ggml.ggml_backend_cpu_set_n_threads(self._backend, threads)
@@ -82,6 +88,8 @@ class Products:
         ggml.ggml_backend_graph_compute(self._backend, graph)
         until = time.perf_counter() + seconds
         while len(found) < repeats or time.perf_counter() < until:
+            if rows <= MANY_ROWS:
+                self._evicting.find(1)  # which is nowhere: every byte is read
             start = time.perf_counter()
             ggml.ggml_backend_graph_compute(self._backend, graph)
             found.append(1e3 * (time.perf_counter() - start) / copies)

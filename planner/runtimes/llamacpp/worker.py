@@ -142,7 +142,8 @@ def products(
     timing = alone.beside(__file__, "products")
     loaded, found = capi.Library(library), []
     for case in cases:
-        run = timing.Products(loaded, case["kind"], case["inputs"], case["outputs"], case["copies"], threads)
+        shape = case["inputs"], case["outputs"]
+        run = timing.Products(loaded, case["kind"], *shape, case["copies"], threads, case["evicted"])
         for rows in case["rows"]:
             best = run.times(rows, 4, each_s)
             for _ in range(tries - 1):

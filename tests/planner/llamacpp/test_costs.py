@@ -189,11 +189,11 @@ def test_costs_of_time_are_found_again(threads: int) -> None:
 
     times = Times(
         pass_ms(SHALLOW, SHORT, DECODE), pass_ms(DEEP, SHORT, DECODE),
-        pass_ms(DEEP, LONG, DECODE),
+        pass_ms(DEEP, LONG, DECODE), pass_ms(WIDE, SHORT, DECODE), pass_ms(WIDE, LONG, DECODE),
         {prompt: pass_ms(DEEP, prompt, PREFILL) for prompt in (MIDDLE, LONG)},
         products, head,
     )  # fmt: skip
-    solved = CALIBRATOR.solver.times(times, threads)
+    solved = CALIBRATOR.solver.times(times, WIDE, threads)
     for name in (costs.SCORE_DECODE, costs.SCORE_PREFILL):
         assert solved[name] == pytest.approx(known[name], rel=0.02)
     for name in (costs.STEP, costs.LAYER, costs.VALUE):  # a value and a layer of one token are not told apart exactly
@@ -214,23 +214,26 @@ def test_attention_takes_what_its_cache_does(cache: CacheType, threads: int) -> 
         for some in (list(known.items())[:3], known.items())
     )
     workloads = [replace(prompted(LONG), kv_cache=kind) for kind in (None, cache.name)]
-    spec, more = DEEP.spec(), {}
+    spec, taken, plainly = DEEP.spec(), {}, {}
     for phase in (PREFILL, DECODE):
         items = [latency.around(spec, one, device, phase)[0] for one in workloads]
         work = [compared(one, DEEP.heads, threads) if phase == DECODE else 1.0 for one in workloads]
         assert items[1].ms == pytest.approx(factors[phase] * items[0].ms * work[1] / work[0])
         assert items[1].basis == MEASURED
-        more[phase] = items[1].ms - items[0].ms
+        plainly[phase], taken[phase] = (item.ms for item in items)
         usual = latency.around(spec, replace(prompted(9), kv_cache=cache.name), plain, phase)[0]
         assert usual.basis == ESTIMATE
-    found = CALIBRATOR.solver.cache(cache, more[PREFILL], more[DECODE], known, threads)
+    short = latency.around(spec, prompted(SHORT), device, DECODE)[0].ms
+    times = Times(0.0, short, plainly[DECODE], 0.0, 0.0, {LONG: plainly[PREFILL]}, {}, 0.0)
+    rounded = Measurement(0, 0, taken[PREFILL], taken[DECODE])
+    found = CALIBRATOR.solver.cache(cache, rounded, times, known[costs.SCORE_PREFILL], threads)
     assert found == {factor_of(cache, phase): pytest.approx(factor) for phase, factor in factors.items()}
 
 
 @needs_library
 def test_products_of_every_type_are_timed() -> None:
     cases = [(TYPES[name], 256, 64, (1, 4)) for name in latency.CODE_BITS]
-    found = kernels.timed(cases, 1, 2**16)
+    found = kernels.timed(cases, 1, 2**16, evicted=2**20)
     assert [(e.kernel, e.rows) for e in found] == [(name, rows) for name in latency.CODE_BITS for rows in (1, 4)]
     assert all(0 < e.p10_ms <= e.median_ms <= e.p90_ms for e in found)
     assert 0.1 < kernels.slower(found[:2], 2**16) < 100
