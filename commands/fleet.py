@@ -231,7 +231,7 @@ def _verified(index: Index, dist: Path) -> tuple[list[Receipt], bool]:
 def _cannot_run(runtime: Runtime, package: Listed, machine: DeviceProfile) -> str:
     if machine.kind not in runtime.device_kinds:
         return f"it runs on {' and '.join(runtime.device_kinds)}"
-    needs = sum(item.bytes for item in package.memory)
+    needs = sum(item.bytes for item in (*package.memory, *package.host_memory))
     if needs > machine.usable_bytes:
         return f"it takes {size(needs)} of memory, this machine has {size(machine.usable_bytes)}"
     return ""
@@ -242,7 +242,7 @@ def print_fleet(made: FleetPlan) -> None:
     takes = {member.wanted.name: package.name for package in made.packages for member in package.members}
     rows = [_device_row(member, takes[member.wanted.name]) for member in made.members if member.plan is not None]
     if rows:
-        table(("DEVICE", "PACKAGE", "MEMORY", "LIMIT", "TIME PER TOKEN", "KL", "OWN BEST"), rows)
+        table(*_without_empty(_DEVICE, rows))
         say()
         packages = []
         for package in made.packages:
@@ -255,21 +255,59 @@ def print_fleet(made: FleetPlan) -> None:
         say()
         within = f"each within {100 * made.max_loss:.3g} % of its best"
         say(f"{_count(len(made.packages), 'package')} for {_count(served, 'device')}, {within}: {proven}")
+    for member in made.members:
+        for line in _lessened(member):
+            say(f"note: {member.wanted.name}: {line}")
     for member in made.refused:
         say(f"not served: {member.wanted.name}: {member.refused}")
+
+
+def _lessened(member: Member) -> tuple[str, ...]:
+    """What of the budget the device, or its host, does not have."""
+    from dataclasses import replace
+
+    from planner.frame import limits_on
+
+    if member.plan is None:
+        return ()
+    device, limits = replace(member.wanted.profile, name=member.wanted.name), member.plan.limits
+    return limits_on(member.plan.budget, device, limits.host_memory_bytes is not None)[1]
+
+
+def _without_empty(
+    header: tuple[str, ...], rows: list[tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A table without the columns that say nothing of anything in it."""
+    kept = [number for number in range(len(header)) if any(row[number] for row in rows)]
+    return tuple(header[number] for number in kept), [tuple(row[number] for number in kept) for row in rows]
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
+_DEVICE = (
+    "DEVICE", "PACKAGE", "MEMORY", "LIMIT", "HOST MEMORY", "HOST LIMIT", "LAYERS ON GPU", "CONTEXT", "TIME PER TOKEN",
+    "KL", "OWN BEST",
+)  # fmt: skip
+"""Of what no device has anything, there is no column."""
+
+
 def _device_row(member: Member, package: str) -> tuple[str, ...]:
+    from planner.request import ContextRange
+
     assert member.plan is not None
     chosen = member.plan.chosen
     over = member.kl / member.best_kl - 1 if member.best_kl > 0 else 0.0
     best = f"{member.best_kl:.4g}" + (f" ({over:+.1%})" if over > 0 else "")
+    limits, placed, asked = member.plan.limits, member.plan.placement, member.wanted.asked.context
+    hosted = "host" in member.plan.device
     return (
-        member.wanted.name, package, size(chosen.memory_bytes), size(member.plan.limits.memory_bytes),
+        member.wanted.name, package, size(chosen.memory_bytes), size(limits.memory_bytes),
+        "" if chosen.host_bytes is None else size(chosen.host_bytes),
+        "" if limits.host_memory_bytes is None else size(limits.host_memory_bytes),
+        f"{placed['gpu_layers']} of {placed['layers']}" if placed is not None and hosted else "",
+        f"{member.workload.context}" if isinstance(asked, ContextRange) else "",
         milliseconds(chosen.tpot_ms), f"{member.kl:.4g}", best,
     )  # fmt: skip
 

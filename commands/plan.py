@@ -5,10 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -30,10 +28,6 @@ from commands.reports import print_plan, write_card
 from commands.searching import check_searchable, measured_search
 from commands.terminal import JSON, TRUST, emit, say
 from commands.tuning import check_tuning, tuner
-
-if TYPE_CHECKING:
-    from planner.request import ContextRange, Workload
-    from supernet.spec import ModelSpec
 
 
 @click.command()
@@ -90,7 +84,16 @@ def plan(
     """
     from planner import pipeline
     from planner.propose import TRIALS
-    from planner.request import Budget, parse_bytes, parse_context, parse_duration, parse_loss, time_limit
+    from planner.request import (
+        Asked,
+        Budget,
+        host_limit,
+        parse_bytes,
+        parse_context,
+        parse_duration,
+        parse_loss,
+        time_limit,
+    )
 
     if mem is None and max_loss is None:
         raise click.UsageError("Give --mem, what the plan may take, or --max-loss, what it may lose, or both.")
@@ -106,28 +109,24 @@ def plan(
         None if max_loss is None else parse_loss(max_loss),
         None if host_mem is None else parse_bytes(host_mem),
     )
-    if context is not None:
-        parse_context(context)
+    tokens = None if context is None else parse_context(context)
+    asked = Asked(tokens, batch, prompt_tokens, kv_cache, gpu_layers)
     check_file(out, PLAN)
     if html is not None:
         check_file(html, PAGE, "--html")
         check_apart(out, html, ("--out", "--html"))
     check_runtime(runtime)
     check_cache(kv_cache, runtime)
-    asked = partial(
-        _workload, context=context, batch=batch, prompt_tokens=prompt_tokens, kv_cache=kv_cache, gpu_layers=gpu_layers
-    )
     # What was named is checked before anything that takes minutes: profiling this machine, making the default supernet.
     named = None if device is None else device_named(device)
     if host is not None:
         named = hosted(named, host)
-    elif host_mem is not None and (named is None or named.host is None):
-        raise click.UsageError("--host-mem limits what the machine of a GPU gives: name that with --host.")
+    host_limit(limits[-1], named is not None and named.host is not None)
     files = None if supernet is None else trained_supernet(supernet, trust)
     tunes = tune is not None or tune_steps is not None
     load = measure = None
     if files is not None:
-        asked(files.spec)
+        asked.of(files.spec)
         load = cache(files.load)  # the weights, once for all that is measured with them
         measure = measured_quality(files, text, trust, load)
         if minutes is not None:
@@ -145,7 +144,7 @@ def plan(
     measure = measure or measured_quality(files, text, trust, load)
     loaders, absent = runtimes_for(runtime, target)
     deepen = None if minutes is None else measured_search(files, minutes, storage, trust)
-    workload, contexts = asked(files.spec)
+    workload, contexts = asked.of(files.spec)
     made = pipeline.plan_any(
         files,
         loaders,
@@ -185,24 +184,3 @@ def repeating(arguments: Sequence[str], steps: int) -> str:
         elif not argument.startswith(("--tune=", "--tune-steps=")):
             kept.append(argument)
     return shlex.join(["bitfleet", *kept, "--tune-steps", str(steps)])
-
-
-def _workload(
-    spec: ModelSpec, context: str | None, batch: int, prompt_tokens: int | None, kv_cache: str | None,
-    gpu_layers: int | None,
-) -> tuple[Workload, ContextRange | None]:  # fmt: skip
-    """What the package shall serve; where the context is left open its shortest, and the contexts to choose from."""
-    from planner.request import ContextRange, Workload, parse_context
-
-    def made(tokens: int | None) -> Workload:
-        return replace(Workload.for_model(spec, tokens, batch, prompt_tokens, kv_cache), gpu_layers=gpu_layers)
-
-    if context is None:
-        return made(None), None
-    tokens = parse_context(context)
-    if isinstance(tokens, int):
-        return made(tokens), None
-    contexts = ContextRange.for_model(spec, tokens, prompt_tokens)
-    shortest = made(contexts.shortest)
-    replace(shortest, context=contexts.longest).check(spec)
-    return shortest, contexts

@@ -70,7 +70,7 @@ def frame(scenario: Scenario) -> Framed:
     space, dropped = check_servable(files, scenario.table, runtime)
     workload.check(files.spec)
     _check_placement(runtime, files.spec, workload, device)
-    limits, notes = _limits(scenario.budget, device, bool(runtime.placements(files.spec, device)))
+    limits, notes = limits_on(scenario.budget, device, bool(runtime.placements(files.spec, device)))
     costs = Costs.of(runtime, files.spec, workload, device, files.model_dir)
     costs.latency(Subnet(tuple((unit, choices[0]) for unit, choices in space)))  # refuses a device of unknown speed
     losses = scenario.table.tied(costs.spec).by_choice
@@ -127,7 +127,7 @@ def beside_kl(framed: Framed) -> float:
 def renamed(framed: Framed, device: DeviceProfile) -> Framed:
     """The same for a `device` that differs in its name alone."""
     scenario, hosted = framed.scenario, framed.limits.host_memory_bytes is not None
-    before, now = (_limits(scenario.budget, one, hosted)[1] for one in (scenario.device, device))
+    before, now = (limits_on(scenario.budget, one, hosted)[1] for one in (scenario.device, device))
     notes = dict(zip(before, now, strict=True))
     return replace(
         framed,
@@ -181,18 +181,21 @@ def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[Sea
     return space.restrict(lambda unit, choice: refusals[unit, choice] is None), dropped
 
 
-def _limits(budget: Budget, device: DeviceProfile, hosted: bool) -> tuple[Budget, tuple[str, ...]]:
+def limits_on(budget: Budget, device: DeviceProfile, hosted: bool) -> tuple[Budget, tuple[str, ...]]:
     """The budget, or what the device has where that is less, and a note that says so; likewise of its host, where the
     runtime leaves it some layers (`hosted`)."""
     memory, notes = _at_most(budget.memory_bytes, device)
-    if not hosted or device.host is None:
+    if device.host is None:
         return replace(budget, memory_bytes=memory, host_memory_bytes=None), notes
+    if not hosted:
+        unused = f"this runtime has the whole model on {device.name}: no layer of it is left to {device.host.name}"
+        return replace(budget, memory_bytes=memory, host_memory_bytes=None), (*notes, unused)
     host, more = _at_most(budget.host_memory_bytes or device.host.usable_bytes, device.host)
     return replace(budget, memory_bytes=memory, host_memory_bytes=host), notes + more
 
 
 def _at_most(asked: int, device: DeviceProfile) -> tuple[int, tuple[str, ...]]:
-    usable = device.usable_bytes
+    usable = max(1, device.usable_bytes)
     if asked <= usable:
         return asked, ()
     has = "has" if device.available_bytes is None else "has available"

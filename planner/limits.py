@@ -11,22 +11,21 @@ MEMORY, HOST_MEMORY, TPOT, TTFT, DISK, LOSS = "memory", "host", "tpot", "ttft", 
 
 @dataclass(frozen=True)
 class Limit:
-    """`words` for a person, and the `unit` of its numbers. `flag` gives it on the command line, `key` in a fleet's
-    file, with {} for a value; of a loss, errors say more than one value."""
+    """`words` for a person, and the `unit` of its numbers. `flag` gives it on the command line, with {} for a value; of
+    a loss, errors say more than one value."""
 
     words: str
     unit: str
     flag: str = ""
-    key: str = ""
 
 
 LIMITS: Mapping[str, Limit] = MappingProxyType(
     {
-        MEMORY: Limit("memory", "bytes", "--mem {}", 'mem = "{}"'),
-        HOST_MEMORY: Limit("host memory", "bytes", "--host-mem {}", "a host with {}"),
-        TPOT: Limit("time per token", "ms", "--latency {}", 'latency = "{}"'),
-        TTFT: Limit("time to first token", "ms", "--ttft {}", 'ttft = "{}"'),
-        DISK: Limit("disk", "bytes", "--disk {}", 'disk = "{}"'),
+        MEMORY: Limit("memory", "bytes", "--mem {}"),
+        HOST_MEMORY: Limit("host memory", "bytes", "--host-mem {}"),
+        TPOT: Limit("time per token", "ms", "--latency {}"),
+        TTFT: Limit("time to first token", "ms", "--ttft {}"),
+        DISK: Limit("disk", "bytes", "--disk {}"),
         LOSS: Limit("loss", "nats"),
     }
 )

@@ -108,7 +108,7 @@ def plan_any(
     for runtime in runtimes:
         scenario = Scenario(files, table, runtime, device, workload, budget)
         try:
-            framed = _decided(scenario, cache_loss, contexts, measure, seed)
+            framed = decided(scenario, cache_loss, contexts, measure, seed)
             framed, proposed, tried = _proposed(framed, measure, trials, seed, top)
         except (InputError, BudgetError) as error:
             refused[runtime.name] = error
@@ -139,9 +139,10 @@ def plan_any(
     return taken if tune is None else _tuned(taken, tune(taken))
 
 
-def _decided(
-    scenario: Scenario, cache_loss: CacheLoss | None, contexts: ContextRange | None, measure: Measure | None, seed: int
-) -> Framed:
+def decided(
+    scenario: Scenario, cache_loss: CacheLoss | None, contexts: ContextRange | None, measure: Measure | None = None,
+    seed: int = 0,
+) -> Framed:  # fmt: skip
     """The problem of the weights, with all else settled, the context too where there are several."""
 
     def of(context: int) -> Framed:

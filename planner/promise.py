@@ -23,9 +23,11 @@ class Promise:
     ttft_ms: float
     latency_basis: str
     bands: Mapping[str, float]
+    host_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check("memory_bytes", self.memory_bytes, int, least=1)
+        check("host_bytes", self.host_bytes, int, optional=True, least=1)
         for name in ("tpot_ms", "ttft_ms"):
             check(name, getattr(self, name), float, least=0)
 
@@ -34,12 +36,15 @@ class Promise:
         chosen = plan.chosen
         return cls(
             plan.device, plan.workload, plan.budget, chosen.memory_bytes, chosen.tpot_ms, chosen.ttft_ms,
-            plan.latency.basis, plan.bands,
+            plan.latency.basis, plan.bands, chosen.host_bytes,
         )  # fmt: skip
 
     def in_place_of(self, plan: Plan) -> Plan:
         """`plan` with these promises: what a check holds this device to."""
-        chosen = replace(plan.chosen, memory_bytes=self.memory_bytes, tpot_ms=self.tpot_ms, ttft_ms=self.ttft_ms)
+        chosen = replace(
+            plan.chosen, memory_bytes=self.memory_bytes, tpot_ms=self.tpot_ms, ttft_ms=self.ttft_ms,
+            host_bytes=self.host_bytes,
+        )  # fmt: skip
         return replace(
             plan, device=self.device, workload=self.workload, budget=self.budget, compared=(chosen,),
             latency=plan.latency.resting_on(self.latency_basis), bands=self.bands,

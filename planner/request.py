@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from records.errors import InputError
@@ -19,7 +19,7 @@ _CACHE = re.compile(r"[a-z0-9_]{1,20}(,[a-z0-9_]{1,20}){0,9}")
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE | re.ASCII)
 
 DEFAULT_CONTEXT = 4096
-MAX_CONTEXT = "max"
+MAX_CONTEXT, MOST_CONTEXT = "max", 10**9
 DEFAULT_PROMPT_TOKENS = 128
 MOST_SEQUENCES = 2**16  # of a batch
 
@@ -55,7 +55,7 @@ def parse_loss(text: str) -> float:
 @dataclass(frozen=True)
 class ContextRange:
     """Tokens of context, from `shortest` to `longest`, of which planning takes as many as the limits leave room for.
-    `open` where nobody named the ends: all that a model can."""
+    `open` where nobody named the ends: all that a model can, once `of` was told which."""
 
     shortest: int
     longest: int
@@ -65,27 +65,26 @@ class ContextRange:
         if not 1 <= self.shortest < self.longest:
             raise InputError(f"a range of contexts is like 2048..8192, got {self.shortest}..{self.longest}")
 
-    @classmethod
-    def for_model(cls, spec: ModelSpec, asked: tuple[int, int] | None, prompt_tokens: int | None) -> ContextRange:
-        """With the model's own ends where none were asked for. InputError for a context that it was not made for."""
-        if asked is not None:
-            return cls(*asked)
+    def of(self, spec: ModelSpec, prompt_tokens: int | None = None) -> ContextRange:
+        """With the model's own ends where none were named."""
+        if not self.open:
+            return self
         least = max(2 * DEFAULT_PROMPT_TOKENS, (prompt_tokens or 0) + 1)
-        return cls(min(least, spec.max_context - 1), spec.max_context, open=True)
+        return ContextRange(min(least, spec.max_context - 1), spec.max_context, open=True)
 
     def contexts(self, step: int) -> list[int]:
         """The ends, and the multiples of `step` between them; ascending."""
         return [self.shortest, *range((self.shortest // step + 1) * step, self.longest, step), self.longest]
 
 
-def parse_context(text: str) -> int | tuple[int, int] | None:
-    """Tokens of `4096`, of a range `2048..8192`, or None for `max`. InputError for anything else."""
+def parse_context(text: str) -> int | ContextRange:
+    """Tokens of `4096`, of a range `2048..8192`, or of all that a model can for `max`. InputError for anything else."""
     match = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9}))?", text.strip(), re.ASCII)
     if text.strip() == MAX_CONTEXT:
-        return None
+        return ContextRange(1, MOST_CONTEXT, open=True)
     if match is None:
         raise InputError(f"a context is tokens such as 4096, a range 2048..8192, or {MAX_CONTEXT}, got {text!r:.80}")
-    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
+    return int(match[1]) if match[2] is None else ContextRange(int(match[1]), int(match[2]))
 
 
 def time_limit(
@@ -103,6 +102,14 @@ def time_limit(
             f"{names[1]} {target_tps:g} is {wanted:.4g} ms a token, {names[0]} says {latency:.4g} ms; give one of them"
         )
     return wanted
+
+
+def host_limit(asked: int | None, hosted: bool, names: tuple[str, str] = ("--host-mem", "--host")) -> int | None:
+    """Bytes of a host's memory that were `asked` for. InputError, by the `names` that they are given as, where it is
+    not known what machine the device is in."""
+    if asked is not None and not hosted:
+        raise InputError(f"{names[0]} limits what the machine of a GPU gives: name that with {names[1]}")
+    return asked
 
 
 def _quantity(text: str, units: Mapping[str, float], accepted: str, least: float) -> float:
@@ -178,6 +185,31 @@ class Workload:
     @classmethod
     def from_json(cls, data: Any) -> Workload:
         return cast(Workload, as_record(cls, data, "a workload"))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A workload as it is asked for before the model is known, field by field as in `Workload`; None is "not said"."""
+
+    context: int | ContextRange | None = None
+    batch: int = 1
+    prompt_tokens: int | None = None
+    kv_cache: str | None = None
+    gpu_layers: int | None = None
+
+    def of(self, spec: ModelSpec) -> tuple[Workload, ContextRange | None]:
+        """What a package of the model shall serve; where the context is left open its shortest, and the contexts to
+        choose from. InputError for what the model was not made for."""
+        if not isinstance(self.context, ContextRange):
+            return self._workload(spec, self.context), None
+        contexts = self.context.of(spec, self.prompt_tokens)
+        shortest = self._workload(spec, contexts.shortest)
+        replace(shortest, context=contexts.longest).check(spec)
+        return shortest, contexts
+
+    def _workload(self, spec: ModelSpec, context: int | None) -> Workload:
+        made = Workload.for_model(spec, context, self.batch, self.prompt_tokens, self.kv_cache)
+        return replace(made, gpu_layers=self.gpu_layers)
 
 
 @dataclass(frozen=True)

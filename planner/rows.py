@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HOLDS, BROKEN = "holds", "broken"
-PEAK_MEMORY = "peak memory"
+PEAK_MEMORY, PEAK_HOST_MEMORY = "peak memory", "peak host memory"
 SLOW = 0.10  # by so much a machine must be slower than its profile to be called slower
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from planner.amounts import per_second
-from planner.limits import LIMITS, MEMORY, TPOT
+from planner.limits import HOST_MEMORY, LIMITS, MEMORY, TPOT
 from planner.request import Budget
 from planner.search.base import Problem, Resource
 from planner.search.program import Shortfall, shortfalls
@@ -14,20 +14,21 @@ from records.errors import BudgetError
 
 
 def budget_error(
-    problem: Problem, budget: Budget, device: str, in_a_file: bool = False,
-    caches: Sequence[str] = (), spills: bool = False,
-) -> BudgetError:  # fmt: skip
+    problem: Problem, budget: Budget, device: str, caches: Sequence[str] = (), spills: bool = False
+) -> BudgetError:
     """The error for a problem without a solution, planned for `budget` on `device`, which may have less memory;
-    `caches` are types of KV cache with which it would have one. `spills`: whether a host could take layers of it.
-    Limits are named as on the command line, or as in a fleet's file."""
+    `caches` are types of KV cache with which it would have one. `spills`: whether a host could take layers of
+    it."""
     short = shortfalls(problem)
     names = " and ".join(_limit(s.resource) for s in short)
     together = " together" if len(short) > 1 and not short[0].alone else ""
     needs = (" or " if together else " and ").join(_need(s) for s in short)
-    flags = (" or " if together else " ").join(_raised(s, in_a_file) for s in short)
-    memory = next((s for s in short if s.resource.name == MEMORY), None)
+    flags = (" or " if together else " ").join(map(_raised, short))
+    memory, host = (next((s for s in short if s.resource.name == name), None) for name in (MEMORY, HOST_MEMORY))
     if memory is not None and memory.smallest <= budget.memory_bytes:
         step = f"{device} has no more: free some, use a shorter --context, or plan for another --device"
+    elif host is not None and host.smallest <= (budget.host_memory_bytes or math.inf):
+        step = f"the machine of {device} has no more: free some, use a shorter --context, or name another --host"
     else:
         step = f"use {flags}"
     smallest = "the smallest plan" + ("" if budget.max_kl is None else ", whatever it loses,")
@@ -85,6 +86,6 @@ def _rate(resource: Resource, value: float) -> str:
     return f" ({per_second(value)} tokens/s)" if resource.name == TPOT else ""
 
 
-def _raised(shortfall: Shortfall, in_a_file: bool) -> str:
+def _raised(shortfall: Shortfall) -> str:
     limit, value = LIMITS[shortfall.resource.name], readable(shortfall.resource.unit, shortfall.smallest, math.ceil)
-    return (limit.key if in_a_file else limit.flag).format(value.replace(" ", ""))
+    return limit.flag.format(value.replace(" ", ""))

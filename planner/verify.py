@@ -14,7 +14,7 @@ from planner.limits import MEMORY, TPOT, TTFT
 from planner.package import Package, open_package
 from planner.plan import Plan
 from planner.probes import PROBES, check_probes
-from planner.rows import BROKEN, HOLDS, PEAK_MEMORY, SLOW, Row, row, unchecked
+from planner.rows import BROKEN, HOLDS, PEAK_HOST_MEMORY, PEAK_MEMORY, SLOW, Row, row, unchecked
 from planner.runtimes.base import ESTIMATE, Progress, Runtime
 from planner.runtimes.child import Measurement
 from planner.runtimes.engine import Engine
@@ -119,6 +119,8 @@ def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Itera
         command, chosen = runtime.packages.launch(package.path, plan.workload), plan.chosen
         note = f"{_unserved(runtime, engine)}: {command}"
         yield unchecked(PEAK_MEMORY, "bytes", chosen.memory_bytes, note)
+        if chosen.host_bytes is not None:
+            yield unchecked(PEAK_HOST_MEMORY, "bytes", chosen.host_bytes, note)
         yield unchecked("time per token", "ms", chosen.tpot_ms, note)
         return
     found, tries = server.measure(plan.workload), 1

@@ -14,6 +14,7 @@ from planner.fleet import export
 from planner.fleet.index import INDEX, MEMORY, Index
 from planner.fleet.receipts import FIRST, Receipt
 from planner.rows import BROKEN, Row
+from profiles.catalog import load
 from records.errors import InputError
 from records.lock import locked
 from tests.conftest import Bitfleet
@@ -255,3 +256,55 @@ def test_two_exports_at_once(bitfleet: Bitfleet, fleet: Path, tmp_path: Path) ->
         done = bitfleet("fleet", fleet, "--predict", "--export", tmp_path / "dist")
     assert done.code == 2 and "another export is at work in" in done.error
     assert list((tmp_path / "dist").iterdir()) == []
+
+
+HOSTED = """\
+[defaults]
+context = 128
+prompt-tokens = 64
+runtime = "llamacpp"
+[[device]]
+name = "gaming"
+device = "rtx-4060-8gb"
+mem = "7GB"
+host = "desktop-ryzen-5600-16gb"
+host-mem = "4GB"
+gpu-layers = 2
+[[device]]
+name = "desk"
+device = "desktop-ryzen-5600-16gb"
+mem = "90GB"
+context = "max"
+"""
+
+
+def test_a_gpu_and_its_host(bitfleet: Bitfleet, fleet: Path, net: Path, tmp_path: Path) -> None:
+    fleet.write_text(f'supernet = "{net}"\n{HOSTED}')
+    dist = tmp_path / "dist"
+    options = ("fleet", fleet, "--predict", "--export", dist, "--html", tmp_path / "page.html")
+    done = bitfleet(*options)
+    assert done.code == 0, done.err
+    header, gaming, desk, *_ = done.out.splitlines()
+    assert all(said in header for said in ("HOST MEMORY", "HOST LIMIT", "LAYERS ON GPU", "CONTEXT"))
+    assert "4.0 GB" in gaming and "2 of " in gaming and "GB" in desk
+    assert "note: desk: the memory budget of 90 GB exceeds the " in done.out
+    index = Index.load(dist)
+    device = next(one for one in index.devices if one.name == "gaming")
+    package = index.package(str(device.package))
+    assert (device.workload.gpu_layers, device.budget.host_memory_bytes) == (2, 4 * 10**9)
+    assert device.layers is not None and device.device.host == load("desktop-ryzen-5600-16gb").model
+    assert device.host_memory_bytes == sum(item.bytes for item in package.host_memory) > 0
+    page = (tmp_path / "page.html").read_text()
+    assert f"2 of {device.layers} layers on the GPU" in page and "Peak memory of the host by item" in page
+    opened = {slot.check: slot for slot in index.slots if slot.device == "gaming"}
+    assert opened["peak host memory"].limit == 4e9
+    required = bitfleet("fleet", "accept", dist, "--require")
+    assert required.code == 1 and f"{package.name} on gaming: peak host memory is open" in required.out
+    assert "wrote 0 packages, 2 were there" in bitfleet(*options).err
+    changed(fleet, "gpu-layers = 2", "gpu-layers = 1")
+    again = bitfleet(*options, "--baseline", dist)
+    assert "wrote 1 package, 1 were there" in again.err and f"{package.name} is no package of this fleet" in again.err
+    changed(fleet, 'host-mem = "4GB"', 'host-mem = "3GB"')
+    assert "wrote 0 packages, 2 were there" in bitfleet(*options).err
+    served = next(one for one in Index.load(dist).devices if one.name == "gaming")
+    assert served.budget.host_memory_bytes == 3 * 10**9

@@ -11,6 +11,7 @@ from planner.fleet.index import Difference, Index, Loss, Served
 _FIGURES: tuple[tuple[str, str, str, Callable[[Served], float | None]], ...] = (
     ("loss", "worse", "nats/token", lambda device: device.loss.kl if device.loss else None),
     ("memory", "bigger", "bytes", lambda device: device.memory_bytes),
+    ("host memory", "bigger", "bytes", lambda device: device.host_memory_bytes),
     ("disk", "bigger", "bytes", lambda device: device.disk_bytes),
     ("time per token", "slower", "ms", lambda device: device.tpot_ms),
     ("time to first token", "slower", "ms", lambda device: device.ttft_ms),

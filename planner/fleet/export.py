@@ -40,7 +40,7 @@ from planner.package import (
     write_package,
 )
 from planner.plan import Plan
-from planner.runtimes.base import Progress, Runtime
+from planner.runtimes.base import HOST, Progress, Runtime
 from planner.runtimes.source import PackageSource
 from profiles.cpu import profile_cpu
 from profiles.device import DeviceProfile
@@ -55,6 +55,8 @@ from supernet.spec import ModelSpec
 
 LIBRARIES_BYTES, WEIGHTS = 700_000_000, 1.5  # what an export takes, and times the model's weights in bfloat16
 """Measured: benchmarks/half_billion.py."""
+SERVED = ("context", "batch", "gpu_layers")
+"""What of a workload, beside the type of its cache, a package is made for."""
 _NEXT = "give another --export"
 
 
@@ -186,7 +188,7 @@ def _there(package: Shared, fingerprint: str, runtime: Runtime, path: Path) -> b
     same = (
         known.plan.fingerprint == fingerprint
         and known.plan.subnet == package.subnet
-        and (known.plan.workload.context, known.plan.workload.batch) == (package.kind.context, package.kind.batch)
+        and all(getattr(known.plan.workload, name) == getattr(plan.workload, name) for name in SERVED)
         and runtime.cache(known.plan.workload) == runtime.cache(plan.workload)
         and threads_of([known.promised_to(name).plan for name in known.devices]) == threads_of([plan, *others])
         and dict(known.versions) == runtime.versions()
@@ -254,6 +256,7 @@ def _listed(package: Shared, opened: Package, spec: ModelSpec) -> Listed:
         memory=memory_of(plan, spec),
         loss=loss_of(plan.chosen),
         devices=tuple(package.plans),
+        host_memory=memory_of(plan, spec, HOST),
     )
 
 
@@ -280,4 +283,6 @@ def _served(member: Member, package: str | None) -> Served:
         bands=dict(bands(wanted.profile, plan.runtime)),
         loss=loss_of(chosen),
         best_loss=loss_of(best),
+        host_memory_bytes=chosen.host_bytes,
+        layers=None if plan.placement is None else plan.placement["layers"],
     )

@@ -5,12 +5,22 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from planner.request import Budget, parse_bytes, parse_duration, time_limit
+from planner.request import (
+    Asked,
+    Budget,
+    ContextRange,
+    host_limit,
+    parse_bytes,
+    parse_context,
+    parse_duration,
+    time_limit,
+)
 from planner.runtimes import AUTO, RUNTIMES
 from profiles.catalog import load, names
 from profiles.device import DeviceProfile
@@ -21,6 +31,8 @@ THIS_MACHINE = "this-machine"
 MOST_DEVICES = 1000
 MOST_COUNT = 2**31
 RUNTIME = "onnxruntime"
+PLACED = ("host", "host-mem", "gpu-layers")
+"""Keys that say how a GPU shares a model with the machine that it is in."""
 MAX_LOSS = 0.05
 _REMEDY = "`bitfleet fleet --example` prints one that works"
 
@@ -37,7 +49,8 @@ max-loss = "5%"
 
 # What holds for every device that does not say otherwise.
 [defaults]
-context = 2048              # tokens that prompt and answer may have together; left out: 4096, or what the model can
+context = 2048              # tokens that prompt and answer may have together; left out: 4096, or what the model can;
+#                           # "2048..8192" or "max": the longest that the limits leave room for
 # batch = 1                 # sequences at once
 # prompt-tokens = 128       # of the prompt that `ttft` is for
 # kv-cache = "auto"         # how keys and values are kept: what loses least, or a type such as "q8_0"; left out: as the
@@ -85,6 +98,16 @@ clock = "2.0GHz"
 threads = 4
 instruction-sets = ["avx2"]
 
+# A GPU and the machine that it is in: layers that do not fit on the GPU stay there.
+# [[device]]
+# name = "gaming-pc"
+# device = "rtx-4060-8gb"
+# runtime = "llamacpp"
+# mem = "7GB"                   # of the GPU
+# host = "desktop-ryzen-5600-16gb"
+# host-mem = "8GB"              # of the machine; left out: all that it has
+# gpu-layers = 31               # as llama.cpp counts them, the output too; left out: decided
+
 # A profile that `bitfleet profile device --out board.json` wrote on the device, from this file's folder:
 # [[device]]
 # device = "board.json"
@@ -98,17 +121,14 @@ instruction-sets = ["avx2"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """One device of a fleet. `device` is as it was given, `profile` what it stands for; None is "not said"."""
+    """One device of a fleet. `device` is as it was given, `profile` what it stands for, a GPU's host with it."""
 
     name: str
     device: str | Mapping[str, Any]
     profile: DeviceProfile
     budget: Budget
     runtime: str = RUNTIME
-    context: int | None = None
-    batch: int | None = None
-    prompt_tokens: int | None = None
-    kv_cache: str | None = None
+    asked: Asked = Asked()
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,7 @@ def read_fleet(path: Path, own: Callable[[str], DeviceProfile] | None = None) ->
     """
     read = _Reading(read_toml(path, "fleet", _REMEDY))
     top = read.table((), _TOP, "a fleet")
-    defaults = read.table(("defaults",), _DEFAULTS, "the defaults") if "defaults" in top else {}
+    defaults = read.defaults() if "defaults" in top else {}
     tables = top.get("device")
     if not isinstance(tables, list) or not tables:
         raise read.wrong(("device",), f"a fleet has at least one device, under [[device]]; {_REMEDY}")
@@ -145,7 +165,8 @@ def read_fleet(path: Path, own: Callable[[str], DeviceProfile] | None = None) ->
         if device["profile"] is None:
             if own is None:
                 raise read.wrong(("device", number, "device"), "this machine is no device here; name another")
-            device["profile"] = own(device["runtime"])
+            own_profile = {**device, "profile": own(device["runtime"])}
+            devices[number] = read.placed(("device", number), own_profile, defaults)
     supernet = top.get("supernet")
     return Fleet(
         None if supernet is None else os.path.normpath(path.parent / supernet),
@@ -154,14 +175,27 @@ def read_fleet(path: Path, own: Callable[[str], DeviceProfile] | None = None) ->
     )
 
 
-def _wanted(device: dict[str, Any]) -> Wanted:
-    memory = device.pop("mem", None) or max(1, device["profile"].usable_bytes)
-    limits = [device.pop(name, None) for name in ("latency", "ttft", "disk")]
-    limits[0] = time_limit(limits[0], device.pop("target-tps", None))
-    for key in ("prompt-tokens", "kv-cache"):
-        if key in device:
-            device[key.replace("-", "_")] = device.pop(key)
-    return Wanted(budget=Budget(memory, *limits), **device)
+def in_keys(line: str) -> str:
+    """A line about a device as its file has it: `mem = "8GB"` for `--mem 8GB`. Keys are called as flags of `plan`."""
+    return _FLAG.sub(_key, line)
+
+
+def _key(found: re.Match[str]) -> str:
+    key, value = found["key"], found["value"]
+    return key if value is None else f"{key} = {value}" if value.isdecimal() else f'{key} = "{value}"'
+
+
+def _wanted(device: Mapping[str, Any]) -> Wanted:
+    profile, said = device["profile"], device.get
+    budget = Budget(
+        said("mem") or max(1, profile.usable_bytes),
+        time_limit(said("latency"), said("target-tps")),
+        said("ttft"),
+        said("disk"),
+        host_memory_bytes=said("host-mem"),
+    )
+    asked = Asked(said("context"), said("batch", 1), said("prompt-tokens"), said("kv-cache"), said("gpu-layers"))
+    return Wanted(device["name"], device["device"], profile, budget, device["runtime"], asked)
 
 
 class _Reading:
@@ -172,6 +206,14 @@ class _Reading:
 
     def wrong(self, place: Place, said: str) -> InputError:
         return InputError(f"{self.toml.at(*place)}: {said}")
+
+    @contextmanager
+    def saying(self, place: Place) -> Iterator[None]:
+        """What is complained about within is said with its line."""
+        try:
+            yield
+        except InputError as error:
+            raise self.wrong(place, f"{error}") from None
 
     def table(self, place: Place, keys: Mapping[str, Callable[[Any], Any]], what: str) -> dict[str, Any]:
         """The values of a table, each through the reader of its key."""
@@ -190,11 +232,18 @@ class _Reading:
                 raise self.wrong((*place, key), f"{key}: {error}") from None
         return found
 
+    def defaults(self) -> dict[str, Any]:
+        found = self.table(("defaults",), _DEFAULTS, "the defaults")
+        return found | self.host(("defaults", "host"), found)
+
     def device(self, place: Place, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """What a device says and what the defaults say beside that; of this machine the profile is None yet."""
         own = self.table(place, _DEVICE, "a device")
+        own |= self.host((*place, "host"), own)
         if own.keys() & {"latency", "target-tps"}:  # a device's own limit of time takes the place of both defaults
             defaults = {key: value for key, value in defaults.items() if key not in ("latency", "target-tps")}
-        found: dict[str, Any] = {"runtime": RUNTIME, **defaults, **own}
+        general = {key: value for key, value in defaults.items() if key not in PLACED}
+        found: dict[str, Any] = {"runtime": RUNTIME, **general, **own}
         if "device" not in found:
             raise self.wrong(place, f"a device needs the key 'device', a name, a profile or its fields; {_REMEDY}")
         given, at = found["device"], (*place, "device")
@@ -204,23 +253,49 @@ class _Reading:
             found["profile"] = self.inline(at, found["name"])
         else:
             found.setdefault("name", Path(given).stem if _is_file(given) else given)
-            try:
+            with self.saying(at):
                 found["profile"] = self.named(given)
-            except InputError as error:
-                raise self.wrong(at, f"{error}") from None
-        try:
+        with self.saying(place):
             time_limit(found.get("latency"), found.get("target-tps"), ("latency", "target-tps"))
-        except InputError as error:
-            raise self.wrong(place, f"{error}") from None
         context, prompt = found.get("context"), found.get("prompt-tokens")
+        if isinstance(context, ContextRange):
+            context = None if context.open else context.shortest
         if context is not None and prompt is not None and prompt >= context:
             raise self.wrong(place, f"prompt-tokens must be below the context of {context}, got {prompt}")
+        if found["profile"] is not None:
+            return self.placed(place, found, defaults)
+        if "host" in own:
+            said = f"a host is the machine that a GPU is in; name the GPU as the device, got {THIS_MACHINE!r}"
+            raise self.wrong((*place, "host"), said)
         return found
 
+    def placed(self, place: Place, device: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """The device with its host in its profile. What the defaults say of hosts is for GPUs with a memory of their
+        own, and not for one whose profile knows its host."""
+        profile: DeviceProfile = device["profile"]
+        if profile.kind == "cuda" and not profile.shares_memory:
+            known = {"host": profile.host} if profile.host is not None else {}
+            device = {key: defaults[key] for key in PLACED if key in defaults} | known | device
+        if "host" in device:
+            with self.saying((*place, "host")):
+                profile = replace(profile, host=device["host"])
+        with self.saying((*place, "host-mem")):
+            host_limit(device.get("host-mem"), profile.host is not None, ("host-mem", "host"))
+        if "gpu-layers" in device and profile.kind != "cuda":
+            said = f"gpu-layers counts layers on a GPU, {device['name']} is of kind {profile.kind}"
+            raise self.wrong((*place, "gpu-layers"), said)
+        return {**device, "profile": profile}
+
     def named(self, name: str) -> DeviceProfile | None:
-        if name == THIS_MACHINE:
-            return None
+        return None if name == THIS_MACHINE else self.known(name)
+
+    def known(self, name: str) -> DeviceProfile:
         return DeviceProfile.load(self.toml.path.parent / name) if _is_file(name) else load(name)
+
+    def host(self, place: Place, said: Mapping[str, Any]) -> dict[str, DeviceProfile]:
+        """The profile of the machine that a table names as `host`; {} where it names none."""
+        with self.saying(place):
+            return {"host": self.known(said["host"])} if "host" in said else {}
 
     def inline(self, place: Place, name: str) -> DeviceProfile:
         fields = self.table(place, _FIELDS, "a device's fields")
@@ -232,10 +307,8 @@ class _Reading:
         if "bandwidth_bytes_per_s" in data:
             data |= {"bandwidth_basis": "datasheet", "bandwidth_spread": None}
         unsaid = {"vendor": "unknown", "model": name, "date": "unknown"} if like is None else load(like).to_json()
-        try:
+        with self.saying(place):
             return DeviceProfile.from_json({**unsaid, **data, "name": name, "measured": False, "source": "fleet file"})
-        except InputError as error:
-            raise self.wrong(place, f"{error}") from None
 
 
 def _nearest(key: str, keys: Collection[str]) -> str:
@@ -287,6 +360,10 @@ def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < MOST_COUNT:
         raise InputError(f"must be a whole number of at least 1, got {value!r:.80}")
     return value
+
+
+def _context(value: Any) -> int | ContextRange:
+    return parse_context(value) if isinstance(value, str) else _count(value)
 
 
 def _share(value: Any) -> float:
@@ -352,7 +429,8 @@ def _device(value: Any) -> str | dict[str, Any]:
 
 _ANY = {
     "runtime": _runtime, "mem": _size, "latency": _time, "target-tps": _rate_of_tokens, "ttft": _time, "disk": _size,
-    "context": _count, "batch": _count, "prompt-tokens": _count, "kv-cache": _cache,
+    "context": _context, "batch": _count, "prompt-tokens": _count, "kv-cache": _cache,
+    "host": _text, "host-mem": _size, "gpu-layers": _count,
 }  # fmt: skip
 _TOP = {"supernet": _text, "max-loss": _share, "defaults": _as_it_is, "device": _as_it_is}
 _DEFAULTS = _ANY
@@ -365,3 +443,6 @@ _NAMES = {
     "memory": "memory_bytes", "bandwidth": "bandwidth_bytes_per_s", "clock": "clock_hz", "cores": "cores_physical",
     "instruction-sets": "instruction_sets",
 }  # fmt: skip
+_FLAG = re.compile(
+    rf"--(?P<key>{'|'.join(_DEVICE)})(?![\w-])(?: (?P<value>\d(?:[\w.]*\w)?|(?<=kv-cache )[a-z0-9_,]+))?", re.ASCII
+)

@@ -21,6 +21,7 @@ from planner.package import MANIFEST, Entry
 from planner.plan import Compared, Plan
 from planner.quality import TextQuality
 from planner.request import Budget, Workload
+from planner.rows import PEAK_HOST_MEMORY, PEAK_MEMORY
 from planner.runtimes.base import DEVICE, ESTIMATE
 from profiles.device import DeviceProfile
 from records.atomic import sha256, write_json
@@ -35,8 +36,8 @@ KIND = "bitfleet index"
 SCHEMA = 1
 _REMAKE = "make it again with `bitfleet fleet FILE --export DIR`"
 
-LOADS, KL, MEMORY, TIME = "loads", "kl", "peak memory", "time per token"
-CHECKS = {LOADS: "", KL: "nats/token", MEMORY: "bytes", TIME: "ms"}
+LOADS, KL, MEMORY, HOST_MEMORY, TIME = "loads", "kl", PEAK_MEMORY, PEAK_HOST_MEMORY, "time per token"
+CHECKS = {LOADS: "", KL: "nats/token", MEMORY: "bytes", HOST_MEMORY: "bytes", TIME: "ms"}
 """What a slot is for, and its unit."""
 
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,120}", re.ASCII)
@@ -46,7 +47,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 @dataclass(frozen=True)
 class Device:
-    """What is said of a device, promised for or measured on: no names of hosts or users."""
+    """What is said of a device, promised for or measured on: no names of users, nor of machines in a network. `host` is
+    the model of the machine that a GPU is in."""
 
     name: str
     kind: str
@@ -54,12 +56,14 @@ class Device:
     architecture: str | None
     memory_bytes: int
     measured: bool
+    host: str | None = None
 
     @classmethod
     def of(cls, profile: DeviceProfile) -> Device:
         return cls(
-            profile.name, profile.kind, profile.model, profile.architecture, profile.memory_bytes, profile.measured
-        )
+            profile.name, profile.kind, profile.model, profile.architecture, profile.memory_bytes, profile.measured,
+            None if profile.host is None else profile.host.model,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ class Amount:
 
 @dataclass(frozen=True)
 class Listed:
-    """A package. `bytes` are of all its files, `disk_bytes` of the weight files; `bits` is `bits_text`, and `memory`
-    what the first of its `devices` is promised, by item."""
+    """A package. `bytes` are of all its files, `disk_bytes` of the weight files; `bits` is `bits_text`,
+    `memory` what the first of its `devices` is promised, by item, and `host_memory` what its host is."""
 
     name: str
     runtime: str
@@ -104,6 +108,7 @@ class Listed:
     memory: tuple[Amount, ...]
     loss: Loss
     devices: tuple[str, ...]
+    host_memory: tuple[Amount, ...] = ()
 
     def __post_init__(self) -> None:
         if not _PACKAGE.fullmatch(self.name):
@@ -119,7 +124,8 @@ class Listed:
 @dataclass(frozen=True)
 class Served:
     """A device of the fleet and what it is promised by `package`; without one, `refused` says why, and with which
-    budget it would be served. `best_loss` is what its own best plan loses. `bands` are as a plan's."""
+    budget it would be served. `best_loss` is what its own best plan loses. `bands` are as a plan's. `layers` are all
+    that its runtime counts, of which the workload's `gpu_layers` are on the GPU."""
 
     name: str
     device: Device
@@ -137,9 +143,11 @@ class Served:
     bands: Mapping[str, float] = field(default_factory=dict, hash=False)
     loss: Loss | None = None
     best_loss: Loss | None = None
+    host_memory_bytes: int | None = None
+    layers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "disk_bytes"):
+        for name in ("memory_bytes", "host_memory_bytes", "disk_bytes", "layers"):
             check(name, getattr(self, name), int, optional=True, least=0)
         for name in ("tpot_ms", "ttft_ms"):
             check(name, getattr(self, name), float, optional=True, least=0)
@@ -328,11 +336,11 @@ def bits_text(subnet: Subnet, spec: ModelSpec) -> str:
     return "\n".join(f"{role} {digits}" for role, digits in bits_by_layer(subnet, spec).items())
 
 
-def memory_of(plan: Plan, spec: ModelSpec) -> tuple[Amount, ...]:
-    """Peak memory of the device by item, the largest first, the linears as one."""
+def memory_of(plan: Plan, spec: ModelSpec, pool: str = DEVICE) -> tuple[Amount, ...]:
+    """Peak memory of the device, or of its HOST, by item, the largest first, the linears as one."""
     sums: Counter[str] = Counter()
     tables = [unit.name for unit in spec.units if unit.is_table]
-    items = [item for item in plan.memory.items if item.pool == DEVICE]
+    items = [item for item in plan.memory.items if item.pool == pool]
     for (name, _), amount in summed(items, tables).items():
         sums[name] += round(amount)
     return tuple(Amount(name, amount) for name, amount in sums.most_common() if amount)
@@ -356,6 +364,8 @@ def slots_of(package: Listed, device: Served) -> tuple[Slot, ...]:
         (KL, None, KL_LIMIT, 0.0),
         (MEMORY, device.budget.memory_bytes, device.memory_bytes, band.get("memory", 0.0)),
     ]
+    if device.host_memory_bytes is not None:
+        made.append((HOST_MEMORY, device.budget.host_memory_bytes, device.host_memory_bytes, band.get("memory", 0.0)))
     if device.workload.has_second_token:
         sure = device.latency_basis != ESTIMATE
         promised = (device.tpot_ms, band.get("tpot", 0.0)) if sure else (None, None)

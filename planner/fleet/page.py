@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from planner.fleet.index import KL, LOADS, MEMORY, TIME, Filled, Index, Listed, Loss, Served, Slot
+from planner.fleet.index import HOST_MEMORY, KL, LOADS, MEMORY, TIME, Amount, Filled, Index, Listed, Loss, Served, Slot
 from planner.pages import environment
 from records.atomic import write_text
 
@@ -23,7 +23,7 @@ def page(index: Index) -> str:
         "refused": [device for device in index.devices if device.package is None],
         "takers": {p.name: [d.name for d in index.devices if d.package == p.name] for p in index.packages},
         "checks": {p.name: by_device(index, p) for p in index.packages},
-        "names": {LOADS: "it loads", KL: "KL to its subnet", MEMORY: "peak memory", TIME: "time per token"},
+        "names": {LOADS: "it loads", KL: "KL to its subnet", **{one: one for one in (MEMORY, HOST_MEMORY, TIME)}},
         "required": [slot for slot in index.slots if slot.holds_something],
     }
     return pages.get_template("fleet.html").render(context)
@@ -68,7 +68,7 @@ def bits(package: Listed) -> list[tuple[str, str]]:
     return [(role, digits) for role, _, digits in pairs]
 
 
-def shares(package: Listed) -> list[tuple[str, int, float]]:
+def shares(memory: tuple[Amount, ...]) -> list[tuple[str, int, float]]:
     """(item, bytes, percent of all) of peak memory."""
-    total = sum(item.bytes for item in package.memory) or 1
-    return [(item.name, item.bytes, 100 * item.bytes / total) for item in package.memory]
+    total = sum(item.bytes for item in memory) or 1
+    return [(item.name, item.bytes, 100 * item.bytes / total) for item in memory]

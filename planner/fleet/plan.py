@@ -6,20 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from planner.beside import with_stock
 from planner.choose import choose
-from planner.decide import CacheLoss, decide
+from planner.decide import CacheLoss, could_spill, other_caches
 from planner.fleet.cover import fewest
-from planner.fleet.fleetfile import Fleet, Wanted
+from planner.fleet.fleetfile import Fleet, Wanted, in_keys
 from planner.fleet.index import loss_of, package_name
 from planner.frame import Framed, beside_kl, check_servable, renamed
-from planner.pipeline import measured
+from planner.pipeline import decided, measured
 from planner.plan import PLANNED, Plan
 from planner.propose import TRIALS, Proposed, propose
 from planner.quality import Measure, Quality
-from planner.request import DEFAULT_CONTEXT, DEFAULT_PROMPT_TOKENS, Workload
+from planner.request import DEFAULT_CONTEXT, DEFAULT_PROMPT_TOKENS, ContextRange, Workload
 from planner.runtimes import AUTO, RUNTIMES, Installed, installed
 from planner.runtimes.base import Progress, Runtime
 from planner.scenario import PlanSource, Scenario
@@ -130,7 +130,10 @@ def plan_fleet(
     distinct = list(_distinct([one for one in framed if isinstance(one, Framed)]))
     problems = [one.problem for one in distinct]
     found = _proposed(distinct, trials, seed, partial(report, "searching"))
-    ends = iter([_end(one, wanted, files.spec, problems, found) for one, wanted in zip(framed, flat, strict=True)])
+    caches = cache(lambda number: other_caches(distinct[number]))
+    ends = iter(
+        [_end(one, wanted, files.spec, problems, found, caches) for one, wanted in zip(framed, flat, strict=True)]
+    )
     tried = [[next(ends) for _ in each] for each in ways]
     qualities = measured([one.proposed for each in tried for one in _served(each)], measure)
     devices = [_best(each, qualities) for each in tried]
@@ -149,20 +152,23 @@ def _ways(wanted: Wanted, here: Installed | None) -> Iterator[Wanted]:
 
 
 def _best(ways: Sequence[_Served | _Refused], qualities: Mapping[Subnet, Quality]) -> _Served | _Refused:
-    """The runtime whose own best plan loses least on the device; where none serves it, all their reasons."""
+    """The runtime that `planner.pipeline` would take: with the longest context, where that was left open, whose own
+    best plan loses least, of equals the faster; where none serves the device, all their reasons."""
     served = _served(ways)
     if served:
-        return min(served, key=lambda one: _least(one, qualities))
+        return min(served, key=lambda one: _rank(one, qualities))
     refused = [one for one in ways if isinstance(one, _Refused)]
     lines = dict.fromkeys(one.why for one in refused)
     named = (f"{one.wanted.runtime}: {one.why}" for one in refused)
     return replace(refused[0], why=next(iter(lines)) if len(lines) == 1 else "; ".join(named))
 
 
-def _least(one: _Served, qualities: Mapping[Subnet, Quality]) -> float:
-    """What the device's own best plan loses, its runtime's rounding of activations included."""
-    losses = (_loss(one.framed, subnet, qualities) for subnet in one.proposed.subnets)
-    return min(loss for loss in losses if loss is not None) + beside_kl(one.framed)
+def _rank(one: _Served, qualities: Mapping[Subnet, Quality]) -> tuple[float, ...]:
+    """By the loss of the device's own best plan, its runtime's rounding of activations included."""
+    framed = one.framed
+    losses = {subnet: _loss(framed, subnet, qualities) for subnet in one.proposed.subnets}
+    loss, best = min(((loss, subnet) for subnet, loss in losses.items() if loss is not None), key=lambda pair: pair[0])
+    return -one.workload.context, loss + beside_kl(framed), framed.costs.latency(framed.tied(best)).tpot_ms
 
 
 def _check_any(files: PlanSource, table: SensitivityTable, runtimes: Sequence[Runtime]) -> None:
@@ -202,13 +208,11 @@ def _framed(
 ) -> Framed | str:
     """The device's problem, or why it has none."""
     try:
-        workload = Workload.for_model(
-            files.spec, wanted.context, wanted.batch or 1, wanted.prompt_tokens, wanted.kv_cache
-        )
+        workload, contexts = wanted.asked.of(files.spec)
         device = replace(wanted.profile, name=wanted.name)
-        return decide(Scenario(files, table, runtime, device, workload, wanted.budget), cache_loss)
+        return decided(Scenario(files, table, runtime, device, workload, wanted.budget), cache_loss, contexts)
     except InputError as error:
-        return str(error)
+        return in_keys(str(error))
 
 
 def _distinct(framed: Sequence[Framed]) -> Iterator[Framed]:
@@ -274,21 +278,26 @@ def _served(ends: Sequence[_Served | _Refused]) -> list[_Served]:
 
 def _asked(wanted: Wanted, spec: ModelSpec) -> Workload:
     """Also where it is refused."""
-    context = max(2, wanted.context or min(DEFAULT_CONTEXT, spec.max_context))
-    prompt = min(wanted.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(1, context // 2))
-    return Workload(context, wanted.batch or 1, prompt, wanted.kv_cache)
+    asked, context = wanted.asked, wanted.asked.context
+    if isinstance(context, ContextRange):
+        context = context.of(spec, asked.prompt_tokens).shortest
+    context = max(2, context or min(DEFAULT_CONTEXT, spec.max_context))
+    prompt = min(asked.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(1, context // 2))
+    return Workload(context, asked.batch, prompt, asked.kv_cache, asked.gpu_layers)
 
 
 def _end(
-    framed: Framed | str, wanted: Wanted, spec: ModelSpec, problems: Sequence[Problem], found: Sequence[Proposed]
-) -> _Served | _Refused:
+    framed: Framed | str, wanted: Wanted, spec: ModelSpec, problems: Sequence[Problem], found: Sequence[Proposed],
+    caches: Callable[[int], tuple[str, ...]],
+) -> _Served | _Refused:  # fmt: skip
     if isinstance(framed, str):
         return _Refused(wanted, _asked(wanted, spec), framed)
-    proposed = found[problems.index(framed.problem)]
+    number = problems.index(framed.problem)
+    proposed = found[number]
     if proposed.finalists:
         return _Served(wanted, framed, with_stock(framed, proposed).apart(framed))
-    refusal = budget_error(framed.problem, wanted.budget, wanted.name, in_a_file=True)
-    return _Refused(wanted, _asked(wanted, spec), str(refusal))
+    refusal = budget_error(framed.problem, wanted.budget, wanted.name, caches(number), could_spill(framed))
+    return _Refused(wanted, _asked(wanted, spec), in_keys(str(refusal)))
 
 
 def _covered(

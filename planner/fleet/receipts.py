@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from planner.answers import TO_SUBNET
-from planner.fleet.index import KL, LOADS, MEMORY, TIME, Device, Filled, Index, Served, Slot, check_date
+from planner.fleet.index import HOST_MEMORY, KL, LOADS, MEMORY, TIME, Device, Filled, Index, Served, Slot, check_date
 from planner.package import MANIFEST, Package
-from planner.rows import BROKEN, HOLDS, PEAK_MEMORY, Row
+from planner.rows import BROKEN, HOLDS, Row
 from records.atomic import sha256, write_text
 from records.errors import InputError
 from records.reading import as_record, read_record
@@ -26,7 +26,7 @@ from records.reading import as_record, read_record
 KIND = "bitfleet receipt"
 SCHEMA = 1
 _REMAKE = "make it again with `bitfleet verify PACKAGE --receipt FILE`"
-_ROWS = {LOADS: LOADS, KL: TO_SUBNET, MEMORY: PEAK_MEMORY, TIME: "time per token"}
+_ROWS = {LOADS: LOADS, KL: TO_SUBNET, MEMORY: MEMORY, HOST_MEMORY: HOST_MEMORY, TIME: TIME}
 """Which row of a check fills a slot."""
 FIRST = "time to first token"
 """A row that is promised and that no slot is for."""

@@ -10,7 +10,7 @@ import pytest
 
 from planner import pipeline
 from planner.plan import SHORTER, Plan
-from planner.request import Budget, ContextRange, parse_context
+from planner.request import Asked, Budget, ContextRange, Workload, parse_context
 from planner.runtimes import RUNTIMES
 from planner.runtimes.onnxruntime.pricing import OnnxPricing
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
@@ -125,7 +125,9 @@ def test_the_runtime_that_has_the_longest_is_taken(files: Files) -> None:
 
 
 def test_a_context_is_a_number_a_range_or_all() -> None:
-    assert [parse_context(text) for text in ("4096", " 2048..8192 ", "max")] == [4096, (2048, 8192), None]
+    assert [parse_context(text) for text in ("4096", " 2048..8192 ", "max")] == [
+        4096, ContextRange(2048, 8192), ContextRange(1, 10**9, open=True),
+    ]  # fmt: skip
     assert CONTEXTS.contexts(1024) == [512, 1024, 2048, 3000] and ContextRange(256, 512).contexts(256) == [256, 512]
     for text in ("", "4k", "1..", "..5", "1...5", "MAX", "-1", "4096,8192"):
         with pytest.raises(InputError, match=r"tokens such as 4096, a range 2048\.\.8192, or max"):
@@ -136,6 +138,10 @@ def test_a_context_is_a_number_a_range_or_all() -> None:
 
 
 def test_all_that_a_model_can_begins_with_a_prompt(files: Files) -> None:
-    assert ContextRange.for_model(files.spec, None, None) == ContextRange(256, 8192, open=True)
-    assert ContextRange.for_model(files.spec, None, 4000).shortest == 4001
-    assert ContextRange.for_model(files.spec, (2048, 4096), None) == ContextRange(2048, 4096)
+    every = ContextRange(1, 10**9, open=True)
+    assert every.of(files.spec) == ContextRange(256, 8192, open=True)
+    assert every.of(files.spec, 4000).shortest == 4001
+    assert CONTEXTS.of(files.spec) == CONTEXTS
+    assert Asked(every, prompt_tokens=100).of(files.spec)[0] == Workload(256, prompt_tokens=100)
+    with pytest.raises(InputError, match="at most the 8192 tokens"):
+        Asked(ContextRange(4096, 8193)).of(files.spec)

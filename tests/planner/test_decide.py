@@ -12,7 +12,7 @@ from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.plan import plan_fleet
 from planner.margins import said
 from planner.plan import Margin, Plan
-from planner.request import Budget
+from planner.request import Asked, Budget
 from planner.runtimes import RUNTIMES
 from planner.runtimes.base import Runtime
 from planner.runtimes.caches import CacheType
@@ -116,7 +116,7 @@ def test_several_runtimes_are_compared_with_what_their_caches_lose(files: Files)
 
 def test_each_device_of_a_fleet_decides_by_itself(files: Files) -> None:
     def wanted(name: str, memory: int) -> Wanted:
-        return Wanted(name, name, replace(DEVICE, name=name), Budget(memory), context=2048, kv_cache="auto")
+        return Wanted(name, name, replace(DEVICE, name=name), Budget(memory), asked=Asked(2048, kv_cache="auto"))
 
     asked = Fleet(None, 0.05, (wanted("tight", TIGHT.memory_bytes), wanted("roomy", ROOMY.memory_bytes)))
     made = plan_fleet(files, asked, lambda name: RUNTIMES[name](), trials=0, cache_loss=lost)

@@ -12,7 +12,7 @@ from planner import pipeline
 from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.plan import plan_fleet
 from planner.plan import Plan
-from planner.request import Budget
+from planner.request import Asked, Budget
 from planner.runtimes import AUTO, RUNTIMES, installed
 from planner.runtimes.base import MemoryItem
 from planner.runtimes.engine import Engine
@@ -123,7 +123,7 @@ def test_a_fleet_takes_each_device_s_best_runtime(files: Files, monkeypatch: pyt
         return {"onnxruntime": OnnxRuntime, "light": Light}[name]()
 
     def wanted(name: str, memory: int, runtime: str = AUTO) -> Wanted:
-        return Wanted(name, name, replace(DEVICE, name=name), Budget(memory), context=512, runtime=runtime)
+        return Wanted(name, name, replace(DEVICE, name=name), Budget(memory), runtime, Asked(512))
 
     devices = (wanted("tight", 200_000_000), wanted("named", 230_000_000, "onnxruntime"), wanted("none", 10**6))
     made = plan_fleet(files, Fleet(None, 0.05, devices), runtime_of, additive(files), trials=5)

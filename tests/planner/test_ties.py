@@ -20,7 +20,7 @@ from planner.overview import bits_by_layer
 from planner.plan import Plan
 from planner.propose import Proposed, searched
 from planner.replan import replanned
-from planner.request import Budget
+from planner.request import Asked, Budget
 from planner.runtimes import RUNTIMES
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.runtimes.shapes import SMOLLM2
@@ -157,7 +157,7 @@ def test_a_fleet_of_both_measures_a_subnet_that_both_take_once(files: Files, mon
     monkeypatch.setitem(RUNTIMES, "free", Free)
     runtimes = {"free": Free(), "onnxruntime": OnnxRuntime()}
     wanted = (
-        Wanted(f"{name} {memory}", "box", DEVICE, Budget(memory), name, context=WORKLOAD.context)
+        Wanted(f"{name} {memory}", "box", DEVICE, Budget(memory), name, Asked(WORKLOAD.context))
         for name in runtimes
         for memory in (10**9, BUDGET.memory_bytes)
     )

@@ -18,7 +18,7 @@ from planner.limits import MEMORY
 from planner.plan import Plan
 from planner.promise import Promise
 from planner.quality import Quality
-from planner.request import Budget, Workload
+from planner.request import Asked, Budget, ContextRange, Workload
 from planner.runtimes import RUNTIMES
 from planner.scenario import Scenario
 from profiles.catalog import load
@@ -33,9 +33,12 @@ def runtime_of(name: str) -> Any:
     return RUNTIMES[name]()
 
 
-def wanted(name: str, memory: int, context: int = 512, **more: Any) -> Wanted:
-    budget = Budget(memory, more.pop("tpot_ms", None))
-    return Wanted(name, name, replace(DEVICE, name=name), budget, context=context, **more)
+def wanted(
+    name: str, memory: int, context: int | ContextRange = 512, tpot_ms: float | None = None, **more: Any
+) -> Wanted:
+    return Wanted(
+        name, name, replace(DEVICE, name=name), Budget(memory, tpot_ms), "onnxruntime", Asked(context, **more)
+    )  # fmt: skip
 
 
 def planned(files: Files, *devices: Wanted, max_loss: float = 0.05, **options: Any) -> FleetPlan:
@@ -128,7 +131,7 @@ def test_a_device_that_cannot_be_served_stops_nobody(files: Files) -> None:
         files,
         wanted("small", 90_000_000),
         wanted("box", 226_000_000),
-        Wanted("gpu", "l4-24gb", load("l4-24gb"), Budget(10**9)),
+        Wanted("gpu", "l4-24gb", load("l4-24gb"), Budget(10**9), "onnxruntime"),
         wanted("far", 300_000_000, context=10_000),
         wanted("fast", 300_000_000, tpot_ms=0.5),
     )
@@ -203,13 +206,13 @@ def test_devices_that_differ_in_their_names_alone_are_framed_once_and_planned_as
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     framed: list[str] = []
-    decide = fleet_plan.decide
+    decided = fleet_plan.decided
 
     def counted(scenario: Scenario, *more: Any) -> Any:
         framed.append(scenario.device.name)
-        return decide(scenario, *more)
+        return decided(scenario, *more)
 
-    monkeypatch.setattr(fleet_plan, "decide", counted)
+    monkeypatch.setattr(fleet_plan, "decided", counted)
     much = 2 * DEVICE.usable_bytes  # so that a note names the device
     made = planned(files, *(wanted(name, much) for name in "abc"), wanted("d", 226_000_000))
     assert framed == ["a", "d"]
@@ -229,7 +232,7 @@ def test_a_supernet_that_no_device_can_mend_is_an_error(files: Files) -> None:
 
 def test_a_device_of_unknown_speed_is_refused_and_stops_nobody(files: Files) -> None:
     profile = replace(DEVICE, name="bare", bandwidth_bytes_per_s=None, bandwidth_basis=None, int8_ops_per_s=None)
-    bare = Wanted("bare", "bare", profile, Budget(300_000_000), context=512)
+    bare = Wanted("bare", "bare", profile, Budget(300_000_000), "onnxruntime", Asked(512))
     made = planned(files, bare, wanted("box", 300_000_000))
     assert [member.wanted.name for member in made.refused] == ["bare"]
     assert "needs a measured or published speed" in made.refused[0].refused

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from planner.fleet.fleetfile import EXAMPLE, MOST_DEVICES, Fleet, read_fleet
-from planner.request import Budget
+from planner.fleet.fleetfile import EXAMPLE, MOST_DEVICES, Fleet, in_keys, read_fleet
+from planner.request import Asked, Budget, ContextRange
 from profiles.catalog import load
 from profiles.device import DeviceProfile
 from records.errors import InputError, MissingError
@@ -18,8 +20,8 @@ def written(folder: Path, text: str) -> Path:
     return folder / "fleet.toml"
 
 
-def read(folder: Path, text: str) -> Fleet:
-    return read_fleet(written(folder, text))
+def read(folder: Path, text: str, own: Callable[[str], DeviceProfile] | None = None) -> Fleet:
+    return read_fleet(written(folder, text), own)
 
 
 def test_the_example_works_as_it_is(tmp_path: Path) -> None:
@@ -30,9 +32,9 @@ def test_the_example_works_as_it_is(tmp_path: Path) -> None:
     assert by_name["kiosk"].budget == Budget(320_000_000, disk_bytes=150_000_000)
     assert by_name["desk"].budget == Budget(600_000_000, ttft_ms=500.0)
     assert by_name["raspberry-pi-5-8gb"].budget.tpot_ms == 50.0
-    assert [device.context for device in fleet.devices] == [2048, 2048, 4096, 2048, 2048, 2048]
+    assert [device.asked.context for device in fleet.devices] == [2048, 2048, 4096, 2048, 2048, 2048]
     graviton = by_name["graviton3-128gb"]
-    assert (graviton.batch, graviton.budget.memory_bytes) == (4, load("graviton3-128gb").memory_bytes)
+    assert (graviton.asked.batch, graviton.budget.memory_bytes) == (4, load("graviton3-128gb").memory_bytes)
     pi = by_name["small-pi"].profile
     assert (pi.name, pi.memory_bytes, pi.clock_hz) == ("small-pi", 4 * 10**9, load("raspberry-pi-5-8gb").clock_hz)
     client = by_name["thin-client"].profile
@@ -41,17 +43,20 @@ def test_the_example_works_as_it_is(tmp_path: Path) -> None:
 
 
 def test_what_the_example_has_in_comments_works_too(tmp_path: Path) -> None:
-    keys = ("# [[", "# device", "# mem", "# batch", "# prompt", "# kv", "# runtime", "# supernet")
-    lines = [line.removeprefix("# ") if line.startswith(keys) else line for line in EXAMPLE.split("\n")]
+    keys = ("[[", "name", "device", "mem", "host", "gpu", "batch", "prompt", "kv", "runtime", "supernet")
+    lines = [line[2:] if line.startswith(tuple(f"# {key}" for key in keys)) else line for line in EXAMPLE.split("\n")]
     load("l4-24gb").save(tmp_path / "board.json")
     path = written(tmp_path, "\n".join(lines))
     fleet = read_fleet(path, own=lambda runtime: load("steam-deck-16gb"))
     assert fleet.supernet == str(tmp_path / "supernet")
+    gaming = fleet.devices[-3]
+    assert gaming.profile == replace(load("rtx-4060-8gb"), host=load("desktop-ryzen-5600-16gb"))
+    assert gaming.budget == Budget(7 * 10**9, host_memory_bytes=8 * 10**9) and gaming.asked.gpu_layers == 31
     assert [(d.name, d.profile.name) for d in fleet.devices[-2:]] == [
         ("board", "l4-24gb"),
         ("this-machine", "steam-deck-16gb"),
     ]
-    assert (fleet.devices[0].prompt_tokens, fleet.devices[0].kv_cache) == (128, "auto")
+    assert fleet.devices[0].asked == Asked(2048, 1, 128, "auto")
 
 
 def test_tokens_a_second_are_a_time_per_token(tmp_path: Path) -> None:
@@ -62,6 +67,57 @@ def test_tokens_a_second_are_a_time_per_token(tmp_path: Path) -> None:
     assert [one.budget.tpot_ms for one in fleet.devices] == [50.0, 8.0, 400.0]
 
 
+def test_a_context_may_be_left_open(tmp_path: Path) -> None:
+    text = "".join(f'[[device]]\ndevice = "l4-24gb"\nname = "{n}"\ncontext = {n}\n' for n in ("64", "'9..99'", "'max'"))
+    contexts = [one.asked.context for one in read(tmp_path, text).devices]
+    assert contexts == [64, ContextRange(9, 99), ContextRange(1, 10**9, open=True)]
+
+
+def test_hosts_of_the_defaults_are_those_of_gpus_that_have_none(tmp_path: Path) -> None:
+    pc, own, board = load("desktop-ryzen-5600-16gb"), load("xeon-8480-256gb"), load("jetson-orin-nano-8gb")
+    replace(load("l4-24gb"), host=own).save(tmp_path / "known.json")
+    own.save(tmp_path / "own.json")
+    fleet = read(
+        tmp_path,
+        f"""
+        defaults = {{ host = "{pc.name}", host-mem = "9GB", gpu-layers = 7, mem = "2GB" }}
+        device = [
+            {{ device = "l4-24gb" }},
+            {{ device = "rtx-4060-8gb", host = "own.json", host-mem = "1GB", gpu-layers = 3 }},
+            {{ device = "known.json" }}, {{ device = "raspberry-pi-5-8gb" }}, {{ device = "{board.name}" }},
+            {{ name = "half", device = {{ like = "l4-24gb", memory = "12GB" }} }}, {{ device = "this-machine" }},
+        ]
+        """,
+        own=lambda runtime: replace(load("rtx-3060-12gb"), host=own),
+    )
+    found = [(one.profile.host, one.budget.host_memory_bytes, one.asked.gpu_layers) for one in fleet.devices]
+    gb = 10**9
+    assert found == [
+        (pc, 9 * gb, 7), (own, gb, 3), (own, 9 * gb, 7), (None, None, None), (None, None, None), (pc, 9 * gb, 7),
+        (own, 9 * gb, 7),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "in_a_file"),
+    [
+        (
+            "use --mem 168.3MB --latency 5.61ms, or a smaller --batch",
+            'use mem = "168.3MB" latency = "5.61ms", or a smaller batch',
+        ),
+        ("1 to 31, got --gpu-layers 32", "1 to 31, got gpu-layers = 32"),
+        ("all 31; name the others' --host, got --gpu-layers 4", "all 31; name the others' host, got gpu-layers = 4"),
+        (
+            "(--kv-cache q8_0,q4_0 would keep it); use --host-mem 3GB",
+            '(kv-cache = "q8_0,q4_0" would keep it); use host-mem = "3GB"',
+        ),
+        ("train with --adapter scales or --memory", "train with --adapter scales or --memory"),
+    ],
+)
+def test_flags_are_keys_in_a_file(line: str, in_a_file: str) -> None:
+    assert in_keys(line) == in_a_file
+
+
 def test_a_profile_file_lies_beside_the_fleet(tmp_path: Path) -> None:
     load("l4-24gb").save(tmp_path / "p.json")
     fleet = read(tmp_path, '[[device]]\ndevice = "./p.json"\nname = "a b"\nmem = "1GB"')
@@ -69,7 +125,9 @@ def test_a_profile_file_lies_beside_the_fleet(tmp_path: Path) -> None:
     assert fleet.devices[0].device == "./p.json"
 
 
+PC = "desktop-ryzen-5600-16gb"
 GOOD = '[[device]]\ndevice = "l4-24gb"\n'
+PI = '[[device]]\ndevice = "raspberry-pi-5-8gb"\n'
 
 
 @pytest.mark.parametrize(
@@ -88,7 +146,33 @@ GOOD = '[[device]]\ndevice = "l4-24gb"\n'
         (GOOD + "target-tps = '20'", "3: target-tps: must be a number of tokens a second such as 20, got '20'"),
         (GOOD + "target-tps = 0", "3: target-tps: it is a number of tokens a second such as 20, got 0"),
         (GOOD + "latency = '20ms'\ntarget-tps = 20", "1: target-tps 20 is 50 ms a token, latency says 20 ms; give one"),
-        (GOOD + "context = '4096'", "3: context: must be a whole number of at least 1, got '4096'"),
+        (GOOD + "context = 4096.0", "3: context: must be a whole number of at least 1, got 4096.0"),
+        (GOOD + "context = '4k'", "3: context: a context is tokens such as 4096, a range 2048..8192, or max, got '4k'"),
+        (GOOD + "context = '8192..2048'", "3: context: a range of contexts is like 2048..8192, got 8192..2048"),
+        (GOOD + "context = '64..99'\nprompt-tokens = 64", "1: prompt-tokens must be below the context of 64, got 64"),
+        (GOOD + "hosts = 'a'", "3: no key 'hosts' for a device; did you mean 'host'?"),
+        (GOOD + "hostmem = '8GB'", "3: no key 'hostmem' for a device; did you mean 'host-mem'?"),
+        (GOOD + "gpu_layers = 3", "3: no key 'gpu_layers' for a device; did you mean 'gpu-layers'?"),
+        (GOOD + "\nhost = 'rtx-4060-8gb'", "4: a host is a machine of kind cpu, rtx-4060-8gb is cuda"),
+        (GOOD + "host = 'desktop'", "3: no device is called 'desktop' in the catalogue"),
+        (GOOD + "host = 'my.json'", "3: no device profile at my.json"),
+        (GOOD + "host = { like = 'l4-24gb' }", "3: host: must be text"),
+        (GOOD + "host-mem = '8GB'", "3: host-mem limits what the machine of a GPU gives: name that with host"),
+        (GOOD + f"host = '{PC}'\nhost-mem = '0GB'", "4: host-mem: a size is a number and a unit like 8GB"),
+        (GOOD + f"host = '{PC}'\ngpu-layers = 0", "4: gpu-layers: must be a whole number of at least 1, got 0"),
+        (PI + f"host = '{PC}'", "3: a host is the machine that a GPU is in, raspberry-pi-5-8gb is a cpu"),
+        (PI + "host-mem = '2GB'", "3: host-mem limits what the machine of a GPU gives: name that with host"),
+        (PI + "gpu-layers = 3", "3: gpu-layers counts layers on a GPU, raspberry-pi-5-8gb is of kind cpu"),
+        (
+            f"[[device]]\ndevice = 'jetson-orin-nano-8gb'\nhost = '{PC}'",
+            "3: jetson-orin-nano-8gb shares its memory with its own processor, it is in no other machine",
+        ),
+        (
+            f"[[device]]\ndevice = 'this-machine'\nhost = '{PC}'",
+            "3: a host is the machine that a GPU is in; name the GPU as the device, got 'this-machine'",
+        ),
+        ("[defaults]\nhost = 'desk'\n" + PI, "2: no device is called 'desk' in the catalogue"),
+        ("[defaults]\nhost = 'l4-24gb'\n" + GOOD, "3: a host is a machine of kind cpu, l4-24gb is cuda"),
         (GOOD + "batch = true", "3: batch: must be a whole number"),
         (GOOD + f"batch = {2**31}", "3: batch: must be a whole number"),
         (GOOD + "context = 64\nprompt-tokens = 64", "1: prompt-tokens must be below the context of 64, got 64"),
@@ -127,7 +211,7 @@ GOOD = '[[device]]\ndevice = "l4-24gb"\n'
         (GOOD * (MOST_DEVICES + 1), f"a fleet has at most {MOST_DEVICES} devices"),
         (GOOD + "mem = ", "3: no TOML: Invalid value"),
     ],
-    ids=range(42),
+    ids=range(62),
 )
 def test_what_is_wrong_is_one_line_with_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.plan import FleetPlan, plan_fleet
-from planner.request import Budget
+from planner.request import Asked, Budget
 from planner.runtimes import RUNTIMES
 from planner.runtimes.base import Runtime
 from profiles.catalog import load
@@ -31,7 +31,7 @@ def runtime_of(name: str) -> Runtime:
 
 
 def wanted(name: str, device: str = LAPTOP, disk: int | None = None, memory: int = MEMORY) -> Wanted:
-    return Wanted(name, device, load(device), Budget(memory, disk_bytes=disk), context=128, prompt_tokens=64)
+    return Wanted(name, device, load(device), Budget(memory, disk_bytes=disk), asked=Asked(128, prompt_tokens=64))
 
 
 def planned(files: SupernetFiles, *devices: Wanted) -> FleetPlan:
