@@ -22,7 +22,7 @@ def check() -> Check:
         path = library()
     except NotInstalledError as error:
         return _without(error)
-    case = {"kind": TYPES["Q4_0"].number, "inputs": 256, "outputs": 64, "copies": 1, "rows": [1]}
+    case = {"kind": TYPES["Q4_0"].number, "inputs": 256, "outputs": 64, "copies": 1, "rows": [1], "evicted": 0}
     timing = {"threads": 1, "tries": 1, "each_s": 0.0, "steady": 1.0, "slow_ms": 1e9}
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         folder = Path(scratch)
