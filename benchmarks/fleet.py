@@ -34,9 +34,9 @@ CPUS = [name for name in catalogue() if load(name).kind == "cpu"]
 MEMORIES = {512: ("230MB", "240MB", "256MB", "300MB", "400MB", "512MB", "1GB"), 2048: ("320MB", "512MB")}
 DEVICES = 100
 LATENCIES = {"raspberry-pi-5-8gb": "10ms"}  # of every third device; 5ms of the others, which binds the slower ones
-SIX = """\
-[defaults]
-context = 512
+DEFAULTS = '[defaults]\nruntime = "onnxruntime"\n'
+SIX = f"""\
+{DEFAULTS}context = 512
 [[device]]
 name = "kiosk"
 device = "raspberry-pi-5-8gb"
@@ -117,10 +117,10 @@ def hundred(work: Path, supernet: Path) -> dict[str, Any]:
         latency = LATENCIES.get(name, "5ms") if number % 3 == 0 else None
         tables.append(_device(f"d{number}", name, memory, context, latency))
     fleet = work / "hundred.toml"
-    fleet.write_text("\n".join(tables))
+    fleet.write_text("\n".join([DEFAULTS, *tables]))
     seconds, made = _planned(fleet, supernet)
     twice = work / "twice.toml"
-    twice.write_text("\n".join([*tables, *(text.replace('name = "d', 'name = "again-') for text in tables)]))
+    twice.write_text("\n".join([DEFAULTS, *tables, *(text.replace('name = "d', 'name = "again-') for text in tables)]))
     twice_seconds, made_twice = _planned(twice, supernet)
     assert made_twice["problems"] == made["problems"]
     served = [device for device in made["devices"] if device["refused"] == ""]

@@ -255,6 +255,8 @@ def print_fleet(made: FleetPlan) -> None:
         say()
         within = f"each within {100 * made.max_loss:.3g} % of its best"
         say(f"{_count(len(made.packages), 'package')} for {_count(served, 'device')}, {within}: {proven}")
+    for name, line in made.absent.items():
+        say(f"note: {name} is not here, devices that name no runtime are planned without it: {line}")
     for member in made.members:
         for line in _lessened(member):
             say(f"note: {member.wanted.name}: {line}")
@@ -338,6 +340,7 @@ def _to_json(made: FleetPlan) -> dict[str, Any]:
         "proven": made.gap == 0,
         "gap": made.gap,
         "problems": made.problems,
+        "absent": dict(made.absent),
         "devices": [
             {
                 "name": member.wanted.name,

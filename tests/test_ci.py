@@ -29,6 +29,7 @@ WORKFLOW = CI / ".github" / "workflows" / "export.yml"
 TRAIN = "--bits 2,4,8 --group-size 32 --quantizer rtn --steps 2 --data text.txt"
 FLEET = """
 [defaults]
+runtime = "onnxruntime"
 context = 128
 prompt-tokens = 64
 mem = "200MB"

@@ -30,7 +30,6 @@ from records.toml import Place, Toml, read_toml
 THIS_MACHINE = "this-machine"
 MOST_DEVICES = 1000
 MOST_COUNT = 2**31
-RUNTIME = "onnxruntime"
 PLACED = ("host", "host-mem", "gpu-layers")
 """Keys that say how a GPU shares a model with the machine that it is in."""
 MAX_LOSS = 0.05
@@ -55,7 +54,8 @@ context = 2048              # tokens that prompt and answer may have together; l
 # prompt-tokens = 128       # of the prompt that `ttft` is for
 # kv-cache = "auto"         # how keys and values are kept: what loses least, or a type such as "q8_0"; left out: as the
 #                           # runtime does unasked
-# runtime = "onnxruntime"   # what loads the package; "auto": whichever loses least on the device
+# runtime = "onnxruntime"   # what loads the package; left out: of those that run on the device and are installed here
+#                           # the one that loses least, so a name where packages shall not follow from what is installed
 
 [[device]]
 device = "raspberry-pi-5-8gb"   # a name of `bitfleet profile list`
@@ -127,7 +127,7 @@ class Wanted:
     device: str | Mapping[str, Any]
     profile: DeviceProfile
     budget: Budget
-    runtime: str = RUNTIME
+    runtime: str = AUTO
     asked: Asked = Asked()
 
 
@@ -243,7 +243,7 @@ class _Reading:
         if own.keys() & {"latency", "target-tps"}:  # a device's own limit of time takes the place of both defaults
             defaults = {key: value for key, value in defaults.items() if key not in ("latency", "target-tps")}
         general = {key: value for key, value in defaults.items() if key not in PLACED}
-        found: dict[str, Any] = {"runtime": RUNTIME, **general, **own}
+        found: dict[str, Any] = {"runtime": AUTO, **general, **own}
         if "device" not in found:
             raise self.wrong(place, f"a device needs the key 'device', a name, a profile or its fields; {_REMEDY}")
         given, at = found["device"], (*place, "device")

@@ -5,7 +5,7 @@ fewest packages are chosen that serve each device nearly as well as its own best
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 from planner.beside import with_stock
@@ -89,13 +89,15 @@ class Shared:
 
 @dataclass(frozen=True)
 class FleetPlan:
-    """`gap` is the share by which fewer packages might do, 0 where their number is proven the least."""
+    """`gap` is the share by which fewer packages might do, 0 where their number is proven the least. `absent` are
+    runtimes that are not installed and might have served a device that names none, with what to install."""
 
     members: tuple[Member, ...]
     packages: tuple[Shared, ...]
     max_loss: float
     gap: float
     problems: int
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def refused(self) -> tuple[Member, ...]:
@@ -138,7 +140,8 @@ def plan_fleet(
     qualities = measured([one.proposed for each in tried for one in _served(each)], measure)
     devices = [_best(each, qualities) for each in tried]
     report("choosing packages", 1.0)
-    return _covered(devices, qualities, fleet.max_loss, len(problems), command)
+    made = _covered(devices, qualities, fleet.max_loss, len(problems), command)
+    return replace(made, absent=_absent(fleet.devices, here))
 
 
 def _ways(wanted: Wanted, here: Installed | None) -> Iterator[Wanted]:
@@ -149,6 +152,15 @@ def _ways(wanted: Wanted, here: Installed | None) -> Iterator[Wanted]:
     names = [runtime.name for runtime in here.on(wanted.profile).found]
     for name in names or list(RUNTIMES):  # without any, each will say why
         yield replace(wanted, runtime=name)
+
+
+def _absent(devices: Sequence[Wanted], here: Installed | None) -> dict[str, str]:
+    """What is missing of the runtimes that run on the devices which name none."""
+    missing: dict[str, str] = {}
+    for wanted in devices if here is not None else ():
+        if wanted.runtime == AUTO and here is not None:
+            missing |= here.on(wanted.profile).missing
+    return missing
 
 
 def _best(ways: Sequence[_Served | _Refused], qualities: Mapping[Subnet, Quality]) -> _Served | _Refused:

@@ -116,7 +116,9 @@ def test_several_runtimes_are_compared_with_what_their_caches_lose(files: Files)
 
 def test_each_device_of_a_fleet_decides_by_itself(files: Files) -> None:
     def wanted(name: str, memory: int) -> Wanted:
-        return Wanted(name, name, replace(DEVICE, name=name), Budget(memory), asked=Asked(2048, kv_cache="auto"))
+        return Wanted(
+            name, name, replace(DEVICE, name=name), Budget(memory), "onnxruntime", Asked(2048, kv_cache="auto")
+        )
 
     asked = Fleet(None, 0.05, (wanted("tight", TIGHT.memory_bytes), wanted("roomy", ROOMY.memory_bytes)))
     made = plan_fleet(files, asked, lambda name: RUNTIMES[name](), trials=0, cache_loss=lost)

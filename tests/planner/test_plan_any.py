@@ -117,7 +117,7 @@ def test_what_is_not_installed_is_told_apart(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_fleet_takes_each_device_s_best_runtime(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("planner.runtimes.RUNTIMES", {"onnxruntime": OnnxRuntime, "light": Light})
+    monkeypatch.setattr("planner.runtimes.RUNTIMES", {"onnxruntime": OnnxRuntime, "light": Light, "absent": Absent})
 
     def runtime_of(name: str) -> Any:
         return {"onnxruntime": OnnxRuntime, "light": Light}[name]()
@@ -131,4 +131,6 @@ def test_a_fleet_takes_each_device_s_best_runtime(files: Files, monkeypatch: pyt
     assert tight.plan is not None and named.plan is not None and none.plan is None
     assert (tight.plan.runtime, named.plan.runtime) == ("light", "onnxruntime")
     assert [package.kind.runtime for package in made.packages] == ["light", "onnxruntime"]
+    assert list(made.absent) == ["absent"] and made.absent["absent"].endswith("pip install it")
+    assert plan_fleet(files, Fleet(None, 0.05, devices[1:2]), runtime_of, trials=0).absent == {}
     assert none.refused.startswith("onnxruntime: memory of 1 MB") and "; light: memory of 1 MB" in none.refused

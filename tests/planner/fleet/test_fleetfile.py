@@ -67,6 +67,13 @@ def test_tokens_a_second_are_a_time_per_token(tmp_path: Path) -> None:
     assert [one.budget.tpot_ms for one in fleet.devices] == [50.0, 8.0, 400.0]
 
 
+def test_a_device_that_names_no_runtime_is_planned_for_each(tmp_path: Path) -> None:
+    devices = f"{GOOD}[[device]]\ndevice = 'h200-sxm-141gb'\nruntime = 'vllm'"
+    assert [one.runtime for one in read(tmp_path, devices).devices] == ["auto", "vllm"]
+    (first, _) = read(tmp_path, f"[defaults]\nruntime = 'llamacpp'\n{devices}").devices
+    assert first.runtime == "llamacpp"
+
+
 def test_a_context_may_be_left_open(tmp_path: Path) -> None:
     text = "".join(f'[[device]]\ndevice = "l4-24gb"\nname = "{n}"\ncontext = {n}\n' for n in ("64", "'9..99'", "'max'"))
     contexts = [one.asked.context for one in read(tmp_path, text).devices]

@@ -31,7 +31,9 @@ def runtime_of(name: str) -> Runtime:
 
 
 def wanted(name: str, device: str = LAPTOP, disk: int | None = None, memory: int = MEMORY) -> Wanted:
-    return Wanted(name, device, load(device), Budget(memory, disk_bytes=disk), asked=Asked(128, prompt_tokens=64))
+    return Wanted(
+        name, device, load(device), Budget(memory, disk_bytes=disk), "onnxruntime", Asked(128, prompt_tokens=64)
+    )
 
 
 def planned(files: SupernetFiles, *devices: Wanted) -> FleetPlan:
