@@ -76,7 +76,6 @@ class Calibrator(ABC):
             shapes = (SHALLOW, DEEP, self.wide)
             packages = {shape: self.write(shape, threads, root / shape.name, own) for shape in shapes}
             kept = {cache: self.write(DEEP, threads, root / cache.name, cache) for cache in others}
-            report("serving them", 0.1)
             taken, products, head = self.in_turns(packages, threads, QUICK_TURNS if quick else TURNS, report)
             report("serving with other types of cache", 0.6)
             rounded = {cache: self.serve(one, LONG, DECODED_TOKENS, repeats=2) for cache, one in kept.items()}
