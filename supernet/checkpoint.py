@@ -280,13 +280,17 @@ class SupernetFiles:
     def load(self, keep: Callable[[QuantizedWeight], Stored] | None = None) -> Supernet:
         """The supernet as a model, in float32, its adapters in place. `keep` says what is kept of each weight read.
 
-        InputError where a file is damaged.
+        InputError where a file is damaged: that is looked for while libraries are read.
         """
-        from transformers import AutoConfig
+        from concurrent.futures import ThreadPoolExecutor
 
-        from supernet.build import assemble
+        with ThreadPoolExecutor(1) as thread:
+            whole = thread.submit(self.check_hashes)
+            from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401, which `assemble` makes it with
 
-        self.check_hashes()
+            from supernet.build import assemble
+
+            whole.result()
         config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=self.trusted)
         weights = {
             linear.name: {choice: self._kept(linear.name, choice, keep) for choice in self.space.whole[unit.name]}

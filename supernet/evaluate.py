@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from scipy.special import stdtrit
-from torch import Tensor
+from torch import Tensor, nn
 
 from supernet.build import Supernet
-from supernet.model import HEAD_TOKENS, hidden_states, logits_of
+from supernet.distances import Distances, stretches
+from supernet.model import logits_of
+from supernet.prefixes import hidden_of_each
 from supernet.progress import Progress, silent
 from supernet.reference import Reference, joined
-from supernet.space import Subnet
+from supernet.space import Choice, Subnet
+from supernet.spec import EMBEDDING, HEAD
 
 __all__ = ["Quality", "Reference", "evaluate", "evaluate_texts"]
 
@@ -65,6 +70,7 @@ def _perplexity(surprise: float) -> float:
     return math.exp(min(surprise, 700.0))
 
 
+AT_ONCE = 4  # subnets whose logits are made together
 BATCH_TOKENS = 2048  # windows are computed together up to so many tokens: weights are then made once for all
 
 
@@ -111,39 +117,45 @@ def _window_sums(
     supernet.set_dtype(dtype)
     reference = reference.to(supernet.model.device)
     count, length = reference.windows.shape
-    sums = torch.zeros(len(subnets), count, 4, dtype=torch.float64)
-    stretches = [slice(a, min(a + HEAD_TOKENS, length)) for a in range(reference.first, length, HEAD_TOKENS)]
     rows = max(1, BATCH_TOKENS // length)
-    done, total = 0, 2 * count * len(subnets)  # windows through the blocks of each subnet, then through its head
-    progress("evaluate", done, total)
+    found = []
     for start in range(0, count, rows):
-        batch, hidden = reference.windows[start : start + rows], []
-        for subnet in subnets:
-            hidden.append(_hidden(supernet, subnet, batch))
-            done += len(batch)
-            progress("evaluate", done, total)
-        for number, window in enumerate(batch, start):
-            full = [reference.log_probs(number, stretch) for stretch in stretches]
-            for index, subnet in enumerate(subnets):
-                supernet.activate(subnet)
-                for stretch, theirs in zip(stretches, full, strict=True):
-                    ours = logits_of(supernet.model, hidden[index][number - start, stretch]).float().log_softmax(-1)
-                    sums[index, number] += _distances(theirs, ours, window[stretch.start + 1 : stretch.stop + 1])
-            done += len(subnets)
-            progress("evaluate", done, total)
-    return sums
+        some = reference.part(slice(start, start + rows))
+        done, total = 2 * start, 2 * count  # windows through the blocks, then through the heads
+        hidden = hidden_of_each(supernet, subnets, some.windows, partial(_shown, progress, done, some, total))
+        report = partial(_shown, progress, done + len(some.windows), some, total)
+        read = [one[:, reference.first :].flatten(0, 1) for one in hidden]
+        found.append(_distances(supernet, subnets, some, read, report))
+    return torch.cat(found, 1)
 
 
-def _hidden(supernet: Supernet, subnet: Subnet, batch: Tensor) -> Tensor:
-    supernet.activate(subnet)
-    return hidden_states(supernet.model, batch)
+def _distances(
+    supernet: Supernet, subnets: Sequence[Subnet], reference: Reference, hidden: Sequence[Tensor],
+    report: Callable[[float], None],
+) -> Tensor:  # fmt: skip
+    """`_window_sums` of all the reference's windows, from what the head reads of each subnet, `(tokens, hidden_size)`.
+
+    Rows of the head are made once for all subnets that have it at one choice.
+    """
+    unit = next(u for u in supernet.spec.units if u.role == (EMBEDDING if supernet.spec.tied else HEAD))
+    head, alike = supernet.matrices[unit.linears[0].name], defaultdict[Choice, list[int]](list)
+    for index, subnet in enumerate(subnets):
+        alike[subnet[unit.name]].append(index)
+    lots = [(c, same[at : at + AT_ONCE]) for c, same in alike.items() for at in range(0, len(same), AT_ONCE)]
+    read = [torch.cat([hidden[index] for index in some]) for _, some in lots]
+    theirs = reference.hidden[:, reference.first :].flatten(0, 1)
+    successors = nn.functional.pad(reference.windows[:, reference.first + 1 :], (0, 1)).flatten()
+    distances, vocabulary = Distances(successors, len(subnets)), len(reference.head)
+    for ids in stretches(vocabulary, len(successors)):
+        ours: dict[int, Tensor] = {}
+        for (choice, some), together in zip(lots, read, strict=True):
+            head.select(choice)
+            ours |= zip(some, logits_of(supernet.model, together, ids).split(len(successors)), strict=True)
+        distances.read(reference.logits(theirs, ids), [ours[index] for index in range(len(subnets))], ids)
+        report(ids.stop / vocabulary)
+    return distances.sums(len(reference.windows))
 
 
-def _distances(full: Tensor, ours: Tensor, successors: Tensor) -> Tensor:
-    """Sums of KL, agreement and both surprises, from log probabilities `(tokens, vocab_size)`. A window's last token
-    has no successor."""
-    kl = torch.nn.functional.kl_div(ours, full, reduction="sum", log_target=True)
-    agree = (ours.argmax(-1) == full.argmax(-1)).sum()
-    index = successors.unsqueeze(1)
-    surprises = [-said[: len(successors)].gather(1, index).sum() for said in (ours, full)]
-    return torch.stack([kl, agree.float(), *surprises]).double().cpu()
+def _shown(progress: Progress, done: int, some: Reference, total: int, share: float) -> None:
+    """A share of the windows at hand, beside those that are done."""
+    progress("evaluate", done + int(share * len(some.windows)), total)

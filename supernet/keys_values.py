@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,8 +52,7 @@ def with_floats(supernet: Supernet, subnet: Subnet, reference: Reference) -> Ref
     """What `subnet` says of the reference's first windows, `TOKENS` together or one, with keys and values as floats, in
     float32: bfloat16 rounds as much as 8 bits do."""
     count = max(1, TOKENS // reference.windows.shape[1])
-    some = replace(reference, windows=reference.windows[:count], hidden=reference.hidden[:count])
-    return said_by(supernet, subnet, some)
+    return said_by(supernet, subnet, reference.part(slice(count)))
 
 
 @torch.no_grad()

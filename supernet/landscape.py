@@ -6,7 +6,7 @@ The text is none that plans are chosen or judged by, or a search would fit what 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -41,8 +41,7 @@ class MeasuredLandscape:
         return slopes(self.supernet, subnet, self._windows(sample), self._dtype, self.progress)
 
     def _windows(self, sample: int) -> Reference:
-        some = slice(sample * JUDGES, (sample + 1) * JUDGES)
-        return replace(self.reference, windows=self.reference.windows[some], hidden=self.reference.hidden[some])
+        return self.reference.part(slice(sample * JUDGES, (sample + 1) * JUDGES))
 
     @property
     def _dtype(self) -> torch.dtype:

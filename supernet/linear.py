@@ -118,8 +118,12 @@ class SuperLinear(Quantized):
         super().__init__(weights, channels)
         self.register_buffer("bias", bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What reads channels is given those that are kept; what makes them gives those."""
+    def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        """What reads channels is given those that are kept; what makes them gives those. Some `rows` alone are for a
+        head, which is whole and has no adapter."""
+        if rows is not None:
+            y = frozen_product(x, self.stored(self.choice).rows(rows))
+            return y if self.bias is None else y + self.bias[rows].to(y.dtype)
         makes = self.channels is not None and self.channels.parts > 0
         bias = self.bias
         if self.choice.kept is None:
@@ -168,9 +172,11 @@ class SuperEmbedding(Quantized):
 
     def table(self) -> Tensor:
         """The selected choice's matrix. It has no adapter and is read whole by a head, so it is kept."""
-        if self._table is None or self._table[:2] != (self.choice, self.dtype):
-            self._table = (self.choice, self.dtype, self._made())
-        return self._table[2]
+        table = self._at_hand
+        if table is None:
+            table = self._made()
+            self._table = (self.choice, self.dtype, table)
+        return table
 
     @torch.no_grad()
     def _made(self) -> Tensor:
@@ -184,8 +190,22 @@ class SuperEmbedding(Quantized):
             start += len(made)
         return found
 
+    @property
+    def _at_hand(self) -> Tensor | None:
+        return self._table[2] if self._table is not None and self._table[:2] == (self.choice, self.dtype) else None
+
+    def rows(self, which: Tensor | slice) -> Tensor:
+        """Some rows of `table`, which is not made for them."""
+        table = self._at_hand
+        return self.stored(self.choice).rows(which).dequantize().to(self.dtype) if table is None else table[which]
+
     def forward(self, ids: Tensor) -> Tensor:
-        rows = nn.functional.embedding(ids, self.table())
+        """A pass with gradients reads the whole table at its head; others may read rows alone."""
+        if self._at_hand is None and not torch.is_grad_enabled():
+            found, places = ids.unique(return_inverse=True)
+            rows = self.rows(found)[places]
+        else:
+            rows = nn.functional.embedding(ids, self.table())
         return rows if self.embed_scale is None else rows * self.embed_scale.to(rows.dtype)
 
 
@@ -200,5 +220,6 @@ class TiedHead(nn.Module):
     def embedding(self) -> SuperEmbedding:
         return self._embedding[0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.embedding.table().to(x.dtype))
+    def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        table = self.embedding.table() if rows is None else self.embedding.rows(rows)
+        return nn.functional.linear(x, table.to(x.dtype))

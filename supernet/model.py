@@ -130,9 +130,11 @@ def removed_after(hooks: Sequence[Any]) -> Iterator[None]:
             hook.remove()
 
 
-def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """The head, with the soft cap of the models that have one (Gemma 2)."""
-    return capped(model, model.get_output_embeddings()(hidden))
+def logits_of(model: Any, hidden: Tensor, ids: slice | None = None) -> Tensor:
+    """The head, with the soft cap of the models that have one (Gemma 2); for some `ids` alone where the head is a
+    supernet's."""
+    head = model.get_output_embeddings()
+    return capped(model, head(hidden) if ids is None else head(hidden, ids))
 
 
 def head_gradient(model: Any, hidden: Tensor, slope: Callable[[slice, Tensor], Tensor]) -> Tensor:

@@ -57,15 +57,23 @@ class Reference:
         windows, hidden, head = self.windows.to(device), self.hidden.to(device), self.head.to(device)
         return replace(self, windows=windows, hidden=hidden, head=head, bias=bias)
 
-    def log_probs(self, number: int, tokens: slice) -> Tensor:
-        """The full model's log probabilities at some of a window's `tokens`, float32 `(tokens, vocab_size)`."""
-        hidden = self.hidden[number, tokens]
-        logits = torch.cat([hidden @ rows.float().T for rows in self.head.split(HEAD_ROWS)], -1)
+    def part(self, windows: slice) -> Reference:
+        """The same of some windows alone."""
+        return replace(self, windows=self.windows[windows], hidden=self.hidden[windows])
+
+    def logits(self, hidden: Tensor, ids: slice) -> Tensor:
+        """The full model's logits of some `ids` from `hidden` `(tokens, hidden_size)`, float32 `(tokens, ids)`."""
+        logits = hidden @ self.head[ids].float().T
         if self.bias is not None:
-            logits += self.bias.float()
+            logits += self.bias[ids].float()
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits.log_softmax(-1)
+        return logits
+
+    def log_probs(self, number: int, tokens: slice) -> Tensor:
+        """The full model's log probabilities at some of a window's `tokens`, float32 `(tokens, vocab_size)`."""
+        hidden, rows = self.hidden[number, tokens], range(0, len(self.head), HEAD_ROWS)
+        return torch.cat([self.logits(hidden, slice(at, at + HEAD_ROWS)) for at in rows], -1).log_softmax(-1)
 
     def to_json(self) -> dict[str, Any]:
         """What an index says of it: enough to know without reading a tensor what was measured on it."""

@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+CONTAINERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers of so many bytes."""
+
 
 def fields(bits: int) -> list[int]:
     """Widths of the fields that `bits` is stored in."""
@@ -56,10 +59,24 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     start = shift = 0
     for width in fields(bits):
         size = -(-count * width // 8)
-        byte = packed[:, start : start + size]
-        shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
-        part = ((byte.unsqueeze(-1) >> shifts) & (2**width - 1)).flatten(1)[:, :count]
+        part = _spread(packed[:, start : start + size], width)[:, :count]
         codes = part if codes is None else codes | (part << shift)
         start, shift = start + size, shift + width
     assert codes is not None
     return codes
+
+
+def _spread(packed: Tensor, width: int) -> Tensor:
+    """Each of the codes in a byte becomes a byte, `(rows, bytes)` -> `(rows, codes)`.
+
+    All of a byte's codes move at once, in a whole number of as many bytes, whose halves part until each has one code: a
+    processor's vectors hold many such numbers, where a loop over the few codes of a byte fills none.
+    """
+    codes = 8 // width
+    whole = packed.to(CONTAINERS[codes]).contiguous()
+    apart, size = 8 * codes, 8  # bits from one stretch of codes to the next, and of each stretch
+    while size > width:
+        apart, size = apart // 2, size // 2
+        mask = sum(((1 << size) - 1) << at for at in range(0, 8 * codes, apart))
+        whole = (whole | (whole << (apart - size))) & mask
+    return whole.view(torch.uint8)  # the lowest byte comes first in memory
