@@ -41,15 +41,34 @@ class Proposed:
 
 
 def propose(problem: Problem, spec: ModelSpec, trials: int = TRIALS, seed: int = 0, top: int = TOP) -> Proposed:
-    """The best of all, one near its mean, and the best uniform one; `top` of them mixed. The same for the same seed."""
+    """The best of all, one near its mean, and the best uniform one; `top` of them mixed. The same for the same seed.
+
+    Optuna goes on from the exact solution where that was not proven, or where there are fewer finalists.
+    """
     known = uniforms(problem, spec)
-    found = _search(problem, known, trials, seed)
-    traces = tuple(one.trace for one in found)
-    candidates = found[-1].candidates
-    if not candidates:
-        return Proposed((), traces)
-    near = _near_the_mean(problem, spec, candidates[0].subnet)
-    return Proposed(tuple(_finalists(candidates, near, known, top)), traces)
+    exact = ExactSearch().search(problem, known, seed)
+    traces = [exact.trace]
+
+    def further() -> Iterator[Candidate]:
+        if trials < 1:
+            yield from exact.candidates
+        else:
+            found = OptunaSearch(trials=trials).search(problem, exact.candidates, seed)
+            traces.append(found.trace)
+            yield from found.candidates
+
+    if not exact.candidates:
+        return Proposed((), tuple(traces))
+    others = further()
+    best = exact.candidates[0] if _proven(problem, exact) else next(others)
+    near = _near_the_mean(problem, spec, best.subnet)
+    finalists = _finalists(chain([best], near, others), known, top)
+    return Proposed(tuple(finalists), tuple(traces))
+
+
+def _proven(problem: Problem, exact: Found) -> bool:
+    """Whether nothing within the limits is expected to lose less than the first candidate."""
+    return problem.objective is None and exact.trace["gap"] == 0
 
 
 def searched(problem: Problem, proposed: Proposed, search: Search, top: int = TOP) -> Proposed:
@@ -76,14 +95,6 @@ def all_uniforms(problem: Problem, spec: ModelSpec) -> Iterator[tuple[Subnet, st
             yield subnet, f"uniform {bits} bits"
 
 
-def _search(problem: Problem, uniforms: Sequence[Candidate], trials: int, seed: int) -> tuple[Found, ...]:
-    """The exact solution of the additive problem, then Optuna from there; the last one's candidates hold all."""
-    exact = ExactSearch().search(problem, uniforms, seed)
-    if not exact.candidates or trials < 1:
-        return (exact,)
-    return exact, OptunaSearch(trials=trials).search(problem, exact.candidates, seed)
-
-
 def _near_the_mean(problem: Problem, spec: ModelSpec, best: Subnet) -> Iterator[Candidate]:
     """Subnets of the two bit-widths around the mean of `best`: split at a depth, and the exact solution among them.
 
@@ -104,26 +115,25 @@ def _near_the_mean(problem: Problem, spec: ModelSpec, best: Subnet) -> Iterator[
         yield replace(candidate, source=f"{candidate.source}, near the mean")
 
 
-def _finalists(
-    candidates: Sequence[Candidate], near: Iterable[Candidate], uniforms: Sequence[Candidate], top: int
-) -> list[tuple[str, Candidate]]:
-    """The best of all, those `near` its mean and the next best mixed candidates, `top` that differ enough to be told
-    apart; and the best uniform one, whatever its rank.
+def _finalists(candidates: Iterable[Candidate], uniforms: Sequence[Candidate], top: int) -> list[tuple[str, Candidate]]:
+    """The first mixed candidates, `top` that differ enough to be told apart; and the best uniform one, whatever its
+    rank. No more candidates are asked for than that takes.
 
     Where a uniform subnet is expected to be best of all, no mixed one is worth measuring.
     """
     known = {candidate.subnet for candidate in uniforms}
     best = [(UNIFORM, candidate) for candidate in uniforms[:1]]
-    if candidates[0].subnet in known:
-        return best
     kept: list[Candidate] = []
-    for candidate in chain(candidates[:1], near, candidates[1:]):
-        if len(kept) == top:
-            break  # before another one near the mean is solved for
+    for candidate in candidates:
+        if candidate.subnet in known:
+            if not kept:
+                return best
+            continue
         least = max(1, round(APART * len(candidate.subnet.items)))
-        distinct = all(_distance(candidate.subnet, other.subnet) >= least for other in kept)
-        if distinct and candidate.subnet not in known:
+        if all(_distance(candidate.subnet, other.subnet) >= least for other in kept):
             kept.append(candidate)
+        if len(kept) == top:
+            break  # before more is searched for
     return [(PLANNED, candidate) for candidate in kept] + best
 
 

@@ -18,7 +18,7 @@ from planner import pipeline
 from planner.frame import Framed, frame
 from planner.limits import MEMORY, TPOT, TTFT
 from planner.plan import Plan, Tuned
-from planner.propose import TOP, TRIALS
+from planner.propose import TOP, TRIALS, Proposed, propose
 from planner.quality import MeasuredQuality, Quality, measured_on, over_texts
 from planner.request import Budget, Workload, parse_bytes
 from planner.runtimes import RUNTIMES
@@ -337,9 +337,24 @@ def test_one_more_device_takes_less_than_ten_seconds_with_the_default_trials(fil
     started = time.process_time()
     made = planned(files, Budget(226_000_000, tpot_ms=6.2), trials=TRIALS)
     assert time.process_time() - started < 10
-    exact, optuna = made.search
+    (exact,) = made.search
     assert exact["seconds"] < 2 and exact["gap"] == 0
-    assert optuna["trials"] == TRIALS
+
+
+def test_optuna_goes_on_where_that_can_change_the_finalists(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    def proposed(budget: Budget, proven: bool) -> tuple[Proposed, list[str]]:
+        monkeypatch.setattr("planner.propose._proven", lambda problem, exact: proven)  # whatever the time allows
+        framed = framed_for(files, budget)
+        made = propose(framed.problem, framed.costs.spec, trials=20)
+        return made, [trace["solver"] for trace in made.traces]
+
+    exact, both = ["HiGHS"], ["HiGHS", "Optuna NSGAIISampler"]
+    full = Budget(226_000_000, tpot_ms=6.2)  # one is near the mean of the best
+    made, solvers = proposed(full, proven=True)
+    again, more = proposed(full, proven=False)
+    assert (solvers, more) == (exact, both)
+    assert len(made.finalists) == 3 and made.finalists == again.finalists
+    assert proposed(BUDGET, proven=True)[1] == both  # a place is left
 
 
 def test_planning_on_cached_numbers_never_imports_torch(files: Files) -> None:
