@@ -24,6 +24,7 @@ from planner.request import Budget, Workload, parse_bytes
 from planner.runtimes import RUNTIMES
 from planner.scenario import Scenario
 from planner.search.base import Problem
+from planner.search.program import solve
 from profiles.catalog import load
 from profiles.device import DeviceProfile
 from profiles.kernels import KernelEntry, KernelTable
@@ -355,6 +356,15 @@ def test_optuna_goes_on_where_that_can_change_the_finalists(files: Files, monkey
     assert (solvers, more) == (exact, both)
     assert len(made.finalists) == 3 and made.finalists == again.finalists
     assert proposed(BUDGET, proven=True)[1] == both  # a place is left
+
+
+@pytest.mark.parametrize(("gap", "trials"), [(0.0, 0), (2e-16, 0), (1e-4, 1), (None, 1)])
+def test_what_the_order_of_a_sum_leaves_is_proven(
+    files: Files, gap: float | None, trials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.search.exact.solve", lambda *asked: replace(solve(*asked), gap=gap))
+    framed = framed_for(files, Budget(226_000_000, tpot_ms=6.2))
+    assert len(propose(framed.problem, framed.costs.spec, trials=20).traces) == 1 + trials
 
 
 def test_planning_on_cached_numbers_never_imports_torch(files: Files) -> None:
