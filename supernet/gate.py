@@ -16,6 +16,7 @@ from typing import Any
 
 from supernet.progress import say
 
+ALIKE = 1 + 1e-6  # two measurements of the same weights, made in another order, differ by less
 SLACK = 1.05  # times that a width may lose more than plain rounding or its start at the end: of other measurements
 FLOOR = 5e-4  # nats that are no loss: at 8 bits two measurements in bfloat16 differ by as much
 
@@ -35,11 +36,12 @@ class Gate:
     def settle(self, improver: str, before: float, after: float, go_back: Callable[[], object]) -> float:
         """The loss that is left: `after` where that is no more than `before`, else `before`, and `go_back` is called.
 
-        Both are measured on the same held-out text. What is not a number has lost.
+        Both are measured on the same held-out text, and alike but for rounding are the same. What is not a number has
+        lost.
         """
         tally = self.tallies[improver]
         tally.tried += 1
-        if after <= before or (math.isfinite(after) and not math.isfinite(before)):
+        if after <= before * ALIKE or (math.isfinite(after) and not math.isfinite(before)):
             return after
         tally.returned += 1
         go_back()

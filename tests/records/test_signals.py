@@ -19,7 +19,12 @@ def send(number: int) -> None:
     ("number", "kind"),
     [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated), (signal.SIGHUP, Terminated)],
 )
-def test_a_signal_is_raised_once_while_its_work_is_saved(number: int, kind: type[BaseException]) -> None:
+def test_a_signal_is_raised_once_while_its_work_is_saved(
+    number: int, kind: type[BaseException], request: pytest.FixtureRequest
+) -> None:
+    if signal.getsignal(number) == signal.SIG_IGN:  # these tests run under nohup
+        request.addfinalizer(lambda: signal.signal(number, signal.SIG_IGN))
+        signal.signal(number, signal.SIG_DFL)
     before, saved = signal.getsignal(number), False
     with pytest.raises(kind) as raised, stoppable():
         try:

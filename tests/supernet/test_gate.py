@@ -44,12 +44,13 @@ def test_what_lost_goes_back_and_what_is_no_number_has_lost(caplog: pytest.LogCa
     with gate.over("work", "places"):
         assert gate.settle("work", 1.0, 0.5, lambda: back.append("better")) == 0.5
         assert gate.settle("work", 1.0, 1.0, lambda: back.append("the same")) == 1.0
+        assert gate.settle("work", 1.0, 1.0 + 1e-7, lambda: back.append("the same, rounded")) == 1.0 + 1e-7
         assert gate.settle("work", 1.0, 2.0, lambda: back.append("worse")) == 1.0
         assert gate.settle("work", 1.0, math.nan, lambda: back.append("nan")) == 1.0
         assert gate.settle("work", math.nan, 3.0, lambda: back.append("was nan")) == 3.0
     assert back == ["worse", "nan"]
-    assert gate.to_json() == {"work": {"tried": 5, "returned": 2}}
-    assert [r.message for r in caplog.records] == ["work: 2 of 5 places went back to their start, which loses less"]
+    assert gate.to_json() == {"work": {"tried": 6, "returned": 2}}
+    assert [r.message for r in caplog.records] == ["work: 2 of 6 places went back to their start, which loses less"]
 
 
 @pytest.mark.parametrize("garbage", ["a rate x 1000", "nan gradients in one block"])
