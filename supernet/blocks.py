@@ -104,9 +104,8 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = 
 
 
 @contextlib.contextmanager
-def skipped(model: Any, last: Tensor) -> Iterator[None]:
-    """Within, the model's blocks compute nothing: what comes after them reads `last`."""
-    layers = decoder_layers(model)
+def skipped(layers: Sequence[nn.Module], last: Any) -> Iterator[None]:
+    """Within, these first blocks of a model, or all of them, compute nothing: what comes after them reads `last`."""
     for layer in layers:
         layer.forward = lambda *args, **kwargs: last
     try:

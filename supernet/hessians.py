@@ -75,7 +75,7 @@ def _last_gradients(model: Any, windows: Tensor, states: Sequence[Tensor], seed:
     leaves = [state.detach().requires_grad_() for state in states]
     hidden = []
     for part, leaf in zip(windows.split(AT_ONCE), leaves, strict=True):
-        with skipped(model, leaf), torch.enable_grad():
+        with skipped(decoder_layers(model), leaf), torch.enable_grad():
             hidden.append(hidden_states(model, part.to(model.device)))
     with placed(head, windows.device, states[0].dtype):  # once for all: a head is large
         slopes = [label_gradient(model, part.to(windows.device, states[0].dtype), generator) for part in hidden]

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from supernet.blocks import decoder_layers
+from supernet.blocks import decoder_layers, skipped
 from supernet.build import Supernet
 from supernet.model import hidden_states, removed_after
 from supernet.space import Choice, Subnet
@@ -37,7 +37,7 @@ def hidden_of_each(
         supernet.activate(subnets[index])
         with (
             _kept(layers, {depth for depth in shared[number + 1 :] if depth > known}, states),
-            _from(layers, known, states),
+            skipped(layers[:known], states.get(known)),
         ):
             found[index] = hidden_states(supernet.model, windows)
     return [found[index] for index in range(len(subnets))]
@@ -68,16 +68,3 @@ def _kept(layers: Sequence[nn.Module], depths: set[int], states: dict[int, Any])
 
     with removed_after([layers[depth - 1].register_forward_hook(keep(depth)) for depth in depths]):
         yield
-
-
-@contextmanager
-def _from(layers: Sequence[nn.Module], known: int, states: dict[int, Any]) -> Iterator[None]:
-    """Within, the first blocks compute nothing, and what comes after them reads the state that is `known`."""
-    skipped, state = layers[:known], states.get(known)
-    for layer in skipped:
-        layer.forward = lambda *args, **kwargs: state
-    try:
-        yield
-    finally:
-        for layer in skipped:
-            del layer.forward

@@ -79,7 +79,7 @@ def _losses(model: Any, states: Sequence[Tensor], reference: Reference, progress
     head together: it is large."""
     hidden = []
     for state in states:
-        with skipped(model, state):
+        with skipped(decoder_layers(model), state):
             hidden.append(hidden_states(model, reference.windows))
     count, length = reference.windows.shape
     totals = [0.0] * len(states)

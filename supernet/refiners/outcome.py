@@ -44,5 +44,5 @@ def losses_at_output(
 
 def _last(model: Any, windows: Tensor, state: Tensor) -> Tensor:
     """What the head reads, `(n * tokens, hidden_size)`, where the last block makes `state`."""
-    with skipped(model, state.to(model.device)):
+    with skipped(decoder_layers(model), state.to(model.device)):
         return hidden_states(model, windows.to(model.device)).flatten(0, 1).to(windows.device)
