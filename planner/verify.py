@@ -16,7 +16,7 @@ from planner.plan import Plan
 from planner.probes import PROBES, check_probes
 from planner.rows import BROKEN, HOLDS, PEAK_HOST_MEMORY, PEAK_MEMORY, SLOW, Row, row, unchecked
 from planner.runtimes.base import ESTIMATE, Progress, Runtime
-from planner.runtimes.child import Measurement
+from planner.runtimes.child import Measurement, fastest
 from planner.runtimes.engine import Engine
 
 TRIES, PAUSE_S = 3, 3.0  # a promise of time is broken only if it is broken so often, so far apart
@@ -126,9 +126,7 @@ def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Itera
     found, tries = server.measure(plan.workload), 1
     while not elsewhere and tries < TRIES and any(row.verdict == BROKEN for row in _times(package, found)):
         time.sleep(PAUSE_S)  # whatever else the machine does only ever adds: what is busy now may not be then
-        again = server.measure(plan.workload)
-        fastest = {name: min(getattr(found, name), getattr(again, name)) for name in ("ttft_ms", "tpot_ms")}
-        found = replace(again, peak_bytes=max(found.peak_bytes, again.peak_bytes), **fastest)
+        found = fastest((found, server.measure(plan.workload)))
         tries += 1
     peak, longest = found.peak_bytes, server.longest_peak_bytes(plan.workload)
     note = "" if longest <= peak else "with the longest prompt"

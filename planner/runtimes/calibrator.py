@@ -17,10 +17,10 @@ from typing import ClassVar
 from planner.runtimes.base import DECODE, ESTIMATE, Pricing, Progress
 from planner.runtimes.caches import CacheType
 from planner.runtimes.calibrated import PRODUCTS, SCORE_PREFILL
-from planner.runtimes.child import Measurement
+from planner.runtimes.child import Measurement, fastest
 from planner.runtimes.passes import DECODED_TOKENS
 from planner.runtimes.shapes import Shape
-from planner.runtimes.solving import DEEP, LONG, MIDDLE, SHALLOW, SHORT, Solver, Times, fastest, prompted
+from planner.runtimes.solving import DEEP, LONG, MIDDLE, SHALLOW, SHORT, Solver, Times, prompted
 from profiles.device import Calibration, DeviceProfile
 from supernet.space import Choice, Subnet
 
@@ -81,8 +81,8 @@ class Calibrator(ABC):
             rounded = {cache: self.serve(one, LONG, DECODED_TOKENS, repeats=2) for cache, one in kept.items()}
             besides = self.besides(packages[self.wide])
             report("measuring peaks of memory", 0.8)
-            processes = {shape: [self.serve(packages[shape], LONG, 2, repeats=1)] for shape in shapes}
-            processes[SHALLOW] += [self.serve(packages[SHALLOW], LONG, 2, repeats=1) for _ in range(1, PEAKS)]
+            processes = {shape: [taken[shape, LONG]] for shape in (DEEP, self.wide)}
+            processes[SHALLOW] = [self.serve(packages[SHALLOW], LONG, 2, repeats=1) for _ in range(PEAKS)]
         times = Times(
             taken[SHALLOW, SHORT].tpot_ms, taken[DEEP, SHORT].tpot_ms, taken[DEEP, LONG].tpot_ms,
             taken[self.wide, SHORT].tpot_ms, taken[self.wide, LONG].tpot_ms,

@@ -123,9 +123,3 @@ def peak_spread(processes: Mapping[Shape, Sequence[Measurement]], base: float) -
 def middle(processes: Sequence[Measurement]) -> Measurement:
     """The one of the median peak."""
     return sorted(processes, key=lambda one: one.peak_bytes)[len(processes) // 2]
-
-
-def fastest(processes: Sequence[Measurement]) -> Measurement:
-    """The first one, with the least times of all."""
-    times = {name: min(getattr(one, name) for one in processes) for name in ("ttft_ms", "tpot_ms")}
-    return replace(processes[0], **times)
