@@ -47,7 +47,9 @@ class LlamaCalibrator(Calibrator):
         kind, spec = type_of(CHOICE), replace(SHALLOW, layers=1).spec()
         sizes = [size for unit in spec.units if not unit.is_table for size in amounts.products(spec, unit)]
         cases = [(kind, k, n, tuple(rows)) for k, n in sorted(set(sizes))]
-        found = kernels.timed([*cases, (kind, SHALLOW.hidden, SHALLOW.vocabulary, (1,))], threads, CACHED_BYTES, 3)
+        found = kernels.timed(
+            [*cases, (kind, SHALLOW.hidden, SHALLOW.vocabulary, (1,))], threads, CACHED_BYTES, 3, cold=False
+        )
         times = {(e.in_features, e.out_features, e.rows): e.p10_ms for e in found}
         head = times[SHALLOW.hidden, SHALLOW.vocabulary, 1]
         return {n: sum(times[k, m, n] for k, m in sizes) for n in rows}, head

@@ -54,25 +54,27 @@ def measure(threads: int, cache_bytes: int, quick: bool = False, progress: Progr
         chosen = [kind for kind in kinds if not table or kind.name in TABLE_TYPES[shape]]
         chosen = [kind for kind in chosen if shape[0] % kind.block == 0 and not (kind in K_TYPES and shape in WIDEST)]
         cases = [(kind, *shape, (1,) if table else rows) for kind in chosen]
-        entries += timed(cases, threads, cache_bytes, TRIES, evicted=2 * cache_bytes)
+        entries += timed(cases, threads, cache_bytes, TRIES)
         if progress:
             progress(f"{shape[0]} x {shape[1]}", (done + 1) / (len(shapes) + len(TABLES)))
     return entries
 
 
-def timed(cases: Iterable[Case], threads: int, cache_bytes: int, tries: int = 1, evicted: int = 0) -> list[KernelEntry]:
+def timed(
+    cases: Iterable[Case], threads: int, cache_bytes: int, tries: int = 1, cold: bool = True
+) -> list[KernelEntry]:
     """An entry for each number of rows of each case, measured in one fresh process; (type, K, N, rows) each. Weights
-    are repeated until they take twice `cache_bytes`; so many `evicted` bytes are read before each turn.
+    are repeated until they take twice `cache_bytes`; `cold` says that as much else is read before each turn.
 
     More rows than take MAX_OPERATIONS, or than a slow type ends in SLOW_MS, are left out.
     """
     asked = []
     for kind, inputs, outputs, rows in cases:
-        cold = min(2 * cache_bytes, LARGEST_COPY_BYTES)
-        copies = max(1, min(MAX_COPIES, -(-cold // (outputs * kind.row_bytes(inputs)))))
+        repeated = min(2 * cache_bytes, LARGEST_COPY_BYTES)
+        copies = max(1, min(MAX_COPIES, -(-repeated // (outputs * kind.row_bytes(inputs)))))
         few = [n for n in rows if 2 * n * inputs * outputs <= MAX_OPERATIONS]
         asked.append({"kind": kind.number, "inputs": inputs, "outputs": outputs, "copies": copies, "rows": few,
-                      "name": kind.name, "evicted": evicted})  # fmt: skip
+                      "name": kind.name, "evicted": 2 * cache_bytes if cold else 0})  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
         found = fresh.WORKER.ask(
             "products", Path(scratch), Path(scratch), patience(0), library=library(), cases=asked,
@@ -92,7 +94,7 @@ def _entry(case: dict[str, Any], rows: int, times: Sequence[float], threads: int
 
 def one_row_ms(threads: int, cache_bytes: int) -> float:
     """As `Products.one_row_ms`."""
-    (entry,) = timed([(TYPES["Q4_0"], 1024, 3072, (1,))], threads, cache_bytes, TRIES, 2 * cache_bytes)
+    (entry,) = timed([(TYPES["Q4_0"], 1024, 3072, (1,))], threads, cache_bytes, TRIES)
     return entry.p90_ms
 
 
@@ -101,6 +103,6 @@ def slower(entries: Sequence[KernelEntry], cache_bytes: int) -> float:
     ratios = []
     for entry in entries:
         case = (TYPES[entry.kernel], entry.in_features, entry.out_features, (entry.rows,))
-        (now,) = timed([case], entry.threads, cache_bytes, TRIES, 2 * cache_bytes)
+        (now,) = timed([case], entry.threads, cache_bytes, TRIES)
         ratios.append(now.median_ms / entry.median_ms)
     return max(1.0, math.exp(sum(map(math.log, ratios)) / len(ratios)))
