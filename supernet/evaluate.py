@@ -20,7 +20,6 @@ from supernet.prefixes import hidden_of_each
 from supernet.progress import Progress, silent
 from supernet.reference import Reference, joined
 from supernet.space import Choice, Subnet
-from supernet.spec import EMBEDDING, HEAD
 
 __all__ = ["Quality", "Reference", "evaluate", "evaluate_texts"]
 
@@ -137,7 +136,7 @@ def _distances(
 
     Rows of the head are made once for all subnets that have it at one choice.
     """
-    unit = next(u for u in supernet.spec.units if u.role == (EMBEDDING if supernet.spec.tied else HEAD))
+    unit = supernet.spec.head
     head, alike = supernet.matrices[unit.linears[0].name], defaultdict[Choice, list[int]](list)
     for index, subnet in enumerate(subnets):
         alike[subnet[unit.name]].append(index)

@@ -153,6 +153,11 @@ class ModelSpec:
         raise KeyError(f"{self.name} has no unit {name!r}")
 
     @property
+    def head(self) -> UnitSpec:
+        """The unit that the head multiplies by."""
+        return next(unit for unit in self.units if unit.role == (EMBEDDING if self.tied else HEAD))
+
+    @property
     def feed_forwards(self) -> tuple[tuple[UnitSpec, ...], ...]:
         """The feed-forward blocks that can lose channels: the units that make them, then the one that reads them."""
         blocks: dict[str, list[UnitSpec]] = {}

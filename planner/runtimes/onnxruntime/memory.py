@@ -23,7 +23,7 @@ from planner.runtimes.onnxruntime import costs, storage
 from planner.runtimes.onnxruntime.cache import cache_of
 from profiles.device import DeviceProfile
 from supernet.space import Choice, Subnet
-from supernet.spec import EMBEDDING, HEAD, ModelSpec, UnitSpec
+from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
 
 FLOAT_BYTES = 4
 LOGIT_COPIES = 4  # the graph's, and those that the next token is picked from
@@ -99,7 +99,7 @@ def items(spec: ModelSpec, subnet: Subnet, workload: Workload, device: DevicePro
     ]
     process = round(base + layer * spec.num_layers)
     reserve = round(base * costs.spread(device, BASE)) + RESIDUAL_BYTES * workload.batch
-    head = next(unit for unit in spec.units if unit.role == (EMBEDDING if spec.tied else HEAD))
+    head = spec.head
     later = sum(item.bytes for item in (*units, *served) if item.unit != head.name)
     return (
         *units,
