@@ -41,6 +41,7 @@ MEASURED = 4  # windows of each text that subnets are measured on; none of them 
 OWN_MEASURED = 8  # windows of a text that was given for that
 CALIBRATION = 64  # windows for the Hessians
 LEAST_CALIBRATION = 8  # of them, where minutes are few
+OF_HEAD = 24  # windows of the Python manual for the head's, besides
 LEARNING = 512  # windows for a quantizer that learns
 ORDERING = 16  # windows that tell which channels matter, and how large they are
 SAMPLED = 124  # windows that a model writes for itself: with those held out, one batch of generation
@@ -77,7 +78,9 @@ def prepare(
     there = training.to(device)
     with clock.stage("quantize") as share:
         recipe = decided(recipe, model, there, clock.learning_seconds())
-        supernet = start.quantized(there[: fewer(CALIBRATION, share, LEAST_CALIBRATION)], recipe)
+        others = manual_windows(tokenizer, fewer(OF_HEAD, share, LEAST_CALIBRATION), recipe.window_tokens, "train")
+        calibrating = there[: fewer(CALIBRATION, share, LEAST_CALIBRATION)]
+        supernet = start.quantized(calibrating, recipe, others.to(device))
     refined = start.refined(supernet, there[:LEARNING], recipe, clock) if recipe.quantizer in REFINERS else {}
     info = _begun(source, spec, recipe, text, {"name": recipe.quantizer, **refined}) | start.to_json()
     info |= {"load": loaded.account.line}
@@ -93,7 +96,7 @@ def stage_costs(
         "sample text": MEASURED + SAMPLED,
         "held out": MEASURED,
         "scale channels": ORDERING,
-        "quantize": CALIBRATION,
+        "quantize": CALIBRATION + OF_HEAD,
         "try adapters": TRIAL,
         "sensitivities": SENSITIVITY,
     }

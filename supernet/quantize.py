@@ -26,10 +26,11 @@ Solved = dict[Choice, QuantizedWeight]
 
 def quantize(
     model: Any, spec: ModelSpec, space: SearchSpace, quantizer: Quantizer, windows: Tensor, progress: Progress = silent,
-    seed: int = 0,
+    seed: int = 0, others: Tensor | None = None,
 ) -> Weights:  # fmt: skip
     """Codes for every matrix at every choice. `windows` `(n, tokens)` calibrates quantizers that need a Hessian, and
-    `seed` draws what is random about that.
+    `seed` draws what is random about that. `others` are windows of another kind of text, for what the head multiplies
+    by: its codes are fitted to a text more than a block's are (docs/log.md).
 
     Matrices are quantized where the windows are, and their codes wait where the model is. What the head multiplies by
     is a matrix like others, also where it is the embedding too; an embedding by itself is rounded to nearest: its
@@ -38,9 +39,11 @@ def quantize(
     units = {linear.name: unit for unit in spec.units for linear in unit.linears}
     head = head_unit(model, spec)
     read = [name for name, unit in units.items() if not unit.is_table or unit is head]
+    of_head = _of_head(model, head.linears[0].name, quantizer, others, seed, progress)
     found: dict[str, Solved] = {}
     with _side_by_side(windows.device) as pool:
         for hessians in _hessians(model, read, quantizer, windows, seed, progress):
+            hessians = {name: _evenly(own, of_head.get(name)) for name, own in hessians.items()}
 
             def solve(part: tuple[str, Tensor], hessians: Mapping[str, Tensor | None] = hessians) -> Solved:
                 name, rows = part
@@ -107,6 +110,22 @@ def _hessians(
         yield from fisher_hessians(model, linears, windows, seed, partial(progress, "weigh tokens"))
     else:
         yield from input_sums(model, linears, windows, lambda x: x.T @ x)
+
+
+def _of_head(
+    model: Any, head: str, quantizer: Quantizer, others: Tensor | None, seed: int, progress: Progress
+) -> Mapping[str, Tensor | None]:
+    """What the quantizer is told of the head's inputs in the `others`; no block goes back for it."""
+    if others is None or not quantizer.needs_hessian or not quantizer.fisher:
+        return {}
+    return next(iter(_hessians(model, [head], quantizer, others, seed, progress)))
+
+
+def _evenly(hessian: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Two kinds of text that count alike, however many tokens each has and however sure the model is of them."""
+    if hessian is None or other is None:
+        return hessian
+    return hessian / hessian.trace() + other / other.trace()
 
 
 @torch.no_grad()

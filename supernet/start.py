@@ -59,12 +59,13 @@ class Start:
             self.gate.settle(SCALED, _mean_log(before), _mean_log(after), lambda: lost.append(True))
         return not lost
 
-    def quantized(self, windows: Tensor, recipe: Recipe) -> Supernet:
-        """The supernet with codes of one matrix at a time; a bit-width that loses more than rounded is rounded."""
+    def quantized(self, windows: Tensor, recipe: Recipe, others: Tensor | None = None) -> Supernet:
+        """The supernet with codes of one matrix at a time; a bit-width that loses more than rounded is rounded. Of
+        `others`, windows of another kind of text, the head is told too."""
         refiner = REFINERS.get(recipe.quantizer)
         quantizer = refiner.begins if refiner else QUANTIZERS[recipe.quantizer]()
         self.progress("quantize", 0, 1)
-        weights = quantize(self.model, self.spec, self.space, quantizer, windows, self.progress, recipe.seed)
+        weights = quantize(self.model, self.spec, self.space, quantizer, windows, self.progress, recipe.seed, others)
         supernet = build(self.model, self.spec, self.space, weights)
         supernet.model.to(self.model.device)
         self.losses = self._measured(supernet)

@@ -140,6 +140,27 @@ def test_a_head_is_solved_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, f
             assert torch.equal(found[1][name][choice].codes, nearest[choice].codes)
 
 
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_two_kinds_of_text_count_alike_for_the_head(family: str) -> None:
+    """However many windows each has; what is no head is told of the first alone."""
+    model = tiny_model(family)
+    spec = spec_of_model(model, "tiny")
+    space = make_space(spec, (4,), 16, grid="int")
+    head, others = head_unit(model, spec).linears[0].name, windows(3, seed=7)
+    one, other = (next(fisher_hessians(model, [head], part, seed=0))[head] for part in (windows(), others))
+    (choice,) = (c for c in space[head] if c.bits == 4)
+    weight = model.get_submodule(head).weight
+    both = GPTQ().quantize(weight, [choice], one / one.trace() + other / other.trace())[choice].codes
+    alone = quantize(model, spec, space, GPTQ(), windows())
+    found = quantize(model, spec, space, GPTQ(), windows(), others=others)
+    assert torch.equal(found[head][choice].codes, both)
+    assert not torch.equal(found[head][choice].codes, alone[head][choice].codes)
+    for unit in spec.units:
+        for linear in unit.linears if not unit.is_table else ():
+            for same in space[unit.name]:
+                assert torch.equal(found[linear.name][same].codes, alone[linear.name][same].codes)
+
+
 def test_changing_dtype_and_back_loses_nothing(made: Made) -> None:
     ids = windows(1, 8)
     before = made.supernet.model(ids).logits
