@@ -76,6 +76,12 @@ def print_training(files: SupernetFiles) -> None:
     steps = files.info["steps"]
     say(f"{files.info['source']}: {files.info['load']}")
     say(f"text: {files.info['text']}")
+    if not steps:
+        found = files.info["held_out"]
+        say(f"{files.path}: codes alone; KL per token to the full model on the held-out windows")
+        losses = [(bits, f"{found['rounding'][bits]:.4f}", f"{kl:.4f}") for bits, kl in found["end"].items()]
+        table(("BITS", "ROUNDED TO NEAREST", "CODES"), losses)
+        return
     say(f"{files.path}: {steps} steps; KL per token to the full model on text of another kind (the Python manual)")
     table(("BITS", "CODES ALONE", "TRAINED", "KEPT", "ADAPTERS KEPT"), rows)
 

@@ -58,7 +58,11 @@ if TYPE_CHECKING:
 )
 @click.option("--rank", type=int, metavar="N", help="Rank of a low-rank adapter; each has its default.")
 @click.option("--learning-rate", type=float, metavar="R", help="Of the adapters; each has its default.")
-@click.option("--train-bits", metavar="B,B,...", help="Bit-widths with adapters; unless given, the smallest 2 up to 4.")
+@click.option(
+    "--train-bits",
+    metavar="B,B,...|none",
+    help="Bit-widths with adapters; unless given, the smallest 2 up to 4. With none, codes stay as they were found.",
+)
 @click.option(
     "--sharing",
     default="decoupled",
@@ -119,7 +123,7 @@ def train(
     numbers = whole_numbers("--bits", bits)
     groups = () if group_size is None else whole_numbers("--group-size", group_size)
     sizes = {"group_size": groups[0]} if len(groups) == 1 else {"group_sizes": groups}
-    trained = None if train_bits is None else whole_numbers("--train-bits", train_bits)
+    trained = None if train_bits is None else () if train_bits == "none" else whole_numbers("--train-bits", train_bits)
     shares = () if prune is None else numbers_in("--prune", prune, float, "numbers with commas such as 0.75,0.5,0")
     path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
     check_launcher()

@@ -40,16 +40,18 @@ LEAST_TRIAL = 3  # windows that adapters are tried on, where minutes are few
 
 
 def finish(
-    files: SupernetFiles, model: Any, tokenizer: Any, supernet: Supernet, recipe: Recipe, trainer: Trainer,
+    files: SupernetFiles, model: Any, tokenizer: Any, supernet: Supernet, recipe: Recipe, trainer: Trainer | None,
     progress: Progress, clock: Clock,
 ) -> SupernetFiles:  # fmt: skip
     """Adapters on trial, sensitivities, and the index that says the supernet is finished."""
     reference = files.reference()
     gate = Gate.from_json(files.info.get("gate", {}))
+    trial = {}
     with clock.stage("try adapters") as share:
-        manual = manual_windows(tokenizer, fewer(TRIAL, share, LEAST_TRIAL), recipe.window_tokens, "trial")
-        dtype = compute_dtype(model.device)
-        trial = try_adapters(model, supernet, manual, reference, recipe.seed, dtype, progress, gate)
+        if trainer is not None:
+            manual = manual_windows(tokenizer, fewer(TRIAL, share, LEAST_TRIAL), recipe.window_tokens, "trial")
+            dtype = compute_dtype(model.device)
+            trial = try_adapters(model, supernet, manual, reference, recipe.seed, dtype, progress, gate)
     info = {**files.info, **_trained(files, supernet, trainer, trial)}
     with clock.stage("proof"):
         seconds = min(SECONDS, clock.seconds_for("proof") or SECONDS)
@@ -81,13 +83,15 @@ def _ended(files: SupernetFiles, now: Mapping[int, float]) -> dict[str, Any]:
     return {"held_out": {**known, "end": end}, "lost": {str(bits): list(found) for bits, found in lost.items()}}
 
 
-def _trained(files: SupernetFiles, supernet: Supernet, trainer: Trainer, trial: Mapping[str, Any]) -> dict[str, Any]:
+def _trained(
+    files: SupernetFiles, supernet: Supernet, trainer: Trainer | None, trial: Mapping[str, Any]
+) -> dict[str, Any]:
     """What `supernet.json` says of the training."""
     adapted = [str(bits) for bits in supernet.adapted_bits]
     return {
-        "steps": trainer.options.steps,
-        "learning_rate": trainer.options.learning_rate,
-        "losses": trainer.losses,
+        "steps": trainer.options.steps if trainer else 0,
+        "learning_rate": trainer.options.learning_rate if trainer else None,
+        "losses": trainer.losses if trainer else [],
         "adapted_bits": adapted,
         "adapter": files.info["adapter"] | ({} if adapted else {"deploys": "codes"}),  # nothing is left to deploy
         "trial": {bits: verdict.to_json() for bits, verdict in trial.items()},

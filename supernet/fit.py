@@ -31,8 +31,11 @@ PROBED = 100  # steps of the training whose work tells how many fit into the min
 def fit(
     files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, accelerator: Any, progress: Progress,
     clock: Clock,
-) -> Trainer:  # fmt: skip
-    """Train to the last step. `model` becomes the teacher: it is left in the dtype of training, or in parts."""
+) -> Trainer | None:  # fmt: skip
+    """Train to the last step. `model` becomes the teacher: it is left in the dtype of training, or in parts. None where
+    no bit-width has adapters: nothing is done then."""
+    if not recipe.adapted_bits:
+        return None
     windows = files.read(WINDOWS)["windows"]
     supernet.model.to(accelerator.device)
     _adapt(files, model, supernet, windows, recipe, accelerator, progress)

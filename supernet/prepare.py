@@ -104,7 +104,8 @@ def stage_costs(
     tokens["proof"] = proof_tokens(model, spec)
     one = Pass.measure(model, device, recipe.window_tokens)
     costs = expected_seconds(spec, one, recipe, tokens)
-    return costs, LATE, (LEAST_STEPS + TIMED) * step_seconds(one, recipe.batch * recipe.window_tokens)
+    steps = LEAST_STEPS + TIMED if recipe.adapted_bits else 0
+    return costs, LATE, steps * step_seconds(one, recipe.batch * recipe.window_tokens)
 
 
 def _changed(start: Start, windows: Tensor, recipe: Recipe, device: torch.device) -> dict[str, dict[str, Tensor]]:

@@ -125,13 +125,15 @@ class Recipe:
                 f"bit-widths share an adapter where their groups are alike, got sharing {self.sharing} and grid "
                 f"{self.grid} at {' and '.join(map(str, self.adapted_bits))} bits; use sharing decoupled"
             )
-        check_sharing(self.adapter, adapter, self.sharing, SHARINGS[self.sharing], widths)
         sampler = SAMPLERS.get(self.sampler, Balanced)  # where it is still to be chosen, one that refuses nothing
-        check_system(sampler, SCHEDULES[self.schedule], self.teacher, widths)
+        if widths:
+            check_sharing(self.adapter, adapter, self.sharing, SHARINGS[self.sharing], widths)
+            check_system(sampler, SCHEDULES[self.schedule], self.teacher, widths)
 
     @property
     def adapted_bits(self) -> tuple[int, ...]:
-        """The bit-widths that have adapters: the smallest, where there is most to win."""
+        """The bit-widths that have adapters: the smallest, where there is most to win. Without any, codes stay as they
+        were found."""
         if self.train_bits is not None:
             return tuple(sorted(self.train_bits))
         return tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)[:ADAPTED]

@@ -155,6 +155,16 @@ def test_minutes_become_steps(source: str, data: str, tmp_path: Path) -> None:
     assert 8 <= create(source, tmp_path / "out", recipe).info["steps"] < 500
 
 
+def test_without_adapters_codes_stay_as_they_were_found(source: str, data: str, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=None, data=data, train_bits=())
+    files = create(source, tmp_path / "out", recipe)
+    assert (files.info["steps"], files.info["losses"], files.info["trial"]) == (0, [], {})
+    assert files.deploys == "codes"
+    assert files.info["held_out"]["end"] == pytest.approx(files.info["held_out"]["start"], rel=0.1)  # but for the head
+    assert Recipe.from_json(files.info["recipe"]).adapted_bits == ()
+    assert_measured(files)
+
+
 def test_codes_have_their_share_of_the_time_to_learn() -> None:
     recipe = Recipe(minutes=60.0)
     assert recipe.code_minutes(None) == 45.0
