@@ -272,8 +272,9 @@ def _lessened(member: Member) -> tuple[str, ...]:
 
     if member.plan is None:
         return ()
-    device, limits = replace(member.wanted.profile, name=member.wanted.name), member.plan.limits
-    return limits_on(member.plan.budget, device, limits.host_memory_bytes is not None)[1]
+    made, device = member.plan, replace(member.wanted.profile, name=member.wanted.name)
+    runtime, hosted = runtime_named(made.runtime), made.limits.host_memory_bytes is not None
+    return limits_on(made.budget, device, hosted, runtime, made.workload.gpus)[1]
 
 
 def _without_empty(

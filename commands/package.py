@@ -190,7 +190,7 @@ def run(package: Path, prompt: str, max_tokens: int) -> None:
     opened.check(runtime)
     engine = runtime.engine()
     if engine is None:
-        command = runtime.packages.launch(opened.path, opened.plan.workload)
+        command = runtime.packages.command(opened.path, opened.plan.workload, opened.plan.share)
         raise InputError(f"bitfleet runs no {runtime.name} package; start it with: {command}")
     for piece in engine.speaker(opened.path).generate(prompt, max_tokens):
         stream(piece)

@@ -56,6 +56,9 @@ from commands.tuning import check_tuning, tuner
 @click.option("--host", metavar="NAME|FILE", help="The machine that a GPU is in: layers that do not fit stay there.")
 @click.option("--host-mem", metavar="SIZE", help="Memory that they may take there.  [default: all that it has]")
 @click.option("--gpu-layers", type=click.IntRange(min=1), metavar="N", help="Layers on the GPU.  [default: decided]")
+@click.option(
+    "--gpus", type=click.IntRange(1, 64), default=1, show_default=True, help="Divide it over so many; --mem is of each."
+)
 @click.option("--runtime", default=AUTO, show_default=True, help="What will load the package: the best one, or a name.")
 @click.option("--text", metavar="FILE", help="Measure on this text too: what the package is for. Needs the full model.")
 @click.option("--trials", type=click.IntRange(min=0), metavar="N", help="Subnets that the search tries.")
@@ -74,7 +77,7 @@ def plan(
     supernet: str | None, mem: str | None, max_loss: str | None, latency: str | None, target_tps: float | None,
     ttft: str | None, disk: str | None, context: str | None, batch: int, prompt_tokens: int | None,
     kv_cache: str | None, device: str | None, host: str | None, host_mem: str | None, gpu_layers: int | None,
-    runtime: str, text: str | None, trials: int | None, minutes: float | None, tune: float | None,
+    gpus: int, runtime: str, text: str | None, trials: int | None, minutes: float | None, tune: float | None,
     tune_steps: int | None, storage: str | None, seed: int, out: Path, html: Path | None, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """The bits of every layer that lose least within a memory and latency budget, or the fewest within a loss.
@@ -110,7 +113,7 @@ def plan(
         None if host_mem is None else parse_bytes(host_mem),
     )
     tokens = None if context is None else parse_context(context)
-    asked = Asked(tokens, batch, prompt_tokens, kv_cache, gpu_layers)
+    asked = Asked(tokens, batch, prompt_tokens, kv_cache, gpu_layers, gpus)
     check_file(out, PLAN)
     if html is not None:
         check_file(html, PAGE, "--html")

@@ -89,11 +89,11 @@ def print_training(files: SupernetFiles) -> None:
 def print_plan(made: Plan) -> None:
     """What is promised beside the limit and the best uniform subnet, what else there is, the bits, what to know."""
     from planner.margins import said as margin
-    from planner.summary import beside, columns, items, others, promises, room, title, tuned
+    from planner.summary import beside, columns, items, others, promises, room, shared, start, title, tuned
 
     shown = columns(made)
     say(title(made))
-    for said in filter(None, (room(made), tuned(made))):
+    for said in filter(None, (room(made), shared(made), start(made), tuned(made))):
         say(said)
     uniform = [f"BEST UNIFORM ({one.mean_bits:.0f} bits)" for one in shown[1:]]
     table(("", "PLANNED", *uniform, "LIMIT", "BASIS"), promises(made))

@@ -12,7 +12,20 @@ from planner.limits import MEMORY
 from planner.margins import said
 from planner.pages import environment
 from planner.plan import PLANNED, UNIFORM, Plan
-from planner.summary import beside, columns, items, lead, others, promises, room, title, tuned
+from planner.summary import (
+    beside,
+    columns,
+    items,
+    lead,
+    memory_name,
+    others,
+    promises,
+    room,
+    shared,
+    start,
+    title,
+    tuned,
+)
 
 SMALLEST_KL, LARGEST_KL = 1e-5, 1e3
 """The axis of losses ends here: below is what two measurements of one subnet differ by, and nothing loses more."""
@@ -82,6 +95,8 @@ def card(made: Plan, receipt: Receipt | None = None) -> str:
         title=title(made),
         lead=lead(made),
         room=room(made),
+        shared=shared(made),
+        start=start(made),
         tuned=tuned(made),
         columns=columns(made),
         promises=promises(made),
@@ -89,7 +104,7 @@ def card(made: Plan, receipt: Receipt | None = None) -> str:
         others=others(made),
         margins=[said(one) for one in made.margins],
         chart=chart(made),
-        memory=_shares(found["peak memory"]),
+        memory=_shares(found[memory_name(made)]),
         host_memory=_shares(found.get("peak host memory", {})),
         times=_shares(found["time per token"]),
         receipt=receipt,

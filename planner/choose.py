@@ -75,6 +75,7 @@ def choose(
         bits=bits_by_layer(best.subnet, files.spec),
         kv_cache=cache_row(runtime.cache(scenario.workload), framed.cache_kl),
         placement=_placement(framed),
+        share=costs.share(best.subnet, framed.limits.memory_bytes),
     )
 
 

@@ -14,7 +14,7 @@ from planner.limits import DISK, HOST_MEMORY, LIMITS, MEMORY, TPOT, TTFT
 from planner.memory import MemoryEstimate, estimate_memory
 from planner.plan import Compared
 from planner.request import Budget, Workload
-from planner.runtimes.base import DEVICE, HOST, Holding, Pricing, Runtime
+from planner.runtimes.base import DEVICE, HOST, CardShare, Holding, Pricing, Runtime
 from planner.search.base import Resource
 from profiles.device import DeviceProfile
 from supernet.space import Choice, SearchSpace, Subnet
@@ -73,6 +73,10 @@ class Costs:
         if subnet not in self.known.latency:
             self.known.latency[subnet] = estimate_latency(self.pricing, subnet)
         return self.known.latency[subnet]
+
+    def share(self, subnet: Subnet, limit_bytes: int) -> CardShare | None:
+        """What the runtime takes of each GPU within a limit of its memory, where it takes that at once."""
+        return self.pricing.share(self._tied(subnet), limit_bytes)
 
     def _tied(self, subnet: Subnet) -> Subnet:
         return together(subnet, self.spec, self.runtime.name)

@@ -95,6 +95,7 @@ def _values(plan: Plan) -> Iterator[tuple[str, str, str, Value]]:
     yield "asked", "prompt", "tokens", load.prompt_tokens
     yield "asked", "KV cache", "", plan.kv_cache["type"] if plan.kv_cache else load.kv_cache
     yield "asked", "layers on the GPU", "", load.gpu_layers
+    yield "asked", "GPUs", "", load.gpus
     yield "limit", "peak memory", "bytes", limits.memory_bytes
     yield "limit", "peak host memory", "bytes", limits.host_memory_bytes
     yield "limit", "weight files", "bytes", limits.disk_bytes
@@ -103,6 +104,7 @@ def _values(plan: Plan) -> Iterator[tuple[str, str, str, Value]]:
     yield "limit", "loss", "nats", limits.max_kl
     yield "promise", "peak memory", "bytes", chosen.memory_bytes
     yield "promise", "peak host memory", "bytes", chosen.host_bytes
+    yield "promise", "sequences at once", "", plan.share.sequences if plan.share else None
     yield "promise", "basis of memory", "", plan.memory.basis
     yield "promise", "weight files", "bytes", chosen.disk_bytes
     yield "promise", "time per token", "ms", chosen.tpot_ms

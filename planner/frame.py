@@ -16,8 +16,8 @@ from planner.shortage import readable
 from profiles.device import DeviceProfile
 from records.errors import InputError
 from supernet.sensitivity_table import SensitivityTable
-from supernet.space import SearchSpace, Subnet
-from supernet.spec import ModelSpec
+from supernet.space import Choice, SearchSpace, Subnet
+from supernet.spec import ModelSpec, UnitSpec
 from supernet.ties import apart, fused_role, tied_space, together
 
 DEPTHS = 4
@@ -67,10 +67,12 @@ def frame(scenario: Scenario) -> Framed:
         most = f"{runtime.name} serves {runtime.most_sequences} sequences at once at most"
         raise InputError(f"{most}, got a batch of {workload.batch}; use a smaller --batch")
     _check_timed(runtime, device)
-    space, dropped = check_servable(files, scenario.table, runtime)
+    space, dropped = check_servable(files, scenario.table, runtime, workload.gpus)
     workload.check(files.spec)
     _check_placement(runtime, files.spec, workload, device)
-    limits, notes = limits_on(scenario.budget, device, bool(runtime.placements(files.spec, device)))
+    limits, notes = limits_on(
+        scenario.budget, device, bool(runtime.placements(files.spec, device)), runtime, workload.gpus
+    )
     costs = Costs.of(runtime, files.spec, workload, device, files.model_dir)
     costs.latency(Subnet(tuple((unit, choices[0]) for unit, choices in space)))  # refuses a device of unknown speed
     losses = scenario.table.tied(costs.spec).by_choice
@@ -127,7 +129,8 @@ def beside_kl(framed: Framed) -> float:
 def renamed(framed: Framed, device: DeviceProfile) -> Framed:
     """The same for a `device` that differs in its name alone."""
     scenario, hosted = framed.scenario, framed.limits.host_memory_bytes is not None
-    before, now = (limits_on(scenario.budget, one, hosted)[1] for one in (scenario.device, device))
+    taken = hosted, scenario.runtime, scenario.workload.gpus
+    before, now = (limits_on(scenario.budget, one, *taken)[1] for one in (scenario.device, device))
     notes = dict(zip(before, now, strict=True))
     return replace(
         framed,
@@ -137,7 +140,9 @@ def renamed(framed: Framed, device: DeviceProfile) -> Framed:
     )
 
 
-def check_servable(files: PlanSource, table: SensitivityTable, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:
+def check_servable(
+    files: PlanSource, table: SensitivityTable, runtime: Runtime, gpus: int = 1
+) -> tuple[SearchSpace, dict[str, str]]:
     """What `runtime` can load of a supernet, and what it cannot with the reason: `loadable`. InputError where no device
     could be served."""
     if files.deploys not in runtime.deploys:
@@ -152,21 +157,29 @@ def check_servable(files: PlanSource, table: SensitivityTable, runtime: Runtime)
             f"{lost:.3g} nats a token, and a package may be off by {KL_LIMIT:.3g}: a few channels are far larger than "
             "the rest; train with a larger --awq, which evens them out, or plan for another --runtime"
         )
-    space, dropped = loadable(files.space, files.spec, runtime)
+    space, dropped = loadable(files.space, files.spec, runtime, gpus)
     table.tied(runtime.tied(files.spec)).check(space, files.fingerprint)
     return space, dropped
 
 
-def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[SearchSpace, dict[str, str]]:
-    """`space` in the units of `spec` as `runtime` ties them, without what it cannot load, and the reason for each
-    choice that a unit lost."""
+def loadable(
+    space: SearchSpace, spec: ModelSpec, runtime: Runtime, gpus: int = 1
+) -> tuple[SearchSpace, dict[str, str]]:
+    """`space` in the units of `spec` as `runtime` ties them, without what it cannot load, divided over so many GPUs,
+    and the reason for each choice that a unit lost."""
     spec = runtime.tied(spec)
     space = tied_space(space, spec)
     holding = runtime.holding(spec)
     refusal = holding.refusal()
     if refusal is not None:
         raise InputError(f"{runtime.name} cannot load {spec.name}: {refusal}")
-    refusals = {(u, c): holding.unit_refusal(spec.unit(u), c) for u, choices in space for c in choices}
+    if (refusal := holding.split_refusal(gpus)) is not None:
+        raise InputError(f"{runtime.name} cannot divide {spec.name} over {gpus} GPUs: {refusal}; use another --gpus")
+
+    def lost(unit: UnitSpec, choice: Choice) -> str | None:
+        return holding.unit_refusal(unit, choice) or holding.part_refusal(unit, choice, gpus)
+
+    refusals = {(u, c): lost(spec.unit(u), c) for u, choices in space for c in choices}
     dropped: dict[str, str] = {}
     for (unit, choice), reason in refusals.items():
         if reason is not None:
@@ -176,15 +189,20 @@ def loadable(space: SearchSpace, spec: ModelSpec, runtime: Runtime) -> tuple[Sea
         if all(refusals[unit, c] for c in choices):
             raise InputError(
                 f"{runtime.name} loads none of the choices of {unit} ({refusals[unit, choices[0]]}); "
-                "train a supernet with other --bits or --group-size"
+                f"train a supernet with other --bits or --group-size{' or use another --gpus' if gpus > 1 else ''}"
             )
     return space.restrict(lambda unit, choice: refusals[unit, choice] is None), dropped
 
 
-def limits_on(budget: Budget, device: DeviceProfile, hosted: bool) -> tuple[Budget, tuple[str, ...]]:
-    """The budget, or what the device has where that is less, and a note that says so; likewise of its host, where the
-    runtime leaves it some layers (`hosted`)."""
+def limits_on(
+    budget: Budget, device: DeviceProfile, hosted: bool, runtime: Runtime, gpus: int = 1
+) -> tuple[Budget, tuple[str, ...]]:
+    """The budget, or what the device has where that is less, or what the `runtime` takes of it, and a note that says
+    so; likewise of its host, where the runtime leaves it some layers (`hosted`)."""
     memory, notes = _at_most(budget.memory_bytes, device)
+    if memory > (taken := max(1, runtime.usable_bytes(device, gpus))):
+        said = readable("bytes", taken, math.floor)
+        memory, notes = taken, (f"{runtime.name} takes at most {said} of {device.name} unasked: planned for that",)
     if device.host is None:
         return replace(budget, memory_bytes=memory, host_memory_bytes=None), notes
     if not hosted:

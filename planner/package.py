@@ -174,7 +174,7 @@ def write_manifest(
     manifest = {
         "kind": KIND,
         "schema": SCHEMA,
-        "launch": runtime.packages.launch(Path("."), plan.workload),  # wherever the package is put
+        "launch": runtime.packages.command(Path("."), plan.workload, plan.share),  # wherever the package is put
         "date": made_now(),
         "versions": runtime.versions(),
         "files": {name: asdict(entry) for name, entry in files.items()},

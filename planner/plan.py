@@ -13,6 +13,7 @@ from planner.latency import LatencyEstimate
 from planner.memory import MemoryEstimate
 from planner.quality import Measured
 from planner.request import Budget, Workload
+from planner.runtimes.base import CardShare
 from profiles.kernels import KernelEntry
 from records.atomic import write_json
 from records.errors import InputError
@@ -279,6 +280,7 @@ class Plan:
     bits: Mapping[str, str] = field(default_factory=dict)  # a digit a layer, by role: planner.overview
     others: tuple[Other, ...] = ()  # where the runtime was chosen, too: those that were not
     margins: tuple[Margin, ...] = ()  # what other decisions beside the weights would be worth
+    share: CardShare | None = None  # of each GPU, where the runtime takes it at once
     tuned: Tuned | None = None  # where the chosen subnet has scales of its own; `fingerprint` is with them then
 
     @property
@@ -334,8 +336,10 @@ class Plan:
             "others": [asdict(other) for other in self.others],
             "margins": [asdict(margin) for margin in self.margins],
             "tuned": None if self.tuned is None else asdict(self.tuned),
+            "share": None if self.share is None else asdict(self.share),
         }
-        return data if self.tuned is not None else {name: value for name, value in data.items() if name != "tuned"}
+        unsaid = [name for name in ("tuned", "share") if data[name] is None]
+        return {name: value for name, value in data.items() if name not in unsaid}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:

@@ -22,6 +22,7 @@ DEFAULT_CONTEXT = 4096
 MAX_CONTEXT, MOST_CONTEXT = "max", 10**9
 DEFAULT_PROMPT_TOKENS = 128
 MOST_SEQUENCES = 2**16  # of a batch
+MOST_GPUS = 64  # in one machine
 
 
 def parse_bytes(text: str) -> int:
@@ -132,6 +133,8 @@ class Workload:
 
     `gpu_layers` is how many layers are on a GPU beside a host, as the runtime counts them; None leaves that to planning
     where there is anything to decide.
+
+    `gpus` are alike and divide the model: what is said of the device's memory is said of each of them.
     """
 
     context: int
@@ -139,13 +142,16 @@ class Workload:
     prompt_tokens: int = DEFAULT_PROMPT_TOKENS
     kv_cache: str | None = None
     gpu_layers: int | None = None
+    gpus: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("context", "batch", "prompt_tokens"):
+        for name in ("context", "batch", "prompt_tokens", "gpus"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.gpu_layers is not None and self.gpu_layers < 1:
             raise InputError(f"gpu_layers must be at least 1, got {self.gpu_layers}")
+        if self.gpus > MOST_GPUS:
+            raise InputError(f"gpus must be at most {MOST_GPUS}, got {self.gpus}")
         if self.batch > MOST_SEQUENCES:
             raise InputError(f"batch must be at most {MOST_SEQUENCES}, got {self.batch}")
         if self.kv_cache is not None and not _CACHE.fullmatch(self.kv_cache):
@@ -196,6 +202,7 @@ class Asked:
     prompt_tokens: int | None = None
     kv_cache: str | None = None
     gpu_layers: int | None = None
+    gpus: int = 1
 
     def of(self, spec: ModelSpec) -> tuple[Workload, ContextRange | None]:
         """What a package of the model shall serve; where the context is left open its shortest, and the contexts to
@@ -209,7 +216,7 @@ class Asked:
 
     def _workload(self, spec: ModelSpec, context: int | None) -> Workload:
         made = Workload.for_model(spec, context, self.batch, self.prompt_tokens, self.kv_cache)
-        return replace(made, gpu_layers=self.gpu_layers)
+        return replace(made, gpu_layers=self.gpu_layers, gpus=self.gpus)
 
 
 @dataclass(frozen=True)

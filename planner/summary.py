@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from planner.amounts import amount, milliseconds, per_second, size
@@ -10,6 +11,7 @@ from planner.limits import LIMITS, MEMORY, TPOT, TTFT, Limit
 from planner.overview import summed
 from planner.plan import LARGER, PLANNED, UNMEASURED, WORSE, Compared, Notch, Plan, Rejected
 from planner.quality import with_interval
+from planner.runtimes import RUNTIMES
 from planner.runtimes.base import DEVICE, ESTIMATE, HOST
 
 REASONS = {WORSE: "loses more", LARGER: "takes more memory", UNMEASURED: "was not measured"}
@@ -21,8 +23,12 @@ def title(made: Plan) -> str:
     cache = f", {made.kv_cache['type']} KV cache" if made.kv_cache else ""
     return (
         f"{made.model['name']} on {made.device['name']} with {made.runtime}: context {load.context}, "
-        f"batch {load.batch}, prompt {load.prompt_tokens} tokens{cache}{_placed(made)}"
+        f"batch {load.batch}, prompt {load.prompt_tokens} tokens{cache}{_divided(made)}{_placed(made)}"
     )
+
+
+def _divided(made: Plan) -> str:
+    return f", divided over {made.workload.gpus} GPUs" if made.workload.gpus > 1 else ""
 
 
 def _placed(made: Plan) -> str:
@@ -59,6 +65,27 @@ def room(made: Plan) -> str | None:
     return f"{said}, the smallest subnet up to {found['smallest']}"
 
 
+def shared(made: Plan) -> str | None:
+    """What the runtime takes of each GPU at once, and the sequences that fit into it; None where it does not."""
+    share, load = made.share, made.workload
+    if share is None:
+        return None
+    each = "each GPU" if load.gpus > 1 else "the GPU"
+    return (
+        f"{made.runtime} takes {share.utilization:.4g} of {each}, of which {size(share.pool_bytes)} are for keys and "
+        f"values: {share.blocks} blocks of {share.block_tokens} tokens, room for {share.sequences:.2f} sequences of "
+        f"{load.context} tokens at once, and it starts no more than the {load.batch} planned for"
+    )
+
+
+def start(made: Plan) -> str | None:
+    """The command that has a package of the plan served with just that; None where no share is said."""
+    if made.share is None or made.runtime not in RUNTIMES:
+        return None
+    packages = RUNTIMES[made.runtime]().packages
+    return f"its package is started with: {packages.command(Path('DIR'), made.workload, made.share)}"
+
+
 def tuned(made: Plan) -> str | None:
     """What training the scales for this subnet alone won; None where they are the supernet's."""
     own = made.tuned
@@ -81,7 +108,7 @@ def promises(made: Plan) -> list[tuple[str, ...]]:
     tpot, ttft = [c.tpot_ms for c in shown], [c.ttft_ms for c in shown]
     least = "-" if limits.tpot_ms is None else f"at least {per_second(limits.tpot_ms)}"
     return [
-        ("peak memory", *(size(c.memory_bytes) for c in shown), size(limits.memory_bytes), _basis(made, MEMORY)),
+        (memory_name(made), *(size(c.memory_bytes) for c in shown), size(limits.memory_bytes), _basis(made, MEMORY)),
         *_of_host(made),
         ("weight files", *(size(c.disk_bytes) for c in shown), size(limits.disk_bytes), "exact"),
         ("time per token", *map(milliseconds, tpot), milliseconds(limits.tpot_ms), _basis(made, TPOT)),
@@ -92,6 +119,10 @@ def promises(made: Plan) -> list[tuple[str, ...]]:
         *_measured(made),
         *_kept(made),
     ]
+
+
+def memory_name(made: Plan) -> str:
+    return "peak memory of each GPU" if made.workload.gpus > 1 else "peak memory"
 
 
 def _of_host(made: Plan) -> Iterator[tuple[str, ...]]:
@@ -200,5 +231,5 @@ def items(made: Plan) -> dict[str, dict[tuple[str, str], float]]:
     pools = {pool: [item for item in made.memory.items if item.pool == pool] for pool in (DEVICE, HOST)}
     host = {"peak host memory": summed(pools[HOST], tables)} if pools[HOST] else {}
     return {
-        "peak memory": summed(pools[DEVICE], tables), **host, "time per token": summed(made.latency.decode, tables)
+        memory_name(made): summed(pools[DEVICE], tables), **host, "time per token": summed(made.latency.decode, tables)
     }  # fmt: skip

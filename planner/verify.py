@@ -116,7 +116,7 @@ def served(runtime: Runtime, package: Package, elsewhere: bool = False) -> Itera
     plan, engine = package.plan, runtime.engine()
     server = None if engine is None else engine.server(package.path)
     if engine is None or server is None:
-        command, chosen = runtime.packages.launch(package.path, plan.workload), plan.chosen
+        command, chosen = runtime.packages.command(package.path, plan.workload, plan.share), plan.chosen
         note = f"{_unserved(runtime, engine)}: {command}"
         yield unchecked(PEAK_MEMORY, "bytes", chosen.memory_bytes, note)
         if chosen.host_bytes is not None:

@@ -55,7 +55,7 @@ from supernet.spec import ModelSpec
 
 LIBRARIES_BYTES, WEIGHTS = 700_000_000, 1.5  # what an export takes, and times the model's weights in bfloat16
 """Measured: benchmarks/half_billion.py."""
-SERVED = ("context", "batch", "gpu_layers")
+SERVED = ("context", "batch", "gpu_layers", "gpus")
 """What of a workload, beside the type of its cache, a package is made for."""
 _NEXT = "give another --export"
 

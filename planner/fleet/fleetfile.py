@@ -108,6 +108,15 @@ instruction-sets = ["avx2"]
 # host-mem = "8GB"              # of the machine; left out: all that it has
 # gpu-layers = 31               # as llama.cpp counts them, the output too; left out: decided
 
+# A model divided over GPUs that are alike (vLLM):
+# [[device]]
+# name = "server"
+# device = "l40s-48gb"
+# runtime = "vllm"
+# gpus = 4
+# batch = 16
+# mem = "40GB"                  # of each GPU
+
 # A profile that `bitfleet profile device --out board.json` wrote on the device, from this file's folder:
 # [[device]]
 # device = "board.json"
@@ -194,7 +203,9 @@ def _wanted(device: Mapping[str, Any]) -> Wanted:
         said("disk"),
         host_memory_bytes=said("host-mem"),
     )
-    asked = Asked(said("context"), said("batch", 1), said("prompt-tokens"), said("kv-cache"), said("gpu-layers"))
+    asked = Asked(
+        said("context"), said("batch", 1), said("prompt-tokens"), said("kv-cache"), said("gpu-layers"), said("gpus", 1)
+    )
     return Wanted(device["name"], device["device"], profile, budget, device["runtime"], asked)
 
 
@@ -430,7 +441,7 @@ def _device(value: Any) -> str | dict[str, Any]:
 _ANY = {
     "runtime": _runtime, "mem": _size, "latency": _time, "target-tps": _rate_of_tokens, "ttft": _time, "disk": _size,
     "context": _context, "batch": _count, "prompt-tokens": _count, "kv-cache": _cache,
-    "host": _text, "host-mem": _size, "gpu-layers": _count,
+    "host": _text, "host-mem": _size, "gpu-layers": _count, "gpus": _count,
 }  # fmt: skip
 _TOP = {"supernet": _text, "max-loss": _share, "defaults": _as_it_is, "device": _as_it_is}
 _DEFAULTS = _ANY

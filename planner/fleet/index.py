@@ -324,9 +324,11 @@ def package_name(
     model: str, mean_bits: float, subnet: Subnet, runtime: str, workload: Workload, threads: int | None = None
 ) -> str:
     """`smollm2-135m-3.9bits-4096-1f3a9c2b`: model, mean bits, context, and a hash of that, of the subnet, the runtime,
-    the batch, the threads, the type of the KV cache and the layers on a GPU. A package is for any prompt."""
+    the batch, the threads, the type of the KV cache, the layers on a GPU and the number of GPUs. A package is for any
+    prompt."""
     plain = re.sub(r"[^a-z0-9.]+", "-", model.rpartition("/")[2].lower()).strip("-.")[:60] or "model"
     said = [one for one in (workload.kv_cache, workload.gpu_layers) if one is not None]
+    said += [f"gpus {workload.gpus}"] if workload.gpus > 1 else []
     text = json.dumps([subnet.digest, runtime, workload.context, workload.batch, threads, *said])
     return f"{plain}-{mean_bits:.1f}bits-{workload.context}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 

@@ -48,6 +48,7 @@ class Kind:
     threads: int | None = None
     kv_cache: str | None = None
     gpu_layers: int | None = None
+    gpus: int = 1
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,8 @@ class _Served:
         threads = profile.threads if profile.measured else None
         unasked = workload.kv_cache == self.framed.scenario.runtime.caches[0].name
         kept = None if unasked else workload.kv_cache
-        return Kind(self.wanted.runtime, workload.context, workload.batch, threads, kept, workload.gpu_layers)
+        layers, gpus = workload.gpu_layers, workload.gpus
+        return Kind(self.wanted.runtime, workload.context, workload.batch, threads, kept, layers, gpus)
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,7 @@ def _asked(wanted: Wanted, spec: ModelSpec) -> Workload:
         context = context.of(spec, asked.prompt_tokens).shortest
     context = max(2, context or min(DEFAULT_CONTEXT, spec.max_context))
     prompt = min(asked.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(1, context // 2))
-    return Workload(context, asked.batch, prompt, asked.kv_cache, asked.gpu_layers)
+    return Workload(context, asked.batch, prompt, asked.kv_cache, asked.gpu_layers, asked.gpus)
 
 
 def _end(

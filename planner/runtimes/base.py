@@ -15,6 +15,7 @@ from planner.runtimes.caches import FLOAT16, CacheType, cache_named
 from planner.runtimes.spoken import Spoken
 from profiles.device import DeviceProfile
 from records.errors import InputError
+from records.reading import check
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import ModelSpec, UnitSpec
 from supernet.ties import Groups, tied
@@ -96,6 +97,27 @@ class LatencyItem:
 
 
 @dataclass(frozen=True)
+class CardShare:
+    """What a runtime takes of each GPU before it serves anybody: `utilization` of all memory there, of which
+    `pool_bytes` are left for keys and values, in `blocks` of `block_tokens`. So many `sequences` of the longest context
+    fit into these at once."""
+
+    utilization: float
+    pool_bytes: int
+    blocks: int
+    block_tokens: int
+    sequences: float
+
+    def __post_init__(self) -> None:
+        check("utilization", self.utilization, float, least=0, above=True)
+        if self.utilization > 1:
+            raise InputError(f"utilization is a share of at most 1, got {self.utilization}")
+        for name in ("pool_bytes", "blocks", "block_tokens"):
+            check(name, getattr(self, name), int, least=1)
+        check("sequences", self.sequences, float, least=0)
+
+
+@dataclass(frozen=True)
 class Piece:
     """`bytes` of a file from `offset` on. `name` is the tensor's that they are, empty for whatever else."""
 
@@ -130,6 +152,14 @@ class Holding(ABC):
         for linear in unit.linears:
             if linear.in_features % choice.group_size:
                 return f"the group size must divide in_features, got {choice.group_size} and {linear.in_features}"
+        return None
+
+    def split_refusal(self, gpus: int) -> str | None:
+        """Why the runtime cannot divide the model over so many GPUs, or None if it can."""
+        return None if gpus == 1 else "it has a whole model on one device"
+
+    def part_refusal(self, unit: UnitSpec, choice: Choice, gpus: int) -> str | None:
+        """Why no GPU could have its part of `unit` at `choice`, of a model that can be divided over so many."""
         return None
 
     def cache_refusal(self, cache: CacheType) -> str | None:
@@ -167,6 +197,11 @@ class Pricing(ABC):
     def latency(self, subnet: Subnet, phase: str) -> tuple[LatencyItem, ...]:
         """One forward pass, itemised: of the whole prompt (PREFILL), or of one token after it (DECODE). InputError for
         a device of which no speed is known."""
+
+    def share(self, subnet: Subnet, limit_bytes: int) -> CardShare | None:
+        """What the runtime takes of each GPU within a limit of its memory where it takes that at once, whatever it
+        serves; None for a runtime that does not."""
+        return None
 
     def rests_on(self) -> str | None:
         """What its time per token rests on where nothing of it was measured on the device, in a line; None where there
@@ -209,6 +244,10 @@ class PackageFormat(ABC):
     def launch(self, folder: Path, workload: Workload) -> str:
         """The command that runs a package with this runtime, as the workload asks."""
 
+    def command(self, folder: Path, workload: Workload, share: CardShare | None) -> str:
+        """The same for a plan that knows which share of each GPU the runtime takes."""
+        return self.launch(folder, workload)
+
 
 class Runtime(ABC):
     """One inference runtime.
@@ -239,6 +278,10 @@ class Runtime(ABC):
         """Why this runtime does not run on a device, whatever the choices are, or None if it does."""
         kinds = self.device_kinds
         return None if device.kind in kinds else f"{self.name} runs on {' and '.join(kinds)}, not on {device.kind}"
+
+    def usable_bytes(self, device: DeviceProfile, gpus: int = 1) -> int:
+        """The most that it takes of a device, or of each of several alike, unless it is told to take more."""
+        return device.usable_bytes
 
     def placements(self, spec: ModelSpec, device: DeviceProfile) -> tuple[int, ...]:
         """How many layers of a model may be on a device while the others are on its host, as the runtime counts them,

@@ -46,7 +46,8 @@ def attention(runtime: Runtime, name: str | None) -> float:
 def test_a_type_takes_its_bits(runtime: str, name: str, bits: float) -> None:
     member = RUNTIMES[runtime]()
     assert member.cache(Workload(CONTEXT, kv_cache=name)).bits == bits
-    assert kept(member, name) * 8 == VALUES * bits
+    spare = VALUES * 16 // CONTEXT if runtime == "vllm" else 0  # of its blocks of 16 tokens one is never given away
+    assert kept(member, name) * 8 == (VALUES + spare) * bits
     assert attention(member, name) > 0
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from planner.runtimes.caches import FLOAT16, CacheType
 from planner.runtimes.folder_runtime import FolderHolding
 from planner.runtimes.tensor_file import Tensor
-from planner.runtimes.vllm import tensors
+from planner.runtimes.vllm import split, tensors
 from profiles.device import DeviceProfile
 from profiles.folder_shares import FLOAT, PACKED, Reading
 from supernet.formats import FORMATS
@@ -95,6 +95,14 @@ class VllmHolding(FolderHolding):
                     f"zeros of {choice.bits} bits are packed over {least} rows, {linear.name} has {linear.out_features}"
                 )
         return None
+
+    def split_refusal(self, gpus: int) -> str | None:
+        if gpus > 1 and self.spec.architecture in TRANSFORMERS:
+            return f"vLLM runs {self.spec.architecture} by transformers' code, which was not tested on several"
+        return split.model_refusal(self.spec, gpus)
+
+    def part_refusal(self, unit: UnitSpec, choice: Choice, gpus: int) -> str | None:
+        return split.choice_refusal(self.spec, unit, choice, gpus)
 
     def tensors(self, unit: UnitSpec, choice: Choice) -> tuple[Tensor, ...]:
         return tensors.tensors(unit, choice)

@@ -10,11 +10,11 @@ from planner.request import Workload
 from planner.runtimes.base import FLOAT, Runtime
 from planner.runtimes.by_bandwidth import Usual
 from planner.runtimes.caches import CacheType
-from planner.runtimes.folder_runtime import BandwidthPricing
 from planner.runtimes.library import Library
-from planner.runtimes.vllm import holding
+from planner.runtimes.vllm import holding, memory
 from planner.runtimes.vllm.holding import VllmHolding
 from planner.runtimes.vllm.packages import VllmPackages
+from planner.runtimes.vllm.pricing import VllmPricing
 from profiles.device import DeviceProfile
 from supernet.spec import ModelSpec
 from supernet.ties import Groups
@@ -22,8 +22,8 @@ from supernet.ties import Groups
 if TYPE_CHECKING:
     from supernet.keys_values import Kept
 
-# The CUDA context, kernels and captured graphs; a pass without its products; the prompt tokens of a pass.
-USUAL = Usual(process_bytes=1_500_000_000, step_ms=1.0, layer_ms=0.02, chunk_tokens=2048)
+# A pass without its products; the prompt tokens of a pass. Memory is in `memory`.
+USUAL = Usual(process_bytes=0, step_ms=1.0, layer_ms=0.02, chunk_tokens=2048)
 UNKNOWN = (
     "none is of its Humming kernels (2, 3, 5, 6 and 7 bits, 8 bits with zeros), whose time beside 4 bits is from a "
     "table of theirs and good to a factor of two"
@@ -59,11 +59,14 @@ class Vllm(Runtime):
     def holding(self, spec: ModelSpec) -> VllmHolding:
         return VllmHolding(spec)
 
-    def pricing(self, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> BandwidthPricing:
+    def usable_bytes(self, device: DeviceProfile, gpus: int = 1) -> int:
+        return memory.usable_bytes(device, gpus)
+
+    def pricing(self, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> VllmPricing:
         cache = self.cache(workload)
         rounded = "; vLLM runs this model in bfloat16, which rounds scales to 8 bits"
         said = UNKNOWN + (rounded if spec.architecture in holding.BFLOAT16 else "")
-        return BandwidthPricing(spec, workload, device, VllmHolding(spec), USUAL, self.name, said, cache)
+        return VllmPricing(spec, workload, device, VllmHolding(spec), USUAL, self.name, said, cache)
 
     def checks(self) -> Iterator[Check]:
         yield LIBRARY.check()

@@ -49,9 +49,10 @@ def test_what_the_example_has_in_comments_works_too(tmp_path: Path) -> None:
     path = written(tmp_path, "\n".join(lines))
     fleet = read_fleet(path, own=lambda runtime: load("steam-deck-16gb"))
     assert fleet.supernet == str(tmp_path / "supernet")
-    gaming = fleet.devices[-3]
+    gaming, server = fleet.devices[-4:-2]
     assert gaming.profile == replace(load("rtx-4060-8gb"), host=load("desktop-ryzen-5600-16gb"))
     assert gaming.budget == Budget(7 * 10**9, host_memory_bytes=8 * 10**9) and gaming.asked.gpu_layers == 31
+    assert (server.runtime, server.asked.gpus, server.asked.batch) == ("vllm", 4, 16)
     assert [(d.name, d.profile.name) for d in fleet.devices[-2:]] == [
         ("board", "l4-24gb"),
         ("this-machine", "steam-deck-16gb"),
