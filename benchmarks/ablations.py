@@ -43,7 +43,6 @@ from supernet.adapters import ADAPTERS
 from supernet.agreement import measure_agreement
 from supernet.awq import channel_scales, rescale
 from supernet.build import Supernet, build
-from supernet.checkpoint import code_tensors
 from supernet.choices import kept_channels, make_space
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_tensors
@@ -57,6 +56,7 @@ from supernet.quantizers import GPTQ
 from supernet.recipe import Recipe
 from supernet.sensitivity import measure_sensitivities
 from supernet.sharing import SHARINGS, Agreement, Shared
+from supernet.shelf import code_tensors
 from supernet.space import Subnet
 from supernet.text import read_windows, spread_windows
 from supernet.train import TrainOptions, adapter_parameters, passes

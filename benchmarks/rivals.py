@@ -40,7 +40,6 @@ from planner.runtimes.onnxruntime.storage import FLOAT_BYTES, matrices, unit_byt
 from records.atomic import write_text
 from records.cache import cache_dir
 from supernet.build import Supernet, Weights, build
-from supernet.checkpoint import code_tensors
 from supernet.choices import make_space
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.files import read_tensors, write_tensors
@@ -49,6 +48,7 @@ from supernet.model import spec_of_model
 from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.sensitivity import Table, fisher
+from supernet.shelf import code_tensors
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import UnitSpec
 from supernet.text import read_windows, spread_windows

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from records.errors import InputError
+from supernet.absent import present
 
 READ, TIED, LEFT = "read", "tied to the embedding", "left aside: "
 NAMED = 3  # names in a message
@@ -65,6 +66,7 @@ def refuse_other_tensors(source: Any, missing: Iterable[str], unexpected: Iterab
 def refuse_not_finite(source: Any, model: Any) -> None:
     """InputError naming the first weight that holds a NaN or an infinity."""
     for name, parameter in model.named_parameters():
-        low, high = parameter.aminmax()  # a NaN anywhere is in both
+        with present(parameter):
+            low, high = parameter.aminmax()  # a NaN anywhere is in both
         if not (low.isfinite() and high.isfinite()):
             raise InputError(f"{source}: the weight {name} has values that are NaN or infinite; get a sound copy")

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from records.errors import InputError
+from supernet.absent import change
 from supernet.blocks import input_sums
 from supernet.exact import in_float32
 from supernet.model import hidden_states, logits_of, removed_after
@@ -86,15 +88,23 @@ def rescale(model: Any, scales: Mapping[str, Tensor]) -> None:
         module = model.get_submodule(name)
         scale = scale.to(module.weight.device)
         if part == READS:
-            module.weight.mul_(scale)
+            change(module.weight, partial(_times, scale=scale))
             continue
         if module.weight.dim() == 1:
             added = added_to_weight(module)
             module.weight.add_(added).div_(scale).sub_(added)
         else:
-            module.weight.div_(scale.unsqueeze(1))
+            change(module.weight, partial(_over, scale=scale.unsqueeze(1)))
         if getattr(module, "bias", None) is not None:
             module.bias.div_(scale)
+
+
+def _times(weight: Tensor, scale: Tensor) -> None:
+    weight.mul_(scale)
+
+
+def _over(weight: Tensor, scale: Tensor) -> None:
+    weight.div_(scale)
 
 
 def same(model: Any) -> float:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from records.errors import InputError
+from supernet.absent import present
 from supernet.model import removed_after
 
 AT_ONCE = 4  # windows that a pass without gradients takes side by side
@@ -29,13 +30,16 @@ def decoder_layers(model: Any) -> list[nn.Module]:
 
 
 def layer_arguments(model: Any, window: Tensor) -> list[dict[str, Any]]:
-    """What the model calls each block with beside its input, read off one window `(1, tokens)`."""
+    """What the model calls each block with beside its input, read off one window `(1, tokens)`. The first block alone
+    computes: the others are only asked what they are given."""
     found: list[dict[str, Any]] = []
+    layers, made = decoder_layers(model), list[Any]()
     hooks = [
         layer.register_forward_pre_hook(lambda module, args, kwargs: found.append(dict(kwargs)), with_kwargs=True)
-        for layer in decoder_layers(model)
+        for layer in layers
     ]
-    with removed_after(hooks), torch.no_grad():
+    hooks.append(layers[0].register_forward_hook(lambda module, args, output: made.append(output)))
+    with removed_after(hooks), skipped(layers[1:], lambda: made[0]), torch.no_grad():
         model.base_model(input_ids=window.to(model.device), use_cache=False)
     return found
 
@@ -87,6 +91,11 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = 
 
     What is done to buffers meanwhile stays done, except in another `dtype`: then they are as they were.
     """
+    with present(module):
+        yield from _placed(module, device, dtype)
+
+
+def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     home = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), device)
     kept = [(part, *item) for part in module.modules() for item in part.named_parameters(recurse=False)]
     data = [parameter.data for _, _, parameter in kept]
@@ -105,9 +114,10 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = 
 
 @contextlib.contextmanager
 def skipped(layers: Sequence[nn.Module], last: Any) -> Iterator[None]:
-    """Within, these first blocks of a model, or all of them, compute nothing: what comes after them reads `last`."""
+    """Within, these blocks of a model compute nothing: what comes after them reads `last`, or what it gives when it is
+    called."""
     for layer in layers:
-        layer.forward = lambda *args, **kwargs: last
+        layer.forward = lambda *args, **kwargs: last() if callable(last) else last
     try:
         yield
     finally:

@@ -40,7 +40,7 @@ from supernet.spec import ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from supernet.build import Supernet, Weights
+    from supernet.build import Supernet
     from supernet.grids import QuantizedWeight, Stored
     from supernet.loading import Loaded
     from supernet.reference import Reference
@@ -180,11 +180,13 @@ class SupernetFiles:
         return read_tensors(self.path / name)[0]
 
     def tensors(self, name: str) -> Any:
-        """An open safetensors file of the folder."""
+        """An open safetensors file of the folder, mapped: its pages may be given back."""
         from supernet.files import open_tensors
+        from supernet.mapped import MappedTensors
 
         if name not in self._open:
-            self._open[name] = open_tensors(self.path / name)
+            open_tensors(self.path / name)  # says in one line what is damaged
+            self._open[name] = MappedTensors(self.path / name)
         return self._open[name]
 
     def stored(self, linear: str, choice: Choice) -> QuantizedWeight:
@@ -350,6 +352,7 @@ def save_start(
     from records.atomic import write_json
     from supernet.files import write_tensors
     from supernet.reference import write_references
+    from supernet.shelf import code_tensors
 
     for name, tensors in changes.items():
         write_tensors(path / name, tensors)
@@ -384,6 +387,7 @@ def write_trained(path: Path, supernet: Supernet) -> tuple[str, ...]:
     index: a run that stops before `save_index` goes on as if this had not happened.
     """
     from supernet.files import write_tensors
+    from supernet.shelf import code_tensors
     from supernet.train import adapter_parameters
 
     supernet.fold()
@@ -392,16 +396,6 @@ def write_trained(path: Path, supernet: Supernet) -> tuple[str, ...]:
     if left:
         write_tensors(path / ADAPTERS_FILE, left)
     return (CODES, FLOATS, REFERENCE, *([ADAPTERS_FILE] if left else []))
-
-
-def code_tensors(weights: Weights) -> dict[str, Tensor]:
-    """What a file of codes holds, by `linear|choice|part`."""
-    return {
-        f"{linear}|{choice}|{name}": part
-        for linear, choices in weights.items()
-        for choice, weight in choices.items()
-        for name, part in weight.parts.items()
-    }
 
 
 def hashes_of(path: Path, names: tuple[str, ...]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from records.errors import InputError
+from supernet.absent import present
 from supernet.build import Supernet, assemble
 from supernet.files import open_tensors
 from supernet.grids import QuantizedWeight
@@ -271,8 +272,9 @@ def _head(model: Any) -> tuple[Callable[[int, int], Tensor], int, Tensor | None]
     if isinstance(head, SuperLinear):
         weight = head.stored(head.choice)
         return lambda start, stop: _dequantized(weight, slice(start, stop)), weight.shape[0], head.bias
-    bias = getattr(head, "bias", None)
-    return lambda start, stop: head.weight[start:stop].float(), len(head.weight), None if bias is None else bias.float()
+    with present(head):
+        table, bias = head.weight.detach(), getattr(head, "bias", None)
+    return lambda start, stop: table[start:stop].float(), len(table), None if bias is None else bias.float()
 
 
 def _dequantized(weight: QuantizedWeight, rows: Any) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from supernet.absent import Absent, wide
 from supernet.model import compute_dtype, removed_after
 from supernet.rotary import Rotary, looked_up
 
@@ -22,20 +23,20 @@ def in_float32(model: Any) -> Iterator[None]:
     held: dict[nn.Module, dict[str, Tensor]] = {}
 
     def widen(module: nn.Module, args: Any) -> None:
-        held[module] = {name: part.data for name, part in module.named_parameters(recurse=False)}
-        for part in module.parameters(recurse=False):
+        there = [(n, p) for n, p in module.named_parameters(recurse=False) if not isinstance(p, Absent)]
+        held[module] = {name: part.data for name, part in there}
+        for _, part in there:
             part.data = part.data.float()
 
     def narrow(module: nn.Module, args: Any, output: Any) -> None:
-        kept = held.pop(module, {})
-        for name, part in module.named_parameters(recurse=False):
-            part.data = kept[name]
+        for name, data in held.pop(module, {}).items():
+            getattr(module, name).data = data
 
     hooks = []
     for module in model.modules():
         if any(part.dtype != torch.float32 for part in module.parameters(recurse=False)):
             hooks += [module.register_forward_pre_hook(widen), module.register_forward_hook(narrow, always_call=True)]
-    with removed_after(hooks):
+    with removed_after(hooks), wide(model):
         yield
 
 

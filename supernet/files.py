@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
-    """Tensors and a JSON object, under a temporary name and then renamed."""
-    from safetensors.torch import save_file
+    """Tensors and a JSON object, under a temporary name and then renamed: the bytes that safetensors writes, a tensor
+    at a time. What is mapped (`supernet.mapped`) leaves memory again."""
+    from supernet.mapped import give_back_pages
 
-    with replacing(path) as temporary:
-        save_file(_plain(tensors), temporary, _as_text(meta or {}))
+    header, ordered = _header(tensors, _as_text(meta or {}))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        for tensor in ordered:
+            file.write(_bytes(tensor))
+            give_back_pages()
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
@@ -30,6 +35,30 @@ def tensor_bytes(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> byte
     from safetensors.torch import save
 
     return save(_plain(tensors), _as_text(meta))
+
+
+def _header(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> tuple[bytes, list[Tensor]]:
+    """What stands before the tensors, and those in their order: wide types first, for their alignment."""
+    from supernet.mapped import DTYPES
+
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    order = list(DTYPES.values())
+    names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
+    about: dict[str, Any] = {"__metadata__": dict(meta)}
+    at = 0
+    for name in names:
+        one = tensors[name]
+        about[name] = {"dtype": codes[one.dtype], "shape": list(one.shape), "data_offsets": [at, at + one.nbytes]}
+        at += one.nbytes
+    text = json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, [tensors[name] for name in names]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    import torch
+
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -83,8 +83,11 @@ def describe(source: str, trust_remote_code: bool = False) -> tuple[Any, ModelSp
     return config, spec_of_model(model, model_name(source))
 
 
-def load_model(source: str, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> Loaded:
-    """The full model in `dtype`, every parameter read from its files, and every tensor of them accounted for.
+def load_model(
+    source: str, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32, streamed: bool = False
+) -> Loaded:
+    """The full model in `dtype`, every parameter read from its files, and every tensor of them accounted for. The
+    matrices of one that is `streamed` stay there until they are computed with.
 
     `source` is a local Hugging Face folder, a `.gguf` file, a hub id, or `DEFAULT_MODEL`. Weights are read from
     safetensors or GGUF only, never from a pickle. InputError says in one line what is missing, left over or damaged.
@@ -94,7 +97,8 @@ def load_model(source: str, trust_remote_code: bool = False, dtype: torch.dtype 
     _without_weights(opened, config, trust_remote_code)  # for what it refuses
     tokenizer = opened.tokenizer(trust_remote_code)
     refuse_tokenizer(opened.path, tokenizer, config.get_text_config().vocab_size)
-    model, account = opened.weights(config, trust_remote_code, dtype)
+    read = opened.streamed if streamed else opened.weights
+    model, account = read(config, trust_remote_code, dtype)
     refuse_not_finite(opened.path, model)
     settings = opened.generation()
     _settle(model, settings)

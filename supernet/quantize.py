@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supernet.absent import present
 from supernet.blocks import input_sums
 from supernet.build import Weights
-from supernet.grids import QuantizedWeight
 from supernet.hessians import fisher_hessians
 from supernet.progress import Progress, silent
 from supernet.quantizers import RTN, Quantizer
+from supernet.shelf import InMemory, Shelf, Solved
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec, UnitSpec
 
 TALL = 8192  # rows
-Solved = dict[Choice, QuantizedWeight]
 
 
 def quantize(
     model: Any, spec: ModelSpec, space: SearchSpace, quantizer: Quantizer, windows: Tensor, progress: Progress = silent,
-    seed: int = 0, others: Tensor | None = None,
+    seed: int = 0, others: Tensor | None = None, shelf: Shelf | None = None,
 ) -> Weights:  # fmt: skip
     """Codes for every matrix at every choice. `windows` `(n, tokens)` calibrates quantizers that need a Hessian, and
     `seed` draws what is random about that. `others` are windows of another kind of text, for what the head multiplies
@@ -34,16 +34,17 @@ def quantize(
 
     Matrices are quantized where the windows are, and their codes wait where the model is. What the head multiplies by
     is a matrix like others, also where it is the embedding too; an embedding by itself is rounded to nearest: its
-    inputs are one-hot, so there is no error to spread.
+    inputs are one-hot, so there is no error to spread. A `shelf` keeps the codes of each block as they are found.
     """
+    shelf = shelf or InMemory()
     units = {linear.name: unit for unit in spec.units for linear in unit.linears}
     head = head_unit(model, spec)
     read = [name for name, unit in units.items() if not unit.is_table or unit is head]
-    of_head = _of_head(model, head.linears[0].name, quantizer, others, seed, progress)
-    found: dict[str, Solved] = {}
+    found = shelf.known(spec, space)
+    of_head = {} if head.linears[0].name in found else _of_head(model, head, quantizer, others, seed, progress)
     with _side_by_side(windows.device) as pool:
-        for hessians in _hessians(model, read, quantizer, windows, seed, progress):
-            hessians = {name: _evenly(own, of_head.get(name)) for name, own in hessians.items()}
+        for hessians in _hessians(model, spec, read, quantizer, windows, seed, progress, shelf, found):
+            hessians = {name: _evenly(own, of_head.get(name)) for name, own in hessians.items() if name not in found}
 
             def solve(part: tuple[str, Tensor], hessians: Mapping[str, Tensor | None] = hessians) -> Solved:
                 name, rows = part
@@ -51,13 +52,18 @@ def quantize(
                 return _quantized(rows, quantizer, choices, hessians[name], windows.device, model.device)
 
             largest_first = sorted(hessians, key=lambda name: model.get_submodule(name).weight.shape[1], reverse=True)
-            parts = [(name, rows) for name in largest_first for rows in _stretches(model, name)]
-            solved: dict[str, list[Solved]] = {name: [] for name in largest_first}
-            for (name, _), part in zip(parts, pool.map(solve, parts), strict=True):
-                solved[name].append(part)
-            found |= {name: _stacked(several) for name, several in solved.items()}
+            with present(*(model.get_submodule(name).weight for name in largest_first)):
+                parts = [(name, rows) for name in largest_first for rows in _stretches(model, name)]
+                solved: dict[str, list[Solved]] = {name: [] for name in largest_first}
+                for (name, _), part in zip(parts, pool.map(solve, parts), strict=True):
+                    solved[name].append(part)
+            del parts  # the weights are not needed while codes are written
+            if solved:
+                found |= shelf.keep(largest_first[0], {name: _stacked(several) for name, several in solved.items()})
             progress("quantize", len(found), len(units))
-    return {name: found.get(name) or rounded(model, name, space.whole[units[name].name]) for name in units}
+    for name in units.keys() - found.keys():
+        found |= shelf.keep(name, {name: rounded(model, name, space.whole[units[name].name])})
+    return {name: found[name] for name in units}
 
 
 def head_unit(model: Any, spec: ModelSpec) -> UnitSpec:
@@ -68,8 +74,9 @@ def head_unit(model: Any, spec: ModelSpec) -> UnitSpec:
 
 def rounded(model: Any, linear: str, choices: Sequence[Choice]) -> Solved:
     """A matrix rounded to nearest at each choice."""
-    parts = _stretches(model, linear)
-    return _stacked([_quantized(rows, RTN(), choices, None, rows.device, rows.device) for rows in parts])
+    with present(model.get_submodule(linear)):
+        parts = _stretches(model, linear)
+        return _stacked([_quantized(rows, RTN(), choices, None, rows.device, rows.device) for rows in parts])
 
 
 def _stretches(model: Any, linear: str) -> tuple[Tensor, ...]:
@@ -101,24 +108,28 @@ def _side_by_side(device: torch.device) -> Iterator[ThreadPoolExecutor]:
 
 
 def _hessians(
-    model: Any, linears: list[str], quantizer: Quantizer, windows: Tensor, seed: int, progress: Progress
-) -> Iterator[Mapping[str, Tensor | None]]:
+    model: Any, spec: ModelSpec, linears: list[str], quantizer: Quantizer, windows: Tensor, seed: int,
+    progress: Progress, shelf: Shelf, known: Container[str],
+) -> Iterator[Mapping[str, Tensor | None]]:  # fmt: skip
     """What the quantizer is told of every linear's inputs, block by block: no other block's Hessians are held."""
     if not quantizer.needs_hessian:
-        yield dict.fromkeys(linears)
+        for layer in dict.fromkeys(unit.layer for unit in spec.units):
+            here = {linear.name for unit in spec.units if unit.layer == layer for linear in unit.linears}
+            yield dict.fromkeys(name for name in linears if name in here)
     elif quantizer.fisher:
-        yield from fisher_hessians(model, linears, windows, seed, partial(progress, "weigh tokens"))
+        yield from fisher_hessians(model, linears, windows, seed, partial(progress, "weigh tokens"), shelf, known)
     else:
         yield from input_sums(model, linears, windows, lambda x: x.T @ x)
 
 
 def _of_head(
-    model: Any, head: str, quantizer: Quantizer, others: Tensor | None, seed: int, progress: Progress
+    model: Any, head: UnitSpec, quantizer: Quantizer, others: Tensor | None, seed: int, progress: Progress
 ) -> Mapping[str, Tensor | None]:
     """What the quantizer is told of the head's inputs in the `others`; no block goes back for it."""
     if others is None or not quantizer.needs_hessian or not quantizer.fisher:
         return {}
-    return next(iter(_hessians(model, [head], quantizer, others, seed, progress)))
+    report = partial(progress, "weigh tokens")
+    return next(iter(fisher_hessians(model, [head.linears[0].name], others, seed, report)))
 
 
 def _evenly(hessian: Tensor | None, other: Tensor | None) -> Tensor | None:

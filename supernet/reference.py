@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from records.errors import InputError
+from supernet.absent import present
 from supernet.exact import in_float32
 from supernet.files import read_tensors, write_tensors
 from supernet.model import hidden_states
@@ -48,8 +49,10 @@ class Reference:
                 hidden.append(hidden_states(model, window.unsqueeze(0).to(model.device)).squeeze(0))
             progress("full model", number + 1, len(windows))
         head = model.get_output_embeddings()
+        with present(head):
+            weight = head.weight.detach()
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        return cls(windows, torch.stack(hidden), head.weight.detach(), getattr(head, "bias", None), cap, first, text)
+        return cls(windows, torch.stack(hidden), weight, getattr(head, "bias", None), cap, first, text)
 
     def to(self, device: torch.device) -> Reference:
         """The same on `device`; nothing is copied where it is there already."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supernet.absent import own_dtype, present
 from supernet.awq import MAKES, READS
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, skipped
 from supernet.evaluate import Reference
@@ -50,14 +51,17 @@ def rounding_losses(
 def rounded(model: Any, choices: Mapping[str, Choice], scales: Mapping[str, Tensor] | None = None) -> Iterator[None]:
     """Within, these linears' weights are rounded to nearest; afterwards they are the same tensors as before."""
     weights = {name: model.get_submodule(name).weight for name in choices}
-    exact = {name: weight.data for name, weight in weights.items()}
-    try:
-        for name, choice in choices.items():
-            weights[name].data = _rounded(exact[name], choice, *(_scale(scales, name, part) for part in (READS, MAKES)))
-        yield
-    finally:
-        for name, weight in weights.items():
-            weight.data = exact[name]
+    with present(*weights.values()):
+        exact = {name: weight.data for name, weight in weights.items()}
+        try:
+            for name, choice in choices.items():
+                factors = (_scale(scales, name, part) for part in (READS, MAKES))
+                own = exact[name].to(own_dtype(weights[name]))
+                weights[name].data = _rounded(own, choice, *factors).to(exact[name].dtype)
+            yield
+        finally:
+            for name, weight in weights.items():
+                weight.data = exact[name]
 
 
 def _scale(scales: Mapping[str, Tensor] | None, name: str, part: str) -> Tensor | None:

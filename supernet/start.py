@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supernet.absent import present
 from supernet.awq import Scales
 from supernet.build import Supernet, build
 from supernet.clock import Clock
@@ -138,8 +139,10 @@ class Start:
             for linear in unit.linears if not unit.is_table else ():
                 matrix, weight = supernet.matrices[linear.name], self.model.get_submodule(linear.name).weight
                 same = [choice for choice in matrix.choices if choice.bits == bits]
-                for codes in RTN().quantize(weight.detach(), same).values():
-                    matrix.store(codes)
+                with present(weight):
+                    codes = RTN().quantize(weight.detach(), same)
+                for one in codes.values():
+                    matrix.store(one)
 
 
 def _mean_log(losses: Sequence[float]) -> float:

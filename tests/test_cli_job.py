@@ -89,7 +89,7 @@ def test_training_says_what_the_adapters_won_and_what_comes_next(bitfleet: Any, 
 
 
 def test_codes_alone_are_shown_beside_plain_rounding(bitfleet: Any, model: Path, tmp_path: Path) -> None:
-    done = bitfleet("train", model, *TRAIN, "--quantizer", "rtn", "--train-bits", "none", "--out", tmp_path / "net")
+    done = bitfleet("train", model, *TRAIN, "--awq", "0", "--train-bits", "none", "--out", tmp_path / "net")
     assert done.code == 0, done.err
     assert "codes alone; KL per token" in done.out
     assert "ROUNDED TO NEAREST" in done.out

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from records.errors import InputError, MissingError
 from records.reading import read_foreign, read_json
 from supernet.account import LEFT, READ, TIED, Account, names, refuse_other_tensors
 from supernet.refusals import refuse_settings
-from supernet.sources.base import Source
+from supernet.sources.base import Source, with_weights
 from supernet.sources.weight_files import refuse_adapter, weight_files
 
 GENERATION = "generation_config.json"
@@ -115,6 +117,42 @@ class FolderSource(Source):
             )
         return model, Account(tensors, self.files.accounts())
 
+    def streamed(self, config: Any, trust_remote_code: bool, dtype: torch.dtype) -> tuple[Any, Account]:
+        from accelerate import init_empty_weights
+        from transformers import AutoModelForCausalLM
+
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        expected = {n: p for n, p in model.named_parameters() if n not in model.all_tied_weights_keys}
+        names_of = {name: self._stored_as(model, name) for name in expected}
+        odd = [name for name, stored in names_of.items() if stored is None]
+        odd += [n for n in model.all_tied_weights_keys if self._stored_as(model, n) is not None]
+        odd += [n for n in expected if getattr(model, "_keep_in_fp32_modules", None) and dtype != torch.float32]
+        if odd:
+            raise InputError(
+                f"{self.path} stores {odd[0]} otherwise than the model has it, which can be read whole alone; "
+                "give the making more memory"
+            )
+        reads = {}
+        for name, stored in names_of.items():
+            assert stored is not None
+            file, _, shape = self.files.tensors[stored]
+            if shape != tuple(expected[name].shape):
+                raise InputError(
+                    f"{self.path} has tensors of another shape than config.json gives them: {stored}; get the "
+                    "config.json of these weights"
+                )
+            reads[name] = partial(_tensor, self.path / file, stored)
+        with_weights(model, reads, dtype, absent=True)
+        tensors = self._became(model, set(self.files.tensors))
+        refuse_other_tensors(self.path, (), [n for n, became in tensors.items() if not became], len(expected))
+        return model, Account(tensors, self.files.accounts())
+
+    def _stored_as(self, model: Any, name: str) -> str | None:
+        """Under which name the files have a parameter, where it is its own or that without the model's prefix."""
+        bare = name.removeprefix(f"{model.base_model_prefix}.")
+        return next((known for known in (name, bare) if known in self.files.tensors), None)
+
     def _became(self, model: Any, unexpected: set[str]) -> dict[str, str]:
         """What became of each tensor; empty text for what nothing reads."""
         state = model.state_dict()
@@ -147,6 +185,13 @@ class FolderSource(Source):
             stored = file.get_tensor(name).float()
         own = [buffer.float() for key, buffer in model.named_buffers() if key.endswith("inv_freq")]
         return any(stored.shape == freq.shape and torch.allclose(stored, freq, rtol=NEAR, atol=1e-6) for freq in own)
+
+
+def _tensor(path: Path, name: str) -> Tensor:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return cast(Tensor, file.get_tensor(name))
 
 
 def _generation(path: Path) -> dict[str, Any]:

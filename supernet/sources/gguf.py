@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from records.errors import InputError
 from supernet.account import READ, Account, refuse_other_tensors
-from supernet.sources.base import Source
+from supernet.sources.base import Source, with_weights
 from supernet.sources.gguf_config import ROPE_TENSORS, config_of
 from supernet.sources.gguf_file import GGUFTensor, read_gguf
 from supernet.sources.gguf_tokenizer import tokenizer_of
@@ -46,6 +47,12 @@ class GGUFSource(Source):
         return {name: value for name, value in ids.items() if value is not None}
 
     def weights(self, config: Any, trust_remote_code: bool, dtype: torch.dtype) -> tuple[Any, Account]:
+        return self._with_weights(config, dtype, absent=False)
+
+    def streamed(self, config: Any, trust_remote_code: bool, dtype: torch.dtype) -> tuple[Any, Account]:
+        return self._with_weights(config, dtype, absent=True)
+
+    def _with_weights(self, config: Any, dtype: torch.dtype, absent: bool) -> tuple[Any, Account]:
         from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
@@ -57,19 +64,18 @@ class GGUFSource(Source):
         missing = [targets[name] for name in targets.keys() - self.gguf.tensors.keys()]
         left = self.gguf.tensors.keys() - targets.keys() - tensors.keys()
         refuse_other_tensors(self.path, missing, left, len(expected))
+        reads = {}
         for name, tensor in self.gguf.tensors.items():
             if name in targets:
                 target = targets[name]
-                values = torch.from_numpy(self._as_stored(name, tensor, config)).to(dtype)
-                if values.shape != expected[target].shape:
+                if tensor.shape != tuple(expected[target].shape):
                     raise InputError(
-                        f"{self.path}: {name} has the shape {tuple(values.shape)}, the model needs "
+                        f"{self.path}: {name} has the shape {tensor.shape}, the model needs "
                         f"{tuple(expected[target].shape)}; the file is damaged or not of this architecture"
                     )
-                parent, _, tail = target.rpartition(".")
-                setattr(model.get_submodule(parent), tail, nn.Parameter(values, requires_grad=False))
+                reads[target] = partial(self._read, name, tensor, config)
                 tensors[name] = f"{READ} into {target}"
-        model.tie_weights()
+        with_weights(model, reads, dtype, absent)
         return model, Account(tensors, {file.name: READ for file in self.gguf.files})
 
     def _targets(self, expected: Mapping[str, Any]) -> dict[str, str]:
@@ -84,6 +90,9 @@ class GGUFSource(Source):
             theirs = "output" if base == "lm_head" else table.get_name(base)
             targets[f"{theirs or base}.{suffix}"] = name
         return targets
+
+    def _read(self, name: str, tensor: GGUFTensor, config: Any) -> Tensor:
+        return torch.from_numpy(self._as_stored(name, tensor, config))
 
     def _as_stored(self, name: str, tensor: GGUFTensor, config: Any) -> np.ndarray[Any, Any]:
         """The weights as transformers keeps them: what llama.cpp's converter did to some is undone."""
