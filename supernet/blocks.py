@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from records.errors import InputError
 from supernet.absent import present
-from supernet.model import removed_after
+from supernet.model import hidden_states, removed_after
 
 AT_ONCE = 4  # windows that a pass without gradients takes side by side
 
@@ -123,6 +123,26 @@ def skipped(layers: Sequence[nn.Module], last: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+@torch.no_grad()
+def last_states(
+    model: Any, windows: Tensor, report: Callable[[int, int], None] = lambda done, total: None
+) -> list[Tensor]:
+    """What the head reads of each of `windows` `(n, tokens)` by itself, `(1, tokens, hidden_size)`: the numbers of n
+    passes, for which every block is read once."""
+    layers, calls = decoder_layers(model), layer_arguments(model, windows[:1])
+    with present(model.get_input_embeddings()):
+        states = [first_inputs(model, window) for window in windows.split(1)]
+        for number, (layer, arguments) in enumerate(zip(layers, calls, strict=True)):
+            with present(layer):
+                states = [output_of(layer, state, arguments) for state in states]
+            report(number + 1, len(layers))
+        found = []
+        for window, state in zip(windows.split(1), states, strict=True):
+            with skipped(layers, state):
+                found.append(hidden_states(model, window.to(model.device)))
+    return found
 
 
 def input_sums(

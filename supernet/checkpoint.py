@@ -390,12 +390,29 @@ def write_trained(path: Path, supernet: Supernet) -> tuple[str, ...]:
     from supernet.shelf import code_tensors
     from supernet.train import adapter_parameters
 
+    if (path / START).is_file() and not adapter_parameters(supernet):
+        _link(path / START, path / CODES)
+        return CODES, FLOATS, REFERENCE
     supernet.fold()
     write_tensors(path / CODES, code_tensors(supernet.weights()))
     left = adapter_parameters(supernet)
     if left:
         write_tensors(path / ADAPTERS_FILE, left)
     return (CODES, FLOATS, REFERENCE, *([ADAPTERS_FILE] if left else []))
+
+
+def _link(there: Path, name: Path) -> None:
+    """Give a file that stays as it is another name; a copy where the file system has no such names."""
+    import shutil
+
+    from records.atomic import replacing
+
+    with replacing(name) as temporary:
+        temporary.unlink()
+        try:
+            os.link(there, temporary)
+        except OSError:
+            shutil.copyfile(there, temporary)
 
 
 def hashes_of(path: Path, names: tuple[str, ...]) -> dict[str, str]:

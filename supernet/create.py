@@ -23,7 +23,7 @@ from supernet.clock import Clock
 from supernet.exact import kept_dtype
 from supernet.finish import finish
 from supernet.fit import fit
-from supernet.folder import refuse_used, remove_unfinished
+from supernet.folder import begun_start, refuse_used, remove_begun_start, remove_unfinished
 from supernet.grids import QuantizedWeight
 from supernet.loading import describe, load_model
 from supernet.model import refuse_checkpointing
@@ -31,13 +31,14 @@ from supernet.prepare import as_prepared, check_same, home, prepare, stage_costs
 from supernet.progress import Progress, silent
 from supernet.recipe import AUTO, Recipe
 from supernet.shard import Part, fsdp_plugin, scattered
+from supernet.streaming import as_streamed, give_back_after_blocks
 
 PATIENCE = timedelta(days=7)  # the other processes wait while the main one prepares and finishes
 
 
 def create(
     source: str, out: Path, recipe: Recipe, resume: bool = False, progress: Progress = silent,
-    typed: Mapping[str, str] | None = None, waiting: Callable[[str], None] | None = None,
+    typed: Mapping[str, str] | None = None, waiting: Callable[[str], None] | None = None, streamed: bool = False,
 ) -> SupernetFiles:  # fmt: skip
     """Make the supernet of the model `source` in the folder `out`, or go on with one that was stopped.
 
@@ -45,6 +46,9 @@ def create(
     options of, where `out` holds something else, a finished supernet or an unfinished one without `resume`, and where
     another training is at work in it. With `waiting` that one is waited for, which is told to it in a line, and what
     another made is returned, also where it was finished just before.
+
+    The weights of a model that is `streamed` stay in its files (`supernet.streaming`): the supernet is the same.
+    InputError where the recipe needs them all at once.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
@@ -61,11 +65,14 @@ def create(
         trust = recipe.trust_remote_code
         if waiting and started and open_supernet(out, True, trust).finished:
             return open_supernet(out, trust_remote_code=trust)
+        preparing = None if started else begun_start(out)
         if started:
             _check_resumable(out, recipe, resume, typed)
+        elif preparing is not None:
+            recipe, streamed = _going_on(out, preparing, source, recipe, resume, typed), True
         else:
             refuse_used(out)
-        return _stages(source, out, recipe, progress, accelerator)
+        return _stages(source, out, recipe, progress, accelerator, streamed)
 
 
 def resolved(source: str) -> str:
@@ -81,7 +88,23 @@ def _check_resumable(out: Path, recipe: Recipe, resume: bool, typed: Mapping[str
         raise InputError(f"the supernet {out} is finished; use it, or train another with a new --out")
     if not resume:
         raise InputError(f"{out} already holds a supernet; go on with --resume, or give a new --out")
-    begun = Recipe.from_json(files.info["recipe"])
+    _check_typed(out, Recipe.from_json(files.info["recipe"]), recipe, typed)
+
+
+def _going_on(
+    out: Path, begun: Mapping[str, Any], source: str, recipe: Recipe, resume: bool, typed: Mapping[str, str] | None
+) -> Recipe:
+    """The recipe of a start that was stopped while it was made from a model's files."""
+    if not resume:
+        raise InputError(f"{out} holds a start that was stopped; go on with --resume, or give a new --out")
+    if begun["source"] != source:
+        raise InputError(f"{out} was begun from another model, {begun['source']}, than {source}; give the same model")
+    stored = Recipe.from_json(begun["recipe"])
+    _check_typed(out, stored, recipe, typed)
+    return stored
+
+
+def _check_typed(out: Path, begun: Recipe, recipe: Recipe, typed: Mapping[str, str] | None) -> None:
     for name, option in (typed or {}).items():
         asked, stored = getattr(recipe, name), getattr(begun, name)
         if asked not in (stored, AUTO):
@@ -95,19 +118,22 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerator: Any) -> SupernetFiles:
+def _stages(
+    source: str, out: Path, recipe: Recipe, report: Progress, accelerator: Any, streamed: bool = False
+) -> SupernetFiles:
     """Prepare, fit, finish: those of them that are still to be done."""
     started = (out / SUPERNET).exists()
     trust = recipe.trust_remote_code
     if started:  # the minutes and steps that it was begun with share out what is still to come
         recipe = Recipe.from_json(open_supernet(out, True, trust).info["recipe"])
+    recipe = as_streamed(recipe) if streamed else recipe
     clock = Clock(None if recipe.steps else recipe.minutes)
     report = clock.showing(report)
     report("load model", 0, 1)
     config, spec = describe(source, trust)
     recipe.space(spec)  # what it refuses, it refuses before a weight is read
     dtype = kept_dtype(config, accelerator.device)
-    loaded = load_model(source, trust, dtype)
+    loaded = load_model(source, trust, dtype, streamed)
     model, tokenizer = loaded.model, loaded.tokenizer
     if recipe.checkpointing:
         refuse_checkpointing(model)
@@ -115,6 +141,7 @@ def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerato
     if prepares:
         model.to(home(model, accelerator.device))
         prepare(source, loaded, out, recipe, accelerator.device, report, clock)
+        remove_begun_start(out)
     accelerator.wait_for_everyone()
     files = open_supernet(out, True, trust)
     recipe = Recipe.from_json(files.info["recipe"])
@@ -125,6 +152,8 @@ def _stages(source: str, out: Path, recipe: Recipe, report: Progress, accelerato
             costs, late, least = stage_costs(model, files.spec, recipe, accelerator.device)
             clock.expect({stage: costs[stage] for stage in late}, late, least)
     supernet = files.load(_part(accelerator))
+    if streamed:
+        give_back_after_blocks(supernet.model)
     trainer = fit(files, model, supernet, recipe, accelerator, report, clock)
     if accelerator.is_main_process:
         model, supernet = _whole(source, files, model, supernet, trust, accelerator, dtype)

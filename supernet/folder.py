@@ -16,6 +16,7 @@ from records.reading import read_json
 from supernet.checkpoint import CHANGES, FLOATS, LOAD, MODEL, REFERENCE, STATE, UNFINISHED, SupernetFiles
 
 KIND = "bitfleet start"
+PREPARING = "preparing"  # the folder where a start waits that is made from a model's files
 
 
 def begin(out: Path, info: dict[str, Any]) -> None:
@@ -32,6 +33,16 @@ def refuse_used(out: Path) -> None:
             remove_start(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is in use and holds no supernet; give a new or an empty folder as --out")
+
+
+def begun_start(out: Path) -> dict[str, Any] | None:
+    """What a start said of itself that was stopped while it was made from a model's files: it can go on."""
+    return read_json(out / STATE, "state", "remove it") if (out / PREPARING).is_dir() and _begun(out) else None
+
+
+def remove_begun_start(out: Path) -> None:
+    """Remove what waited while a start was made; by then it is whole."""
+    shutil.rmtree(out / PREPARING, ignore_errors=True)
 
 
 def _begun(out: Path) -> bool:
@@ -51,6 +62,7 @@ def remove_start(out: Path) -> None:
 def remove_unfinished(files: SupernetFiles) -> None:
     """Remove what training alone needs."""
     remove_temporaries(files.path)
+    remove_begun_start(files.path)
     for name in UNFINISHED:
         if name not in files.hashes:
             (files.path / name).unlink(missing_ok=True)

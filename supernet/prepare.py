@@ -15,23 +15,25 @@ import torch
 from torch import Tensor
 
 from records.errors import InputError
+from supernet.absent import streams
 from supernet.adapters import ADAPTERS
 from supernet.auto import decided
 from supernet.awq import channel_scales, rescale, rescale_checked, same
-from supernet.checkpoint import ORDER, SCALING, SupernetFiles, save_start
+from supernet.checkpoint import ORDER, REFERENCE, SCALING, SupernetFiles, save_start
 from supernet.clock import Clock, fewer
 from supernet.evidence import proof_tokens
 from supernet.exact import in_float32
 from supernet.expected import Cost, Pass, expected_seconds, step_seconds
-from supernet.folder import begin
+from supernet.folder import PREPARING, begin
 from supernet.gate import Gate
 from supernet.loading import Loaded, model_name
 from supernet.model import check_head, hidden_states, in_compute_dtype, spec_of_model
 from supernet.progress import Progress, silent
 from supernet.pruning import channel_order, reorder
 from supernet.recipe import Recipe
-from supernet.reference import HELD_OUT, MANUAL, Reference, text_name
+from supernet.reference import HELD_OUT, MANUAL, Reference, read_references, text_name, write_references
 from supernet.refiners import REFINERS
+from supernet.shelf import InMemory, OnDisk, Shelf
 from supernet.spec import ModelSpec
 from supernet.start import Start
 from supernet.text import beginning, manual_windows, own_windows, spread_windows
@@ -56,7 +58,8 @@ def prepare(
 ) -> SupernetFiles:
     """Windows, codes and what the full model says of the held-out windows. Blocks are quantized on `device`.
 
-    The model is left as its codes were made: in the order of `ORDER`, scaled by `SCALING`.
+    The model is left as its codes were made: in the order of `ORDER`, scaled by `SCALING`. Where it stays in its files,
+    `out` keeps what is made on the way, and a start that was stopped goes on from there.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     spec = spec_of_model(model, model_name(source))
@@ -64,28 +67,42 @@ def prepare(
     check_head(model)
     if recipe.window_tokens > spec.max_context:
         raise InputError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
+    shelf = shelf_of(out, model, {"source": source, "recipe": recipe.to_json()})
     progress("time stages", 0, 1)
     clock.expect(*stage_costs(model, spec, recipe, device))
     with clock.stage("sample text"):
-        windows, text = _windows(model, tokenizer, recipe, progress, clock.seconds_for("sample text"))
+        windows, text = _windows(model, tokenizer, recipe, progress, clock.seconds_for("sample text"), shelf)
     held_out = _held_out(windows)
-    training, start = windows[held_out:], Start(model, spec, space, Gate(), progress)
+    training, start = windows[held_out:], Start(model, spec, space, Gate(), progress, shelf)
     with clock.stage("plain rounding"):
-        references = _references(model, tokenizer, windows[:held_out], text, recipe, progress)
+        references = _references(model, tokenizer, windows[:held_out], text, recipe, progress, shelf)
         start.look(references[HELD_OUT])
     with clock.stage("scale channels"):
         changes = _changed(start, training, recipe, device)
     there = training.to(device)
     with clock.stage("quantize") as share:
         recipe = decided(recipe, model, there, clock.learning_seconds())
-        others = manual_windows(tokenizer, fewer(OF_HEAD, share, LEAST_CALIBRATION), recipe.window_tokens, "train")
-        calibrating = there[: fewer(CALIBRATION, share, LEAST_CALIBRATION)]
+        counts = shelf.note(
+            "counts", lambda: [fewer(most, share, LEAST_CALIBRATION) for most in (CALIBRATION, OF_HEAD)]
+        )
+        others = manual_windows(tokenizer, counts[1], recipe.window_tokens, "train")
+        calibrating = there[: counts[0]]
         supernet = start.quantized(calibrating, recipe, others.to(device))
     refined = start.refined(supernet, there[:LEARNING], recipe, clock) if recipe.quantizer in REFINERS else {}
     info = _begun(source, spec, recipe, text, {"name": recipe.quantizer, **refined}) | start.to_json()
     info |= {"load": loaded.account.line}
-    begin(out, {"source": source, "recipe": recipe.to_json()})
+    if not shelf.streams:
+        begin(out, {"source": source, "recipe": recipe.to_json()})
     return save_start(out, supernet, references, training, loaded, info, changes)
+
+
+def shelf_of(out: Path, model: Any, info: dict[str, Any]) -> Shelf:
+    """Where what is made on the way waits; a folder inside `out`, new or begun, for a model that stays in its files."""
+    if not streams(model):
+        return InMemory()
+    if not (out / PREPARING).exists():
+        begin(out, info)
+    return OnDisk(out / PREPARING)
 
 
 def stage_costs(
@@ -116,7 +133,8 @@ def _changed(start: Start, windows: Tensor, recipe: Recipe, device: torch.device
         changes[ORDER] = channel_order(model, spec, windows[:ORDERING], recipe.seed, start.progress)
         reorder(model, spec, changes[ORDER])
     if recipe.awq:
-        scales = channel_scales(model, spec, windows[:ORDERING].to(device), recipe.awq, start.progress)
+        text, report = windows[:ORDERING].to(device), start.progress
+        scales = start.shelf.file("scales", lambda: channel_scales(model, spec, text, recipe.awq, report))
         if start.better_scaled(scales):
             changes[SCALING] = scales
             rescale_checked(model, scales, windows)
@@ -142,12 +160,13 @@ def _begun(source: str, spec: ModelSpec, recipe: Recipe, text: str, quantized: d
 
 
 def _windows(
-    model: Any, tokenizer: Any, recipe: Recipe, progress: Progress, seconds: float | None
+    model: Any, tokenizer: Any, recipe: Recipe, progress: Progress, seconds: float | None, shelf: Shelf
 ) -> tuple[Tensor, str]:
     """Windows to hold out and to train on, and what text they are."""
     tokens, seed = recipe.window_tokens, recipe.seed
     if recipe.data is not None:
-        return _drawn(tokenizer, recipe, progress), recipe.data
+        drawn = shelf.file("windows", lambda: {"windows": _drawn(tokenizer, recipe, progress)})
+        return drawn["windows"], recipe.data
     return own_windows(in_compute_dtype(model), tokenizer, MEASURED + SAMPLED, tokens, seed, progress, seconds)
 
 
@@ -182,16 +201,22 @@ def searching_windows(tokenizer: Any, recipe: Recipe, count: int, progress: Prog
 
 
 def _references(
-    model: Any, tokenizer: Any, held_out: Tensor, text: str, recipe: Recipe, progress: Progress
+    model: Any, tokenizer: Any, held_out: Tensor, text: str, recipe: Recipe, progress: Progress, shelf: Shelf
 ) -> dict[str, Reference]:
     """What the full model says of text held out of training, of another kind, and of what `--eval` names."""
+    path = shelf.folder / REFERENCE if isinstance(shelf, OnDisk) else None
+    if path is not None and path.exists():
+        return read_references(path)
     tokens, first = recipe.window_tokens, len(beginning(tokenizer))
     texts = {HELD_OUT: (held_out, text), MANUAL: (manual_windows(tokenizer, MEASURED, tokens, "measure"), MANUAL)}
     if recipe.eval_text is not None:
         own = spread_windows(recipe.eval_text, tokenizer, OWN_MEASURED, tokens, recipe.seed, progress)
         texts[text_name(recipe.eval_text, texts)] = own, recipe.eval_text
     progress("full model", 0, 1)
-    return {name: Reference.of(model, windows, progress, first, what) for name, (windows, what) in texts.items()}
+    found = {name: Reference.of(model, windows, progress, first, what) for name, (windows, what) in texts.items()}
+    if path is not None:
+        write_references(path, found)
+    return found
 
 
 def as_prepared(model: Any, files: SupernetFiles) -> None:

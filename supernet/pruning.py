@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.progress import Progress, silent
-from supernet.sensitivity import drawn, each_gradient
+from supernet.sensitivity import each_drawn_gradient
 from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
@@ -42,7 +42,7 @@ def channel_order(
         name = readers[linear]
         costs[name] = costs[name] + removed if name in costs else removed
 
-    each_gradient(model, list(readers), windows, drawn(model, seed), collect, partial(progress, "order channels"))
+    each_drawn_gradient(model, list(readers), windows, seed, collect, partial(progress, "order channels"))
     return {name: cost.argsort(descending=True, stable=True).cpu() for name, cost in costs.items()}
 
 

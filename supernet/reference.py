@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from records.errors import InputError
 from supernet.absent import present
+from supernet.blocks import last_states
 from supernet.exact import in_float32
 from supernet.files import read_tensors, write_tensors
-from supernet.model import hidden_states
 from supernet.progress import Progress, silent
 
 EXACT = (torch.bfloat16, torch.float16)  # what a head may be kept in where that is the same numbers
@@ -43,16 +44,13 @@ class Reference:
     @classmethod
     @torch.no_grad()
     def of(cls, model: Any, windows: Tensor, progress: Progress = silent, first: int = 0, text: str = "") -> Reference:
-        hidden = []
-        for number, window in enumerate(windows):
-            with in_float32(model):
-                hidden.append(hidden_states(model, window.unsqueeze(0).to(model.device)).squeeze(0))
-            progress("full model", number + 1, len(windows))
+        with in_float32(model):
+            hidden = last_states(model, windows, partial(progress, "full model"))
         head = model.get_output_embeddings()
         with present(head):
             weight = head.weight.detach()
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        return cls(windows, torch.stack(hidden), weight, getattr(head, "bias", None), cap, first, text)
+        return cls(windows, torch.cat(hidden), weight, getattr(head, "bias", None), cap, first, text)
 
     def to(self, device: torch.device) -> Reference:
         """The same on `device`; nothing is copied where it is there already."""

@@ -20,16 +20,20 @@ scaled by a measurement too: that number of channels in the quarter of the block
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from supernet.absent import streams
+from supernet.backward import backward
+from supernet.blocks import decoder_layers
 from supernet.build import Supernet
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.labels import label_gradient
+from supernet.mapped import give_back_pages
 from supernet.model import hidden_states, removed_after
 from supernet.progress import Progress, silent
 from supernet.space import Choice, SearchSpace, Subnet
@@ -116,9 +120,8 @@ def fisher_parts(
 ) -> tuple[Table, Removals]:
     """The quadratic form, apart for what choices do to the channels they keep and for the channels that are gone."""
     moves = _Moves(supernet, units)
-    progress("sensitivities", 0, len(windows))
-    report = partial(progress, "sensitivities")
-    each_gradient(model, list(moves.unit_of), windows, drawn(model, seed), moves.collect, report, moves.close)
+    each_drawn_gradient(model, list(moves.unit_of), windows, seed, moves.collect, partial(progress, "sensitivities"),
+                        moves.close)  # fmt: skip
     tokens = windows.numel()
     table: Table = {u.name: {c: 0.5 * moves.kept[u.name, c] / tokens for c in supernet.space[u.name]} for u in units}
     removals: Removals = defaultdict(dict)
@@ -184,18 +187,7 @@ def each_gradient(
     x `(tokens, in_features)` and g `(tokens, out_features)`, the gradient of what `backward(batch)` goes back from.
     """
 
-    def watch(name: str) -> Callable[..., None]:
-        def forward_hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x = args[0].detach()
-            output.register_hook(lambda grad: found(name, module, x, grad))
-
-        return forward_hook
-
-    @torch.no_grad()
-    def found(name: str, module: Any, x: Tensor, grad: Tensor) -> None:
-        collect(name, module, x.flatten(0, -2), grad.flatten(0, -2))
-
-    hooks = [model.get_submodule(name).register_forward_hook(watch(name)) for name in linears]
+    hooks = _hooks({model.get_submodule(name): name for name in linears}, collect)
     embedded = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
     with removed_after([*hooks, embedded]):
         for start in range(0, len(windows), TOGETHER):
@@ -203,6 +195,38 @@ def each_gradient(
             backward(windows[start : start + TOGETHER].to(model.device))
             close()
         report(len(windows), len(windows))
+
+
+def each_drawn_gradient(
+    model: Any, linears: Sequence[str], windows: Tensor, seed: int, collect: Collect,
+    report: Callable[[int, int], None] = lambda done, total: None, close: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """`each_gradient` of log p(y) with y drawn from the full `model`, a decoder block after the other: for each block
+    all batches. Linears are those of the blocks."""
+    names, blocks = {model.get_submodule(name): name for name in linears}, len(decoder_layers(model))
+    report(0, blocks)
+
+    def watch(part: torch.nn.Module) -> list[Any]:
+        return _hooks({module: names[module] for module in part.modules() if module in names}, collect)
+
+    for number in backward(model, windows.to(model.device), seed, model.dtype, watch, close=close):
+        report(blocks - number, blocks)
+        if streams(model):
+            give_back_pages()
+
+
+def _hooks(names: Mapping[torch.nn.Module, str], collect: Collect) -> list[Any]:
+    """Hooks that give `collect` what each of these linears reads and the gradient of what it makes."""
+
+    @torch.no_grad()
+    def found(module: torch.nn.Module, x: Tensor, grad: Tensor) -> None:
+        collect(names[module], module, x.flatten(0, -2), grad.flatten(0, -2))
+
+    def forward_hook(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        x = args[0].detach()
+        output.register_hook(lambda grad: found(module, x, grad))
+
+    return [module.register_forward_hook(forward_hook) for module in names]
 
 
 def drawn(model: Any, seed: int) -> Callable[[Tensor], None]:

@@ -7,7 +7,6 @@ is whole. Its codes are read from the file whenever they are computed with.
 from __future__ import annotations
 
 import json
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from supernet.mapped import MappedTensors
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec
 
+AGAIN = "again"  # how the labels of codes begin that took the place of others
 Solved = dict[Choice, QuantizedWeight]
 
 
@@ -52,17 +52,15 @@ class Shelf(ABC):
 
     @abstractmethod
     def known(self, spec: ModelSpec, space: SearchSpace) -> dict[str, Solved]:
-        """The codes that a run before left, by linear; those of the label `again` apart."""
+        """The codes that a run before left, by linear; those apart that took the place of others."""
 
     @abstractmethod
     def note(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, a JSON value, or gave a run before."""
 
-    def tensors(self, name: str, make: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
-        """What `make` gives, or gave a run before."""
-        if not self.has(name):
-            self.put(name, make())
-        return self.get(name)
+    @abstractmethod
+    def file(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors that `make` gives, or gave a run before, by name."""
 
 
 class InMemory(Shelf):
@@ -92,6 +90,9 @@ class InMemory(Shelf):
 
     def note(self, name: str, make: Callable[[], Any]) -> Any:
         return make()
+
+    def file(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return dict(make())
 
 
 class OnDisk(Shelf):
@@ -132,7 +133,7 @@ class OnDisk(Shelf):
         widths = {lin.name: (unit.name, lin.in_features) for unit in spec.units for lin in unit.linears}
         found: dict[str, Solved] = {}
         for path in sorted(self.folder.glob("codes-*.safetensors")):
-            if path.name.startswith("codes-again"):
+            if path.name.startswith(f"codes-{AGAIN}-"):
                 continue
             open_tensors(path)  # says in one line what is damaged
             file = MappedTensors(path)
@@ -147,8 +148,10 @@ class OnDisk(Shelf):
             write_json(path, make())
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def file(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        if not self.has(name):
+            write_tensors(self._file(name), make())
+        return read_tensors(self._file(name))[0]
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

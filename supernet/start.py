@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,10 @@ from supernet.quantizers import QUANTIZERS, RTN
 from supernet.recipe import Recipe
 from supernet.refiners import REFINERS
 from supernet.rounded import rounding_losses
+from supernet.shelf import AGAIN, InMemory, Shelf
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec
+from supernet.streaming import give_back_after_blocks
 
 SATURATED = 3.0  # nats per token, from which on a loss tells little
 SCALED, SOLVED, REFINED = "channel scales", "solved codes", "learned rounding of whole bit-widths"
@@ -39,8 +41,17 @@ class Start:
 
     reference: Reference
 
-    def __init__(self, model: Any, spec: ModelSpec, space: SearchSpace, gate: Gate, progress: Progress) -> None:
+    def __init__(
+        self,
+        model: Any,
+        spec: ModelSpec,
+        space: SearchSpace,
+        gate: Gate,
+        progress: Progress,
+        shelf: Shelf | None = None,
+    ) -> None:
         self.model, self.spec, self.space, self.gate, self.progress = model, spec, space, gate, progress
+        self.shelf = shelf or InMemory()
         self.widths = space.bits(spec)
         self.rounding: dict[int, float] = {}
         self.losses: dict[int, float] = {}
@@ -48,13 +59,14 @@ class Start:
     def look(self, reference: Reference) -> None:
         """What plain rounding of the full model loses on held-out windows, of which `reference` is what it says."""
         self.reference = reference
-        self.rounding = self._rounded(self.widths)
+        self.rounding = self._noted("plain-rounding", lambda: self._rounded(self.widths))
 
     def better_scaled(self, scales: Scales) -> bool:
         """Whether plain rounding loses less with the channel scales, over the two narrowest bit-widths together at
         which it does not lose everything anyway."""
         narrow = [bits for bits in self.widths if self.rounding[bits] < SATURATED][:2] or self.widths[-1:]
-        before, after = ([losses[b] for b in narrow] for losses in (self.rounding, self._rounded(narrow, scales)))
+        scaled = self._noted("scaled-rounding", lambda: self._rounded(narrow, scales))
+        before, after = ([losses[b] for b in narrow] for losses in (self.rounding, scaled))
         lost: list[bool] = []
         with self.gate.over(SCALED, "scalings"):
             self.gate.settle(SCALED, _mean_log(before), _mean_log(after), lambda: lost.append(True))
@@ -66,10 +78,14 @@ class Start:
         refiner = REFINERS.get(recipe.quantizer)
         quantizer = refiner.begins if refiner else QUANTIZERS[recipe.quantizer]()
         self.progress("quantize", 0, 1)
-        weights = quantize(self.model, self.spec, self.space, quantizer, windows, self.progress, recipe.seed, others)
+        weights = quantize(
+            self.model, self.spec, self.space, quantizer, windows, self.progress, recipe.seed, others, self.shelf
+        )
         supernet = build(self.model, self.spec, self.space, weights)
         supernet.model.to(self.model.device)
-        self.losses = self._measured(supernet)
+        if self.shelf.streams:
+            give_back_after_blocks(supernet.model)
+        self.losses = self._noted("solved", lambda: self._measured(supernet))
         if recipe.quantizer != "rtn":
             with self.gate.over(SOLVED, "bit-widths"):
                 for bits in self.widths:
@@ -128,6 +144,11 @@ class Start:
         with in_float32(self.model):
             return rounding_losses(self.model, self.spec, self.space, self.reference, widths, self.progress, scales)
 
+    def _noted(self, name: str, make: Callable[[], dict[int, float]]) -> dict[int, float]:
+        """Losses by bits, once for all runs."""
+        found = self.shelf.note(name, lambda: {str(bits): loss for bits, loss in make().items()})
+        return {int(bits): loss for bits, loss in found.items()}
+
     def _measured(self, supernet: Supernet) -> dict[int, float]:
         subnets = [self.space.uniform(self.spec, bits) for bits in self.widths]
         found = evaluate(supernet, subnets, self.reference, self.progress)
@@ -141,7 +162,8 @@ class Start:
                 same = [choice for choice in matrix.choices if choice.bits == bits]
                 with present(weight):
                     codes = RTN().quantize(weight.detach(), same)
-                for one in codes.values():
+                kept = self.shelf.keep(f"{AGAIN}-{bits}-{linear.name}", {linear.name: codes})
+                for one in kept[linear.name].values():
                     matrix.store(one)
 
 

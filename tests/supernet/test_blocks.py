@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernet.blocks import decoder_layers, first_inputs, input_sums, layer_arguments, output_of, placed
+from supernet.blocks import decoder_layers, first_inputs, input_sums, last_states, layer_arguments, output_of, placed
 from supernet.model import hidden_states, removed_after, spec_of_model
 from supernet.prepare import home
 from tests.tiny import FAMILIES, tiny_model, windows
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_that_go_together_are_as_by_themselves(family: str) -> None:
+    model, ids = tiny_model(family), windows(3, 48)
+    for window, found in zip(ids, last_states(model, ids), strict=True):
+        assert torch.equal(found, hidden_states(model, window.unsqueeze(0)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

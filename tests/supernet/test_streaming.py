@@ -1,0 +1,151 @@
+"""A supernet made from a model's files is the one made in memory, and goes on wherever it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from records.errors import InputError
+from supernet.checkpoint import SupernetFiles
+from supernet.create import create
+from supernet.folder import PREPARING
+from supernet.recipe import Recipe
+from tests.supernet.gguf_files import save_gguf
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+RECIPE = Recipe(bits=(2, 4, 8), group_size=16, quantizer="gptq", batch=2, window_tokens=16, steps=1, train_bits=())
+SCRIPT = """
+import sys
+from pathlib import Path
+from supernet.create import create
+from supernet.recipe import Recipe
+import json
+create(sys.argv[1], Path(sys.argv[2]), Recipe.from_json(json.loads(sys.argv[3])), streamed=True,
+       progress=lambda what, done, total: print(what, flush=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A bfloat16 folder of an untied model with biases."""
+    path = tmp_path_factory.mktemp("narrow")
+    model = tiny_model("qwen2", tie_word_embeddings=False, num_hidden_layers=3)
+    model.to(torch.bfloat16).save_pretrained(path, max_shard_size="100KB")
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+def told(files: SupernetFiles) -> dict[str, Any]:
+    """All that a folder holds, but for when it was made and by whom."""
+    table = json.loads((files.path / "sensitivity.json").read_text())
+    info = {key: value for key, value in files.info.items() if key != "date"}
+    return {"hashes": dict(files.hashes), "info": info, "sensitivities": table["units"]}
+
+
+@pytest.fixture(scope="module")
+def expected(narrow: str, data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return told(create(narrow, tmp_path_factory.mktemp("whole") / "net", replace(RECIPE, data=data)))
+
+
+def test_a_streamed_supernet_is_the_one_made_in_memory(
+    narrow: str, data: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    files = create(narrow, tmp_path / "net", replace(RECIPE, data=data), streamed=True)
+    assert told(files) == expected
+    assert files.finished
+    assert not (tmp_path / "net" / PREPARING).exists()
+
+
+@pytest.mark.parametrize("quantizer", ["gptq", "rtn"])
+def test_a_tied_gguf_file_is_streamed_as_well(quantizer: str, data: str, tmp_path: Path) -> None:
+    source = str(save_gguf(tmp_path / "model.gguf", tiny_model()))
+    recipe = replace(RECIPE, data=data, quantizer=quantizer)
+    assert told(create(source, tmp_path / "there", recipe, streamed=True)) == told(
+        create(source, tmp_path / "here", recipe)
+    )
+
+
+@pytest.mark.parametrize("stop", ["full model", "weigh tokens", "quantize 4", "evaluate"])
+def test_a_start_that_was_killed_goes_on_from_there(
+    stop: str, narrow: str, data: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    what, _, count = stop.partition(" ")
+    what, count = (what, count) if count.isdigit() else (stop, "0")
+    out, recipe = tmp_path / "net", replace(RECIPE, data=data)
+
+    def interrupt(seen: str, done: int, total: int) -> None:
+        if seen.startswith(what) and done >= int(count) and (done or what == "evaluate"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create(narrow, out, recipe, streamed=True, progress=interrupt)
+    before = {path.name: path.stat().st_mtime_ns for path in (out / PREPARING).glob("codes-*")}
+    assert (len(before) > 0) == (what in ("quantize", "evaluate"))
+    with pytest.raises(InputError, match="holds a start that was stopped; go on with --resume"):
+        create(narrow, out, recipe, streamed=True)
+    written: dict[str, int] = {}
+
+    def watch(seen: str, done: int, total: int) -> None:
+        written.update({p.name: p.stat().st_mtime_ns for p in (out / PREPARING).glob("codes-*")})
+
+    files = create(narrow, out, recipe, resume=True, progress=watch)
+    assert told(files) == expected
+    assert before.items() <= written.items()
+
+
+def test_a_killed_process_leaves_what_another_goes_on_from(
+    narrow: str, data: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    out, recipe = tmp_path / "net", replace(RECIPE, data=data)
+    arguments = [narrow, str(out), json.dumps(recipe.to_json())]
+    work = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert work.stdout is not None
+    for line in work.stdout:
+        if line.startswith("quantize") and list((out / PREPARING).glob("codes-*")):
+            os.kill(work.pid, signal.SIGKILL)
+            break
+    assert work.wait() == -signal.SIGKILL
+    assert told(create(narrow, out, recipe, resume=True)) == expected
+
+
+def test_going_on_is_with_the_same_model_and_options(narrow: str, data: str, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "net", replace(RECIPE, data=data)
+
+    def interrupt(seen: str, done: int, total: int) -> None:
+        if seen.startswith("quantize"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create(narrow, out, recipe, streamed=True, progress=interrupt)
+    other = str(save_tiny(tmp_path / "other"))
+    with pytest.raises(InputError, match="was begun from another model"):
+        create(other, out, recipe, resume=True)
+    with pytest.raises(InputError, match="--bits must be 2,4,8, as the training"):
+        create(narrow, out, replace(recipe, bits=(2, 8)), resume=True, typed={"bits": "--bits"})
+
+
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [
+        ({"train_bits": None}, "--train-bits none"),
+        ({"quantizer": "learned"}, "--quantizer gptq"),
+        ({"data": None}, "--data FILE"),
+        ({"prune": (0.5,)}, "no --prune"),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused_before_the_work(
+    field: dict[str, Any], option: str, narrow: str, data: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=f"is quantized and not trained; use {option}"):
+        create(narrow, tmp_path / "net", replace(RECIPE, **{"data": data, **field}), streamed=True)
+    assert not (tmp_path / "net").exists()
