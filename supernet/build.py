@@ -153,8 +153,11 @@ def assemble(
 
 
 def _assign(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put `value` where the model's own is; what is on no device yet takes the value's."""
     parent, tail = name.rsplit(".", 1)
     module = model.get_submodule(parent)
+    old = getattr(module, tail)
+    value = value if old.is_meta else value.to(old.device)
     if isinstance(module, Quantized):  # a linear's bias, a buffer there
         setattr(module, tail, value)
     else:

@@ -14,7 +14,7 @@ import torch
 
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, placed, sent
 from supernet.choices import table_bits
-from supernet.model import HEAD_TOKENS, compute_dtype, logits_of
+from supernet.model import compute_dtype, head_tokens, logits_of
 from supernet.recipe import Recipe
 from supernet.spec import LinearSpec, ModelSpec
 from supernet.timing import seconds_of
@@ -75,7 +75,7 @@ class Pass:
             step = seconds_of(lambda: output_of(layers[0], last, single), 1) / DECODED
         head = model.get_output_embeddings()
         with placed(head, device, dtype):
-            some = inputs.flatten(0, 1)[:HEAD_TOKENS]
+            some = inputs.flatten(0, 1)[: head_tokens(device)]
             logits = seconds_of(lambda: logits_of(model, some).float().log_softmax(-1), 1) / len(some)
         return cls(block * len(layers), logits, step * len(layers) + logits)
 

@@ -17,6 +17,7 @@ from supernet.spec import EMBEDDING, HEAD, LinearSpec, ModelSpec, UnitSpec
 
 ROLES = {"o_proj": "o", "down_proj": "down"}
 HEAD_TOKENS = 128  # logits are made for so many tokens at a time: a vocabulary is wide, and a cache is not
+HEAD_TOKENS_OF_GPU = 512  # the same there: fewer leave it waiting for the head's weights
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
@@ -144,8 +145,9 @@ def head_gradient(model: Any, hidden: Tensor, slope: Callable[[slice, Tensor], T
     head is frozen, so that each stretch of tokens gives the gradient of its hidden states and drops its logits.
     """
     leaf = hidden.detach().requires_grad_()
-    for start in range(0, len(leaf), HEAD_TOKENS):
-        tokens = slice(start, min(start + HEAD_TOKENS, len(leaf)))
+    at_once = head_tokens(hidden.device)
+    for start in range(0, len(leaf), at_once):
+        tokens = slice(start, min(start + at_once, len(leaf)))
         with torch.enable_grad():
             logits = logits_of(model, leaf[tokens])
         with torch.no_grad():
@@ -153,6 +155,11 @@ def head_gradient(model: Any, hidden: Tensor, slope: Callable[[slice, Tensor], T
         logits.backward(found.to(logits.dtype))
     assert leaf.grad is not None
     return leaf.grad
+
+
+def head_tokens(device: torch.device) -> int:
+    """How many tokens' logits are made at a time."""
+    return HEAD_TOKENS if device.type == "cpu" else HEAD_TOKENS_OF_GPU
 
 
 def capped(model: Any, logits: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from supernet.absent import own_dtype, present
 from supernet.awq import MAKES, READS
 from supernet.blocks import decoder_layers, first_inputs, layer_arguments, output_of, skipped
 from supernet.evaluate import Reference
 from supernet.grids import GRIDS
-from supernet.model import HEAD_TOKENS, hidden_states, logits_of
+from supernet.model import head_tokens, hidden_states, logits_of
 from supernet.progress import Progress, silent
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec
@@ -86,14 +86,16 @@ def _losses(model: Any, states: Sequence[Tensor], reference: Reference, progress
         with skipped(decoder_layers(model), state):
             hidden.append(hidden_states(model, reference.windows))
     count, length = reference.windows.shape
-    totals = [0.0] * len(states)
+    totals = torch.zeros(len(states), dtype=torch.float64, device=reference.windows.device)
+    at_once = head_tokens(reference.windows.device)
     for number in range(count):
         progress("plain rounding, at the head", number, count)
-        for start in range(reference.first, length, HEAD_TOKENS):
-            stretch = slice(start, min(start + HEAD_TOKENS, length))
+        for start in range(reference.first, length, at_once):
+            stretch = slice(start, min(start + at_once, length))
             full = reference.log_probs(number, stretch)
             logits = logits_of(model, torch.stack([one[number, stretch] for one in hidden]))
             for index, ours in enumerate(logits):
-                loss = torch.nn.functional.kl_div(ours.float().log_softmax(-1), full, reduction="sum", log_target=True)
-                totals[index] += loss.item()
-    return [total / (count * (length - reference.first)) for total in totals]
+                totals[index] += nn.functional.kl_div(
+                    ours.float().log_softmax(-1), full, reduction="sum", log_target=True
+                )
+    return (totals / (count * (length - reference.first))).tolist()

@@ -153,18 +153,17 @@ def distill(teacher: Target, student: Any, ids: Tensor) -> tuple[float, Target]:
     Returns the loss, and the student as a target of other subnets: heads are frozen and the same for all of them.
     """
     hidden, targets = hidden_states(student, ids), teacher.hidden.flatten(0, 1)
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=targets.device)
 
     def slope(tokens: slice, logits: Tensor) -> Tensor:
-        nonlocal total
         full, mine = logits_of(teacher.model, targets[tokens]).float().log_softmax(-1), logits.log_softmax(-1)
         likely = full.exp()
-        total += likely.flatten().dot(full.sub_(mine).flatten()).item()
+        total.add_(likely.flatten().dot(full.sub_(mine).flatten()))
         return mine.exp_().sub_(likely)
 
     gradient = head_gradient(student, hidden.flatten(0, 1), slope).view_as(hidden)
     hidden.backward(gradient / ids.numel())
-    return total / ids.numel(), Target(student, hidden.detach())
+    return total.item() / ids.numel(), Target(student, hidden.detach())
 
 
 class Trainer:
@@ -214,7 +213,7 @@ class Trainer:
                     self.save()
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt) or asked_to_stop()
-            if stopped and all(value.isfinite().all() for value in self.parameters.values()):
+            if stopped and all_finite(self.parameters.values()):
                 self.save()  # a step that left the numbers may have been stopped as well
             raise
         self.save()
@@ -243,7 +242,7 @@ class Trainer:
 
     def _check_finite(self, step: int, values: Iterable[Tensor]) -> None:
         """InputError where training has left the numbers: the checkpoint on disk stays the last one before."""
-        if all(value.isfinite().all() for value in values):
+        if all_finite(values):
             return
         rate = self.options.learning_rate
         raise InputError(
@@ -361,6 +360,11 @@ class Trainer:
                     key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
                 }
         self.history = [tuple(Trained(bits, loss) for bits, loss in trained) for trained in meta["history"]]
+
+
+def all_finite(values: Iterable[Tensor]) -> bool:
+    """Asked once for all of them: a GPU is waited for with each answer."""
+    return math.isfinite(torch.nn.utils.get_total_norm(values, math.inf).item())
 
 
 def _loss(trained: Sequence[Trained]) -> float:

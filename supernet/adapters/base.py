@@ -118,8 +118,8 @@ class _FrozenProduct(torch.autograd.Function):
             grad_x = grad @ (centered * scale.to(x.dtype).unsqueeze(-1)).flatten(1)
         if not ctx.frozen:
             grad_weight = (grad.flatten(0, -2).T @ x.flatten(0, -2)).view_as(centered)
-            grad_scale = (grad_weight * centered).sum(-1, dtype=scale.dtype)
             grad_zero = zero_gradient(grad_weight, scale) if ctx.needs_input_grad[2] else None
+            grad_scale = grad_weight.mul_(centered).sum(-1, dtype=scale.dtype)
         return grad_x, grad_scale, grad_zero, None
 
 

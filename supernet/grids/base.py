@@ -18,6 +18,7 @@ __all__ = ["Grid", "QuantizedWeight", "Stored", "top_code"]
 
 ROWS_OF = 2**21  # weights that are rounded together
 AT_ONCE = 2**17  # weights whose scales are searched together: what is tried of them stays in a core's cache
+OF_GPU = 2**24  # weights of either there, which has no such cache and is slow to begin
 
 
 class Grid(ABC):
@@ -81,7 +82,8 @@ class Grid(ABC):
         alike is not what is best for the few whose activations are large (docs/log.md).
         """
         levels = top_code(bits, weight).expand(len(weight), *(1,) * (weight.dim() - 1))
-        rows = max(1, AT_ONCE // weight[0].numel())
+        at_once = AT_ONCE if weight.device.type == "cpu" else OF_GPU
+        rows = max(1, at_once // weight[0].numel())
         found = [
             self.least_error(part.contiguous(), top, importance)
             for part, top in zip(weight.split(rows), levels.split(rows), strict=True)
@@ -118,7 +120,8 @@ class Grid(ABC):
     def _nearest(self, weight: Tensor, choice: Choice, importance: Tensor | None) -> Iterator[tuple[Tensor, ...]]:
         """Codes `(rows, groups, group_size)`, scales and zeros `(rows, groups, 1)`, some rows at a time: a vocabulary
         is long, and what is tried on the way is several times as large."""
-        for part in weight.split(max(1, ROWS_OF // weight.shape[1])):
+        at_once = ROWS_OF if weight.device.type == "cpu" else OF_GPU
+        for part in weight.split(max(1, at_once // weight.shape[1])):
             grouped = part.float().reshape(len(part), -1, choice.group_size)
             if importance is None:
                 scale, zero = self.parameters(grouped, choice.bits)
@@ -150,7 +153,7 @@ class Grid(ABC):
     ) -> Tensor:
         """The weights `(out_features, in_features)`; `scale` and `zero` replace the stored ones."""
         scale = self.scale(weight) if scale is None else scale
-        return (self.centered(weight, dtype, zero) * scale.to(dtype).unsqueeze(-1)).flatten(1)
+        return self.centered(weight, dtype, zero).mul_(scale.to(dtype).unsqueeze(-1)).flatten(1)
 
 
 def less_zero(codes: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
@@ -158,7 +161,7 @@ def less_zero(codes: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
     the difference, which is smaller than they are."""
     if zero.is_floating_point():
         return (codes.to(zero.dtype) - zero.unsqueeze(-1)).to(dtype)
-    return codes.to(dtype) - zero.to(dtype).unsqueeze(-1)
+    return codes.to(dtype).sub_(zero.to(dtype).unsqueeze(-1))
 
 
 def top_code(bits: int | Tensor, like: Tensor) -> Tensor:

@@ -66,12 +66,20 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return codes
 
 
+def _shifted(packed: Tensor, width: int) -> Tensor:
+    """As `_spread`, in two kernels: where each is launched, fewer bytes through memory are what counts."""
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
+    return packed.unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and_(2**width - 1).flatten(1)
+
+
 def _spread(packed: Tensor, width: int) -> Tensor:
     """Each of the codes in a byte becomes a byte, `(rows, bytes)` -> `(rows, codes)`.
 
     All of a byte's codes move at once, in a whole number of as many bytes, whose halves part until each has one code: a
     processor's vectors hold many such numbers, where a loop over the few codes of a byte fills none.
     """
+    if packed.device.type != "cpu":
+        return _shifted(packed, width)
     codes = 8 // width
     whole = packed.to(CONTAINERS[codes]).contiguous()
     apart, size = 8 * codes, 8  # bits from one stretch of codes to the next, and of each stretch

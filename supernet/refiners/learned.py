@@ -107,7 +107,7 @@ class Learned(Refiner):
                 change = block.error(target, exact, slice(None)).item()
                 for bits, tried in chains.items():
                     parts = _parts(full, teacher, supernet, number, bits)
-                    batches = _batches(held_out.start, self.batch, steps, draw)
+                    batches = _batches(held_out.start, self.batch, steps, draw, there)
                     for start, chain in tried.items():
                         turn = Turn(block, parts, chain.inputs, target, change, held_out)
                         chain.learn(turn, STARTS[start], batches, gate)
@@ -223,11 +223,13 @@ def _read_first(model: Any, windows: Tensor) -> Tensor:
     return torch.cat([first_inputs(model, part).to(windows.device) for part in windows.split(AT_ONCE)])
 
 
-def _batches(windows: int, size: int, steps: int, draw: torch.Generator) -> Sequence[Tensor]:
-    """Rows `(size,)` for each step: all windows before any comes again, since new text is worth more than known."""
+def _batches(windows: int, size: int, steps: int, draw: torch.Generator, device: torch.device) -> Sequence[Tensor]:
+    """Rows `(size,)` for each step, sent to `device` at once: all windows before any comes again, since new text is
+    worth more than known."""
     size = min(size, windows)
     passes = -(-steps * size // windows)
-    return torch.cat([torch.randperm(windows, generator=draw) for _ in range(passes)])[: steps * size].split(size)
+    drawn = torch.cat([torch.randperm(windows, generator=draw) for _ in range(passes)])
+    return drawn[: steps * size].to(device).split(size)
 
 
 def _parts(full: Any, teacher: Any, supernet: Supernet, layer: int, bits: int) -> list[Part]:

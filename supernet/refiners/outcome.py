@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from supernet.blocks import decoder_layers, placed, skipped
-from supernet.model import HEAD_TOKENS, hidden_states, logits_of
+from supernet.model import head_tokens, hidden_states, logits_of
 from supernet.refiners.turn import outputs_of
 
 
@@ -31,15 +31,16 @@ def losses_at_output(
             states = [outputs_of(layer, state, given) for state in states]
     full, *others = (_last(model, windows, state) for state in states)
     head = model.get_output_embeddings()
-    sums = [0.0] * len(others)
+    sums = torch.zeros(len(others), dtype=torch.float64, device=windows.device)
+    at_once = head_tokens(windows.device)
     with placed(head, windows.device):
-        for start in range(0, len(full), HEAD_TOKENS):
-            rows = slice(start, start + HEAD_TOKENS)
+        for start in range(0, len(full), at_once):
+            rows = slice(start, start + at_once)
             target = logits_of(model, full[rows]).float().log_softmax(-1)
             for index, hidden in enumerate(others):
                 ours = logits_of(model, hidden[rows]).float().log_softmax(-1)
-                sums[index] += torch.nn.functional.kl_div(ours, target, reduction="sum", log_target=True).item()
-    return [total / len(full) for total in sums]
+                sums[index] += torch.nn.functional.kl_div(ours, target, reduction="sum", log_target=True)
+    return (sums / len(full)).tolist()
 
 
 def _last(model: Any, windows: Tensor, state: Tensor) -> Tensor:

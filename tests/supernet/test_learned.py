@@ -122,7 +122,7 @@ def test_the_chain_that_costs_the_model_least_goes_on() -> None:
 
 def test_a_settled_chain_has_its_codes_whatever_was_learned_after_it() -> None:
     turn = turn_of(make(bits=(2,), quantizer=Learned.begins), 2)
-    batches = _batches(8, 4, 4, torch.Generator().manual_seed(0))
+    batches = _batches(8, 4, 4, torch.Generator().manual_seed(0), torch.device("cpu"))
     chains, held = [], []
     for start in STARTS.values():
         chain = Chain(turn.inputs)
@@ -189,12 +189,12 @@ def test_a_steady_gradient_moves_an_offset_to_the_edge_of_its_cell_and_one_that_
 
 
 def test_every_window_is_learned_from_before_any_comes_again() -> None:
-    batches = _batches(10, 4, 5, torch.Generator().manual_seed(0))
+    batches = _batches(10, 4, 5, torch.Generator().manual_seed(0), torch.device("cpu"))
     assert [len(rows) for rows in batches] == [4] * 5
     order = torch.cat(list(batches))
     for part in order.split(10):
         assert sorted(part.tolist()) == list(range(10))
-    assert [len(rows) for rows in _batches(3, 8, 2, torch.Generator().manual_seed(0))] == [3, 3]
+    assert [len(rows) for rows in _batches(3, 8, 2, torch.Generator().manual_seed(0), torch.device("cpu"))] == [3, 3]
 
 
 def test_tables_and_unused_choices_stay() -> None:
