@@ -59,20 +59,27 @@ def make_model(folder: Path, layers: int, tied: bool) -> int:
     """Write the model where it is not yet; the bytes of its weights."""
     if not folder.exists():
         import torch
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-        from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         torch.manual_seed(0)
         config = AutoConfig.for_model("qwen2", **SHAPE, num_hidden_layers=layers, tie_word_embeddings=tied)
         config.eos_token_id = 257
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-        vocabulary = {letter: number for number, letter in enumerate(letters)} | {"<s>": 256, "</s>": 257}
-        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>").save_pretrained(folder)
+        save_tokenizer(folder)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A token for every byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(letters)} | {"<s>": 256, "</s>": 257}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>").save_pretrained(folder)
 
 
 def command(name: str, folder: Path, minutes: float) -> list[str]:

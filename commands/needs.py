@@ -9,45 +9,77 @@ from commands.terminal import note
 from planner.amounts import size
 from records.errors import InputError, SystemFailure
 from supernet.checkpoint import SUPERNET
-from supernet.needs import Needs, needs_of, tuning_needs
+from supernet.folder import begun_start
+from supernet.needs import Needs, needs_of, streamed_needs, tuning_needs
 from supernet.recipe import Recipe
 from supernet.spec import ModelSpec
+from supernet.streaming import in_the_way
 
 
-def check_needs(spec: ModelSpec, recipe: Recipe, out: Path) -> None:
-    """Say how much memory and disk are expected. InputError where the memory cannot do, since the options can mend it;
-    SystemFailure where the disk cannot, with what a training that was begun has written there already. On a GPU the
-    memory is said and not refused: the estimate is of a CPU.
+def check_needs(spec: ModelSpec, recipe: Recipe, out: Path, memory: int | None = None) -> bool:
+    """Say how much memory and disk are expected; returns whether the model has to stay in its files for that, within
+    `memory` bytes or what is there.
+
+    InputError where the memory cannot do, since the options can mend it; SystemFailure where the disk cannot, with what
+    a training that was begun has written there already. On a GPU the memory is said and not refused: the estimate is of
+    a CPU.
     """
-    needs = needs_of(spec, recipe)
+    needs, usable = needs_of(spec, recipe), memory or _usable()
+    streamed = _streams(needs, recipe, usable, out, asked=memory is not None)
+    if streamed:
+        needs = streamed_needs(spec, recipe)
+        note(f"{spec.name} does not fit into {size(usable)}: it is read from its files, block by block")
     place = next(folder for folder in out.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(place).free
-    begun = (out / SUPERNET).is_file()
+    begun = (out / SUPERNET).is_file() or begun_start(out) is not None
     there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if begun else 0
     note(f"expecting up to {size(needs.memory_bytes)} of memory, and {size(needs.disk_bytes)} on disk")
-    options = "a smaller --rank" if recipe.rank else "fewer --bits"
-    _check_memory(f"training {spec.name} so", needs, f"use {options} or a smaller model")
+    _check_memory(f"training {spec.name} so", needs, _instead(recipe, streamed), usable)
     if needs.disk_bytes > free + there:
         more = f"{size(needs.disk_bytes - there)} more" if begun else size(needs.disk_bytes)
         raise SystemFailure(
             f"training {spec.name} takes about {more} in {out}, {size(free)} are free there; "
             "free some space or give another --out"
         )
+    return streamed
+
+
+def _streams(needs: Needs, recipe: Recipe, usable: int, out: Path, asked: bool) -> bool:
+    """Whether to leave the model in its files: where what is there, or was `asked` to be enough, is too little, and the
+    recipe allows it; and where it was begun so."""
+    import torch
+
+    if begun_start(out) is not None:
+        return True
+    if needs.memory_bytes <= usable or (torch.cuda.is_available() and not asked):
+        return False
+    return not in_the_way(recipe)
+
+
+def _instead(recipe: Recipe, streamed: bool) -> str:
+    """What takes less memory."""
+    plain = f"use {'a smaller --rank' if recipe.rank else 'fewer --bits'} or a smaller model"
+    if streamed:
+        return plain
+    return f"{plain}, find codes alone in less with {' '.join(in_the_way(recipe))}"
 
 
 def check_tuning_needs(spec: ModelSpec, recipe: Recipe) -> None:
     """The same of the memory of `plan --tune`, which writes little."""
     needs = tuning_needs(spec, recipe)
     note(f"expecting up to {size(needs.memory_bytes)} of memory for tuning")
-    _check_memory(f"tuning {spec.name}", needs, "plan without --tune")
+    _check_memory(f"tuning {spec.name}", needs, "plan without --tune", _usable())
 
 
-def _check_memory(what: str, needs: Needs, options: str) -> None:
-    import torch
-
+def _usable() -> int:
     from profiles.cpu import profile_cpu
 
-    usable = profile_cpu(measure_bandwidth=False).usable_bytes
+    return profile_cpu(measure_bandwidth=False).usable_bytes
+
+
+def _check_memory(what: str, needs: Needs, options: str, usable: int) -> None:
+    import torch
+
     if needs.least_bytes > usable and not torch.cuda.is_available():
         raise InputError(
             f"{what} takes at least {size(needs.least_bytes)} of memory, {size(usable)} are there; {options}, or close "

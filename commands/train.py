@@ -16,6 +16,7 @@ from commands.names import check_launcher, numbers_in, whole_numbers
 from commands.reports import print_training
 from commands.terminal import TRUST, first_process, note, say
 from commands.waiting import progress
+from planner.request import parse_bytes
 from records.errors import InputError
 from records.installed import require_training
 
@@ -97,6 +98,12 @@ if TYPE_CHECKING:
 @click.option(
     "--prune", metavar="S,S,...", help="Shares of its channels that a feed-forward block may keep, such as 0.75,0.5,0."
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory to work in; a model that does not fit is read from its files block by block, for codes alone.  "
+    "[default: what is free]",
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the training in --out that was stopped.")
 @TRUST
@@ -113,6 +120,7 @@ def train(
     resume: bool,
     trust: bool,
     without_export: bool,
+    memory: str | None,
     out: Path | None,
     **options: Any,
 ) -> None:
@@ -126,6 +134,8 @@ def train(
     trained = None if train_bits is None else () if train_bits == "none" else whole_numbers("--train-bits", train_bits)
     shares = () if prune is None else numbers_in("--prune", prune, float, "numbers with commas such as 0.75,0.5,0")
     path = out or Path(f"supernet-{Path(model).stem if model.endswith('.gguf') else Path(model).name}")
+    room = None if memory is None else parse_bytes(memory)
+    streamed = False
     check_launcher()
     require_training()
     if options["data"] == options["eval_text"] == "-":
@@ -150,8 +160,9 @@ def train(
             begun = begun_with(path, trust)  # whether to train what no runtime exports was asked when it was
             spec = check_exports(model, trust, without_export or begun is not None)
             recipe = fitted(recipe, spec)
-            check_needs(spec, begun or recipe, path)
-        files = create(model, path, recipe, resume, report, typed=typed_options(context, recipe))
+            streamed = check_needs(spec, begun or recipe, path, room)
+        typed = typed_options(context, recipe)
+        files = create(model, path, recipe, resume, report, typed=typed, streamed=streamed)
     PartialState().destroy_process_group()  # a process that ends with one may be aborted by gloo's threads
     if first_process():
         print_training(files)
@@ -178,7 +189,7 @@ def fitted(recipe: Recipe, spec: ModelSpec) -> Recipe:
 def typed_options(context: click.Context, recipe: Recipe) -> dict[str, str]:
     """What was given of the `recipe` on the command line, as its field and the option's name."""
     options = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name}
-    others = ("model", "out", "resume", "trust", "without_export")
+    others = ("model", "out", "resume", "trust", "without_export", "memory")
     typed = (n for n in options if context.get_parameter_source(n) is ParameterSource.COMMANDLINE)
     found = {name: options[name] for name in typed if name not in others}
     if recipe.group_sizes:
@@ -187,10 +198,14 @@ def typed_options(context: click.Context, recipe: Recipe) -> dict[str, str]:
 
 
 def begun_with(path: Path, trust: bool) -> Recipe | None:
-    """The recipe of the training in `path`, which going on with it uses."""
+    """The recipe of the training in `path`, or of its start, which going on with it uses."""
     from supernet.checkpoint import SUPERNET, open_supernet
+    from supernet.folder import begun_start
     from supernet.recipe import Recipe
 
+    start = begun_start(path)
+    if start is not None:
+        return Recipe.from_json(start["recipe"])
     if not (path / SUPERNET).is_file():
         return None
     return Recipe.from_json(open_supernet(path, unfinished=True, trust_remote_code=trust).info["recipe"])

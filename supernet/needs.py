@@ -24,6 +24,10 @@ HELD = (8, 4)  # vectors as wide as the hidden size, and as the feed-forward blo
 OPENED = 7  # float copies of the widest matrix while its codes are made or computed with
 LOGITS = 6  # float copies of a window's logits, where subnets are measured
 BESIDE_BYTES = 30_000_000  # windows, what the full model says of them, tokenizer, proof
+WINDOWS = 64  # of the calibration
+STATES = 3  # copies of what a block reads of them: that, what it makes, and gradients
+OPENED_TABLES = 4  # float copies of a head while its codes are found
+TALL, FACTORS, ROWS = 8192, 3, 3  # of GPTQ's working set
 CHECKPOINTS = 2  # the one on disk and the one that takes its place
 
 
@@ -67,6 +71,32 @@ def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
     head = spec.vocab_size * spec.hidden_size * FLOAT_BYTES
     disk = 2 * codes + head + CHECKPOINTS * (1 + ADAM) * adapters + spec.float_parameters * FLOAT_BYTES
     return Needs(memory, least, disk + BESIDE_BYTES)
+
+
+def streamed_needs(spec: ModelSpec, recipe: Recipe) -> Needs:
+    """The same where the model stays in its files (`supernet.streaming`): a block at a time, and what finding its codes
+    takes beside it; on disk the codes twice, and what the blocks read meanwhile."""
+    blocks = [
+        [linear for unit in spec.units if unit.layer == layer for linear in unit.linears]
+        for layer in range(spec.num_layers)
+    ]
+    head = spec.head.linears[0]
+    solved = max(_solving(linear, len(recipe.bits)) for block in blocks for linear in block)
+    hessians = max(sum(linear.in_features**2 for linear in block) for block in blocks) * FLOAT_BYTES
+    block = max(sum(linear.weights for linear in block) for block in blocks) * FLOAT_BYTES
+    states = WINDOWS * recipe.window_tokens * spec.hidden_size * FLOAT_BYTES
+    memory = LIBRARIES_BYTES + max(
+        block + hessians + solved + STATES * states, OPENED_TABLES * head.weights * FLOAT_BYTES
+    )
+    needs = needs_of(spec, recipe)
+    return Needs(memory, memory, needs.disk_bytes + spec.num_layers * states)
+
+
+def _solving(linear: LinearSpec, widths: int) -> int:
+    """GPTQ's working set: of the Hessian its factor and what that is made from, and of some rows at all bit-widths what
+    is left of them and their codes."""
+    rows = widths * min(linear.out_features, TALL)
+    return FLOAT_BYTES * linear.in_features * (FACTORS * linear.in_features + ROWS * rows)
 
 
 def tuning_needs(spec: ModelSpec, recipe: Recipe) -> Needs:

@@ -12,7 +12,7 @@ from records.errors import InputError
 from supernet.checkpoint import open_supernet
 from tests.conftest import Bitfleet
 from tests.supernet.folders import config, with_code
-from tests.tiny import COMMON, save_tiny, tiny_tokenizer
+from tests.tiny import COMMON, WIDE, save_tiny, tiny_tokenizer
 
 
 def unexportable(folder: Path) -> Path:
@@ -66,3 +66,26 @@ def test_a_model_of_short_texts_has_short_windows(bitfleet: Bitfleet, tmp_path: 
     assert done.code == 0, done.err
     assert "windows have 64 tokens, all that model can read" in done.err
     assert open_supernet(tmp_path / "net").reference().windows.shape == (4, 64)
+
+
+def test_a_model_that_does_not_fit_is_read_from_its_files(bitfleet: Bitfleet, tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "model", **WIDE, num_hidden_layers=12, vocab_size=1024)
+    options = (
+        "--group-size",
+        "32",
+        "--bits",
+        "2,8",
+        "--data",
+        Path(__file__).with_name("text.txt"),
+        "--steps",
+        "1",
+        "--out",
+        tmp_path / "net",
+    )
+    refused = bitfleet("train", source, *options, "--memory", "405MB", "--quantizer", "learned")
+    assert refused.code == 2, refused.err
+    assert "find codes alone in less with --train-bits none --quantizer gptq" in refused.error
+    assert not (tmp_path / "net").exists()
+    done = bitfleet("train", source, *options, "--memory", "440MB", "--train-bits", "none", "--quantizer", "rtn")
+    assert "model does not fit into 440.0 MB: it is read from its files, block by block" in done.err
+    assert "ROUNDED TO NEAREST" in done.out
