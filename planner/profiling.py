@@ -24,6 +24,10 @@ def profile_device(
     report = progress or (lambda what, share: None)
     report("probing the device", 0.0)
     profile, skipped = detect(device, refuse_gpu=lambda gpu: _refused(runtimes, gpu) if device == "auto" else None)
+    if profile.kind == "cuda":  # of several, each that was passed over is in a line
+        taken = f"cuda:{len(skipped)}" if device == "auto" else device
+        profile, more = _on_gpu(profile, taken, quick, report)
+        skipped = (*skipped, *more)
     able = [one for one in runtimes if one.device_refusal(profile) is None]
     timers = [(one, timer) for one in able if (timer := _timer(one)) and profile.kind in timer.device_kinds]
     for number, (runtime, timer) in enumerate(timers):
@@ -32,6 +36,19 @@ def profile_device(
         versions = {**profile.kernels.versions, **runtime.versions()}
         profile = _timed(profile, timer, versions, quick, _of(runtime, report) if len(timers) > 1 else report)
     return profile, skipped
+
+
+def _on_gpu(
+    profile: DeviceProfile, device: str, quick: bool, report: Progress
+) -> tuple[DeviceProfile, tuple[Skipped, ...]]:
+    """A GPU's profile with what products take there through whatever is installed; and what was not timed, and why."""
+    from profiles import gpu_times
+
+    reason = gpu_times.refusal(device)
+    if reason is not None:
+        return profile, (Skipped(f"what {device} multiplies by", reason),)
+    found, reasons = gpu_times.timed(profile, device, gpu_times.QUICK if quick else gpu_times.FULL, report)
+    return found, tuple(Skipped(f"{device}, {name}", why) for name, why in reasons.items())
 
 
 def with_others(made: DeviceProfile, before: DeviceProfile | None) -> DeviceProfile:
