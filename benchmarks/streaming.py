@@ -133,7 +133,7 @@ def compare(model: str, data: Path, folder: Path) -> None:
     from supernet.create import create
     from supernet.recipe import Recipe
 
-    recipe = Recipe(quantizer="gptq", train_bits=(), data=str(data), steps=1)
+    recipe = Recipe(bits=(2, 4, 8), quantizer="gptq", train_bits=(), data=str(data), steps=1)
     found = [create(model, folder / name, recipe, streamed=name == "streamed") for name in ("whole", "streamed")]
     tables = [json.loads((files.path / "sensitivity.json").read_text())["units"] for files in found]
     infos = [{key: value for key, value in files.info.items() if key != "date"} for files in found]

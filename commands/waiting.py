@@ -12,6 +12,7 @@ from typing import Any
 
 from commands.terminal import note, printable
 
+LONG_S = 120.0  # a stage that has more than that to go says how much, by its pace so far
 EVERY_S = 30.0  # seconds between lines where nobody watches: a log stays short and never looks dead
 
 Report = Callable[..., None]  # (what, done, total=1.0)
@@ -89,15 +90,27 @@ class Lines:
     def __init__(self, write: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
         self.write, self.now = write, now
         self.stage, self.line, self.written, self.reported = "", "", 0.0, 0.0
+        self.began, self.first, self.share = 0.0, 0.0, 0.0  # when the stage was first heard of, how far it was, and is
         self.lock = threading.Lock()
 
     def report(self, what: str, done: float, total: float = 1.0) -> None:
         with self.lock:
             stage, self.reported = what.partition(",")[0], self.now()
-            self.line = f"{100 * done / total if total else 100:3.0f} %  {what}"
+            self._follow(stage, done / total if total else 1.0)
+            self.line = f"{100 * self.share:3.0f} %  {what}{self._to_go()}"
             if stage != self.stage or self.reported - self.written >= EVERY_S:
                 self.stage = stage
                 self._write(self.line)
+
+    def _follow(self, stage: str, share: float) -> None:
+        if stage != self.stage or share < self.share:
+            self.began, self.first = self.reported, share
+        self.share = share
+
+    def _to_go(self) -> str:
+        done = self.share - self.first
+        seconds = (self.reported - self.began) * (1 - self.share) / done if done > 0 else 0.0
+        return f", about {seconds / 60:.0f} min to go" if seconds > LONG_S else ""
 
     def beat(self) -> None:
         """Called every second or so: a stage without news for long says that it is still at work."""

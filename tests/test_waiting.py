@@ -20,6 +20,19 @@ def test_lines_come_with_each_stage_and_every_half_minute() -> None:
     ]
 
 
+def test_a_long_stage_says_how_long_it_has_to_go() -> None:
+    now, written = [0.0], []
+    lines = Lines(written.append, lambda: now[0])
+    for block in range(32):  # the first two were there already
+        now[0] = 600.0 * block
+        lines.report("quantize", block + 2, 33)
+    assert written[0] == "  6 %  quantize"
+    assert written[1] == "  9 %  quantize, about 300 min to go"
+    assert written[-1] == "100 %  quantize"
+    lines.report("evaluate", 0, 4)
+    assert written[-1] == "  0 %  evaluate"
+
+
 def test_a_stage_without_news_says_that_it_is_at_work() -> None:
     now, written = [0.0], []
     lines = Lines(written.append, lambda: now[0])
