@@ -30,6 +30,7 @@ SHAPE, BLOCKS = SHAPES["Llama-2-7B"], 32
 STD = 0.02  # of the weights
 MOST_GB = {"train": 6.0}  # of a command; the others may take what the target says of them all
 OTHERS_GB = 24.0
+SAME_BITS, SAME_TOKENS = (2, 8), 64  # of the comparison: whatever is read, it is the same or not
 COMMANDS = ("train", "plan-llamacpp", "export-llamacpp", "run-llamacpp", "plan-onnxruntime", "export-onnxruntime",
             "run-onnxruntime")  # fmt: skip
 
@@ -133,7 +134,7 @@ def compare(model: str, data: Path, folder: Path) -> None:
     from supernet.create import create
     from supernet.recipe import Recipe
 
-    recipe = Recipe(bits=(2, 4, 8), quantizer="gptq", train_bits=(), data=str(data), steps=1)
+    recipe = Recipe(bits=SAME_BITS, quantizer="gptq", train_bits=(), data=str(data), steps=1, window_tokens=SAME_TOKENS)
     found = [create(model, folder / name, recipe, streamed=name == "streamed") for name in ("whole", "streamed")]
     tables = [json.loads((files.path / "sensitivity.json").read_text())["units"] for files in found]
     infos = [{key: value for key, value in files.info.items() if key != "date"} for files in found]
