@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from commands.names import AUTO, check_runtime, device_named, make_cache, measure_device, own_profile_path
+from commands.names import (
+    AUTO,
+    check_runtime,
+    device_named,
+    make_cache,
+    measure_device,
+    own_profile_path,
+    runtime_named,
+)
 from commands.outputs import PROFILE, check_file
 from commands.reports import print_anchors, print_device
-from commands.terminal import JSON, emit, note, table
+from commands.terminal import JSON, emit, note, say, table
 from planner.amounts import rate, size
 from records.atomic import check_output
 from records.errors import InputError
 
 if TYPE_CHECKING:
+    from planner.runtimes.base import Runtime
     from profiles.anchor import Figure
+    from profiles.device import DeviceProfile
 
 
 @click.group()
@@ -50,17 +61,39 @@ def profile_device(device: str, runtime: str, quick: bool, out: Path | None, as_
 
 
 @profile.command("list")
+@click.option("--runtime", metavar="NAME", help="Those that this runtime's packages can be planned for, with notes.")
 @JSON
-def profile_list(as_json: bool) -> None:
+def profile_list(runtime: str | None, as_json: bool) -> None:
     """The catalogue of devices that a plan can be made for."""
     from profiles.catalog import load, names
 
     entries = [load(name) for name in names()]
-    if as_json:
+    if runtime is not None:
+        _list_for(runtime_named(runtime), entries, as_json)
+    elif as_json:
         emit([entry.to_json() for entry in entries])
     else:
         rows = [(e.name, e.kind, size(e.memory_bytes), rate(e.bandwidth_bytes_per_s), e.model) for e in entries]
         table(("NAME", "KIND", "MEMORY", "BANDWIDTH", "MODEL"), rows)
+
+
+def _list_for(runtime: Runtime, entries: Sequence[DeviceProfile], as_json: bool) -> None:
+    """Devices of the runtime's kinds, each with what runs there, or why it is refused."""
+    known = [one for one in entries if one.kind in runtime.device_kinds]
+    refusals = {one.name: runtime.device_refusal(one) for one in known}
+    said = {one.name: refusals[one.name] or runtime.device_note(one) for one in known}
+    if as_json:
+        emit([{**e.to_json(), "refused": refusals[e.name] is not None, "note": said[e.name]} for e in known])
+        return
+    able = [one for one in known if refusals[one.name] is None]
+    rows = [(e.name, size(e.memory_bytes), rate(e.bandwidth_bytes_per_s), said[e.name]) for e in able]
+    table(("NAME", "MEMORY", "BANDWIDTH", f"WITH {runtime.name.upper()}"), rows)
+    refused: dict[str, list[str]] = {}  # by reason: what is refused for its maker is many devices
+    for one in known:
+        if one not in able:
+            refused.setdefault(said[one.name].replace(one.name, "it"), []).append(one.name)
+    for why, named in refused.items():
+        say(f"not {', '.join(named)}: {why}")
 
 
 @profile.command("show")

@@ -74,7 +74,7 @@ def shared(made: Plan) -> str | None:
     return (
         f"{made.runtime} takes {share.utilization:.4g} of {each}, of which {size(share.pool_bytes)} are for keys and "
         f"values: {share.blocks} blocks of {share.block_tokens} tokens, room for {share.sequences:.2f} sequences of "
-        f"{load.context} tokens at once, and it starts no more than the {load.batch} planned for"
+        f"{load.context} tokens at once ({load.batch} planned for, more with --batch)"
     )
 
 

@@ -14,7 +14,9 @@ from records.errors import InputError
 from records.reading import as_record, check, read_record
 
 SCHEMA = 1
-KINDS = ("cpu", "cuda")
+GPU_KINDS = ("cuda", "vulkan")
+"""NVIDIA's, and others, which llama.cpp runs on by Vulkan."""
+KINDS = ("cpu", *GPU_KINDS)
 BANDWIDTH_BASES = ("measured", "datasheet", "theoretical")
 
 
@@ -62,7 +64,7 @@ class DeviceProfile:
     """
 
     name: str  # short and unique: a catalogue name, a host's own CPU or GPU name
-    kind: str  # "cpu" or "cuda"
+    kind: str  # one of KINDS
     vendor: str
     model: str
     memory_bytes: int  # what the operating system or the datasheet says is there
@@ -120,7 +122,7 @@ class DeviceProfile:
             self._check_host(self.host)
 
     def _check_host(self, host: DeviceProfile) -> None:
-        if self.kind != "cuda":
+        if self.kind not in GPU_KINDS:
             raise InputError(f"a host is the machine that a GPU is in, {self.name} is a {self.kind}")
         if self.shares_memory:
             raise InputError(f"{self.name} shares its memory with its own processor, it is in no other machine")

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from profiles.device import DeviceProfile
+from profiles.device import GPU_KINDS, DeviceProfile
 from profiles.roofline import BANDWIDTH_EFFICIENCY
 from records.errors import InputError
 
@@ -126,8 +126,8 @@ def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
 
 def backend_of(device: DeviceProfile) -> str:
     """What llama.cpp uses on a device where nothing else is said."""
-    if device.kind == "cuda":
-        return "cuda"
+    if device.kind in GPU_KINDS:
+        return device.kind
     return "metal" if device.vendor == "Apple" else "cpu"
 
 

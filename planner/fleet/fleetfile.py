@@ -23,7 +23,7 @@ from planner.request import (
 )
 from planner.runtimes import AUTO, RUNTIMES
 from profiles.catalog import load, names
-from profiles.device import DeviceProfile
+from profiles.device import GPU_KINDS, DeviceProfile
 from records.errors import InputError
 from records.toml import Place, Toml, read_toml
 
@@ -284,7 +284,7 @@ class _Reading:
         """The device with its host in its profile. What the defaults say of hosts is for GPUs with a memory of their
         own, and not for one whose profile knows its host."""
         profile: DeviceProfile = device["profile"]
-        if profile.kind == "cuda" and not profile.shares_memory:
+        if profile.kind in GPU_KINDS and not profile.shares_memory:
             known = {"host": profile.host} if profile.host is not None else {}
             device = {key: defaults[key] for key in PLACED if key in defaults} | known | device
         if "host" in device:
@@ -292,7 +292,7 @@ class _Reading:
                 profile = replace(profile, host=device["host"])
         with self.saying((*place, "host-mem")):
             host_limit(device.get("host-mem"), profile.host is not None, ("host-mem", "host"))
-        if "gpu-layers" in device and profile.kind != "cuda":
+        if "gpu-layers" in device and profile.kind not in GPU_KINDS:
             said = f"gpu-layers counts layers on a GPU, {device['name']} is of kind {profile.kind}"
             raise self.wrong((*place, "gpu-layers"), said)
         return {**device, "profile": profile}

@@ -283,6 +283,10 @@ class Runtime(ABC):
         """The most that it takes of a device, or of each of several alike, unless it is told to take more."""
         return device.usable_bytes
 
+    def device_note(self, device: DeviceProfile) -> str:
+        """What a list of devices says of one that is not refused: what runs there, or why its speed is not known."""
+        return ""
+
     def placements(self, spec: ModelSpec, device: DeviceProfile) -> tuple[int, ...]:
         """How many layers of a model may be on a device while the others are on its host, as the runtime counts them,
         ascending: what `Workload.gpu_layers` may be. () where a device has no layers of its own to count."""

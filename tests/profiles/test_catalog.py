@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from importlib.resources import files
+from urllib.parse import urlsplit
 
 import pytest
 
 from profiles import catalog
-from profiles.device import DeviceProfile, dump
+from profiles.device import KINDS, DeviceProfile, dump
 from profiles.roofline import peak_ops_per_s, roofline
+
+MAKERS = {
+    "NVIDIA": "nvidia.com", "AMD": "amd.com", "Intel": "intel.com", "Apple": "apple.com", "Valve": "steamdeck.com",
+    "Raspberry Pi": "raspberrypi.com", "AWS": "wikichip.org",
+}  # fmt: skip
+"""Whose page an entry is from; AWS publishes no datasheet of its processors."""
+ARCHITECTURES = re.compile(r"x86_64|aarch64|arm64|sm_(70|75|80|86|87|89|90|100|110|120|121)|rdna[34]|xe2")
+SECONDS_TO_READ = {"cpu": (0.05, 3.0), "cuda": (0.01, 1.0), "vulkan": (0.01, 1.0)}
+"""All of its memory once, by kind: what has more memory is faster, or somebody mistook a unit."""
 
 
 def test_enough_servers_and_consumer_devices() -> None:
-    assert len(catalog.names()) >= 14
-    kinds = {catalog.load(name).kind for name in catalog.names()}
-    assert kinds == {"cpu", "cuda"}
+    entries = [catalog.load(name) for name in catalog.names()]
+    assert len(entries) >= 70
+    assert {entry.kind for entry in entries} == {*KINDS}
+    assert {entry.vendor for entry in entries} == {*MAKERS}
+    assert sum(entry.vendor == "Apple" for entry in entries) >= 15
+    assert len({entry.model for entry in entries}) == len(entries)
 
 
 @pytest.mark.parametrize("name", catalog.names())
@@ -27,6 +41,16 @@ def test_entry(name: str) -> None:
     assert not device.kernels
     assert not device.calibrations
     assert device.source.startswith("https://")
+    assert urlsplit(device.source).hostname in (host := MAKERS[device.vendor], f"www.{host}", f"en.{host}") or (
+        str(urlsplit(device.source).hostname).endswith(f".{host}")
+    )
+    assert ARCHITECTURES.fullmatch(str(device.architecture))
+    assert device.kind != "cuda" or str(device.architecture).startswith("sm_")
+    least, most = SECONDS_TO_READ[device.kind]
+    assert least < device.memory_bytes / (device.bandwidth_bytes_per_s or 0) < most or device.shares_memory
+    peaks = [peak for peak in (device.fp32_ops_per_s, device.bf16_ops_per_s, device.int8_ops_per_s) if peak]
+    assert peaks == sorted(peaks)  # narrower types are faster
+    assert device.kind == "cpu" or peaks
     assert datetime.date.fromisoformat(device.date) >= datetime.date(2026, 1, 1)
     assert device.memory_bytes >= 4 << 30
     assert device.available_bytes is None

@@ -107,7 +107,7 @@ def test_last_level_cache() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "tpu"}, "kind must be one of cpu, cuda, got 'tpu'"),
+        ({"kind": "tpu"}, "kind must be one of cpu, cuda, vulkan, got 'tpu'"),
         ({"memory_bytes": 0}, "memory_bytes must be at least 1, got 0"),
         ({"memory_bytes": 8.5}, "memory_bytes must be an integer, got 8.5"),
         ({"available_bytes": -1}, "available_bytes must be at least 0, got -1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.runtimes.base import LatencyItem, MemoryItem, Pricing
 from planner.runtimes.llamacpp import gpu_latency, gpu_memory, latency, memory
+from profiles.device import GPU_KINDS
 from supernet.space import Subnet
 
 ON_GPU = (
@@ -28,4 +29,4 @@ class LlamaPricing(Pricing):
 
     @property
     def on_gpu(self) -> bool:
-        return self.device.kind == "cuda"
+        return self.device.kind in GPU_KINDS

@@ -14,7 +14,9 @@ from planner.runtimes.llamacpp.holding import LlamaHolding
 from planner.runtimes.llamacpp.packages import LlamaPackages
 from planner.runtimes.llamacpp.pricing import LlamaPricing
 from planner.runtimes.llamacpp.serving import CACHES, LIBRARY, RUNTIME, VERSION
-from profiles.device import DeviceProfile
+from profiles.device import GPU_KINDS, KINDS, DeviceProfile
+from profiles.shares import backend_of, read_estimate
+from records.errors import InputError
 from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
     from planner.runtimes.engine import Engine
     from supernet.keys_values import Kept
 
+ON = {"cpu": "on its processor", "cuda": "by CUDA", "metal": "on its GPU by Metal", "vulkan": "by Vulkan"}
+
 
 class LlamaCpp(Runtime):
     """One GGUF file on a CPU, on a GPU, or with some layers on each; products with int8 activations."""
 
     name = RUNTIME
-    device_kinds = ("cpu", "cuda")
+    device_kinds = KINDS
     activations = "int8"  # of blocks of 32 values, with a scale each
     deploys = ("scales", "codes")
     packages = LlamaPackages()
@@ -40,8 +44,16 @@ class LlamaCpp(Runtime):
 
         return keeping.kept(cache)
 
+    def device_note(self, device: DeviceProfile) -> str:
+        backend = backend_of(device)
+        try:
+            half = read_estimate(device, backend, "k", 1).spread
+        except InputError as error:
+            return f"no estimate: {error}"
+        return f"{ON[backend]}, a token give or take {half:.0%}"
+
     def placements(self, spec: ModelSpec, device: DeviceProfile) -> tuple[int, ...]:
-        return placement.choices(spec, device) if device.kind == "cuda" else ()
+        return placement.choices(spec, device) if device.kind in GPU_KINDS else ()
 
     def holding(self, spec: ModelSpec) -> LlamaHolding:
         return LlamaHolding(spec)

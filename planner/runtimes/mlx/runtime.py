@@ -16,6 +16,7 @@ from planner.runtimes.mlx import holding
 from planner.runtimes.mlx.holding import MlxHolding
 from planner.runtimes.mlx.packages import MlxPackages
 from profiles.device import DeviceProfile
+from profiles.folder_shares import PACKED, Reading, read_estimate
 from supernet.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class Mlx(Runtime):
 
     def device_refusal(self, device: DeviceProfile) -> str | None:
         return super().device_refusal(device) or holding.device_refusal(device)
+
+    def device_note(self, device: DeviceProfile) -> str:
+        half = read_estimate(device, self.name, Reading(1, PACKED)).spread
+        return f"on its GPU by Metal, a token give or take {half:.0%}"
 
     def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
         from planner.runtimes.mlx import keeping

@@ -29,6 +29,7 @@ WORD_BITS = 32
 CACHES = (FLOAT16, CacheType("fp8", 1, 1))  # unasked it is of the weights' own type
 LEAST_CAPABILITY = 75
 MARLIN, HUMMING = "Marlin", "Humming"
+MARLIN_RUNS = "4 bits, and 8 without zeros"
 # How long Humming's product of one row takes beside its own of 4 bits, by bits (vLLM's pull request 34556).
 HUMMING_TIMES = {2: 0.93, 3: 1.02, 5: 1.19, 6: 1.23, 7: 1.29, 8: 1.33}
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")

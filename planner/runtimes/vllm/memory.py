@@ -55,7 +55,8 @@ def seen_bytes(device: DeviceProfile) -> int:
 
 def usable_bytes(device: DeviceProfile, gpus: int) -> int:
     """What vLLM takes of a GPU at most, unless it is told to take more; its context included."""
-    return min(device.usable_bytes, int(UTILIZATION * seen_bytes(device)) + context_bytes(gpus))
+    seen = seen_bytes(device)
+    return min(device.usable_bytes, seen, int(UTILIZATION * seen) + context_bytes(gpus))
 
 
 def context_bytes(gpus: int) -> int:

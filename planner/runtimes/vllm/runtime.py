@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from planner.amounts import size
 from planner.checks import Check
 from planner.request import Workload
 from planner.runtimes.base import FLOAT, Runtime
@@ -50,6 +51,10 @@ class Vllm(Runtime):
 
     def device_refusal(self, device: DeviceProfile) -> str | None:
         return super().device_refusal(device) or holding.device_refusal(device)
+
+    def device_note(self, device: DeviceProfile) -> str:
+        taken = size(memory.usable_bytes(device, 1))
+        return f"takes {taken}: {holding.MARLIN} for {holding.MARLIN_RUNS}, else {holding.HUMMING}"
 
     def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
         from planner.runtimes.vllm import keeping

@@ -34,7 +34,13 @@ def model_refusal(spec: ModelSpec, gpus: int) -> str | None:
     more, fewer = max(gpus, spec.num_kv_heads), min(gpus, spec.num_kv_heads)
     if more % fewer:
         return f"its {spec.num_kv_heads} KV heads and {gpus} GPUs are no multiple of each other"
+    if _filled(spec.vocab_size) % gpus:
+        return f"its vocabulary of {_filled(spec.vocab_size)} rows, filled up, is no multiple of {gpus}"
     return None
+
+
+def _filled(rows: int) -> int:
+    return -(-rows // VOCABULARY_STEP) * VOCABULARY_STEP
 
 
 def choice_refusal(spec: ModelSpec, unit: UnitSpec, choice: Choice, gpus: int) -> str | None:
@@ -70,8 +76,7 @@ def _part(spec: ModelSpec, unit: UnitSpec, linear: LinearSpec, gpus: int) -> Lin
     if unit.role in OUTPUTS:
         return replace(linear, in_features=linear.in_features // gpus)
     if unit.is_table:
-        filled = -(-linear.out_features // VOCABULARY_STEP) * VOCABULARY_STEP
-        return replace(linear, out_features=-(-filled // gpus))
+        return replace(linear, out_features=_filled(linear.out_features) // gpus)
     return replace(linear, out_features=_rows(spec, linear, gpus))
 
 

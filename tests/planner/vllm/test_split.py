@@ -61,6 +61,11 @@ def test_heads_are_copied_where_they_are_fewer_than_the_gpus() -> None:
     ("gpus", "shape", "reason"),
     [
         (2, Shape("odd", 1, 576, 1536, 9, 3, 64, 1000), "its 9 heads are no multiple of 2"),
+        (
+            3,
+            Shape("table", 1, 576, 1536, 9, 3, 64, 1000),
+            "its vocabulary of 1024 rows, filled up, is no multiple of 3",
+        ),
         (4, Shape("six", 1, 768, 1536, 12, 6, 64, 1000), "its 6 KV heads and 4 GPUs are no multiple of each other"),
     ],
 )
