@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from records.errors import InputError
 from supernet.absent import present
+from supernet.mapped import give_back_pages
 from supernet.model import hidden_states, removed_after
 
 AT_ONCE = 4  # windows that a pass without gradients takes side by side
@@ -123,6 +124,12 @@ def skipped(layers: Sequence[nn.Module], last: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+def give_back_after_blocks(model: Any) -> None:
+    """Have a supernet's model that computes with mapped codes hold those of one block at a time."""
+    for layer in decoder_layers(model):
+        layer.register_forward_hook(lambda module, args, output: give_back_pages())
 
 
 @torch.no_grad()

@@ -53,6 +53,7 @@ START, WINDOWS, TRAINING = "start.safetensors", "windows.safetensors", "training
 AGREEMENT_FILE, ORDER, SCALING = "agreement.json", "order.safetensors", "scaling.safetensors"
 CHANGES = (ORDER, SCALING)  # what was done to the full model before its codes were made
 STATE = "state.json"
+FILLS = 0.25  # of the free memory: codes that are larger leave it again after each block that computed with them
 UNFINISHED = (START, WINDOWS, TRAINING, AGREEMENT_FILE, STATE)  # files that a finished supernet has not
 MODEL, LOAD = "model", "load.json"
 
@@ -290,6 +291,7 @@ class SupernetFiles:
             whole = thread.submit(self.check_hashes)
             from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401, which `assemble` makes it with
 
+            from supernet.blocks import give_back_after_blocks
             from supernet.build import assemble
 
             whole.result()
@@ -302,7 +304,17 @@ class SupernetFiles:
         supernet = assemble(config, self.spec, self.space, self.float_tensors(), weights, self.trusted)
         if ADAPTERS_FILE in self.hashes:
             self._load_adapters(supernet)
+        if self._fills_memory:
+            give_back_after_blocks(supernet.model)
         return supernet
+
+    @property
+    def _fills_memory(self) -> bool:
+        """Whether the codes would take a large part of the memory that is free, were all of their pages in it."""
+        import psutil
+
+        codes = self.path / (START if START in self.hashes else CODES)
+        return codes.stat().st_size > FILLS * psutil.virtual_memory().available
 
     def _kept(self, linear: str, choice: Choice, keep: Callable[[QuantizedWeight], Stored] | None) -> Stored:
         stored = self.stored(linear, choice)

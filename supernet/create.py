@@ -17,6 +17,7 @@ import torch
 
 from records.errors import InputError
 from records.lock import locked
+from supernet.blocks import give_back_after_blocks
 from supernet.build import Supernet
 from supernet.checkpoint import SUPERNET, SupernetFiles, open_supernet
 from supernet.clock import Clock
@@ -31,7 +32,7 @@ from supernet.prepare import as_prepared, check_same, home, prepare, stage_costs
 from supernet.progress import Progress, silent
 from supernet.recipe import AUTO, Recipe
 from supernet.shard import Part, fsdp_plugin, scattered
-from supernet.streaming import as_streamed, give_back_after_blocks
+from supernet.streaming import as_streamed
 
 PATIENCE = timedelta(days=7)  # the other processes wait while the main one prepares and finishes
 

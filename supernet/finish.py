@@ -55,8 +55,9 @@ def finish(
     info = {**files.info, **_trained(files, supernet, trainer, trial)}
     with clock.stage("proof"):
         seconds = min(SECONDS, clock.seconds_for("proof") or SECONDS)
-        with in_float32(model):
-            write_evidence(files.path / PROOF, model, tokenizer, reference.windows, files.spec, seconds, progress)
+        if not (files.path / PROOF).exists():  # a finish that was stopped left it whole
+            with in_float32(model):
+                write_evidence(files.path / PROOF, model, tokenizer, reference.windows, files.spec, seconds, progress)
     write_tensors(files.path / ROTARY, tensors_of(rotaries_of(model.config, files.trusted)))
     written = (*write_trained(files.path, supernet), *files.changes, *model_files(files.path), PROOF, ROTARY)
     hashes = hashes_of(files.path, written)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from supernet.absent import present
 from supernet.awq import Scales
+from supernet.blocks import give_back_after_blocks
 from supernet.build import Supernet, build
 from supernet.clock import Clock
 from supernet.evaluate import Reference, evaluate
@@ -29,7 +30,6 @@ from supernet.rounded import rounding_losses
 from supernet.shelf import AGAIN, InMemory, Shelf
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec
-from supernet.streaming import give_back_after_blocks
 
 SATURATED = 3.0  # nats per token, from which on a loss tells little
 SCALED, SOLVED, REFINED = "channel scales", "solved codes", "learned rounding of whole bit-widths"

@@ -7,11 +7,8 @@ need all of it at once, text that the model writes itself, learned codes, traini
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from records.errors import InputError
-from supernet.blocks import decoder_layers
-from supernet.mapped import give_back_pages
 from supernet.recipe import AUTO, Recipe
 from supernet.refiners import REFINERS
 
@@ -36,9 +33,3 @@ def as_streamed(recipe: Recipe) -> Recipe:
     if options:
         raise InputError(f"a model that stays in its files is quantized and not trained; use {' '.join(options)}")
     return replace(recipe, quantizer="gptq" if recipe.quantizer == AUTO else recipe.quantizer)
-
-
-def give_back_after_blocks(model: Any) -> None:
-    """Have a supernet's model that computes with mapped codes hold those of one block at a time."""
-    for layer in decoder_layers(model):
-        layer.register_forward_hook(lambda module, args, output: give_back_pages())

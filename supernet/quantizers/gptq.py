@@ -129,6 +129,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         added = mean * damping * 10**attempt
         lower, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
+            del hessian, diagonal  # as large as what follows
             return inverse_of_triangle(lower).flip(0, 1)
     raise InputError("the calibration Hessian is not positive definite; use more or more varied calibration text")
 

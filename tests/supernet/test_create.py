@@ -70,6 +70,16 @@ def test_loading_gives_the_subnets_that_were_measured(finished: Path) -> None:
     assert_measured(open_supernet(finished))
 
 
+def test_codes_that_fill_memory_leave_it_after_each_block(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr("supernet.blocks.give_back_pages", lambda: given_back.append(1))
+    assert_measured(open_supernet(finished))
+    assert not given_back
+    monkeypatch.setattr("supernet.checkpoint.FILLS", 0.0)
+    assert_measured(open_supernet(finished))
+    assert len(given_back) > 2
+
+
 def test_a_folder_of_before_is_read_with_its_own_units(finished: Path, tmp_path: Path) -> None:
     """Siblings were one unit then, in the model and in its space."""
     shutil.copytree(finished, tmp_path / "old")
