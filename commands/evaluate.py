@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from commands.measuring import FirstWindows
-from commands.terminal import JSON, TRUST, emit, table
+from commands.packaged import packaged
+from commands.terminal import JSON, TRUST, emit, say, table
 from commands.waiting import progress
-from planner.quality import Quality, over_texts, with_interval
+from planner.quality import Quality, over_texts
+from planner.statistics import lines, of_full_model
 from records.errors import InputError
 from records.installed import require_training
 
@@ -24,49 +26,70 @@ if TYPE_CHECKING:
 @click.argument("supernet", metavar="DIR")
 @click.option("--subnet", type=click.Path(path_type=Path), help="A plan, or a JSON object of unit: choice.")
 @click.option("--bits", type=int, help="Every linear at these bits.")
+@click.option(
+    "--package",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="This package of the supernet as its runtime loads it, beside the subnet of its plan.",
+)
 @click.option("--text", metavar="FILE", help="What to evaluate on; the default is the texts that the supernet keeps.")
 @TRUST
 @click.option("--windows", type=int, default=16, show_default=True, help="Windows of --text.")
 @click.option("--window-tokens", type=int, default=512, show_default=True, help="Tokens of each.")
+@click.option(
+    "--second-half",
+    is_flag=True,
+    help="Measure the second half of each window of --text alone, as llama-perplexity does.",
+)
 @JSON
 def evaluate(
-    supernet: str,
-    subnet: Path | None,
-    bits: int | None,
-    text: str | None,
-    windows: int,
-    window_tokens: int,
-    trust: bool,
-    as_json: bool,
-) -> None:
-    """KL to the full model, perplexity and top-1 agreement, of one subnet or of every uniform one."""
+    supernet: str, subnet: Path | None, bits: int | None, package: Path | None, text: str | None, windows: int,
+    window_tokens: int, second_half: bool, trust: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """KL to the full model over tokens, perplexity and top-1 agreement, of one subnet or of every uniform one."""
     from supernet.checkpoint import open_supernet
 
-    files, subnets = chosen_subnets(open_supernet(supernet, trust_remote_code=trust), subnet, bits)
+    if second_half and text is None:
+        raise InputError("--second-half is of the windows of a text; give --text FILE")
+    files = open_supernet(supernet, trust_remote_code=trust)
+    if package is None:
+        found, (files, subnets) = None, chosen_subnets(files, subnet, bits)
+    elif subnet is not None or bits is not None:
+        raise InputError("--package is evaluated beside its own subnet; leave --subnet and --bits out")
+    else:
+        found = packaged(package, files)
+        made = found.package.plan
+        files, subnets = made.opened(files), {"its subnet": made.subnet}
     require_training()
-    own = None if text is None else FirstWindows(files, text, windows, window_tokens)
+    own = None if text is None else FirstWindows(files, text, windows, window_tokens, second_half)
     from supernet.evaluate import evaluate_texts
 
     references = files.references() if own is None else {own.name: own.reference(trust)}
+    qualities = {} if found is None else {found.name: {t: found.quality(t, one) for t, one in references.items()}}
     with progress() as report:
-        found = evaluate_texts(files.load(), list(subnets.values()), references, report)
-    measured = [over_texts({text: quality.to_json() for text, quality in one.items()}) for one in found]
+        qualities |= zip(subnets, evaluate_texts(files.load(), list(subnets.values()), references, report), strict=True)
+    measured = {
+        name: over_texts({text: quality.to_json() for text, quality in by_text.items()})
+        for name, by_text in qualities.items()
+    }
     if as_json:
-        emit([{"subnet": name, **quality} for name, quality in zip(subnets, measured, strict=True)])
+        emit([{"subnet": name, **quality} for name, quality in measured.items()])
     else:
-        print_evaluated(dict(zip(subnets, measured, strict=True)))
+        print_evaluated(measured)
 
 
 def print_evaluated(measured: Mapping[str, Quality]) -> None:
-    """Each subnet on each text, below the full model: where its perplexity is odd, the text is, or how it begins."""
-    rows = []
-    for text, quality in next(iter(measured.values()))["texts"].items():
-        rows.append(("full model", text, "0", f"{quality['full_perplexity']:.2f}", "1"))
-    for name, over in measured.items():
-        for text, quality in over["texts"].items():
-            shown = f"{quality['perplexity']:.2f}", f"{quality['top1']:.3f}"
-            rows.append((name, text, with_interval(quality), *shown))
-    table(("SUBNET", "TEXT", "KL PER TOKEN, 95 %", "PERPLEXITY", "TOP-1"), rows)
+    """On each text, a line for each statistic and a column for each subnet, beside the full model: where its perplexity
+    is odd, the text is, or how it begins."""
+    first = next(iter(measured.values()))
+    for text, quality in first["texts"].items():
+        found = [dict(lines(one["texts"][text])) for one in measured.values()]
+        full = of_full_model(quality)
+        rows = [(what, full.get(what, ""), *(one[what] for one in found)) for what in found[0]]
+        said = f"{text}: {quality['windows']} windows, {quality['tokens']} tokens"
+        table((said, "FULL MODEL", *measured), rows)
+        say()
+    say("± of the first line is 95 % by how windows differ; all others are one standard error over tokens")
 
 
 def chosen_subnets(

@@ -197,7 +197,19 @@ def _places(files: SupernetFiles) -> tuple[Path, Path]:
 
 
 class FirstWindows(OwnText):
-    """The first windows of a text, so that what was measured elsewhere on them can be compared."""
+    """The first windows of a text, so that what was measured elsewhere on them can be compared; with `second_half` what
+    is measured of each begins in its middle, as llama-perplexity does it."""
+
+    def __init__(
+        self, files: SupernetFiles, source: str, windows: int, window_tokens: int, second_half: bool = False
+    ) -> None:
+        super().__init__(files, source, windows, window_tokens)
+        self.second_half = second_half
+
+    @cached_property
+    def first(self) -> int:
+        beginning = super().first
+        return max(beginning, self.window_tokens // 2) if self.second_half else beginning
 
     @cached_property
     def windows(self) -> Tensor:

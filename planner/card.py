@@ -23,6 +23,7 @@ from planner.summary import (
     room,
     shared,
     start,
+    statistics,
     title,
     tuned,
 )
@@ -100,6 +101,7 @@ def card(made: Plan, receipt: Receipt | None = None) -> str:
         tuned=tuned(made),
         columns=columns(made),
         promises=promises(made),
+        statistics=statistics(made),
         beside=beside(made),
         others=others(made),
         margins=[said(one) for one in made.margins],

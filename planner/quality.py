@@ -19,6 +19,28 @@ LOT = 16
 """Subnets that are measured together: what they have in common is computed once, and each lot is kept."""
 
 
+MEASURED_AS = 2
+"""Which definition a kept measurement is by: what was measured by another is measured again."""
+
+
+class TextStatistics(TypedDict):
+    """As `supernet.quality.Statistics`."""
+
+    kl_error: float
+    kl_percentiles: dict[str, float]
+    top1_error: float
+    p_mean: float
+    p_mean_error: float
+    p_rms: float
+    p_rms_error: float
+    p_percentiles: dict[str, float]
+    perplexity_error: float
+    full_perplexity_error: float
+    ratio: float
+    ratio_error: float
+    correlation: float | None
+
+
 class TextQuality(TypedDict):
     """Measured on one text: `kl` in nats per token to the full model, and half of its 95 % interval."""
 
@@ -30,6 +52,7 @@ class TextQuality(TypedDict):
     tokens: NotRequired[int]
     windows: NotRequired[int]
     text: NotRequired[str]  # what text it is, in words
+    statistics: NotRequired[TextStatistics | None]
 
 
 class Measured(TypedDict, total=False):
@@ -40,7 +63,7 @@ class Measured(TypedDict, total=False):
 
 
 Evaluations = dict[str, dict[str, TextQuality]]
-"""Supernet and text -> digest of a subnet -> what it was measured to lose."""
+"""Supernet, definition and text -> digest of a subnet -> what it was measured to lose."""
 
 Quality = Mapping[str, Any]
 """A `TextQuality` or a `Measured`."""
@@ -61,7 +84,7 @@ class MeasuredQuality:
         self, path: Path, supernet: str, texts: Mapping[str, str], measure: MeasureTexts, spare: Path | None = None
     ) -> None:
         self.places = (path,) if spare is None else (path, spare)
-        self.keys = {name: f"{supernet}/{digest}" for name, digest in texts.items()}
+        self.keys = {name: f"{supernet}/{MEASURED_AS}/{digest}" for name, digest in texts.items()}
         self.measure = measure
         self.measured = 0
 

@@ -13,6 +13,7 @@ from planner.plan import LARGER, PLANNED, UNMEASURED, WORSE, Compared, Notch, Pl
 from planner.quality import with_interval
 from planner.runtimes import RUNTIMES
 from planner.runtimes.base import DEVICE, ESTIMATE, HOST
+from planner.statistics import main_lines
 
 REASONS = {WORSE: "loses more", LARGER: "takes more memory", UNMEASURED: "was not measured"}
 
@@ -145,6 +146,16 @@ def _measured(made: Plan) -> Iterator[tuple[str, ...]]:
         means = (f"{c.measured['kl']:.4g}" if "kl" in c.measured else "-" for c in shown)
         limit = "-" if most is None else f"{most:.4g}"
         yield "KL, mean over texts" if texts else "KL per token", *means, limit, "measured"
+
+
+def statistics(made: Plan) -> list[tuple[str, ...]]:
+    """(text, what, value of each of `columns`) of how the measured loss is spread over tokens."""
+    shown = columns(made)
+    rows: list[tuple[str, ...]] = []
+    for name, quality in shown[0].measured.get("texts", {}).items():
+        others = [dict(main_lines(c.measured.get("texts", {}).get(name, {}))) for c in shown[1:]]
+        rows += [(name, what, value, *(one.get(what, "-") for one in others)) for what, value in main_lines(quality)]
+    return rows
 
 
 def _kept(made: Plan) -> Iterator[tuple[str, ...]]:

@@ -89,14 +89,12 @@ class Distances:
                 self.apart[index, tokens] = so_far + less.mul_(weight).sum(-1)
                 self.ours[index].read(said, tokens, ids, other)
 
-    def sums(self, windows: int) -> Tensor:
-        """Over the tokens of each of so many windows: KL, agreement, and the surprise of subnet and full model, where a
-        window's last token has no successor; `(subnets, windows, 4)`, float64."""
-        per_token = []
+    def per_token(self, windows: int) -> Tensor:
+        """For the tokens of each of so many windows: KL, agreement, and the surprise of subnet and full model at the
+        successor; `(subnets, windows, tokens, 4)`, float64."""
+        found = []
         for apart, ours in zip(self.apart, self.ours, strict=True):
             kl = apart / self.full.total - self.full.log_total + ours.log_total
             agree = (ours.likeliest == self.full.likeliest).double()
-            per_token.append(torch.stack([kl, agree, ours.surprise, self.full.surprise], -1))
-        by_window = torch.stack(per_token).unflatten(1, (windows, -1))
-        by_window[:, :, -1, 2:] = 0.0
-        return by_window.sum(2).cpu()
+            found.append(torch.stack([kl, agree, ours.surprise, self.full.surprise], -1))
+        return torch.stack(found).unflatten(1, (windows, -1)).cpu()

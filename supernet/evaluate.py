@@ -2,74 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from scipy.special import stdtrit
-from torch import Tensor, nn
+from torch import Tensor
 
+from records.errors import InputError
 from supernet.build import Supernet
 from supernet.distances import Distances, stretches
 from supernet.model import logits_of
 from supernet.prefixes import hidden_of_each
 from supernet.progress import Progress, silent
+from supernet.quality import Quality
 from supernet.reference import Reference, joined
 from supernet.space import Choice, Subnet
 
-__all__ = ["Quality", "Reference", "evaluate", "evaluate_texts"]
-
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Quality:
-    """`kl` in nats per token from the full model; `top1` the share of tokens whose likeliest successor is the same.
-
-    `kl_interval` is half of the 95 % interval of `kl` by how much the windows differ (Student's t), None for a single
-    window; `full_perplexity` is the full model's own on the same text.
-    """
-
-    kl: float
-    perplexity: float
-    top1: float
-    tokens: int
-    windows: int = 1
-    kl_interval: float | None = None
-    full_perplexity: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Quality:
-        return cls(**data)
-
-    @classmethod
-    def of(cls, sums: Tensor, tokens: int) -> Quality:
-        """From sums over each window's `tokens`: KL, agreement, and the surprise of subnet and full model at its
-        successors, `(windows, 4)`."""
-        windows = len(sums)
-        kl, agree, ours, full = sums.sum(0).tolist()
-        spread = sums[:, 0].std().item() / tokens / math.sqrt(windows) if windows > 1 else None
-        interval = None if spread is None else float(stdtrit(windows - 1, (1 + CONFIDENCE) / 2)) * spread
-        successors = windows * max(tokens - 1, 1)
-        all_tokens = windows * tokens
-        return cls(
-            kl / all_tokens, _perplexity(ours / successors), agree / all_tokens, all_tokens, windows, interval,
-            _perplexity(full / successors),
-        )  # fmt: skip
-
-
-def _perplexity(surprise: float) -> float:
-    return math.exp(min(surprise, 700.0))
-
+__all__ = ["Quality", "Reference", "evaluate", "evaluate_said", "evaluate_texts"]
 
 AT_ONCE = 4  # subnets whose logits are made together
+SAID_BYTES = 2**28  # of logits that are asked for at a time
 BATCH_TOKENS = 2048  # windows are computed together up to so many tokens: weights are then made once for all
 
 
@@ -85,8 +38,7 @@ def evaluate(
     In bfloat16 it takes a third of the time, and KL comes out 0.0003 to 0.002 higher on SmolLM2: enough to tell
     finalists apart, too coarse for 8 bits.
     """
-    sums = _window_sums(supernet, subnets, reference, progress, dtype)
-    return [Quality.of(one, reference.windows.shape[1] - reference.first) for one in sums]
+    return [Quality.of(one.numpy()) for one in _said(supernet, subnets, reference, progress, dtype)]
 
 
 def evaluate_texts(
@@ -101,18 +53,47 @@ def evaluate_texts(
     The windows of all texts are equally long and begin with as many tokens of the tokenizer's.
     """
     counts = [len(reference.windows) for reference in references.values()]
-    together = joined(references)
-    tokens = together.windows.shape[1] - together.first
-    sums = _window_sums(supernet, subnets, together, progress, dtype)
-    by_text = [zip(references, one.split(counts), strict=True) for one in sums]
-    return [{name: Quality.of(part, tokens) for name, part in parts} for parts in by_text]
+    said = _said(supernet, subnets, joined(references), progress, dtype)
+    by_text = [zip(references, one.split(counts), strict=True) for one in said]
+    return [{name: Quality.of(part.numpy()) for name, part in parts} for parts in by_text]
 
 
 @torch.no_grad()
-def _window_sums(
+def evaluate_said(says: Callable[[Tensor], Tensor], reference: Reference, progress: Progress = silent) -> Quality:
+    """The quality of whatever `says` float32 logits `(windows, tokens, vocabulary)` of windows `(windows, tokens)`.
+
+    It is asked for as many windows at a time as have `SAID_BYTES` of them, or for one.
+    """
+    check_measurable(reference)
+    count, length = reference.windows.shape
+    rows, found = max(1, SAID_BYTES // (4 * length * len(reference.head))), []
+    for start in range(0, count, rows):
+        some = reference.part(slice(start, start + rows))
+        theirs, successors = some.hidden[:, some.first : -1].flatten(0, 1), _successors(some)
+        ours = says(some.windows)[:, some.first : -1].flatten(0, 1)
+        if ours.shape[1] != len(some.head):
+            raise InputError(f"logits must be of the {len(some.head)} tokens of the full model, got {ours.shape[1]}")
+        distances = Distances(successors, 1)
+        for ids in stretches(len(some.head), len(successors)):
+            distances.read(some.logits(theirs, ids), [ours[:, ids]], ids)
+        found.append(distances.per_token(len(some.windows))[0])
+        progress("evaluate", min(count, start + rows), count)
+    return Quality.of(torch.cat(found).numpy())
+
+
+def check_measurable(reference: Reference) -> None:
+    """InputError where no token that is measured has a successor."""
+    length = reference.windows.shape[1]
+    if length < reference.first + 2:
+        raise InputError(f"a window must have 2 tokens after the {reference.first} of its beginning, got {length}")
+
+
+@torch.no_grad()
+def _said(
     supernet: Supernet, subnets: Sequence[Subnet], reference: Reference, progress: Progress, dtype: torch.dtype
 ) -> Tensor:
-    """What `Quality.of` is made from, `(subnets, windows, 4)`."""
+    """What `Quality.of` is made from, `(subnets, windows, tokens, 4)`."""
+    check_measurable(reference)
     supernet.set_dtype(dtype)
     reference = reference.to(supernet.model.device)
     count, length = reference.windows.shape
@@ -123,7 +104,7 @@ def _window_sums(
         done, total = 2 * start, 2 * count  # windows through the blocks, then through the heads
         hidden = hidden_of_each(supernet, subnets, some.windows, partial(_shown, progress, done, some, total))
         report = partial(_shown, progress, done + len(some.windows), some, total)
-        read = [one[:, reference.first :].flatten(0, 1) for one in hidden]
+        read = [one[:, reference.first : -1].flatten(0, 1) for one in hidden]
         found.append(_distances(supernet, subnets, some, read, report))
     return torch.cat(found, 1)
 
@@ -132,7 +113,7 @@ def _distances(
     supernet: Supernet, subnets: Sequence[Subnet], reference: Reference, hidden: Sequence[Tensor],
     report: Callable[[float], None],
 ) -> Tensor:  # fmt: skip
-    """`_window_sums` of all the reference's windows, from what the head reads of each subnet, `(tokens, hidden_size)`.
+    """`_said` of all the reference's windows, from what the head reads of each subnet, `(tokens, hidden_size)`.
 
     Rows of the head are made once for all subnets that have it at one choice.
     """
@@ -142,8 +123,7 @@ def _distances(
         alike[subnet[unit.name]].append(index)
     lots = [(c, same[at : at + AT_ONCE]) for c, same in alike.items() for at in range(0, len(same), AT_ONCE)]
     read = [torch.cat([hidden[index] for index in some]) for _, some in lots]
-    theirs = reference.hidden[:, reference.first :].flatten(0, 1)
-    successors = nn.functional.pad(reference.windows[:, reference.first + 1 :], (0, 1)).flatten()
+    theirs, successors = reference.hidden[:, reference.first : -1].flatten(0, 1), _successors(reference)
     distances, vocabulary = Distances(successors, len(subnets)), len(reference.head)
     for ids in stretches(vocabulary, len(successors)):
         ours: dict[int, Tensor] = {}
@@ -152,7 +132,12 @@ def _distances(
             ours |= zip(some, logits_of(supernet.model, together, ids).split(len(successors)), strict=True)
         distances.read(reference.logits(theirs, ids), [ours[index] for index in range(len(subnets))], ids)
         report(ids.stop / vocabulary)
-    return distances.sums(len(reference.windows))
+    return distances.per_token(len(reference.windows))
+
+
+def _successors(reference: Reference) -> Tensor:
+    """Of each token that is measured: a window's last has none."""
+    return reference.windows[:, reference.first + 1 :].flatten()
 
 
 def _shown(progress: Progress, done: int, some: Reference, total: int, share: float) -> None:

@@ -164,8 +164,10 @@ def test_interrupted_training_exits_130_and_goes_on(model: Path, tmp_path: Path)
 def test_evaluate_as_text_and_as_json(bitfleet: Any, supernet: Path, plan: Path) -> None:
     lines = bitfleet("evaluate", supernet).out.splitlines()
     texts = ["held-out", "Python manual"]
-    cells = [tuple(re.split(r"  +", line)[:2]) for line in lines[1:]]
-    assert cells == [(name, text) for name in ("full model", "2 bits", "4 bits", "8 bits") for text in texts]
+    heads = [re.split(r"  +", line) for line in lines if "FULL MODEL" in line]
+    assert [head[0].split(":")[0] for head in heads] == texts
+    assert all(head[1:] == ["FULL MODEL", "2 bits", "4 bits", "8 bits"] for head in heads)
+    assert sum(line.startswith("KL, 99.9 %") for line in lines) == len(texts)
     by_bits = json.loads(bitfleet("evaluate", supernet, "--json").out)
     losses = [quality["kl"] for quality in by_bits]
     assert losses == sorted(losses, reverse=True)
@@ -182,9 +184,12 @@ def test_evaluate_as_text_and_as_json(bitfleet: Any, supernet: Path, plan: Path)
     [
         (["--bits", "3"], "use one of 2, 4, 8"),
         (["--bits", "4", "--subnet", "x.json"], "exclude each other"),
+        (["--bits", "4", "--package", "x"], "leave --subnet and --bits out"),
+        (["--package", "no-such"], "no package at no-such"),
+        (["--second-half"], "give --text FILE"),
         (["--subnet", "no-such.json"], "no-such.json"),
     ],
-    ids=["bits", "both", "missing"],
+    ids=["bits", "both", "package and bits", "missing package", "half of nothing", "missing"],
 )
 def test_evaluate_refuses_what_the_supernet_has_not(
     bitfleet: Any, supernet: Path, arguments: list[str], told: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,37 @@ def test_one_subnet_is_exported_for_all_and_compared(bitfleet: Any, supernet: Pa
     found = bitfleet("verify", first, "--beside", second, "--json")
     rows = {row["name"]: row for row in json.loads(found.out)["rows"]}
     assert 0 <= rows["KL to llamacpp"]["measured"] < 0.01, rows["KL to llamacpp"]
+    _measures_as_its_subnet(bitfleet, supernet, (first, second))
+
+
+def _measures_as_its_subnet(bitfleet: Any, supernet: Path, packages: tuple[Path, ...]) -> None:
+    """Every statistic over the second half of windows, of what the runtime makes of them and of what torch does."""
+    text = ("--text", DATA, "--windows", 2, "--window-tokens", 64, "--second-half")
+    for folder in packages:
+        done = bitfleet("evaluate", supernet, "--package", folder, *text, "--json")
+        packaged, subnet = json.loads(done.out)
+        assert (packaged["subnet"], subnet["subnet"]) == (f"{folder.name} in {folder.name}", "its subnet")
+        (found,), (wanted,) = packaged["texts"].values(), subnet["texts"].values()
+        assert found["tokens"] == wanted["tokens"] == 2 * 31
+        for name in ("kl", "perplexity", "kl_interval"):
+            assert found[name] == pytest.approx(wanted[name], rel=0.05, abs=2e-3), name
+        for name, value in wanted["statistics"].items():
+            if isinstance(value, float):
+                assert found["statistics"][name] == pytest.approx(value, rel=0.05, abs=2e-3), name
+    refused = bitfleet("evaluate", supernet, "--package", packages[0])
+    assert refused.code == 2 and "must fit the package's context of 128 tokens" in refused.error
+    other = supernet.parent / "other"
+    _copied(supernet, other)
+    assert "was made from another one" in bitfleet("evaluate", other, "--package", packages[0]).error
+
+
+def _copied(supernet: Path, other: Path) -> None:
+    """The same supernet but for a file that its fingerprint is of."""
+    shutil.copytree(supernet, other)
+    index = json.loads((other / "supernet.json").read_text())
+    name = next(iter(index["hashes"]))
+    index["hashes"][name] = "0" * 64
+    (other / "supernet.json").write_text(json.dumps(index))
 
 
 def test_a_folder_for_a_mac_is_written_and_nothing_of_it_is_run(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_plans_are_measured_on_all_of_them_and_on_the_users_own(
     names = ["held-out", "Python manual", "own.jsonl", "mine.txt"]
     for name in names:
         assert f"KL, {name}" in done.out
-    assert f"mine.txt ({own}), 8 windows, 120 tokens: KL" in done.out
+    assert f"mine.txt ({own}), 8 windows, 112 tokens: KL" in done.out
     measured = json.loads(out.read_text())["compared"][0]["measured"]
     assert list(measured["texts"]) == names
     assert measured["kl"] == pytest.approx(sum(text["kl"] for text in measured["texts"].values()) / 4)
@@ -91,9 +91,14 @@ def test_evaluate_shows_the_full_model_on_every_text(bitfleet: Any, supernet: Pa
     (tmp_path / "mine.md").write_text(TEXT)
     line = ("evaluate", supernet, "--bits", 8, "--text", tmp_path / "mine.md", "--windows", 3, "--window-tokens", 24)
     (row,) = json.loads(bitfleet(*line, "--json").out)
-    assert (row["texts"]["mine.md"]["windows"], row["texts"]["mine.md"]["tokens"]) == (3, 69)
+    assert (row["texts"]["mine.md"]["windows"], row["texts"]["mine.md"]["tokens"]) == (3, 66)
     shown = bitfleet(*line).out.splitlines()
-    assert [text.split()[0] for text in shown] == ["SUBNET", "full", "8"]
+    assert shown[0].split("  ") == ["mine.md: 3 windows, 66 tokens", "FULL MODEL", "8 bits"]
+    said = {line[: line.index("  ")]: line.split("  ")[-1].strip() for line in shown[1:-2]}
+    quality = row["texts"]["mine.md"]
+    assert said["KL, median"] == f"{quality['statistics']['kl_percentiles']['50']:.4g}"
+    assert said["perplexity / full model's"].startswith(f"{quality['statistics']['ratio']:.4g} ± ")
+    assert "95 % by how windows differ" in shown[-1]
 
 
 def test_a_supernet_that_names_no_text_is_refused(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:

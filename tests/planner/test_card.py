@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from planner.amounts import milliseconds, size
@@ -17,8 +18,9 @@ from planner.request import Budget
 from planner.rows import BROKEN, PEAK_MEMORY, Row
 from planner.search.base import Problem
 from planner.search.exact import ExactSearch
-from planner.summary import beside, lead, promises
+from planner.summary import beside, lead, promises, statistics
 from profiles.catalog import load
+from supernet.quality import Quality
 from tests.planner.fleet.test_page import Tags
 from tests.planner.test_pipeline import BUDGET, Files, drawn, framed_for, sensitive_files
 
@@ -55,6 +57,23 @@ def test_the_page_says_what_the_terminal_says(made: Plan) -> None:
     assert made.command in text and "Nothing of this plan's package was measured yet" in text
     for role, digits in made.bits.items():
         assert f"{role} {digits}" in text
+
+
+def test_what_is_lost_over_tokens_is_on_the_page_where_it_was_measured(made: Plan) -> None:
+    assert 'id="tokens"' not in card(made) and statistics(made) == []
+    kl = np.linspace(0, 1, 2001)
+    found = np.stack([kl, kl < 0.75, 2 + kl, 2 + 0 * kl], -1)[None]
+    quality = Quality.of(found).to_json()
+    chosen = replace(made.chosen, measured={"kl": 0.5, "texts": {"prose <1>": quality}})
+    measured = replace(made, compared=(chosen, *made.compared[1:]))
+    rows = [row[1:3] for row in statistics(measured)]
+    assert rows[:4] == [
+        ("KL, median", "0.5"), ("KL, 99 %", "0.99"), ("KL, 99.9 %", "0.999"), ("same top token", "74.96 ± 0.97 %"),
+    ]  # fmt: skip
+    assert rows[-1][0] == "perplexity / full model's" and rows[-1][1].startswith("1.649 ± ")
+    text = Tags(card(measured)).text
+    for row in statistics(measured):
+        assert " ".join(" ".join(row).split()) in text
 
 
 def test_the_first_line_is_the_verdict(files: Files, made: Plan) -> None:

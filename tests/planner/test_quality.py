@@ -113,8 +113,8 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         MeasuredQuality(path, "f", TEXTS, measure)([SUBNET, OTHER])
     assert {key: list(kept) for key, kept in json.loads(path.read_text()).items()} == {
-        "f/t1": [SUBNET.digest],
-        "f/t2": [SUBNET.digest],
+        "f/2/t1": [SUBNET.digest],
+        "f/2/t2": [SUBNET.digest],
     }
     assert MeasuredQuality(path, "f", TEXTS, measure)([SUBNET])[0]["texts"]["manual"]["tokens"] == 4096
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from scipy import stats
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from records.errors import InputError
 from supernet.adapters import TrainedScales
 from supernet.build import extract
-from supernet.evaluate import Quality, Reference, evaluate, evaluate_texts
+from supernet.evaluate import Quality, Reference, evaluate, evaluate_said, evaluate_texts
 from supernet.files import write_tensors
 from supernet.quantizers import GPTQ
 from supernet.reference import narrowest, read_references, write_references
@@ -30,12 +31,13 @@ def test_quality_is_its_definition(family: str) -> None:
     (quality,) = evaluate(made.supernet, [subnet], Reference.of(made.model, ids))
     full = made.model(ids).logits.log_softmax(-1)
     ours = extract(made.supernet, subnet)(ids).logits.log_softmax(-1)
-    kl = (full.exp() * (full - ours)).sum(-1).mean().item()
+    kl = (full.exp() * (full - ours)).sum(-1)[:, :-1].mean().item()
     nll = -ours[:, :-1].gather(-1, ids[:, 1:].unsqueeze(-1)).mean().item()
     assert quality.kl == pytest.approx(kl, rel=1e-3)
     assert quality.perplexity == pytest.approx(math.exp(nll), rel=1e-3)
-    assert quality.top1 == pytest.approx((full.argmax(-1) == ours.argmax(-1)).float().mean().item(), abs=0.03)
-    assert (quality.tokens, quality.windows) == (48, 3)
+    same = (full.argmax(-1) == ours.argmax(-1))[:, :-1].float()
+    assert quality.top1 == pytest.approx(same.mean().item(), abs=0.03)
+    assert (quality.tokens, quality.windows) == (45, 3)
     full_nll = -full[:, :-1].gather(-1, ids[:, 1:].unsqueeze(-1)).mean().item()
     assert quality.full_perplexity == pytest.approx(math.exp(full_nll), rel=1e-3)
     assert Quality.from_json(quality.to_json()) == quality
@@ -46,11 +48,11 @@ def test_a_beginning_is_read_and_not_measured(made: Made) -> None:
     (quality,) = evaluate(made.supernet, [subnet], Reference.of(made.model, ids, first=2))
     full = made.model(ids).logits.log_softmax(-1)
     ours = extract(made.supernet, subnet)(ids).logits.log_softmax(-1)
-    kl = (full.exp() * (full - ours)).sum(-1)[:, 2:]
+    kl = (full.exp() * (full - ours)).sum(-1)[:, 2:-1]
     assert quality.kl == pytest.approx(kl.mean().item(), rel=1e-3)
     nll = -ours[:, 2:-1].gather(-1, ids[:, 3:].unsqueeze(-1)).mean().item()
     assert quality.perplexity == pytest.approx(math.exp(nll), rel=1e-3)
-    assert quality.tokens == 3 * 14
+    assert quality.tokens == 3 * 13
     by_window = kl.mean(-1).double().numpy()
     low, high = stats.t.interval(0.95, 2, by_window.mean(), stats.sem(by_window))
     assert quality.kl_interval == pytest.approx((high - low) / 2, rel=1e-3)
@@ -66,8 +68,38 @@ def test_several_texts_are_measured_as_each_alone(made: Made) -> None:
     together = evaluate_texts(made.supernet, subnets, texts)
     for name, reference in texts.items():
         for index, quality in enumerate(evaluate(made.supernet, subnets, reference)):
-            for field, value in quality.to_json().items():
-                assert getattr(together[index][name], field) == pytest.approx(value, rel=1e-4)
+            alone, found = quality.to_json(), together[index][name].to_json()
+            spread, alone_spread = found.pop("statistics"), alone.pop("statistics")
+            assert found == pytest.approx(alone, rel=1e-4)
+            for field in ("kl_error", "p_rms", "ratio"):
+                assert spread[field] == pytest.approx(alone_spread[field], rel=1e-4)
+
+
+def test_what_anybody_says_is_measured_as_a_subnet_is(made: Made) -> None:
+    """Logits of whole windows, a few windows at a time; others than of the model's tokens are refused."""
+    subnet, reference = made.space.uniform(made.spec, 3), Reference.of(made.model, windows(5, 16), first=1)
+    model, asked = extract(made.supernet, subnet), list[int]()
+
+    def says(ids: Tensor) -> Tensor:
+        asked.append(len(ids))
+        return model(ids).logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("supernet.evaluate.SAID_BYTES", 2 * 4 * 16 * len(reference.head))
+        found = evaluate_said(says, reference)
+    (wanted,) = evaluate(made.supernet, [subnet], reference)
+    assert asked == [2, 2, 1]
+    assert found.kl == pytest.approx(wanted.kl, rel=1e-3) and found.tokens == wanted.tokens == 5 * 14
+    assert found.statistics is not None and wanted.statistics is not None
+    assert found.statistics.p_rms == pytest.approx(wanted.statistics.p_rms, rel=1e-3)
+    with pytest.raises(InputError, match=f"of the {len(reference.head)} tokens of the full model, got 7"):
+        evaluate_said(lambda ids: torch.zeros(*ids.shape, 7), reference)
+
+
+def test_a_window_without_a_successor_is_refused(made: Made) -> None:
+    reference = Reference.of(made.model, windows(2, 3), first=2)
+    with pytest.raises(InputError, match="2 tokens after the 2 of its beginning, got 3"):
+        evaluate(made.supernet, [made.space.uniform(made.spec, 3)], reference)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi", "gemma2"])
