@@ -11,6 +11,8 @@ from supernet.space import Choice, SearchSpace, Subnet
 
 Table = Mapping[str, Mapping[Choice, float]]
 """unit -> choice -> number."""
+SAME = 1e-12
+"""Of a limit: what the order of a sum makes."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Resource:
 
     def _told_apart(self, difference: float) -> float:
         """0 where a difference is no more than the order of a sum makes."""
-        return 0.0 if abs(difference) < 1e-12 * abs(self.limit) else difference
+        return 0.0 if abs(difference) < SAME * abs(self.limit) else difference
 
     def together(self, units: Sequence[str], option: Sequence[Choice]) -> float:
         """What one option of a block of units takes."""

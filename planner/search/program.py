@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.base import Decision, Option, Problem, Resource, Table
+from planner.search.base import SAME, Decision, Option, Problem, Resource, Table
 from records.errors import SystemFailure
 from supernet.space import Choice, SearchSpace, Subnet
 
@@ -25,6 +25,8 @@ USUAL = 240
 """Units of a model of 7 B, give or take; those with more have more time, by the square."""
 PATIENCE_S = 20.0
 """Where that was too short for any subnet, so long is looked for one, whatever it loses."""
+MOST_STEPS = 2**17
+"""Whole coefficients up to this are told apart by HiGHS, which takes a row as kept within 1e-6."""
 OPTIMAL, INFEASIBLE = 0, 2  # as scipy says it
 
 
@@ -204,20 +206,37 @@ def _increments(
     space: SearchSpace, resource: Resource, decisions: Sequence[Decision]
 ) -> tuple[NDArray[np.float64], float]:
     """The resource as a row over the cheapest choice of each unit and option of each decision, and the room above all
-    of those.
+    of those: in whole multiples of what all choices take more, where there are few, else in shares of the largest.
 
-    Small coefficients keep the solver's tolerance below anything that counts: bytes become whole multiples of
-    their greatest common divisor, everything else shares of the limit's room.
+    What HiGHS lets pass is much against what subnets differ by in shares of many bytes: it finds one after the other
+    that is over the limit by next to nothing, and each has to be refused by itself.
     """
     amounts = [[resource.table[unit][choice] for choice in choices] for unit, choices in space]
-    amounts += [_takes(decision, resource).tolist() for decision in decisions]
-    extra = [resource.extra(amount, min(each)) for each in amounts for amount in each]
-    room = resource.room(sum(min(each) for each in amounts))
-    if resource.unit == "bytes":
-        step = int(np.gcd.reduce(np.array(extra, np.int64))) or 1
-        return np.array(extra) / step, float(np.floor(room / step))
-    scale = max(extra) or 1.0
-    return np.array(extra) / scale, room / scale
+    taken = [_takes(decision, resource).tolist() for decision in decisions]
+    units = np.array([resource.extra(amount, min(each)) for each in amounts for amount in each])
+    options = np.array([resource.extra(amount, min(each)) for each in taken for amount in each])
+    room = resource.room(sum(min(each) for each in (*amounts, *taken)))
+    step = None if len(decisions) > 1 else _step(units)
+    if step is None:
+        extra = np.concatenate([units, options])
+        scale = extra.max() or 1.0
+        return extra / scale, room / scale
+    # An option leaves the units so many multiples, whatever it takes: a cache's bytes are no multiples of weights'.
+    left = np.floor((room + SAME * abs(resource.limit) - (options if len(options) else np.zeros(1))) / step)
+    return np.concatenate([np.rint(units / step), left.max() - left[: len(options)]]), float(left.max())
+
+
+def _step(amounts: NDArray[np.float64]) -> float | None:
+    """What all `amounts` are whole multiples of, to the last digits of a float; None where the largest is more than
+    `MOST_STEPS` of it."""
+    most, step = float(amounts.max()), 0.0
+    for amount in np.unique(amounts):
+        rest = float(amount)
+        while rest > most / (2 * MOST_STEPS):
+            step, rest = rest, math.fmod(step, rest)
+    if step == 0 or most > MOST_STEPS * step or (abs(np.rint(amounts / step) * step - amounts) > 1e-9 * most).any():
+        return None
+    return step
 
 
 def _takes(decision: Decision, resource: Resource) -> NDArray[np.float64]:

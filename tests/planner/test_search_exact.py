@@ -114,6 +114,35 @@ def test_decisions_are_solved_for_with_the_weights(share: float, chosen: str) ->
     assert all(together.amount(resource) <= resource.limit for resource in whole.resources)
 
 
+def test_bytes_with_a_band_beside_a_cache_are_told_apart_to_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A band makes bytes no whole numbers, and those of a cache are no multiples of the weights'."""
+    asked: list[int] = []
+    monkeypatch.setattr(program, "_milp", lambda *given, known=program._milp: asked.append(0) or known(*given))
+    for seed in range(3):
+        whole = problem(48, seed, share=0.3)
+        memory = whole.resources[0]
+        table = {unit: {c: 1.05 * amount for c, amount in row.items()} for unit, row in memory.table.items()}
+        decision = caches({"f16": (6_000_000, 0.0), "q8_0": (3_200_001.7, 0.004)})
+        wide = replace(memory, constant=1e8 + 0.3, limit=1.05 * memory.limit, table=table)
+        best = solve(whole.space, whole.loss, (wide,), (decision,))
+        assert best is not None
+        taken = best.amount(wide)
+        asked.clear()
+        same = solve(whole.space, whole.loss, (replace(wide, limit=taken),), (decision,))
+        assert same is not None and same.proven
+        assert sum(whole.loss[u][c] for u, c in same.subnet) == pytest.approx(whole.additive(best.subnet), abs=1e-6)
+        less = solve(whole.space, whole.loss, (replace(wide, limit=taken - 1e-3),), (decision,))
+        assert less is not None and less.amount(wide) < taken
+        assert len(asked) == 2
+
+
+def test_amounts_are_whole_multiples_of_what_they_share() -> None:
+    assert program._step(np.array([0.0, 1.05 * 3456 * 7, 1.05 * 3456 * 12])) == pytest.approx(1.05 * 3456)
+    assert program._step(np.array([0.0, 1.0, np.pi])) is None
+    assert program._step(np.array([0.0, 1.0, program.MOST_STEPS + 1.0])) is None
+    assert program._step(np.zeros(3)) is None
+
+
 def test_the_shortfall_is_that_of_the_leanest_options() -> None:
     whole = problem(24, 0)
     decision = caches({"f16": (6_000_000, 0.0), "q4_0": (1_700_000, 0.9)})
