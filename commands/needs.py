@@ -10,7 +10,7 @@ from planner.amounts import size
 from records.errors import InputError, SystemFailure
 from supernet.checkpoint import SUPERNET
 from supernet.folder import begun_start
-from supernet.needs import Needs, needs_of, streamed_needs, tuning_needs
+from supernet.needs import Needs, needs_of, searching_bytes, streamed_needs, tuning_needs
 from supernet.recipe import Recipe
 from supernet.spec import ModelSpec
 from supernet.streaming import in_the_way
@@ -69,6 +69,20 @@ def check_tuning_needs(spec: ModelSpec, recipe: Recipe) -> None:
     needs = tuning_needs(spec, recipe)
     note(f"expecting up to {size(needs.memory_bytes)} of memory for tuning")
     _check_memory(f"tuning {spec.name}", needs, "plan without --tune", _usable())
+
+
+def check_searching_needs(spec: ModelSpec, recipe: Recipe, workers: int) -> None:
+    """The same of `plan --minutes --workers`: each has the supernet, and gradients of all its linears at a time."""
+    each = searching_bytes(spec, recipe)
+    usable = _usable()
+    note(f"expecting up to {size(workers * each)} of memory for {workers} workers")
+    if workers * each > usable:
+        most = usable // each
+        use = "leave --workers out" if most < 2 else f"use --workers {most}"
+        raise InputError(
+            f"{workers} workers take {size(workers * each)} of memory, {size(usable)} are there; {use}, or close "
+            "programs"
+        )
 
 
 def _usable() -> int:

@@ -25,7 +25,7 @@ from commands.names import (
 )
 from commands.outputs import PAGE, PLAN, check_apart, check_file
 from commands.reports import print_plan, write_card
-from commands.searching import check_searchable, measured_search
+from commands.searching import Searching, check_searchable, measured_search
 from commands.terminal import JSON, TRUST, emit, say
 from commands.tuning import check_tuning, tuner
 
@@ -63,6 +63,8 @@ from commands.tuning import check_tuning, tuner
 @click.option("--text", metavar="FILE", help="Measure on this text too: what the package is for. Needs the full model.")
 @click.option("--trials", type=click.IntRange(min=0), metavar="N", help="Subnets that the search tries.")
 @click.option("--minutes", type=Minutes(), metavar="M", help="Search on, by measuring.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+              help="Processes that share that search.")  # fmt: skip
 @click.option("--tune", type=Minutes(), metavar="M", help="Train the scales of the plan alone, so long.")
 @click.option("--tune-steps", type=click.IntRange(min=1), metavar="N", help="The same in so many steps.")
 @click.option("--storage", metavar="URL", help="An Optuna storage for that search.  [default: beside the supernet]")
@@ -77,8 +79,9 @@ def plan(
     supernet: str | None, mem: str | None, max_loss: str | None, latency: str | None, target_tps: float | None,
     ttft: str | None, disk: str | None, context: str | None, batch: int, prompt_tokens: int | None,
     kv_cache: str | None, device: str | None, host: str | None, host_mem: str | None, gpu_layers: int | None,
-    gpus: int, runtime: str, text: str | None, trials: int | None, minutes: float | None, tune: float | None,
-    tune_steps: int | None, storage: str | None, seed: int, out: Path, html: Path | None, trust: bool, as_json: bool,
+    gpus: int, runtime: str, text: str | None, trials: int | None, minutes: float | None, workers: int,
+    tune: float | None, tune_steps: int | None, storage: str | None, seed: int, out: Path, html: Path | None,
+    trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """The bits of every layer that lose least within a memory and latency budget, or the fewest within a loss.
 
@@ -104,6 +107,8 @@ def plan(
         raise click.UsageError("--tune says how many minutes, --tune-steps how many steps: give one of them.")
     if minutes is not None and max_loss is not None:
         raise click.UsageError("--minutes searches for less loss, --max-loss asks for less memory: give one of them.")
+    if workers > 1 and minutes is None:
+        raise click.UsageError("--workers share the search of --minutes: give both, or none.")
     memory = None if mem is None else parse_bytes(mem)
     limits = (
         time_limit(None if latency is None else parse_duration(latency), target_tps),
@@ -133,7 +138,7 @@ def plan(
         load = cache(files.load)  # the weights, once for all that is measured with them
         measure = measured_quality(files, text, trust, load)
         if minutes is not None:
-            check_searchable(files)
+            check_searchable(files, workers)
         if tunes:
             check_tuning(files)
     elif text is not None:
@@ -141,12 +146,14 @@ def plan(
     target = named or own_device(runtime)
     if files is None:
         files = default_supernet()
+        if minutes is not None:
+            check_searchable(files, workers)
         if tunes:
             check_tuning(files)
     load = load or cache(files.load)
     measure = measure or measured_quality(files, text, trust, load)
     loaders, absent = runtimes_for(runtime, target)
-    deepen = None if minutes is None else measured_search(files, minutes, storage, trust)
+    deepen = None if minutes is None else measured_search(files, Searching(minutes, workers, storage, trust), load)
     workload, contexts = asked.of(files.spec)
     made = pipeline.plan_any(
         files,

@@ -3,63 +3,142 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from commands.measuring import check_full_model, full_model
 from commands.terminal import note
-from commands.waiting import progress
+from commands.waiting import Report, progress
+from planner.search.crew import Crew, fresh_names
+from records.child import beside
 from records.installed import require_training
+from supernet.progress import Progress, silent
 
 if TYPE_CHECKING:
     from planner.frame import Framed
+    from planner.landscape import TiedLandscape
     from planner.propose import Proposed
     from planner.search.base import Problem
+    from planner.search.measured import MeasuredSearch
+    from supernet.build import Supernet
     from supernet.checkpoint import SupernetFiles
-    from supernet.landscape import MeasuredLandscape
     from supernet.reference import Reference
 
 KEPT, STUDIES = "searching.safetensors", "searches"
 
 
-def check_searchable(files: SupernetFiles) -> None:
-    """MissingError before anything else where the full model is needed and gone."""
+def check_searchable(files: SupernetFiles, workers: int = 1) -> None:
+    """MissingError before anything else where the full model is needed and gone, InputError where the memory cannot
+    hold so many workers."""
     if not files.place(KEPT).exists():
         check_full_model(files, "searching", ", or plan without --minutes")
+    require_training()
+    if workers > 1:
+        from commands.needs import check_searching_needs
+        from supernet.recipe import Recipe
+
+        check_searching_needs(files.spec, Recipe.from_json(files.info["recipe"]), workers)
+
+
+@dataclass(frozen=True)
+class Searching:
+    """How long is searched for, by how many workers, and where the study is kept: an address of one of Optuna's
+    storages, or None for a journal beside the supernet."""
+
+    minutes: float
+    workers: int = 1
+    storage: str | None = None
+    trust: bool = False
 
 
 def measured_search(
-    files: SupernetFiles, minutes: float, storage: str | None = None, trust: bool = False
+    files: SupernetFiles, asked: Searching, load: Callable[[], Supernet]
 ) -> Callable[[Framed, Proposed], Proposed]:
-    """Goes on from finalists for so many minutes, by losses measured on text that no plan is chosen by.
+    """Goes on from finalists, by losses measured on text that no plan is chosen by: this process is the first worker,
+    with the supernet that `load` gives, and starts the others.
 
-    The study is kept in `storage`, an address of one of Optuna's storages, or in a journal beside the supernet: the
-    same plan goes on where it ended, and several at a time share what they find.
+    What was searched is kept: the same plan goes on where it ended, and several at a time share what they find.
     """
-    check_searchable(files)
 
     def search(framed: Framed, proposed: Proposed) -> Proposed:
-        from planner.landscape import TiedLandscape
-        from planner.propose import searched
-        from planner.search.measured import MeasuredSearch
+        import torch
 
-        require_training()
-        landscape = TiedLandscape(_landscape(files, trust), framed)
-        note(f"searching for {minutes:g} min from {len(proposed.finalists)} subnets")
-        kept = storage or _journal(files)
-        return searched(
-            framed.problem, proposed, MeasuredSearch(60 * minutes, landscape, kept, _name(files, framed.problem))
-        )
+        from planner.propose import searched
+
+        count, threads = asked.workers, torch.get_num_threads()
+        each = max(1, threads // count)
+        who = "" if count == 1 else f", {count} workers with {'1 thread' if each == 1 else f'{each} threads'} each"
+        note(f"searching for {asked.minutes:g} min from {len(proposed.finalists)} subnets{who}")
+        seconds, began = 60 * asked.minutes, time.time()
+        with progress() as report:
+            reference = _reference(files, asked.trust, report)
+            one = _search(files, asked.storage, framed, seconds)
+            names, resting = fresh_names(count), multiprocessing.get_context("spawn").Array("b", count)
+            calls = [
+                (_work, files, asked, framed, proposed, began, each, Crew(number, names, resting))
+                for number in range(1, count)
+            ]
+            torch.set_num_threads(each)
+            try:
+                with beside(calls) as others:
+                    crew = Crew(0, names, resting, others, note)
+                    line = _Line(report, seconds)
+                    landscape = _landscape(load(), reference, framed, line.tick)
+                    one = replace(one, landscape=landscape, crew=crew, show=line.show)
+                    found = searched(framed.problem, proposed, one)
+                note(f"searched: {line.said}, on text that no plan is chosen by")
+                return found
+            finally:
+                torch.set_num_threads(threads)
 
     return search
 
 
-def _landscape(files: SupernetFiles, trust: bool) -> MeasuredLandscape:
+def _work(
+    files: SupernetFiles, asked: Searching, framed: Framed, proposed: Proposed, began: float, threads: int, crew: Crew
+) -> None:
+    """What another worker does, in its process."""
+    import torch
+
+    from planner.propose import searched
+
+    torch.set_num_threads(threads)
+    landscape = _landscape(files.load(), _reference(files, asked.trust, None), framed)
+    left = 60 * asked.minutes - (time.time() - began)
+    searched(
+        framed.problem, proposed, replace(_search(files, asked.storage, framed, left), landscape=landscape, crew=crew)
+    )
+
+
+def _search(files: SupernetFiles, storage: str | None, framed: Framed, seconds: float) -> MeasuredSearch:
+    from planner.search.measured import MeasuredSearch
+
+    return MeasuredSearch(seconds, storage=storage or _journal(files), study=_name(files, framed.problem))
+
+
+def _landscape(supernet: Supernet, reference: Reference, framed: Framed, tick: Progress = silent) -> TiedLandscape:
+    from planner.landscape import TiedLandscape
     from supernet.landscape import MeasuredLandscape
 
-    with progress() as report:
-        reference = _reference(files, trust, report)
-    return MeasuredLandscape(files.load(), reference)
+    return TiedLandscape(MeasuredLandscape(supernet, reference, tick), framed)
+
+
+class _Line:
+    """One line for all workers: what the study has, and how much of the time is over."""
+
+    def __init__(self, report: Report, seconds: float) -> None:
+        self.report, self.total, self.began = report, max(1, round(seconds)), time.monotonic()
+        self.said = "no subnets"
+
+    def show(self, what: str) -> None:
+        self.said = what
+        self.tick()
+
+    def tick(self, *_: object) -> None:
+        self.report(f"search, {self.said}", min(self.total, round(time.monotonic() - self.began)), self.total)
 
 
 def _reference(files: SupernetFiles, trust: bool, report: Any) -> Reference:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,7 +16,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from records.signals import unbroken
+from records.signals import stoppable, unbroken
 
 TIDY_S = 10.0
 """A child that is asked to end has so long to remove what it had half written."""
@@ -73,16 +74,52 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown()
 
 
+@contextmanager
+def beside(calls: Sequence[Sequence[Any]]) -> Iterator[list[BaseProcess]]:
+    """A process for each of `calls`, a function and what it is given, started anew; the block ends when all have.
+
+    They may end before, and nobody minds how. Where the block is left by an error or a signal, and where this process
+    is killed, they are sent SIGTERM, which raises in them as it does in this one. Ctrl-C reaches this process alone.
+    """
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=_heeding, args=tuple(each)) for each in calls]
+    try:
+        for child in children:
+            with _starting():
+                child.start()
+        yield list(children)
+        for child in children:
+            child.join()
+    except BaseException:
+        _end([child for child in children if child.pid is not None])
+        raise
+
+
+def _heeding(call: Callable[..., None], *given: Any) -> None:
+    _follow_parent()
+    try:
+        with stoppable():
+            call(*given)
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
 class _Pool(ProcessPoolExecutor):
     def submit(self, call: Callable[..., Any], /, *given: Any, **options: Any) -> Future[Any]:
-        """Processes start here. A signal that comes meanwhile waits until they are known, and SIGINT, which a terminal
-        sends to all of a group, they never see."""
-        with unbroken():
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-            try:
-                return super().submit(call, *given, **options)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with _starting():  # processes do here
+            return super().submit(call, *given, **options)
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """A signal that comes while processes start waits until they are known, and SIGINT, which a terminal sends to all
+    of a group, they never see."""
+    with unbroken():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end(children: Sequence[BaseProcess]) -> None:

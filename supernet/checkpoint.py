@@ -100,6 +100,10 @@ class SupernetFiles:
     tuned: TunedFile | None = None
     _open: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which opens the files itself."""
+        return {**vars(self), "_open": {}}
+
     @property
     def fingerprint(self) -> str:
         return fingerprint_of({**self.hashes, **({} if self.tuned is None else {TUNED: self.tuned.sha256})})

@@ -112,6 +112,25 @@ def tuning_needs(spec: ModelSpec, recipe: Recipe) -> Needs:
     return replace(needs, memory_bytes=needs.memory_bytes + more)
 
 
+def searching_bytes(spec: ModelSpec, recipe: Recipe) -> int:
+    """Peak memory of one process that searches by measuring: codes of all choices, and the gradients that slopes are
+    taken from, float32 of every linear."""
+    units = [unit for unit in spec.units if not unit.is_table]
+    of_tables = table_bits(recipe.bits, recipe.grid)
+    codes = sum(
+        code_bytes(linear, recipe.choice(bits))
+        for unit in spec.units
+        for linear in unit.linears
+        for bits in (of_tables if unit.is_table else recipe.bits)
+    )
+    gradients = sum(unit.weights for unit in units) * FLOAT_BYTES
+    head = spec.vocab_size * spec.hidden_size * FLOAT_BYTES
+    width = max(linear.in_features for unit in units for linear in unit.linears)
+    kept = HELD[0] * spec.hidden_size + HELD[1] * width
+    passes = spec.num_layers * recipe.window_tokens * kept * FLOAT_BYTES
+    return LIBRARIES_BYTES + codes + gradients + head + spec.float_parameters * FLOAT_BYTES + passes
+
+
 def code_bytes(linear: LinearSpec, choice: Choice) -> int:
     """Codes, and what the grid keeps of each group."""
     sides = choice.format.side_bits(choice.bits, choice.group_size, linear.in_features) // 8

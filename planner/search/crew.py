@@ -62,4 +62,3 @@ class Crew:
         """When the others have ended."""
         for process in self.others:
             process.join()
-

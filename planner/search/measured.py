@@ -5,12 +5,15 @@ A study may be kept in any of Optuna's storages, go on another day, and be worke
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from planner.search.base import Candidate, Found, Problem, Search, Table
+from planner.search.crew import Crew
+from records.signals import unbroken
 from supernet.space import Subnet
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ class Landscape(Protocol):
         ...
 
 
-SOURCE = "source"  # who proposed a trial, among its attributes
+SOURCE, WORKER = "source", "worker"  # who proposed a trial, and who measures it, among its attributes
+LOOK_AGAIN_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class MeasuredSearch(Search):
     """Measures the starts, and steps from the best for `seconds`, or until no step gets better.
 
     Losses of what is found are the measured ones. Without a start within the limits it starts where the
-    problem's sum is least. Steps are solved for and not drawn: `seed` changes nothing.
+    problem's sum is least. Steps are solved for and not drawn: `seed` changes nothing. With a `crew` every worker
+    searches so, in a process of its own and in one study, and the first finds what all have found.
     """
 
     name = "measured"
@@ -68,32 +73,33 @@ class MeasuredSearch(Search):
     study: str | None = None
     """Its name there, which goes on with what it has."""
     clock: Callable[[], float] = time.monotonic
+    crew: Crew = field(default_factory=Crew)
+    show: Callable[[str], None] = lambda line: None
 
     def search(self, problem: Problem, starts: Sequence[Candidate] = (), seed: int = 0) -> Found:
         import optuna
 
-        from planner.search.program import solve
         from planner.search.steps import StepSampler
 
         began = self.clock()
         landscape = self.landscape or Plain(problem)
-        sampler = StepSampler(problem, landscape)
+        sampler = StepSampler(problem, landscape, self.crew.number)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
             storage=self.storage, study_name=self.study, sampler=sampler, load_if_exists=self.study is not None
         )
-        for start in starts:
-            if problem.feasible(start.subnet):
-                sampler.wait(start.subnet, start.source)
-        if not sampler.waiting:
-            alone = solve(problem.space, problem.loss, problem.resources)
-            if alone is not None:
-                sampler.wait(alone.subnet, "the sum")
-        sampler.prepare(study)
+        sampler.start(_starts(problem, starts), self.crew)
+        self._next(study, sampler, began)
         while sampler.waiting:
             self._measure(problem, landscape, study, sampler)
-            if self.clock() - began < self.seconds:
-                sampler.prepare(study)
+            spent = self.clock() - began
+            self._report(study)
+            if spent < self.seconds:
+                self._next(study, sampler, began)
+        self.crew.joined()
+        for number in self.crew.gone():
+            sampler.fail(study, self.crew.names[number])
+        self._report(study)
         measured = sampler.measured(study)
         found = [Candidate(subnet, loss, source) for subnet, (loss, source) in measured.items()]
         trace = {
@@ -104,14 +110,75 @@ class MeasuredSearch(Search):
         }
         return Found(tuple(sorted(found, key=lambda one: one.loss)), trace)
 
+    def _next(self, study: optuna.Study, sampler: StepSampler, began: float) -> None:
+        """New steps wait. Where there are none, for those that others' results open, until nobody has any."""
+        while True:
+            for number in self.crew.gone():
+                sampler.take_over(study, self.crew, number)
+            sampler.prepare(study)
+            if sampler.waiting:
+                self.crew.works()
+                return
+            if self.crew.all_rest() or self.clock() - began >= self.seconds:
+                return
+            time.sleep(LOOK_AGAIN_S)
+
     def _measure(self, problem: Problem, landscape: Landscape, study: optuna.Study, sampler: StepSampler) -> None:
         """Everything that waits, as trials of the study."""
-        trials = []
-        for _, source in tuple(sampler.waiting):
-            trials.append(study.ask(sampler.distributions))
-            trials[-1].set_user_attr(SOURCE, source)
-        subnets = [sampler.subnet(trial.params) for trial in trials]
-        for trial, subnet, loss in zip(trials, subnets, landscape.losses(subnets), strict=True):
-            for resource in problem.resources:
-                trial.set_constraint(resource.name, resource.amount(subnet) - resource.limit)
-            study.tell(trial, loss)
+        from optuna.trial import TrialState
+
+        with unbroken():
+            begun = self._begun(problem, study, sampler)
+        numbers = list(begun)
+        try:
+            losses = landscape.losses(list(begun.values())) if begun else []
+        except BaseException:
+            with unbroken():  # others may try them, now and not in ten minutes
+                for number in numbers:
+                    study.tell(number, state=TrialState.FAIL)
+            raise
+        with unbroken():
+            for number, loss in zip(numbers, losses, strict=True):
+                study.tell(number, loss)
+
+    def _begun(self, problem: Problem, study: optuna.Study, sampler: StepSampler) -> dict[int, Subnet]:
+        """What waits as running trials, by their numbers, but for steps that another worker has begun meanwhile. Each
+        is written whole: `ask` writes every parameter by itself, and a model has hundreds."""
+        from optuna.trial import TrialState, create_trial
+
+        while sampler.waiting:
+            source = sampler.waiting[0][1]
+            parameters = sampler.proposed()
+            subnet = sampler.subnet(parameters)
+            study.add_trial(
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=parameters,
+                    distributions=sampler.distributions,
+                    user_attrs={SOURCE: source, WORKER: self.crew.name},
+                    constraints={one.name: one.amount(subnet) - one.limit for one in problem.resources},
+                )
+            )
+        begun = {}
+        for trial in sampler.running(study, self.crew.name):
+            if sampler.begun_before(study, trial):
+                study.tell(trial.number, state=TrialState.FAIL)
+            else:
+                begun[trial.number] = sampler.subnet(trial.params)
+        return begun
+
+    def _report(self, study: optuna.Study) -> None:
+        from optuna.trial import TrialState
+
+        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        best = min((trial.values[0] for trial in done), default=math.inf)
+        self.show(f"{len(done)} subnets, KL {best:.4g} at best")
+
+
+def _starts(problem: Problem, starts: Sequence[Candidate]) -> list[tuple[Subnet, str]]:
+    """Those within the limits, or where there are none what loses least in sum."""
+    from planner.search.program import solve
+
+    within = [(start.subnet, start.source) for start in starts if problem.feasible(start.subnet)]
+    alone = None if within else solve(problem.space, problem.loss, problem.resources)
+    return within if alone is None else [(alone.subnet, "the sum")]

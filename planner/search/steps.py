@@ -13,7 +13,8 @@ best. Its kin, RCO and GAMMA, relax the choices where this solves for them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,7 +25,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from planner.search.base import Problem, Resource, Table
-from planner.search.measured import SOURCE, Landscape, MeasuredSearch
+from planner.search.crew import Crew
+from planner.search.measured import SOURCE, WORKER, Landscape, MeasuredSearch
 from planner.search.program import solve
 from supernet.space import Subnet
 
@@ -37,20 +39,32 @@ TOGETHER = 3
 """Steps that are measured together: the full model's part is computed once for them."""
 FORGOTTEN = timedelta(minutes=10)
 """A trial that runs for longer was left by a process that is gone, and its subnet may be tried again."""
+MOST_KEPT = 2**16
+"""Bytes of an attribute that every storage of Optuna can keep."""
 
 
 class StepSampler(BaseSampler):
-    """Proposes what waits: first what it was given, then steps from the best subnet that has any left."""
+    """Proposes what waits: first what it was given, then steps from the best subnet that has any left.
 
-    def __init__(self, problem: Problem, landscape: Landscape) -> None:
-        self.problem, self.landscape = problem, landscape
+    Of several at one study, each `worker` begins with slopes of its own: on other text than those before it, and from
+    another of the best subnets where there are more workers than samples of text.
+    """
+
+    def __init__(self, problem: Problem, landscape: Landscape, worker: int = 0) -> None:
+        self.problem, self.landscape, self.worker = problem, landscape, worker
         self.distributions: dict[str, BaseDistribution] = {
             "+".join(units): CategoricalDistribution(["+".join(map(str, option)) for option in options])
             for units, options in problem.space.blocks
         }
+        self.starts: list[tuple[Subnet, str]] = []
         self.waiting: list[tuple[Subnet, str]] = []
         self.slopes = 0  # that were taken
         self._bases: dict[Subnet, _Base] = {}
+
+    def start(self, starts: Sequence[tuple[Subnet, str]], crew: Crew) -> None:
+        """Let this worker's part of the starts wait. Nobody steps from one before all are measured."""
+        self.starts = list(starts)
+        self.waiting += crew.part(self.starts)
 
     def wait(self, subnet: Subnet, source: str) -> None:
         self.waiting.append((subnet, source))
@@ -61,6 +75,10 @@ class StepSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        return self.proposed()
+
+    def proposed(self) -> dict[str, Any]:
+        """The parameters of what waits longest, which does no more."""
         subnet, _ = self.waiting.pop(0)
         blocks = zip(self.distributions, self.problem.space.blocks, strict=True)
         return {name: "+".join(str(subnet[unit]) for unit in units) for name, (units, _) in blocks}
@@ -84,33 +102,56 @@ class StepSampler(BaseSampler):
         any left."""
         measured = self.measured(study)
         self.waiting = [(subnet, source) for subnet, source in self.waiting if subnet not in measured]
-        if self.waiting:
+        if self.waiting or any(subnet not in measured for subnet, _ in self.starts):
             return
-        known = {*measured, *self._running(study)}
-        for base in sorted(measured, key=lambda subnet: measured[subnet][0])[:BASES]:
+        known = {*measured, *(self.subnet(trial.params) for trial in self.running(study))}
+        best = sorted(measured, key=lambda subnet: measured[subnet][0])[:BASES]
+        first = self.worker // self.landscape.samples % max(1, len(best))
+        for base in best[first:] + best[:first]:
             state = self._bases.setdefault(base, _Base(base))
-            self.waiting = [(step, MeasuredSearch.name) for step in self._steps(state, known)]
+            self.waiting = [(step, MeasuredSearch.name) for step in self._steps(study, state, known)]
             if self.waiting:
                 return
 
-    def _running(self, study: Study) -> list[Subnet]:
-        """What other processes measure now."""
+    def running(self, study: Study, worker: str | None = None) -> list[FrozenTrial]:
+        """What is measured now, by one `worker` or by anybody."""
         started = datetime.now() - FORGOTTEN
         trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         young = (one for one in trials if one.datetime_start is not None and one.datetime_start > started)
-        return [self.subnet(one.params) for one in young if len(one.params) == len(self.distributions)]
+        mine = (one for one in young if worker is None or one.user_attrs.get(WORKER) == worker)
+        return [one for one in mine if len(one.params) == len(self.distributions)]
 
-    def _steps(self, base: _Base, known: set[Subnet]) -> list[Subnet]:
+    def begun_before(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether a step is that of an earlier trial: of two that propose it at once, the first measures it."""
+        if trial.user_attrs[SOURCE] != MeasuredSearch.name:
+            return False
+        others = [*self.running(study), *study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+        return any(other.number < trial.number and other.params == trial.params for other in others)
+
+    def fail(self, study: Study, worker: str) -> list[tuple[Subnet, str]]:
+        """What a worker that is gone was at, which nobody measures now."""
+        found = []
+        for trial in self.running(study, worker):
+            study.tell(trial.number, state=TrialState.FAIL)
+            found.append((self.subnet(trial.params), trial.user_attrs[SOURCE]))
+        return found
+
+    def take_over(self, study: Study, crew: Crew, number: int) -> None:
+        """Let what a worker was at wait here, and those of its starts that it never came to."""
+        failed = self.fail(study, crew.names[number])
+        self.waiting += failed + [one for one in crew.part(self.starts, number) if one not in failed]
+
+    def _steps(self, study: Study, base: _Base, known: set[Subnet]) -> list[Subnet]:
         """Up to `TOGETHER` new steps, long ones first; none where all are known down to the shortest."""
         found: list[Subnet] = []
         moved = self._moved(base.subnet)
         while len(found) < TOGETHER:
             if base.longest < SHORTEST:
-                if found or base.sample + 1 >= self.landscape.samples:
+                if found or base.turn + 1 >= self.landscape.samples:
                     break
                 base.again()
             if base.costs is None:
-                base.costs = self._linearized(base)
+                base.costs = self._linearized(study, base)
             moves = Resource("moves", "units", float(base.longest), 0.0, moved)
             solved = solve(self.problem.space, base.costs, (*self.problem.resources, moves))
             base.longest //= 2
@@ -118,16 +159,29 @@ class StepSampler(BaseSampler):
                 found.append(solved.subnet)
         return found
 
-    def _linearized(self, base: _Base) -> Table:
+    def _linearized(self, study: Study, base: _Base) -> Table:
         """What every choice adds to the loss of the base."""
-        self.slopes += 1
-        slopes, loss, now = self.landscape.slopes(base.subnet, base.sample), self.problem.loss, base.subnet
+        slopes, loss, now = self._slopes(study, base), self.problem.loss, base.subnet
         table: dict[str, dict[Any, float]] = {}
         for unit, choices in self.problem.space:
             known, left = slopes.get(unit, {}), loss[unit][now[unit]]
             added = {c: known[c] + loss[unit][c] + left if c in known else loss[unit][c] - left for c in choices}
             table[unit] = added | {now[unit]: 0.0}
         return table
+
+    def _slopes(self, study: Study, base: _Base) -> Table:
+        """Of this worker's text, which the study keeps: others need not take them again, nor a later search."""
+        sample = (base.turn + self.worker) % self.landscape.samples
+        name = f"slopes {base.subnet.digest} {sample}"
+        kept = study.user_attrs.get(name)
+        if kept is None:
+            self.slopes += 1
+            found = self.landscape.slopes(base.subnet, sample)
+            kept = {unit: {str(choice): slope for choice, slope in row.items()} for unit, row in found.items()}
+            if len(json.dumps(kept)) < MOST_KEPT:
+                study.set_user_attr(name, kept)
+        space = self.problem.space
+        return {unit: {c: row[str(c)] for c in space[unit] if str(c) in row} for unit, row in kept.items()}
 
     def _moved(self, base: Subnet) -> Table:
         """1 for every choice that the base does not have."""
@@ -136,12 +190,13 @@ class StepSampler(BaseSampler):
 
 @dataclass
 class _Base:
-    """A subnet that steps start from: how long the next one is, and the slopes there, from one sample of text."""
+    """A subnet that steps start from: how long the next one is, and the slopes there, from one sample of text; `turn`
+    says which, the first of the worker's own."""
 
     subnet: Subnet
     longest: int = LONGEST
-    sample: int = 0
+    turn: int = 0
     costs: Table | None = None
 
     def again(self) -> None:
-        self.longest, self.sample, self.costs = AGAIN, self.sample + 1, None
+        self.longest, self.turn, self.costs = AGAIN, self.turn + 1, None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -11,11 +15,14 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
 
-from planner.search.base import Candidate, Problem, Resource, Table
+from planner.search.base import Candidate, Found, Problem, Resource, Table
+from planner.search.crew import Crew, fresh_names
 from planner.search.exact import ExactSearch
 from planner.search.measured import MeasuredSearch
 from planner.search.steps import LONGEST, TOGETHER, StepSampler
+from records.child import beside
 from supernet.space import Choice, SearchSpace, Subnet
 
 LOW, MIDDLE, HIGH = (Choice(bits, 32) for bits in (2, 4, 8))
@@ -57,6 +64,50 @@ class Neighbours:
             own = {c: 0.0 if c == now else -2 * self.problem.loss[unit][now] for c in ALONE}
             found[unit] = {c: pull * (ALONE[c] - ALONE[now]) + own[c] for c in ALONE}
         return found
+
+
+@dataclass
+class Dying(Neighbours):
+    """Its process is killed while it measures."""
+
+    def losses(self, subnets: Sequence[Subnet]) -> list[float]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+
+@dataclass
+class Patient(Neighbours):
+    """Measures once another worker has begun to."""
+
+    path: Path = Path()
+
+    def losses(self, subnets: Sequence[Subnet]) -> list[float]:
+        while len({trial.user_attrs["worker"] for trial in _trials(self.path)}) < 2:
+            time.sleep(0.05)
+        return super().losses(subnets)
+
+
+def _starts(problem: Problem) -> list[Candidate]:
+    """One for each of two workers."""
+    return [Candidate(problem.space.at([0] * len(UNITS)), 0.0, "low"), ExactSearch().search(problem).candidates[0]]
+
+
+def _work(path: Path, landscape: Neighbours, crew: Crew) -> None:
+    problem = landscape.problem
+    MeasuredSearch(60.0, landscape, _journal(path), "one", crew=crew).search(problem, _starts(problem))
+
+
+def _shared(path: Path, other: Neighbours) -> tuple[Found, tuple[str, ...], list[str]]:
+    """What this process finds together with one more, their names, and what was said."""
+    names, resting, said = fresh_names(2), multiprocessing.get_context("spawn").Array("b", 2), list[str]()
+    with beside([(_work, path, other, Crew(1, names, resting))]) as others:
+        crew, landscape = Crew(0, names, resting, others, said.append), Patient(other.problem, 2, path=path)
+        search = MeasuredSearch(60.0, landscape, _journal(path), "one", crew=crew)
+        return search.search(other.problem, _starts(other.problem)), names, said
+
+
+def _trials(path: Path) -> list[FrozenTrial]:
+    return optuna.load_study(study_name="one", storage=_journal(path)).trials
 
 
 def _journal(path: Path) -> JournalStorage:
@@ -118,7 +169,7 @@ def test_what_a_killed_process_measured_is_tried_again_later(tmp_path: Path, mon
     study = optuna.create_study(storage=storage, sampler=sampler)
     sampler.wait(start.subnet, start.source)
     left = study.ask(sampler.distributions)  # and its process is gone
-    assert sampler._running(study) == [sampler.subnet(left.params)]
+    assert [sampler.subnet(one.params) for one in sampler.running(study)] == [sampler.subnet(left.params)]
 
     class Later(datetime):
         @classmethod
@@ -126,7 +177,7 @@ def test_what_a_killed_process_measured_is_tried_again_later(tmp_path: Path, mon
             return datetime.now(tz) + timedelta(hours=1)
 
     monkeypatch.setattr("planner.search.steps.datetime", Later)
-    assert sampler._running(study) == []
+    assert sampler.running(study) == []
 
 
 def test_two_processes_measure_different_steps(tmp_path: Path) -> None:
@@ -142,6 +193,67 @@ def test_two_processes_measure_different_steps(tmp_path: Path) -> None:
         trials = [study.ask(sampler.distributions) for _ in range(len(sampler.waiting))]
         taken += [sampler.subnet(trial.params) for trial in trials]
     assert len(taken) == len(set(taken)) > TOGETHER
+
+
+def test_one_worker_measures_what_it_always_did() -> None:
+    problem = _problem()
+    for samples in (1, 2):
+        landscape = Neighbours(problem, samples)
+        MeasuredSearch(600.0, landscape).search(problem, ExactSearch().search(problem).candidates)
+        losses = [round(landscape.loss(subnet), 3) for subnet in landscape.measured]
+        assert losses == [
+            92.7, 89.697, 88.297, 87.933, 88.521, 82.795, 82.235, 85.329, 79.12, 78.308, 80.282, 76.061, 72.722,
+            76.908, 72.687, 71.063, 69.831, 71.161, 69.635, 68.305, 69.733,
+        ]  # fmt: skip
+
+
+def test_workers_share_a_study_and_measure_nothing_twice(tmp_path: Path) -> None:
+    problem, path = _problem(), tmp_path / "study.journal"
+    found, names, said = _shared(path, Neighbours(problem, 2))
+    trials = _trials(path)
+    measured = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert said == [] and {trial.user_attrs["worker"] for trial in measured} == set(names)
+    assert len(found.candidates) == len(measured)
+    twice = [trial for trial in trials if trial.state != TrialState.COMPLETE]  # proposed by both at once
+    assert all(trial.state == TrialState.FAIL for trial in twice)
+    assert all(any(trial.params == one.params for one in measured) for trial in twice)
+    alone = MeasuredSearch(60.0, Neighbours(problem, 2)).search(problem, _starts(problem))
+    assert found.candidates[0].loss <= 1.05 * alone.candidates[0].loss
+
+
+def test_a_worker_killed_in_mid_trial_loses_nothing(tmp_path: Path) -> None:
+    problem, path = _problem(), tmp_path / "study.journal"
+    found, names, said = _shared(path, Dying(problem, 2))
+    trials = _trials(path)
+    (lost,) = [trial for trial in trials if trial.user_attrs["worker"] == names[1]]
+    again = [trial for trial in trials if trial.params == lost.params and trial is not lost]
+    assert lost.state == TrialState.FAIL
+    assert [(trial.state, trial.user_attrs) for trial in again] == [
+        (TrialState.COMPLETE, {"source": "exact", "worker": names[0]})
+    ]
+    assert said == ["worker 2 ended with code -9: what it was at is done again, by 1 that are left"]
+    assert found.candidates[0].loss < Neighbours(problem).loss(_starts(problem)[1].subnet)
+
+
+def test_what_is_stopped_in_mid_trial_may_be_tried_at_once(tmp_path: Path) -> None:
+    class Stopped(Neighbours):
+        def losses(self, subnets: Sequence[Subnet]) -> list[float]:
+            raise KeyboardInterrupt
+
+    problem, path = _problem(), tmp_path / "study.journal"
+    starts = ExactSearch().search(problem).candidates
+    with pytest.raises(KeyboardInterrupt):
+        MeasuredSearch(30.0, Stopped(problem), _journal(path), "one").search(problem, starts)
+    study = optuna.load_study(study_name="one", storage=_journal(path))
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL]
+
+
+def test_slopes_are_kept_with_the_study(tmp_path: Path) -> None:
+    problem, path = _problem(), tmp_path / "study.journal"
+    starts = ExactSearch().search(problem).candidates
+    searches = [MeasuredSearch(600.0, Neighbours(problem), _journal(path), "one").search(problem, starts) for _ in "ab"]
+    assert searches[0].trace["slopes"] > 0 == searches[1].trace["slopes"]
+    assert searches[0].candidates == searches[1].candidates
 
 
 def test_starts_beyond_a_limit_are_left_out() -> None:

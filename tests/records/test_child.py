@@ -62,12 +62,16 @@ def test_a_signal_while_the_child_works_leaves_none() -> None:
     assert len(children()) == before and time.monotonic() - began < 30
 
 
-def pools(body: str, tmp_path: Path) -> subprocess.Popen[str]:
-    """A process of a session of its own that has a pool of two, and sleeps in both."""
+POOL = "workers(2) as pool", "jobs = [pool.submit(work, f'half{n}') for n in range(2)]", "jobs[0].result()"
+BESIDE = "beside([(work, f'half{n}') for n in range(2)])", "pass", "pass"
+
+
+def pools(body: str, tmp_path: Path, started: tuple[str, str, str] = POOL) -> subprocess.Popen[str]:
+    """A process of a session of its own that has two others, and sleeps in both."""
     script = tmp_path / "pools.py"
     script.write_text(
         "import pathlib, signal, sys, time\n"
-        "from records.child import workers\n"
+        "from records.child import beside, workers\n"
         "from records.signals import stoppable\n"
         "def work(name):\n"
         "    with stoppable():\n"
@@ -77,13 +81,13 @@ def pools(body: str, tmp_path: Path) -> subprocess.Popen[str]:
         "        finally:\n"
         "            pathlib.Path(name).unlink(missing_ok=True)\n"
         "def main():\n"
-        "    with workers(2) as pool:\n"
-        "        jobs = [pool.submit(work, f'half{n}') for n in range(2)]\n"
+        f"    with {started[0]}:\n"
+        f"        {started[1]}\n"
         "        while len(list(pathlib.Path().glob('half*'))) < 2:\n"
         "            time.sleep(0.01)\n"
         "        print('ready', flush=True)\n"
         f"        {body}\n"
-        "        jobs[0].result()\n"
+        f"        {started[2]}\n"
         "if __name__ == '__main__':\n"
         "    with stoppable():\n"
         "        main()\n"
@@ -114,9 +118,12 @@ def _session(pid: int) -> int | None:
         return None
 
 
+@pytest.mark.parametrize("started", [POOL, BESIDE], ids=["pool", "beside"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda n: str(n.name))
-def test_a_pool_ends_with_its_process_and_undoes_what_was_half_done(tmp_path: Path, number: signal.Signals) -> None:
-    process = pools("pass", tmp_path)
+def test_a_pool_ends_with_its_process_and_undoes_what_was_half_done(
+    tmp_path: Path, number: signal.Signals, started: tuple[str, str, str]
+) -> None:
+    process = pools("pass", tmp_path, started)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does
     else:
