@@ -143,7 +143,7 @@ def _perplexity(most: float) -> str:
 
 def _basis(device: DeviceProfile, runtime: str) -> Iterator[str]:
     if not device.measured:
-        yield f"{device.name} was not measured: memory overheads and latency are estimates from {device.source}"
+        yield f"{device.name} was not measured: what is said of it is from {device.source}"
     elif is_quick(device, runtime):
         count = products(device, runtime)
         yield (

@@ -48,6 +48,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_gpu_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do plans of a test depend on whether tables of GPUs are installed."""
+    from profiles.gpu_tables import package
+
+    monkeypatch.setattr(package, "root", lambda: None)
+
+
 @dataclass(frozen=True)
 class Outcome:
     code: int

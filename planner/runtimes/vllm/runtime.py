@@ -17,6 +17,7 @@ from planner.runtimes.vllm.holding import VllmHolding
 from planner.runtimes.vllm.packages import VllmPackages
 from planner.runtimes.vllm.pricing import VllmPricing
 from profiles.device import DeviceProfile
+from profiles.gpu_tables import package
 from supernet.spec import ModelSpec
 from supernet.ties import Groups
 
@@ -26,14 +27,18 @@ if TYPE_CHECKING:
 # A pass without its products; the prompt tokens of a pass. Memory is in `memory`.
 USUAL = Usual(process_bytes=0, step_ms=1.0, layer_ms=0.02, chunk_tokens=2048)
 UNKNOWN = (
-    "none is of its Humming kernels (2, 3, 5, 6 and 7 bits, 8 bits with zeros), whose time beside 4 bits is from a "
-    "table of theirs and good to a factor of two"
+    "nobody published speeds of its Humming kernels (2, 3, 5, 6 and 7 bits, 8 bits with zeros), whose time beside 4 "
+    "bits is from a table of theirs and good to a factor of two"
 )
 
 LIBRARY = Library(
     "compressed-tensors", "vllm", (0, 20), None,
     "packages for vLLM are planned and written all the same; transformers reads them with it",
 )  # fmt: skip
+
+TABLES = Library(
+    package.PACKAGE, "gpu-tables", (0, 12), None, "times on server GPUs are planned by their bandwidth, not by kernels"
+)
 
 
 class Vllm(Runtime):
@@ -71,10 +76,19 @@ class Vllm(Runtime):
         cache = self.cache(workload)
         rounded = "; vLLM runs this model in bfloat16, which rounds scales to 8 bits"
         said = UNKNOWN + (rounded if spec.architecture in holding.BFLOAT16 else "")
-        return VllmPricing(spec, workload, device, VllmHolding(spec), USUAL, self.name, said, cache)
+        measured = package.system_of(device) is not None
+        if measured and package.root() is None:
+            said += f"; others measured kernels of this GPU: {package.INSTALL} has plans rest on them"
+        pricing = VllmPricing(spec, workload, device, VllmHolding(spec), USUAL, self.name, said, cache)
+        if not measured or package.root() is None:
+            return pricing
+        from planner.runtimes.vllm.by_tables import by_tables
+
+        return by_tables(pricing)
 
     def checks(self) -> Iterator[Check]:
         yield LIBRARY.check()
+        yield TABLES.check()
 
     def versions(self) -> dict[str, str]:
         """Nothing of the runtime is needed to write what it loads."""

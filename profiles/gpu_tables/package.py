@@ -1,0 +1,120 @@
+"""Where tables of measured kernels lie, of which GPUs, and where each comes from.
+
+They come with NVIDIA's `aiconfigurator-core` (Apache-2.0), as one parquet file for each GPU, kind of kernel, framework
+and version of it: `systems/data/GPU/KIND/FRAMEWORK/VERSION/FILE`. Nothing of the package is imported. Times are
+milliseconds of one call among many that were captured as a graph.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from profiles.device import DeviceProfile
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PACKAGE, MODULE = "aiconfigurator-core", "aiconfigurator_core"
+INSTALL = "pip install 'bitfleet[gpu-tables]'"
+
+# What a profile's model says where it is this GPU: a catalogue's words, or the driver's. Variants of another bandwidth
+# or power (PCIe, NVL, 40 GB) are none of these.
+SYSTEMS: Mapping[str, re.Pattern[str]] = {
+    name: re.compile(rf"(NVIDIA )?{pattern}", re.IGNORECASE)
+    for name, pattern in {
+        "a100_sxm": r"A100[- ]SXM4?[- ]80 ?GB",
+        "h100_sxm": r"H100( SXM5?)? 80 ?GB( HBM3)?",
+        "h200_sxm": r"H200( SXM)?( 141 ?GB)?",
+        "b200_sxm": r"(HGX )?B200( SXM6?)?( 1[89]\d ?GB)?",
+        "b300_sxm": r"(HGX )?B300( SXM6?( AC)?)?( 2[6-8]\d ?GB)?",
+        "gb200": r"GB200( NVL72, one GPU)?( 1[89]\d ?GB)?",
+        "gb300": r"GB300( NVL72, one GPU)?( 2[6-8]\d ?GB)?",
+        "l40s": r"L40S( 48 ?GB)?",
+        "rtx_pro_6000_server": r"RTX PRO 6000 Blackwell Server Edition( 96 ?GB)?",
+    }.items()
+}
+
+
+SAID = {"gemm": "products", "comm": "adding up"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of the package: what was measured, by which framework of which version, on which GPU."""
+
+    kind: str
+    framework: str
+    version: str
+    gpu: str
+
+    def __str__(self) -> str:
+        return f"{SAID.get(self.kind, self.kind)} of {self.framework} {self.version}"
+
+
+Columns = dict[str, "NDArray[Any]"]
+
+
+def system_of(device: DeviceProfile) -> str | None:
+    """The package's name of a GPU, or None where it has no tables of it."""
+    if device.kind != "cuda":
+        return None
+    return next((name for name, said in SYSTEMS.items() if said.fullmatch(device.model.strip())), None)
+
+
+def root() -> Path | None:
+    """The folder of tables; None where they or what reads them is not installed."""
+    found = importlib.util.find_spec(MODULE)
+    if found is None or not found.submodule_search_locations or importlib.util.find_spec("pyarrow") is None:
+        return None
+    folder = Path(found.submodule_search_locations[0]) / "systems" / "data"
+    return folder if folder.is_dir() else None
+
+
+def said() -> str:
+    """The package with its version, as provenance."""
+    try:
+        return f"{PACKAGE} {version(PACKAGE)}"
+    except PackageNotFoundError:  # found on the path without its metadata
+        return PACKAGE
+
+
+def newest(folder: Path, system: str, kind: str, framework: str, name: str) -> Path | None:
+    """The file of that name of the framework's newest version, or None where there is none."""
+    found = (folder / system / kind / framework).glob(f"*/{name}")
+    return max(found, key=lambda path: _order(path.parent.name), default=None)
+
+
+def read(path: Path, columns: Sequence[str], where: Mapping[str, str]) -> tuple[Columns, Source]:
+    """The rows of a file whose text columns say what `where` says, as arrays, and where they come from.
+
+    Of `columns` that a file lacks there is none in what is returned.
+    """
+    import pyarrow.parquet as parquet
+
+    there = set(parquet.read_schema(path).names)
+    filters = [(name, "=", value) for name, value in where.items() if name in there] or None
+    rows = parquet.read_table(path, columns=[*(c for c in columns if c in there), "device"], filters=filters)
+    gpu = rows["device"][0].as_py() if rows.num_rows else ""
+    source = Source(path.parents[2].name, path.parents[1].name, path.parent.name, gpu)
+    return {name: rows[name].to_numpy() for name in rows.column_names if name != "device"}, source
+
+
+def stacked(columns: Columns, names: Sequence[str]) -> NDArray[np.float64]:
+    """Points `(rows, names)` of these columns."""
+    import numpy as np
+
+    return np.stack([columns[name].astype(float) for name in names], axis=1)
+
+
+@cache
+def _order(text: str) -> tuple[int, ...]:
+    """Versions in order; what is no number ends one (1.3.0rc20 after 1.3.0rc5)."""
+    return tuple(int(number) for number in re.findall(r"\d+", text))

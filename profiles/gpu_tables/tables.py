@@ -1,0 +1,76 @@
+"""All that others measured of one GPU under vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from profiles.device import DeviceProfile
+from profiles.gpu_tables import all_reduce, attention, package
+from profiles.gpu_tables.all_reduce import AllReduce
+from profiles.gpu_tables.attention import Attention
+from profiles.gpu_tables.lattice import Lattice
+from profiles.gpu_tables.package import Source, stacked
+from profiles.gpu_tables.products import Products, Spreads
+
+FRAMEWORK = "vllm"
+BFLOAT16 = "bfloat16"
+# Relative half-widths: printed by `python benchmarks/gpu_tables.py` as what 8 of 10 left out are within.
+SPREADS = Spreads(floats=0.12, packed=0.27)
+ATTENTION_SPREAD, REDUCE_SPREAD = 0.08, 0.15
+
+
+@dataclass(frozen=True)
+class GpuTables:
+    """`reduce` is None where adding up over several of the GPUs was not measured."""
+
+    sources: tuple[Source, ...]
+    products: Products
+    decode: Attention
+    prefill: Attention
+    reduce: AllReduce | None
+
+    def said(self) -> str:
+        """Where the times come from, in a few words."""
+        return f"{', '.join(map(str, self.sources))} on {self.sources[0].gpu} ({package.said()})"
+
+
+def tables_of(device: DeviceProfile) -> GpuTables | None:
+    """What was measured of a GPU of this model; None where nothing was, or the package is not installed."""
+    system, folder = package.system_of(device), package.root()
+    return None if system is None or folder is None else tables_in(folder, system)
+
+
+@cache
+def tables_in(folder: Path, system: str) -> GpuTables | None:
+    """Of the GPU that is called `system` in a folder of tables; None where that lacks products or attention."""
+    paths = [
+        package.newest(folder, system, kind, FRAMEWORK, f"{name}_perf.parquet")
+        for kind, name in (
+            ("gemm", "gemm"), ("attention", "generation_attention"), ("attention", "context_attention"),
+            ("comm", "custom_allreduce"),
+        )
+    ]  # fmt: skip
+    gemm, one, whole, comm = paths
+    if gemm is None or one is None or whole is None:
+        return None
+    products, of_products = read_products(gemm, BFLOAT16)
+    seen = ("batch_size", "num_heads", "num_key_value_heads", "head_dim", "kv_cache_dtype", "window_size", "latency")
+
+    def seen_by(path: Path, tokens: str) -> tuple[Attention, Source]:
+        columns, source = package.read(path, (*seen, tokens), {"attn_dtype": BFLOAT16})
+        return Attention(attention.lattices(columns, tokens), products.reading_ms, ATTENTION_SPREAD), source
+
+    (decode, of_attention), (prefill, _) = seen_by(one, "step"), seen_by(whole, "isl")
+    if comm is None:
+        return GpuTables((of_products, of_attention), products, decode, prefill, None)
+    columns, of_reduce = package.read(comm, ("message_size", "num_gpus", "latency"), {"backend": "vllm_graph"})
+    reduce = AllReduce(all_reduce.lattices(columns), REDUCE_SPREAD)
+    return GpuTables((of_products, of_attention, of_reduce), products, decode, prefill, reduce)
+
+
+def read_products(path: Path, kind: str) -> tuple[Products, Source]:
+    """Of floats, or of another `kind` of product that the file names."""
+    columns, source = package.read(path, ("m", "n", "k", "latency"), {"gemm_dtype": kind})
+    return Products(Lattice(stacked(columns, ("m", "n", "k")), columns["latency"]), SPREADS), source
