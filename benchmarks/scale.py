@@ -24,7 +24,7 @@ from supernet.build import build
 from supernet.choices import make_space
 from supernet.formats import FORMATS
 from supernet.grids.packing import packed_bytes
-from supernet.model import HEAD_TOKENS, checkpoint_blocks, hidden_states, spec_of, spec_of_model
+from supernet.model import HEAD_TOKENS_OF_GPU, checkpoint_blocks, hidden_states, spec_of, spec_of_model
 from supernet.prepare import CALIBRATION, LEARNING
 from supernet.quantize import quantize
 from supernet.quantizers import RTN
@@ -331,7 +331,10 @@ class Training:
             "adapters, with Adam": adapter_bytes(spec, adapter),
             "gradients of the adapters": gradient_bytes(spec, adapter) * (2 if n > 1 else 1),  # and the flat copy
             "activations, gradient checkpointing": self.kept.activations(spec, self.windows * TOKENS, True),
-            f"logits of {HEAD_TOKENS} tokens, four float32 copies": 4 * FLOAT32 * HEAD_TOKENS * spec.vocab_size,
+            f"logits of {HEAD_TOKENS_OF_GPU} tokens, four float32 copies": 4
+            * FLOAT32
+            * HEAD_TOKENS_OF_GPU
+            * spec.vocab_size,
         }
 
 

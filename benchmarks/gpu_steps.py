@@ -1,0 +1,134 @@
+"""A training step of the supernet beside a PEFT LoRA step of the same model: seconds, operations, peak memory.
+
+Random weights in bfloat16, made on the device. The supernet has codes at 2, 3, 4 and 8 bits and trained scales at 2 and
+3; a step trains one subnet on one batch, teacher included. The LoRA step is PEFT at rank 16 on all linears, with the
+loss that the model computes. Both compute decoder blocks again for the backward pass, or neither does. Operations are
+counted by torch of one step each, and are products and attention alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from gpu_record import LLAMA_1B, LLAMA_8B, Record, Shape
+from torch.utils.flop_counter import FlopCounterMode
+
+from supernet.adapters import ADAPTERS
+from supernet.build import build
+from supernet.model import spec_of_model
+from supernet.quantize import quantize
+from supernet.quantizers import RTN
+from supernet.recipe import Recipe
+from supernet.samplers import SAMPLERS
+from supernet.train import Trainer, TrainOptions
+
+RANK = 16
+STEPS = 100  # of the training that steps are taken from
+REPEATS = 5
+TIME_TARGET, PEAK_TARGET = 1.6, 0.35
+Step = Callable[[int], object]
+
+
+def small(record: Record) -> None:
+    compare(record, record.shape(LLAMA_1B), (8, 512), checkpointing=False, most_bytes=12_000_000_000)
+
+
+def large(record: Record) -> None:
+    compare(record, record.shape(LLAMA_8B), (4, 512), checkpointing=True, most_bytes=48_000_000_000)
+
+
+def compare(record: Record, shape: Shape, batch: tuple[int, int], checkpointing: bool, most_bytes: int) -> None:
+    if not record.on_gpu:
+        batch = (2, 64)
+    record.add(shape=shape.name, windows=batch[0], window_tokens=batch[1], checkpointing=checkpointing)
+    record.forget_peak()
+    model = shape.model(record.device)
+    windows = torch.randint(shape.vocabulary, batch, generator=torch.Generator().manual_seed(0))
+    peak = ops_per_s(record)
+    record.add(square_product_ops_per_s=peak)
+    ours = measured(record, "supernet", supernet_step(record, model, windows, checkpointing), windows, peak)
+    record.forget_peak()
+    theirs = measured(record, "lora", lora_step(model, windows, checkpointing), windows, peak)
+    record.add(
+        targets={
+            "seconds of a step / LoRA's": [ours["seconds"] / theirs["seconds"], TIME_TARGET],
+            "peak bytes": [ours["peak_bytes"], most_bytes],
+            "share of the square product's operations a second, at least": [ours["share_of_peak"], PEAK_TARGET],
+        }
+    )
+
+
+def measured(record: Record, name: str, step: Step, windows: torch.Tensor, peak: float) -> dict[str, Any]:
+    """One step to warm up, one that is counted, and as many that are timed."""
+    step(0)
+    with FlopCounterMode(display=False) as counter:
+        step(STEPS // 2)
+    every = [record.seconds_of(lambda n=n: step(n)) for n in range(0, STEPS, STEPS // REPEATS)]
+    seconds, operations = statistics.median(every), counter.get_total_flops()
+    found = {
+        "seconds": seconds,
+        "fastest_s": min(every),
+        "tokens_per_s": windows.numel() / seconds,
+        "operations": operations,
+        "ops_per_s": operations / seconds,
+        "share_of_peak": operations / seconds / peak,
+        "peak_bytes": record.peak_bytes(),
+    }
+    record.add(**{name: found})
+    return found
+
+
+def ops_per_s(record: Record) -> float:
+    from profiles.gpu_times import Sizes, square_ops_per_s
+
+    return square_ops_per_s(record.device, Sizes(repeats=5) if record.on_gpu else Sizes(repeats=3, side=256))
+
+
+def supernet_step(record: Record, model: Any, windows: torch.Tensor, checkpointing: bool) -> Step:
+    recipe = Recipe()
+    spec = spec_of_model(model, "random")
+    space = recipe.space(spec)
+    found: list[Any] = []
+    seconds = record.seconds_of(lambda: found.append(quantize(model, spec, space, RTN(), windows.to(model.device))))
+    supernet = build(model, spec, space, found[0])
+    supernet.adapt(ADAPTERS["scales"], recipe.adapted_bits, 0, full=model)
+    supernet.model.to(model.device)
+    supernet.set_dtype(model.dtype)
+    record.add(rounded_s=seconds, held_bytes=sum(part.nbytes for part in parts_of(supernet)))
+    options = TrainOptions(STEPS, ADAPTERS["scales"].learning_rate, len(windows), checkpointing=checkpointing)
+    accelerator: Any = SimpleNamespace(
+        device=torch.device(record.device), num_processes=1, process_index=0, is_main_process=True,
+        reduce=lambda tensor, how: tensor,
+    )  # fmt: skip
+    return Trainer(model, supernet, windows, SAMPLERS["balanced"](), options, accelerator, None).step
+
+
+def parts_of(supernet: Any) -> list[torch.Tensor]:
+    """The codes and what is stored beside them."""
+    return [
+        part for choices in supernet.weights().values() for weight in choices.values() for part in weight.parts.values()
+    ]
+
+
+def lora_step(model: Any, windows: torch.Tensor, checkpointing: bool) -> Step:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted: Any = get_peft_model(model, config)
+    if checkpointing:
+        adapted.enable_input_require_grads()
+        adapted.gradient_checkpointing_enable({"use_reentrant": False})
+    adapted.train()
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
+    ids = windows.to(model.device)
+
+    def step(number: int) -> None:
+        adapted(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
