@@ -8,6 +8,9 @@ nothing, what it costs is real. A block is as wide as in the whole model, so pea
 grows with blocks (none that is held); times are for `--layers` of its 32. With few `--minutes` stages read the least
 text. Every command runs in a process of its own.
 
+With `--tokens 16` windows are that short, for a slow machine: the weights are held as with long ones, and what blocks
+read of 64 windows of 256 tokens adds three times 134 MB.
+
     python benchmarks/streaming.py --same MODEL --data FILE
 
 makes the supernet of MODEL twice, in memory and from its files, and compares them bit for bit.
@@ -34,6 +37,18 @@ OTHERS_GB = 24.0
 SAME_BITS, SAME_TOKENS = (2, 8), 64  # of the comparison: whatever is read, it is the same or not
 COMMANDS = ("train", "plan-llamacpp", "export-llamacpp", "run-llamacpp", "plan-onnxruntime", "export-onnxruntime",
             "run-onnxruntime")  # fmt: skip
+SHORT = """
+import json, sys
+from pathlib import Path
+from supernet.create import create
+from supernet.recipe import Recipe
+
+def report(what, done, total):
+    print(f"{100 * done / total:3.0f} %  {what}", file=sys.stderr, flush=True)
+
+model, out, recipe = sys.argv[1:]
+create(model, Path(out), Recipe.from_json(json.loads(recipe)), resume=True, progress=report, streamed=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,7 @@ class Given:
     minutes: float
     data: Path
     commands: tuple[str, ...]
+    tokens: int | None
 
 
 def main() -> None:
@@ -52,6 +68,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parent.parent / "LICENSE")
     parser.add_argument("--commands", default=",".join(COMMANDS))
+    parser.add_argument("--tokens", type=int, metavar="N", help="windows of N tokens")
     parser.add_argument("--folder", type=Path, help="keep the model and the supernet here")
     parser.add_argument("--same", metavar="MODEL", help="compare the two ways for this model instead")
     given = parser.parse_args()
@@ -60,7 +77,7 @@ def main() -> None:
         if given.same:
             compare(given.same, given.data, folder)
         commands = tuple(given.commands.split(","))
-        run(folder, Given(given.layers, given.memory, given.minutes, given.data, commands))
+        run(folder, Given(given.layers, given.memory, given.minutes, given.data, commands, given.tokens))
 
 
 def run(folder: Path, given: Given) -> None:
@@ -75,7 +92,7 @@ def run(folder: Path, given: Given) -> None:
         for name, row in wholes.items()
     ]
     finish(__file__, claims, layers=given.layers, of_layers=BLOCKS, weights_bytes=weights, memory=given.memory,
-           minutes=given.minutes, rows=rows)  # fmt: skip
+           minutes=given.minutes, tokens=given.tokens, rows=rows)  # fmt: skip
 
 
 def make_model(folder: Path, layers: int) -> int:
@@ -127,6 +144,10 @@ def command(name: str, folder: Path, given: Given) -> list[str]:
         "export": ["export", plan, "--out", package],
         "run": ["run", package, "The", "--max-tokens", "1"],
     }  # fmt: skip
+    if what == "train" and given.tokens:
+        recipe = {"bits": [2, 4, 8], "quantizer": "gptq", "train_bits": [], "data": str(given.data), "steps": 1,
+                  "window_tokens": given.tokens}  # fmt: skip
+        return [sys.executable, "-c", SHORT, str(folder / "model"), supernet, json.dumps(recipe)]
     return bitfleet + options[what]
 
 

@@ -241,9 +241,11 @@ def check_same(model: Any, files: SupernetFiles, source: str) -> None:
 
 
 def home(model: Any, device: torch.device) -> torch.device:
-    """Where a full model in float32 is while it is quantized and measured: on `device`, or in the CPU's memory where
+    """Where a full model is while it is quantized and measured: on `device`, or in the CPU's memory where
     it would fill more than half of what is free there. Its blocks come to `device` one by one then."""
     if device.type != "cuda":
         return device
+    if streams(model):
+        return torch.device("cpu")  # what is not there takes no place, and what takes its place does
     needed = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
     return device if needed < torch.cuda.mem_get_info(device)[0] / 2 else torch.device("cpu")

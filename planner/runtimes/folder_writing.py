@@ -41,6 +41,8 @@ def write_folder(
     layout: Layout, files: WeightSource, subnet: Subnet, context: int, folder: Path, progress: Progress | None = None
 ) -> None:
     """Write the weights, both configs and the tokenizer into the existing, empty `folder`."""
+    from supernet.mapped import give_back_pages
+
     spec, floats = tied(files.spec, layout.ties(files.spec)), files.float_tensors()
     subnet = together(subnet, spec, layout.runtime)
     tensors = [tensor for unit in spec.units for tensor in layout.tensors(unit, subnet[unit.name])]
@@ -51,6 +53,7 @@ def write_folder(
             for linear in unit.linears:
                 for part, array in layout.arrays(unit, linear.name, files.folded(linear.name, choice), choice):
                     file.write(f"{linear.name}.{part}", array)
+                give_back_pages()
             if progress:
                 progress("writing weights", (done + 1) / len(spec.units))
         for name, value in floats.items():

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from records.errors import InputError
-from supernet.checkpoint import SupernetFiles
+from supernet.checkpoint import SCALING, SupernetFiles
 from supernet.create import create
 from supernet.folder import PREPARING
 from supernet.recipe import Recipe
@@ -73,6 +73,19 @@ def test_a_tied_gguf_file_is_streamed_as_well(quantizer: str, data: str, tmp_pat
     assert told(create(source, tmp_path / "there", recipe, streamed=True)) == told(
         create(source, tmp_path / "here", recipe)
     )
+
+
+@pytest.mark.parametrize(("alike", "scaled"), [(0.0, True), (1e9, False)])
+def test_whatever_the_gate_says_it_is_the_same(
+    alike: float, scaled: bool, narrow: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scales are folded in and solved codes rounded again, or neither: scales are judged by logarithms below 0."""
+    monkeypatch.setattr("supernet.gate.ALIKE", alike)
+    recipe = replace(RECIPE, data=data, bits=(2, 8))
+    here, there = (create(narrow, tmp_path / str(way), recipe, streamed=way) for way in (False, True))
+    assert told(there) == told(here)
+    assert (SCALING in there.hashes) == scaled
+    assert there.info["gate"]["solved codes"] == {"tried": 2, "returned": 2 if scaled else 0}
 
 
 @pytest.mark.parametrize("stop", ["full model", "weigh tokens", "quantize 4", "evaluate"])

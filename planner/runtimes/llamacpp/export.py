@@ -39,6 +39,8 @@ def write_model(
 
     InputError where the model is none that llama.cpp computes alike.
     """
+    from supernet.mapped import give_back_pages
+
     spec, model_dir = files.spec, files.model_dir
     found = tensors.tensors_of(spec)
     with (folder / WEIGHTS).open("wb") as file:
@@ -46,6 +48,7 @@ def write_model(
         for done, data in enumerate(_data(files, subnet, found)):
             file.write(data)
             file.write(bytes(padded(len(data)) - len(data)))
+            give_back_pages()
             if progress:
                 progress("writing weights", (done + 1) / len(found))
     write_tokenizer(model_dir, context, folder, files.trusted)

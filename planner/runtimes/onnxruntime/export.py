@@ -67,6 +67,8 @@ def write_model(
     import onnx
     from transformers import AutoConfig
 
+    from supernet.mapped import give_back_pages
+
     spec = tied(files.spec, storage.ties(files.spec))
     whole = together(subnet, spec, "onnxruntime")
     if progress:
@@ -90,6 +92,7 @@ def write_model(
             if choice.kept != 0:
                 arrays = quantized(files, name, rows, choice, unit.channels)
                 kept += [weights.add(tensor, array) for tensor, array in arrays]
+                give_back_pages()
             if progress:
                 progress("writing weights", (done + 1) / len(template.weights))
         for name, vector in template.vectors.items():
