@@ -290,8 +290,8 @@ def _count(number: int, what: str) -> str:
 
 
 _DEVICE = (
-    "DEVICE", "PACKAGE", "MEMORY", "LIMIT", "HOST MEMORY", "HOST LIMIT", "LAYERS ON GPU", "CONTEXT", "TIME PER TOKEN",
-    "KL", "OWN BEST",
+    "DEVICE", "PACKAGE", "MEMORY", "LIMIT", "HOST MEMORY", "HOST LIMIT", "LAYERS ON GPU", "GPUS", "CONTEXT",
+    "TIME PER TOKEN", "KL", "OWN BEST",
 )  # fmt: skip
 """Of what no device has anything, there is no column."""
 
@@ -310,6 +310,7 @@ def _device_row(member: Member, package: str) -> tuple[str, ...]:
         "" if chosen.host_bytes is None else size(chosen.host_bytes),
         "" if limits.host_memory_bytes is None else size(limits.host_memory_bytes),
         f"{placed['gpu_layers']} of {placed['layers']}" if placed is not None and hosted else "",
+        f"{member.workload.gpus}" if member.workload.gpus > 1 else "",
         f"{member.workload.context}" if isinstance(asked, ContextRange) else "",
         milliseconds(chosen.tpot_ms), f"{member.kl:.4g}", best,
     )  # fmt: skip

@@ -27,7 +27,7 @@ BITS_WITH_ZEROS = (4, 8)
 GROUP_SIZES = (32, 64, 128)
 WORD_BITS = 32
 CACHES = (FLOAT16, CacheType("fp8", 1, 1))  # unasked it is of the weights' own type
-LEAST_CAPABILITY = 75
+LEAST_CAPABILITY, BFLOAT16_CAPABILITY = 75, 80
 MARLIN, HUMMING = "Marlin", "Humming"
 MARLIN_RUNS = "4 bits, and 8 without zeros"
 # How long Humming's product of one row takes beside its own of 4 bits, by bits (vLLM's pull request 34556).
@@ -142,6 +142,17 @@ def device_refusal(device: DeviceProfile) -> str | None:
     if found is not None and found < LEAST_CAPABILITY:
         return (
             f"vLLM's kernels of quantized weights need compute capability {LEAST_CAPABILITY / 10}, "
-            f"{device.name} has {found / 10}; use another runtime"
+            f"{device.name} has {found / 10}"
         )
     return None
+
+
+def type_refusal(spec: ModelSpec, device: DeviceProfile) -> str | None:
+    """Why vLLM does not run a model on a GPU that runs others: `_check_if_gpu_supports_dtype` of v1/worker."""
+    found = capability(device)
+    if spec.architecture not in BFLOAT16 or found is None or found >= BFLOAT16_CAPABILITY:
+        return None
+    return (
+        f"vLLM runs {spec.architecture} in bfloat16, which needs compute capability {BFLOAT16_CAPABILITY / 10}, "
+        f"{device.name} has {found / 10}; plan for another --device"
+    )

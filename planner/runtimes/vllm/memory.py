@@ -26,6 +26,7 @@ from supernet.spec import ModelSpec
 UTILIZATION = 0.92
 STEP = 1e-4
 """Utilization is given in four digits, rounded down."""
+WHOLE_BYTES = 1e-4
 SEEN, SEEN_MEASURED = 0.98, 0.99
 """Of a datasheet's memory what programs see (H100 79.19 of 80 GiB, RTX 5090 31.37 of 32, RTX 3090 23.58 of 24), and of
 what the driver says."""
@@ -117,7 +118,8 @@ def share(
     """What vLLM takes within `limit_bytes` of each GPU, and how many blocks that leaves beside the `found` items; None
     where they leave none."""
     seen, context = seen_bytes(device), context_bytes(workload.gpus)
-    utilization = min(UTILIZATION, math.floor((limit_bytes - context) / seen / STEP) * STEP)
+    steps = (limit_bytes - context) / seen / STEP + WHOLE_BYTES  # of a limit that was a utilization
+    utilization = min(UTILIZATION, math.floor(steps) * STEP)
     taken = sum(item.bytes for item in found if item.name not in (CACHE, CONTEXT))
     left = math.ceil(seen * utilization) - taken
     count = left // pool.block_bytes

@@ -18,6 +18,7 @@ from planner.runtimes.vllm.packages import VllmPackages
 from planner.runtimes.vllm.pricing import VllmPricing
 from profiles.device import DeviceProfile
 from profiles.gpu_tables import package
+from records.errors import InputError
 from supernet.spec import ModelSpec
 from supernet.ties import Groups
 
@@ -73,7 +74,10 @@ class Vllm(Runtime):
         return memory.usable_bytes(device, gpus)
 
     def pricing(self, spec: ModelSpec, workload: Workload, device: DeviceProfile) -> VllmPricing:
+        """InputError where vLLM runs the model in a type that the device has not."""
         cache = self.cache(workload)
+        if (refusal := holding.type_refusal(spec, device)) is not None:
+            raise InputError(refusal)
         rounded = "; vLLM runs this model in bfloat16, which rounds scales to 8 bits"
         said = UNKNOWN + (rounded if spec.architecture in holding.BFLOAT16 else "")
         measured = package.system_of(device) is not None

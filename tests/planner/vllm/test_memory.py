@@ -104,6 +104,7 @@ def test_what_is_left_of_a_share_is_for_keys_and_values() -> None:
     assert parts[memory.CACHE] == pool.bytes_for(16)
     beside = sum(parts.values()) - parts[memory.CACHE] - parts[memory.CONTEXT]
     left = memory.UTILIZATION * memory.seen_bytes(RTX) - beside
+    assert pricing.share(SUBNET, Vllm().usable_bytes(RTX)) == whole
     assert whole.blocks == left // pool.block_bytes and whole.pool_bytes == whole.blocks * pool.block_bytes
     assert whole.sequences == pytest.approx(whole.blocks / 256, abs=0.005) and whole.sequences > 16
     total = estimate_memory(pricing, SUBNET).total_bytes
@@ -127,3 +128,11 @@ def test_a_card_is_taken_but_for_what_vllm_leaves() -> None:
 def test_a_share_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
         replace(CardShare(0.9, 32, 2, 16, 1.0), **wrong)  # type: ignore[arg-type]
+
+
+def test_a_model_in_bfloat16_is_refused_where_a_gpu_has_none() -> None:
+    gemma = replace(SPEC, architecture="Gemma2ForCausalLM")
+    with pytest.raises(InputError, match="vLLM runs Gemma2ForCausalLM in bfloat16, .* 8.0, t4-16gb has 7.5; plan for"):
+        Vllm().pricing(gemma, Workload(4096), load("t4-16gb"))
+    assert Vllm().pricing(SPEC, Workload(4096), load("t4-16gb")).memory(SUBNET)
+    assert Vllm().pricing(gemma, Workload(4096), A100).memory(SUBNET)
