@@ -30,6 +30,7 @@ class Clock:
 
     def __init__(self, minutes: float | None, now: Callable[[], float] = time.monotonic) -> None:
         self.seconds = None if minutes is None else 60 * minutes
+        self.takes = self.seconds or 0.0  # or what is expected, where that is more
         self.now, self.began = now, now()
         self.expected: dict[str, Cost] = {}
         self.late: tuple[str, ...] = ()
@@ -53,6 +54,7 @@ class Clock:
         if shortest < 1:
             say(f"to fit into the minutes, stages are shortened to {shortest:.0%} of their text and more")
         if fixed + least > self.seconds:
+            self.takes = fixed + least
             say(f"the least for this model here is about {_shown(fixed + least)}, which it will take")
         self.shortened = shares
 
@@ -109,7 +111,7 @@ class Clock:
         def report(what: str, done: int, total: int) -> None:
             if self.seconds is None:
                 return progress(what, done, total)
-            left = self.seconds - self.elapsed
+            left = self.takes - self.elapsed
             shown = f"{_shown(left)} left" if left >= 0 else f"{_shown(-left)} late"
             return progress(f"{what}, {shown}", done, total)
 

@@ -68,6 +68,17 @@ def test_the_least_is_said_at_the_start(caplog: pytest.LogCaptureFixture) -> Non
     assert "stages are shortened to 25% of their text" in caplog.text
 
 
+def test_minutes_that_do_not_do_count_down_from_what_it_takes() -> None:
+    now, said = [0.0], []
+    clock = Clock(1.0, lambda: now[0])
+    report = clock.showing(lambda what, done, total: said.append(what))
+    report("load model", 0, 1)
+    clock.expect({"quantize": Cost(fixed=600.0)}, (), 60.0)
+    now[0] = 60.0
+    report("quantize", 0, 1)
+    assert said == ["load model, 60 s left", "quantize, 10.0 min left"]
+
+
 def test_a_stage_that_runs_late_takes_from_those_after_it_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "bitfleet")
     made, time = clock(8.0)
