@@ -34,8 +34,8 @@ def fisher_hessians(
     """The Hessian of each of `linears`, float32 `(in_features, in_features)`: a dict for the head, where what it
     multiplies by is among them, also as the embedding; then one for each decoder block, from the last to the first.
 
-    `windows` are `(n, tokens)`; a block computes in the device's `compute_dtype`. Parts of the model whose linears are
-    all `known` are left out where the `shelf` has what the others need.
+    `windows` are `(n, tokens)`; a block computes in the device's `compute_dtype`. Parts of the model with
+    linears that are `known` are left out where the `shelf` has what the others need.
     """
     layers, head = decoder_layers(model), model.get_output_embeddings()
     modules = {name: model.get_submodule(name) for name in linears}
@@ -43,12 +43,13 @@ def fisher_hessians(
     within = [[names[part] for part in whole.modules() if part in names] for whole in (*layers, head)]
     sums: dict[str, Tensor] = {}
 
-    def all_known(part: int) -> bool:
-        return all(name in known for name in within[part])
+    def solved(part: int) -> bool:
+        """A part's codes are kept together; of what no token reached there are none yet."""
+        return not within[part] or any(name in known for name in within[part])
 
     watch = partial(_watch, names=names, sums=sums)
     dtype, alone = compute_dtype(windows.device), not any(within[:-1])
-    for _ in backward(model, windows, seed, dtype, watch, shelf, all_known, report, head_alone=alone):
+    for _ in backward(model, windows, seed, dtype, watch, shelf, solved, report, head_alone=alone):
         if sums:
             yield {name: mirrored(found) for name, found in sums.items()}
             sums.clear()
