@@ -2,7 +2,7 @@
 
 All layers of a model in 4 bits: products as runtimes fuse them, norms, attention over what is cached, and the head in
 bfloat16; no rotations; in one CUDA graph on a GPU. Predicted is the sum of the layers' products as they were timed one
-by one (products.json), and what `bitfleet plan` says of vLLM by the bandwidth alone.
+by one (products.json), and what `bitfleet plan` says of vLLM by the bandwidth alone and by those times.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from planner.request import Workload
 from planner.runtimes.base import DECODE
 from planner.runtimes.vllm.runtime import Vllm
 from profiles.device import DeviceProfile
-from profiles.gpu_times import GROUP_SIZE, timing
+from profiles.gpu_times import timing
 from profiles.gpu_ways import WAYS, Float, Product, Way
 from profiles.kernels import KernelTable
 from supernet.model import spec_of
@@ -70,10 +70,10 @@ def fused(shape: Shape) -> dict[str, tuple[int, int]]:
 def one_token(shape: Shape, way: Way, device: str) -> Callable[[], Tensor]:
     bits = BITS if BITS in way.bits else way.bits[0]
     layers = [
-        {name: way.product(bits, GROUP_SIZE, *size, device) for name, size in fused(shape).items()}
+        {name: way.product(bits, way.group_size(bits), *size, device) for name, size in fused(shape).items()}
         for _ in range(shape.layers)
     ]
-    head = Float().product(16, 0, shape.hidden, shape.vocabulary, device)
+    head = Float().product(16, 1, shape.hidden, shape.vocabulary, device)
     size = (1, shape.kv_heads, CACHED, shape.head_dim)
     caches = [[torch.randn(size, dtype=torch.bfloat16, device=device) for _ in range(2)] for _ in layers]
     norm = torch.ones(shape.hidden, dtype=torch.bfloat16, device=device)
@@ -103,9 +103,7 @@ def predicted(profile: DeviceProfile, shape: Shape, way: Way) -> dict[str, float
     found: dict[str, float] = {}
     sizes = fused(shape).values()
     times = [
-        profile.kernels.estimate(
-            way.runtime, bits, GROUP_SIZE if way.groups else inputs, 1, inputs, outputs, 1, way.name
-        )
+        profile.kernels.estimate(way.runtime, bits, way.group_size(bits), 1, inputs, outputs, 1, way.name)
         for inputs, outputs in sizes
     ]
     if all(times):
@@ -114,6 +112,7 @@ def predicted(profile: DeviceProfile, shape: Shape, way: Way) -> dict[str, float
         spec = spec_of(shape.config(), shape.name)
         runtime = Vllm()
         subnet = Recipe(bits=(BITS, 8)).space(spec).uniform(spec, BITS)
-        pricing = runtime.pricing(spec, Workload(CACHED + 64, 1, CACHED), replace(profile, kernels=KernelTable()))
-        found["vllm_by_bandwidth_ms"] = sum(item.ms for item in pricing.latency(subnet, DECODE))
+        for name, known in (("bandwidth", replace(profile, kernels=KernelTable())), ("kernels", profile)):
+            pricing = runtime.pricing(spec, Workload(CACHED + 64, 1, CACHED), known)
+            found[f"vllm_by_{name}_ms"] = sum(item.ms for item in pricing.latency(subnet, DECODE))
     return found

@@ -18,7 +18,7 @@ def run(record: Record) -> None:
     if record.on_gpu:
         profile, sizes = detect(record.device)[0], replace(FULL, seconds=record.left_s - BESIDE_S)
     else:
-        profile, sizes = profile_cpu(measure_bandwidth=False), TINY_SIZES
+        profile, sizes = profile_cpu(), TINY_SIZES
     record.add(profile=profile.to_json())
     found, reasons = timed(profile, record.device, sizes, lambda what, share: None)
     record.add(profile=found.to_json(), left_out=reasons)

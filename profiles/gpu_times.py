@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from profiles.device import Calibration, DeviceProfile
-from profiles.gpu_ways import WAYS, Product, Way
+from profiles.gpu_ways import TORCH, WAYS, Product, Way
 from profiles.kernels import KernelEntry, KernelTable
 from profiles.measure import Timing, per_call, percentile, time_callable
 
@@ -27,7 +27,6 @@ SHAPES = (
 )  # fmt: skip
 QUICK_SHAPES = ((2048, 3072), (2048, 16384), (4096, 4096), (4096, 28672), (14336, 4096))
 ROWS, QUICK_ROWS = (1, 16, 64, 256, 2048), (1, 64)
-GROUP_SIZE = 64
 CACHE_BYTES = 256 << 20  # more than the largest cache of a GPU today, several times
 MOST_COPIES = 32
 SIDE = 8192  # of the square product that shows how fast a GPU multiplies
@@ -36,7 +35,6 @@ CACHED = ((1, 4096), (1, 32768), (16, 4096))  # sequences, and tokens that each 
 LAUNCHES = 200
 COMPILING = 0.6  # of the time for products goes at most into compiling them
 MOST_WORKERS = 14
-TORCH = "torch"
 
 Report = Callable[[str, float], None]
 
@@ -150,7 +148,7 @@ def _compile(way: Way, bits: int, shape: tuple[int, int], device: str, rows: Seq
     import torch
 
     torch.set_num_threads(1)
-    product = way.product(bits, GROUP_SIZE, *shape, device)
+    product = way.product(bits, way.group_size(bits), *shape, device)
     for count in rows:
         product(torch.randn(count, shape[0], dtype=torch.bfloat16, device=device))
 
@@ -163,14 +161,14 @@ def _entries(way: Way, bits: int, shape: tuple[int, int], device: str, sizes: Si
     import torch
 
     inputs, outputs = shape
+    group = way.group_size(bits)
     copies = max(1, min(MOST_COPIES, -(-sizes.cache_bytes * 8 // (bits * inputs * outputs))))
-    made = [way.product(bits, GROUP_SIZE, inputs, outputs, device) for _ in range(copies)]
+    made = [way.product(bits, group, inputs, outputs, device) for _ in range(copies)]
     found = []
     for rows in sizes.rows:
         x = torch.randn(rows, inputs, dtype=torch.bfloat16, device=device)
         calls = [_call(product, x) for product in made]
         once = timing(calls, device, sizes.repeats)
-        group = GROUP_SIZE if way.groups else inputs
         found.append(
             KernelEntry(
                 way.runtime,

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
+TORCH, FLOAT_BITS, FLOAT_GROUP = "torch", 16, 1
+"""How a kernel table names torch's product of floats, which has no groups."""
+
 Product = Callable[[Any], Any]
 """Of activations `(rows, in_features)`, bfloat16 on the device, to `(rows, out_features)`."""
 
@@ -20,7 +23,6 @@ class Way(ABC):
     name: ClassVar[str]
     runtime: ClassVar[str]
     bits: ClassVar[tuple[int, ...]]
-    groups: ClassVar[bool] = True  # whether weights have scales for groups of inputs
     needs: ClassVar[str] = "torch"  # the module that brings it
     compiles: ClassVar[bool] = False  # whether it compiles a kernel for each shape and number of rows, into a cache
 
@@ -28,13 +30,20 @@ class Way(ABC):
         """Why it cannot run on a device such as cuda:0, in one line; None where it may."""
         return None if find_spec(self.needs) else f"{self.needs} is not installed"
 
+    def group_size(self, bits: int) -> int:
+        """The inputs that share a scale, as packages for vLLM have them by default."""
+        return 64 if bits < 4 else 32
+
     @abstractmethod
     def product(self, bits: int, group_size: int, in_features: int, out_features: int, device: str) -> Product:
         """With random weights. Whatever its library raises where it does not run."""
 
 
 class Float(Way):
-    name, runtime, bits, groups = "bfloat16", "torch", (16,), False
+    name, runtime, bits = "bfloat16", TORCH, (FLOAT_BITS,)
+
+    def group_size(self, bits: int) -> int:
+        return FLOAT_GROUP
 
     def product(self, bits: int, group_size: int, in_features: int, out_features: int, device: str) -> Product:
         import torch
@@ -46,7 +55,7 @@ class Float(Way):
 class TinyGemm(Way):
     """torch's own product of 4 bits."""
 
-    name, runtime, bits = "tinygemm", "torch", (4,)
+    name, runtime, bits = "tinygemm", TORCH, (4,)
 
     def product(self, bits: int, group_size: int, in_features: int, out_features: int, device: str) -> Product:
         import torch

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from profiles.device import DeviceProfile
-from profiles.gpu_times import GROUP_SIZE, Sizes, compile_ahead, products, refusal, timed
+from profiles.gpu_times import Sizes, compile_ahead, products, refusal, timed
 from profiles.gpu_ways import WAYS, Float, Humming, Marlin, TinyGemm, Way
 from profiles.kernels import MEASURED
 
@@ -40,7 +40,7 @@ def test_every_way_that_is_installed_is_timed_at_every_size() -> None:
     assert sizes == {
         (w.name, b, r, k, n) for w in timed_ways for b in w.bits for r in TINY.rows for k, n in TINY.shapes
     }
-    assert {e.group_size for e in entries if e.kernel == TinyGemm.name} == {GROUP_SIZE}
+    assert {e.group_size for e in entries if e.kernel == TinyGemm.name} == {32}
 
 
 @pytest.mark.parametrize("way", [Marlin(), Humming()])
@@ -85,7 +85,7 @@ def test_kernels_are_compiled_in_other_processes() -> None:
 def test_a_profile_has_what_was_timed() -> None:
     found, reasons = timed(PROFILE, "cpu", TINY, silent)
     assert DeviceProfile.from_json(found.to_json()) == found
-    once = found.kernels.estimate("torch", 4, GROUP_SIZE, 16, 256, 128, kernel="tinygemm")
+    once = found.kernels.estimate("torch", 4, 32, 16, 256, 128, kernel="tinygemm")
     assert once is not None
     assert once.basis == MEASURED
     assert found.bf16_ops_per_s is not None

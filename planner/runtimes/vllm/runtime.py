@@ -84,11 +84,15 @@ class Vllm(Runtime):
         if measured and package.root() is None:
             said += f"; others measured kernels of this GPU: {package.INSTALL} has plans rest on them"
         pricing = VllmPricing(spec, workload, device, VllmHolding(spec), USUAL, self.name, said, cache)
-        if not measured or package.root() is None:
-            return pricing
-        from planner.runtimes.vllm.by_tables import by_tables
+        if measured and package.root() is not None:
+            from planner.runtimes.vllm.by_tables import by_tables
 
-        return by_tables(pricing)
+            pricing = by_tables(pricing)
+        if device.kernels:
+            from planner.runtimes.vllm.by_kernels import by_kernels
+
+            pricing = by_kernels(pricing)
+        return pricing
 
     def checks(self) -> Iterator[Check]:
         yield LIBRARY.check()
