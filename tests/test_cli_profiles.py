@@ -40,6 +40,11 @@ def test_llama_cpp_runs_on_all_of_them_by_what_each_has(bitfleet: Any, name: str
     assert len(found) == len(json.loads(bitfleet("profile", "list", "--json").out))
 
 
+def test_onnx_runtime_runs_on_every_processor_of_it(bitfleet: Any) -> None:
+    found = listed(bitfleet, "onnxruntime")
+    assert {entry["note"] for entry in found.values()} == {"on its processor, by clock and bandwidth"}
+
+
 def test_mlx_refuses_other_makers_in_a_line_for_each(bitfleet: Any) -> None:
     lines = bitfleet("profile", "list", "--runtime", "mlx").out.splitlines()
     refused = [line for line in lines if line.startswith("not ")]

@@ -79,7 +79,7 @@ def test_a_token_of_vllm_is_its_bytes_over_the_published_share(name: str) -> Non
         assert (item.ms, item.spread) == (pytest.approx(ms), pytest.approx(math.sinh(half))), text
 
 
-@pytest.mark.parametrize("name", GPUS)
+@pytest.mark.parametrize("name", ["t4-16gb", "rtx-4090-24gb", "b200-sxm-180gb"])
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("grid", GRIDS)
 def test_what_no_kernel_of_vllm_runs_is_refused_with_what_fits(name: str, bits: int, grid: str) -> None:

@@ -16,6 +16,7 @@ from planner.runtimes.onnxruntime.installed import check_installed, versions
 from planner.runtimes.onnxruntime.packages import OnnxPackages
 from planner.runtimes.onnxruntime.pricing import OnnxPricing
 from profiles.device import DeviceProfile
+from profiles.roofline import roofline
 from supernet.space import SearchSpace, Subnet
 from supernet.spec import ModelSpec
 from supernet.ties import Groups
@@ -37,6 +38,10 @@ class OnnxRuntime(Runtime):
 
     def ties(self, spec: ModelSpec) -> Groups:
         return storage.ties(spec)
+
+    def device_note(self, device: DeviceProfile) -> str:
+        found = roofline(device, 1, 1)
+        return "on its processor, by clock and bandwidth" if found else "no estimate: profile it where it is"
 
     def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
         from planner.runtimes.onnxruntime import keeping

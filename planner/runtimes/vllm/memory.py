@@ -30,9 +30,13 @@ WHOLE_BYTES = 1e-4
 SEEN, SEEN_MEASURED = 0.98, 0.99
 """Of a datasheet's memory what programs see (H100 79.19 of 80 GiB, RTX 5090 31.37 of 32, RTX 3090 23.58 of 24), and of
 what the driver says."""
-SEEN_WITH_ECC = 0.918
-ECC_CARDS = ("l4-24gb", "l40s-48gb", "a10-24gb")
-"""Server cards whose GDDR memory keeps check bits beside the data (L40S 44.42 of 48 GiB, L4 22.03 of 24)."""
+SEEN_WITH_ECC = 0.91
+ECC_CARDS = ("a10-24gb", "a40-48gb", "l4-24gb", "l40s-48gb", "t4-16gb")
+"""Server cards whose GDDR memory keeps check bits beside the data (L40S 44.42 of 48 GiB, L4 22.03 of 24, T4 14.57 of
+16)."""
+SEEN_SHARED, UTILIZATION_SHARED = 0.95, 0.80
+"""Where the memory is the processor's: DGX Sparks see 121.69 of 128 GiB and have 101 to 102 of these free when started,
+and vLLM refuses to start with more than what is free."""
 CONTEXT_BYTES, CONTEXT_BYTES_OF_SEVERAL = 660_000_000, 1_660_000_000
 """On each GPU before anything is counted: free at the start 78.57 of 79.18 GiB, and 77.64 on two GPUs."""
 OUTSIDE_BYTES, OUTSIDE_BYTES_OF_SEVERAL = 290_000_000, 2_330_000_000
@@ -51,13 +55,20 @@ def seen_bytes(device: DeviceProfile) -> int:
     """Memory of a GPU that programs see: what a utilization is a share of."""
     if device.measured:
         return int(device.memory_bytes * SEEN_MEASURED)
+    if device.shares_memory:
+        return int(device.memory_bytes * SEEN_SHARED)
     return int(device.memory_bytes * (SEEN_WITH_ECC if device.name in ECC_CARDS else SEEN))
+
+
+def most_utilization(device: DeviceProfile) -> float:
+    """vLLM's own, or less where others need the memory, too."""
+    return UTILIZATION_SHARED if device.shares_memory else UTILIZATION
 
 
 def usable_bytes(device: DeviceProfile, gpus: int) -> int:
     """What vLLM takes of a GPU at most, unless it is told to take more; its context included."""
     seen = seen_bytes(device)
-    return min(device.usable_bytes, seen, int(UTILIZATION * seen) + context_bytes(gpus))
+    return min(device.usable_bytes, seen, int(most_utilization(device) * seen) + context_bytes(gpus))
 
 
 def context_bytes(gpus: int) -> int:
@@ -119,7 +130,7 @@ def share(
     where they leave none."""
     seen, context = seen_bytes(device), context_bytes(workload.gpus)
     steps = (limit_bytes - context) / seen / STEP + WHOLE_BYTES  # of a limit that was a utilization
-    utilization = min(UTILIZATION, math.floor(steps) * STEP)
+    utilization = min(most_utilization(device), math.floor(steps) * STEP)
     taken = sum(item.bytes for item in found if item.name not in (CACHE, CONTEXT))
     left = math.ceil(seen * utilization) - taken
     count = left // pool.block_bytes
