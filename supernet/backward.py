@@ -25,7 +25,8 @@ Report = Callable[[int, int], None]
 
 
 def backward(
-    model: Any, windows: Tensor, seed: int, dtype: torch.dtype, watch: Watch, shelf: Shelf | None = None,
+    model: Any, windows: Tensor, seed: int | torch.Generator, dtype: torch.dtype, watch: Watch,
+    shelf: Shelf | None = None,
     known: Callable[[int], bool] = lambda part: False, report: Report = lambda done, total: None,
     close: Callable[[], object] = lambda: None, head_alone: bool = False,
 ) -> Iterator[int]:  # fmt: skip
@@ -95,10 +96,10 @@ def _forward(
         report(number + 1, len(layers))
 
 
-def _last_gradients(model: Any, windows: Tensor, states: Sequence[Tensor], seed: int) -> list[Tensor]:
+def _last_gradients(model: Any, windows: Tensor, states: Sequence[Tensor], seed: int | torch.Generator) -> list[Tensor]:
     """The gradient of log p(y) with respect to what the last block makes, which is `states`."""
     head = model.get_output_embeddings()
-    generator = torch.Generator(device=windows.device).manual_seed(seed)
+    drawn = seed if isinstance(seed, torch.Generator) else torch.Generator(windows.device).manual_seed(seed)
     leaves = [state.detach().requires_grad_() for state in states]
     hidden = []
     with present(model.get_input_embeddings()):
@@ -106,7 +107,7 @@ def _last_gradients(model: Any, windows: Tensor, states: Sequence[Tensor], seed:
             with skipped(decoder_layers(model), leaf), torch.enable_grad():
                 hidden.append(hidden_states(model, part.to(model.device)))
     with placed(head, windows.device, states[0].dtype):  # once for all: a head is large
-        slopes = [label_gradient(model, part.to(windows.device, states[0].dtype), generator) for part in hidden]
+        slopes = [label_gradient(model, part.to(windows.device, states[0].dtype), drawn) for part in hidden]
     for part, slope in zip(hidden, slopes, strict=True):
         part.backward(slope.to(part.device, part.dtype))
     return [leaf.grad for leaf in leaves if leaf.grad is not None]

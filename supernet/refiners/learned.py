@@ -32,13 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from supernet.adapters.rounding import Rounding
+from supernet.backward import backward
 from supernet.blocks import decoder_layers, first_inputs, hidden_of, layer_arguments, placed
 from supernet.build import Supernet
 from supernet.gate import Gate
 from supernet.grids import QuantizedWeight
-from supernet.labels import label_gradient
 from supernet.linear import Quantized
-from supernet.model import hidden_states, removed_after
 from supernet.progress import Progress
 from supernet.quantizers import GPTQ, RTN
 from supernet.quantizers.by_width import ByWidth
@@ -60,6 +59,7 @@ JUDGES = 64  # windows that tell which start was better; by 8 it is often the wr
 HELD_OUT = 4  # windows that judge each block
 TIMED = 4  # windows that tell how long weighing one takes
 IMPROVER = "learned rounding"
+WEIGHED = 16  # windows whose hidden states wait between two blocks while errors are weighed
 TOKEN_POWER = 0.5  # of a token's Fisher information; less noise in it than one label's leaves no less KL
 
 
@@ -281,26 +281,28 @@ def output_weights(
     count, length = windows.shape
     tokens = torch.zeros(len(layers), count, length, device=model.device)
     channels = torch.zeros(len(layers), model.config.get_text_config().hidden_size, device=model.device)
-    generator = torch.Generator(device=model.device).manual_seed(seed)
+    generator = torch.Generator(device=windows.device).manual_seed(seed)
+    numbers = {layer: number for number, layer in enumerate(layers)}
+    for start in range(0, count, WEIGHED):
 
-    def watch(number: int, start: int) -> Callable[..., None]:
-        def collect(grad: Tensor) -> None:
-            squares = grad.float().square()
-            tokens[number, start : start + len(grad)] = squares.mean(-1).pow(TOKEN_POWER)
-            channels[number].add_(squares.sum((0, 1)))
+        def watch(part: nn.Module, start: int = start) -> list[Any]:
+            seen = [start]  # a block goes back some windows at a time, in their order
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            hidden_of(output).register_hook(collect)
+            def collect(grad: Tensor) -> None:
+                squares = grad.float().square().to(model.device)
+                tokens[numbers[part], seen[0] : seen[0] + len(grad)] = squares.mean(-1).pow(TOKEN_POWER)
+                channels[numbers[part]].add_(squares.sum((0, 1)))
+                seen[0] += len(grad)
 
-        return hook
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                hidden_of(output).register_hook(collect)
 
-    embedded = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
-    with removed_after([embedded]):
-        for start in range(0, count, 4):
-            with removed_after([layer.register_forward_hook(watch(n, start)) for n, layer in enumerate(layers)]):
-                hidden = hidden_states(model, windows[start : start + 4].to(model.device))
-                hidden.backward(label_gradient(model, hidden, generator))
-            progress("weigh errors", min(start + 4, count), count)
+            return [part.register_forward_hook(hook)] if part in numbers else []
+
+        some = windows[start : start + WEIGHED]
+        for _ in backward(model, some, generator, model.dtype, watch):
+            pass
+        progress("weigh errors", start + len(some), count)
     tiny = torch.finfo(torch.float32).tiny
     tokens /= tokens.mean((1, 2), keepdim=True).clamp(min=tiny)
     channels /= channels.mean(1, keepdim=True).clamp(min=tiny)
