@@ -104,7 +104,11 @@ def supernet_step(record: Record, model: Any, windows: torch.Tensor, checkpointi
         device=torch.device(record.device), num_processes=1, process_index=0, is_main_process=True,
         reduce=lambda tensor, how: tensor,
     )  # fmt: skip
-    return Trainer(model, supernet, windows, SAMPLERS["balanced"](), options, accelerator, None).step
+    trainer = Trainer(model, supernet, windows, SAMPLERS["balanced"](), options, accelerator, None)
+    if record.on_gpu:
+        trainer.make_room()  # as `bitfleet train` does there
+        record.forget_peak()
+    return trainer.step
 
 
 def parts_of(supernet: Any) -> list[torch.Tensor]:

@@ -60,6 +60,8 @@ def fit(
     minutes = recipe.minutes if left is None else left / 60
     steps = recipe.steps or _recorded_steps(files) or fitting_steps(trainer, minutes, accelerator)
     run = trainer(steps)
+    if accelerator.device.type != "cpu":
+        run.make_room()
     run.resume()
     run.save()  # from here on a resumed run knows its number of steps
     run.run(progress)

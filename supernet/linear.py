@@ -68,6 +68,12 @@ class Quantized(nn.Module):
         for name, part in weight.parts.items():
             setattr(self, f"{weight.choice}_{name}", part)
 
+    def keep_here(self, used: Iterable[Choice]) -> None:
+        """Send the codes of all other choices to the CPU's memory, until the module is moved again."""
+        others = set(self.choices) - {choice.whole for choice in used}
+        for name in (f"{choice}_{part}" for choice in others for part in self.parts[choice]):
+            setattr(self, name, getattr(self, name).cpu())
+
     def adapter(self, choice: Choice) -> Adapter | None:
         if choice.kept == 0:
             return None

@@ -203,6 +203,12 @@ class Trainer:
         """One number a step: the mean over its subnets."""
         return [_loss(trained) for trained in self.history]
 
+    def make_room(self) -> None:
+        """Leave the codes that no step draws to the CPU's memory: `supernet.model.to` brings them back."""
+        for unit, choices in self.space:
+            for linear in self.drawn_spec.unit(unit).linears:
+                self.supernet.matrices[linear.name].keep_here(choices)
+
     def run(self, progress: Progress = silent) -> list[float]:
         """Train to the last step, from the first or from where `resume` left off; returns every step's loss."""
         try:

@@ -153,6 +153,24 @@ def test_a_step_waits_for_few_results(subnets: int, there: There) -> None:
     assert there.copies <= 2
 
 
+def test_codes_that_no_step_draws_wait_in_the_cpus_memory(there: There) -> None:
+    subject = made(GPU)
+    subject.supernet.adapt(ADAPTERS["scales"], (2,), 0)
+    subject.supernet.set_dtype(torch.float32)
+    settings = TrainOptions(2, 1e-2, batch=2)
+    sampler = SAMPLERS["balanced"]()
+    trainer = Trainer(subject.model, subject.supernet, windows(4, 16), sampler, settings, ACCELERATOR, None)
+    trainer.make_room()
+    for unit, choices in subject.space.whole:
+        drawn = choices[-1:] if subject.spec.unit(unit).is_table else choices[:1]
+        for linear in subject.spec.unit(unit).linears:
+            matrix = subject.supernet.matrices[linear.name]
+            assert {c for c in matrix.choices if matrix.stored(c).codes.device == GPU} == set(drawn)
+    assert len(trainer.run()) == 2
+    subject.supernet.model.to(GPU)
+    assert all(w.codes.device == GPU for found in subject.supernet.weights().values() for w in found.values())
+
+
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_codes_are_unpacked_there_as_here(bits: int, there: There) -> None:
     codes = torch.randint(0, 2**bits, (3, 48), dtype=torch.uint8)
