@@ -128,6 +128,13 @@ def stored_bytes(which: Sequence[LinearSpec], bits: int) -> int:
     return code_bytes(which, bits) + sum(scale_bytes(linear.weights, bits) for linear in which)
 
 
+def drawn_bytes(spec: ModelSpec) -> int:
+    """What a training step may draw: the bit-widths that have adapters, and the widest of the tables."""
+    return sum(stored_bytes(linears(spec), b) for b in RECIPE.adapted_bits) + stored_bytes(
+        tables(spec), max(RECIPE.bits)
+    )
+
+
 def supernet_bytes(spec: ModelSpec) -> int:
     """Every linear at every bit-width, embedding and head at theirs."""
     return sum(stored_bytes(linears(spec), b) for b in RECIPE.bits) + table_bytes(spec)
@@ -322,7 +329,7 @@ class Training:
             "teacher's blocks, shared out": BFLOAT16 * (parameters(spec) - table_weights) / n,
             "teacher's embedding and head": BFLOAT16 * table_weights,
             "teacher's blocks that are whole, two at most": 2 * BFLOAT16 * block if n > 1 else 0,
-            "supernet's codes and scales, shared out": supernet_bytes(spec) / n,
+            "codes and scales that steps draw, shared out": drawn_bytes(spec) / n,
             "scales that are whole, of one block": max(scale_bytes(block, b) for b in RECIPE.bits) if n > 1 else 0,
             "supernet's embedding, as it is multiplied": BFLOAT16 * tables(spec)[0].weights,
             "widest matrix made again: codes, weights and their gradient": 3
