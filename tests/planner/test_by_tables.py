@@ -15,7 +15,8 @@ from planner.runtimes.passes import cached_tokens
 from planner.runtimes.shapes import Shape
 from planner.runtimes.vllm.by_tables import PACKED_KERNEL, STEP_MS, Pass, passes
 from planner.runtimes.vllm.holding import HUMMING_TIMES
-from planner.runtimes.vllm.runtime import USUAL, Vllm
+from planner.runtimes.vllm.runtime import Vllm
+from planner.runtimes.vllm.scheduling import pass_tokens
 from profiles.catalog import load
 from profiles.device import DeviceProfile
 from profiles.gpu_tables import package
@@ -107,12 +108,14 @@ def test_a_prompt_goes_through_in_chunks(tables: GpuTables, device: DeviceProfil
     assert passes(Workload(8192, 3, 1500), DECODE, 2048) == [Pass(3, 3)]
     with pytest.raises(ValueError, match="phase"):
         passes(LOAD, "train", 2048)
-    long = items(device, TIED, Workload(8192, 1, 4096), PREFILL)
+    load = Workload(32768, 1, 16384)
+    assert pass_tokens(load, device) == 8192
+    long = items(device, TIED, load, PREFILL)
     size = 2048 * 8192 * (4 / 8 + 2 / 128)
-    one = tables.products.packed(2048, 2048, 8192, size, PACKED_KERNEL).ms
-    assert USUAL.chunk_tokens == 2048 and long[DOWN].ms == pytest.approx(2 * one, rel=1e-4)
+    one = tables.products.packed(8192, 2048, 8192, size, PACKED_KERNEL).ms
+    assert long[DOWN].ms == pytest.approx(2 * one, rel=1e-4)
     heads = Heads(16, 2, 128)
-    whole = tables.prefill.prompt(1, heads, 4096, BFLOAT16, None).ms
+    whole = tables.prefill.prompt(1, heads, 16384, BFLOAT16, None).ms
     assert long["attention"].ms == pytest.approx(4 * whole)
 
 

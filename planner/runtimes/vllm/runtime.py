@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from planner.amounts import size
@@ -12,7 +13,7 @@ from planner.runtimes.base import FLOAT, Runtime
 from planner.runtimes.by_bandwidth import Usual
 from planner.runtimes.caches import CacheType
 from planner.runtimes.library import Library
-from planner.runtimes.vllm import holding, memory
+from planner.runtimes.vllm import holding, memory, scheduling
 from planner.runtimes.vllm.holding import VllmHolding
 from planner.runtimes.vllm.packages import VllmPackages
 from planner.runtimes.vllm.pricing import VllmPricing
@@ -25,7 +26,7 @@ from supernet.ties import Groups
 if TYPE_CHECKING:
     from supernet.keys_values import Kept
 
-# A pass without its products; the prompt tokens of a pass. Memory is in `memory`.
+# A pass without its products; its tokens are as `scheduling` has them for a device, and memory is in `memory`.
 USUAL = Usual(process_bytes=0, step_ms=1.0, layer_ms=0.02, chunk_tokens=2048)
 UNKNOWN = (
     "nobody published speeds of its Humming kernels (2, 3, 5, 6 and 7 bits, 8 bits with zeros), whose time beside 4 "
@@ -83,7 +84,8 @@ class Vllm(Runtime):
         measured = package.system_of(device) is not None
         if measured and package.root() is None:
             said += f"; others measured kernels of this GPU: {package.INSTALL} has plans rest on them"
-        pricing = VllmPricing(spec, workload, device, VllmHolding(spec), USUAL, self.name, said, cache)
+        usual = replace(USUAL, chunk_tokens=scheduling.pass_tokens(workload, device))
+        pricing = VllmPricing(spec, workload, device, VllmHolding(spec), usual, self.name, said, cache)
         if measured and package.root() is not None:
             from planner.runtimes.vllm.by_tables import by_tables
 
