@@ -31,13 +31,21 @@ def print_device(device: DeviceProfile) -> None:
         ("memory", f"{size(device.memory_bytes)}, usable {size(device.usable_bytes)}"),
         ("bandwidth", f"{rate(device.bandwidth_bytes_per_s)} {device.bandwidth_basis or ''}"),
         ("host", "" if device.host is None else f"{device.host.name}, usable {size(device.host.usable_bytes)}"),
-        ("kernels", f"{len(device.kernels.entries)} products measured" if device.kernels else "none measured"),
+        ("kernels", _kernels(device)),
         ("basis", "measured" if device.measured else "a datasheet; a plan's latency for it is an estimate"),
         ("date", device.date),
         ("source", device.source),
         ("notes", device.notes),
     ]
     table((), [row for row in rows if row[1]])
+
+
+def _kernels(device: DeviceProfile) -> str:
+    from profiles.gpu_tables import package
+
+    if device.kernels:
+        return f"{len(device.kernels.entries)} products measured"
+    return "none measured" if package.system_of(device) is None else f"{package.timed()}; none measured here"
 
 
 def print_anchors(before: DeviceProfile, after: DeviceProfile) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiles.device import DeviceProfile
+from records.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,7 @@ SYSTEMS: Mapping[str, re.Pattern[str]] = {
 }
 
 
-SAID = {"gemm": "products", "comm": "adding up"}
+SAID = {"gemm": "products", "comm": "sums"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class Source:
     version: str
     gpu: str
 
-    def __str__(self) -> str:
-        return f"{SAID.get(self.kind, self.kind)} of {self.framework} {self.version}"
+    @property
+    def said(self) -> str:
+        return SAID.get(self.kind, self.kind)
 
 
 Columns = dict[str, "NDArray[Any]"]
@@ -76,6 +78,11 @@ def root() -> Path | None:
         return None
     folder = Path(found.submodule_search_locations[0]) / "systems" / "data"
     return folder if folder.is_dir() else None
+
+
+def timed() -> str:
+    """What is known of the kernels of a GPU that is in the tables, with what to install where they are not."""
+    return "timed by others" if root() else f"timed by others, with {INSTALL}"
 
 
 def said() -> str:
@@ -101,10 +108,13 @@ def read(path: Path, columns: Sequence[str], where: Mapping[str, str]) -> tuple[
 
     there = set(parquet.read_schema(path).names)
     filters = [(name, "=", value) for name, value in where.items() if name in there] or None
-    rows = parquet.read_table(path, columns=[*(c for c in columns if c in there), "device"], filters=filters)
-    gpu = rows["device"][0].as_py() if rows.num_rows else ""
-    source = Source(path.parents[2].name, path.parents[1].name, path.parent.name, gpu)
-    return {name: rows[name].to_numpy() for name in rows.column_names if name != "device"}, source
+    wanted = [name for name in columns if name in there]
+    rows = parquet.read_table(path, columns=[*wanted, "device", "version"], filters=filters)
+    if not rows.num_rows:
+        raise InputError(f"{path} has no rows of {', '.join(where.values())}; install {PACKAGE} 0.12 or newer")
+    gpu, measured_with = rows["device"][0].as_py(), rows["version"][0].as_py()
+    source = Source(path.parents[2].name, path.parents[1].name, measured_with, gpu)
+    return {name: rows[name].to_numpy() for name in wanted}, source
 
 
 def stacked(columns: Columns, names: Sequence[str]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,16 @@ class GpuTables:
 
     def said(self) -> str:
         """Where the times come from, in a few words."""
-        return f"{', '.join(map(str, self.sources))} on {self.sources[0].gpu} ({package.said()})"
+        versions: dict[str, list[str]] = {}
+        for source in self.sources:
+            versions.setdefault(f"{source.framework} {source.version}", []).append(source.said)
+        parts = ", ".join(f"{listed(kinds)} of {name}" for name, kinds in versions.items())
+        return f"{parts} on {self.sources[0].gpu} ({package.said()})"
+
+
+def listed(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def tables_of(device: DeviceProfile) -> GpuTables | None:

@@ -61,7 +61,8 @@ class Vllm(Runtime):
 
     def device_note(self, device: DeviceProfile) -> str:
         taken = size(memory.usable_bytes(device, 1))
-        return f"takes {taken}: {holding.MARLIN} for {holding.MARLIN_RUNS}, else {holding.HUMMING}"
+        timed = "" if package.system_of(device) is None else f"; kernels {package.timed()}"
+        return f"takes {taken}: {holding.MARLIN} for {holding.MARLIN_RUNS}, else {holding.HUMMING}{timed}"
 
     def kept(self, cache: CacheType, spec: ModelSpec, model: Any, windows: Sequence[Any]) -> Kept:
         from planner.runtimes.vllm import keeping
@@ -81,12 +82,12 @@ class Vllm(Runtime):
             raise InputError(refusal)
         rounded = "; vLLM runs this model in bfloat16, which rounds scales to 8 bits"
         said = UNKNOWN + (rounded if spec.architecture in holding.BFLOAT16 else "")
-        measured = package.system_of(device) is not None
-        if measured and package.root() is None:
-            said += f"; others measured kernels of this GPU: {package.INSTALL} has plans rest on them"
+        timed = package.system_of(device) is not None
+        if timed and package.root() is None:
+            said += f"; kernels of this GPU were {package.timed()}"
         usual = replace(USUAL, chunk_tokens=scheduling.pass_tokens(workload, device))
         pricing = VllmPricing(spec, workload, device, VllmHolding(spec), usual, self.name, said, cache)
-        if measured and package.root() is not None:
+        if timed and package.root() is not None:
             from planner.runtimes.vllm.by_tables import by_tables
 
             pricing = by_tables(pricing)

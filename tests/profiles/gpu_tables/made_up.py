@@ -40,7 +40,8 @@ def write(folder: Path, system: str = "h100_sxm", version: str = "0.24.0", gpu: 
 
         path = folder / system / kind / "vllm" / version / f"{name}_perf.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**row, "device": gpu} for row in rows]), path)
+        said = {"device": gpu, "version": version}
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**row, **said} for row in rows]), path)
 
     save("gemm", "gemm", [
         {"gemm_dtype": kind, "m": m, "n": n, "k": k, "latency": float_ms(m, n, k, width)}

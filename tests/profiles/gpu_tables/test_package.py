@@ -10,6 +10,7 @@ import pytest
 
 from profiles.catalog import load, names
 from profiles.gpu_tables import package
+from records.errors import InputError
 
 pytest.importorskip("pyarrow")
 WITH_TABLES = {
@@ -64,11 +65,13 @@ def test_rows_are_those_that_say_what_was_asked_and_columns_those_that_are_there
 
     path = tmp_path / "gemm" / "vllm" / "0.24.0" / "gemm_perf.parquet"
     path.parent.mkdir(parents=True)
-    rows = {"kind": ["a", "b", "a"], "m": [1, 2, 3], "device": ["GPU"] * 3}
+    rows = {"kind": ["a", "b", "a"], "m": [1, 2, 3], "device": ["GPU"] * 3, "version": ["0.14.0"] * 3}
     pyarrow.parquet.write_table(pyarrow.table(rows), path)
     columns, source = package.read(path, ("m", "n"), {"kind": "a", "other": "c"})
     assert columns.keys() == {"m"} and columns["m"].tolist() == [1, 3]
-    assert str(source) == "products of vllm 0.24.0" and source.gpu == "GPU"
+    assert source == package.Source("gemm", "vllm", "0.14.0", "GPU")  # as the rows say, whatever folder they are in
+    with pytest.raises(InputError, match="no rows of c"):
+        package.read(path, ("m",), {"kind": "c"})
 
 
 def test_nothing_is_there_where_the_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
