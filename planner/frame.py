@@ -66,6 +66,8 @@ def frame(scenario: Scenario) -> Framed:
     if workload.batch > runtime.most_sequences:
         most = f"{runtime.name} serves {runtime.most_sequences} sequences at once at most"
         raise InputError(f"{most}, got a batch of {workload.batch}; use a smaller --batch")
+    if workload.gpus > 1 and device.shares_memory:
+        raise InputError(f"{device.name} has one GPU, got --gpus {workload.gpus}; plan for another --device")
     _check_timed(runtime, device)
     space, dropped = check_servable(files, scenario.table, runtime, workload.gpus)
     workload.check(files.spec)
