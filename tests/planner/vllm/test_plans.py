@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from planner import pipeline
+from planner.fleet.fleetfile import Fleet, Wanted
+from planner.fleet.plan import plan_fleet
 from planner.plan import Plan
-from planner.request import Budget, ContextRange, Workload
+from planner.request import Asked, Budget, ContextRange, Workload
 from planner.runtimes.vllm import memory
 from planner.runtimes.vllm.runtime import Vllm
 from planner.summary import promises, shared, start, title
@@ -70,3 +72,19 @@ def test_a_plan_over_gpus_says_so_and_what_cannot_be_divided_is_refused(files: F
     with pytest.raises(InputError, match="dgx-spark-128gb has one GPU, got --gpus 3"):
         spark = load("dgx-spark-128gb")
         pipeline.plan_any(files, (Vllm(),), spark, replace(LOAD, gpus=3), Budget(10**10), trials=0)
+
+
+def test_a_fleet_has_a_package_for_each_number_of_gpus(files: Files) -> None:
+    devices = tuple(
+        Wanted(f"on {gpus}", RTX.name, RTX, Budget(6_000_000_000), "vllm", Asked(4096, 8, gpus=gpus))
+        for gpus in (1, 3, 3, 2)
+    )
+    named = tuple(replace(one, name=f"{one.name}, {number}") for number, one in enumerate(devices))
+    made = plan_fleet(files, Fleet(None, 0.05, named), lambda name: Vllm(), trials=0)
+    assert [(package.kind.gpus, list(package.plans)) for package in made.packages] == [
+        (1, ["on 1, 0"]),
+        (3, ["on 3, 1", "on 3, 2"]),
+    ]
+    assert len({package.name for package in made.packages}) == 2
+    (refused,) = made.refused
+    assert refused.wanted.name == "on 2, 3" and refused.refused.endswith("are no multiple of 2; use another gpus")
