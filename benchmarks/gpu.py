@@ -36,8 +36,8 @@ PARTS = (
     Part("step-8b", 0.13, "a", "the same of Llama-3.1-8B's shape"),
     Part("blocks", 0.09, "a", "GPTQ and learned rounding of a block of 8B"),
     Part("decode", 0.05, "a", "a token through each kernel, beside what is predicted"),
-    Part("training", 0.28, "b", "SmolLM2's full training, and its KL"),
-    Part("long", 0.18, "b", "the same with ten times the steps, or as many as fit"),
+    Part("training", 0.38, "b", "SmolLM2's full training, and its KL"),
+    Part("long", 0.08, "b", "the same with ten times the steps, or as many as fit"),
 )
 NAMES = [part.name for part in PARTS]
 GRACE_S = 5.0

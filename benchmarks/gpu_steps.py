@@ -24,11 +24,12 @@ from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.recipe import Recipe
 from supernet.samplers import SAMPLERS
-from supernet.train import Trainer, TrainOptions
+from supernet.train import Target, Trainer, TrainOptions
 
 RANK = 16
 STEPS = 100  # of the training that steps are taken from
 REPEATS = 5
+NAMED = 8  # kernels that take longest
 TIME_TARGET, PEAK_TARGET = 1.6, 0.35
 Step = Callable[[int], object]
 
@@ -79,7 +80,50 @@ def measured(record: Record, name: str, step: Step, windows: torch.Tensor, peak:
         "peak_bytes": record.peak_bytes(),
     }
     record.add(**{name: found})
+    if record.on_gpu:
+        record.add(**{f"{name}_kernels": kernels(record, step)})
     return found
+
+
+def kernels(record: Record, step: Step) -> dict[str, Any]:
+    """How many kernels a step has, how long the GPU is busy with them, and with which most."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            step(STEPS // 2)
+            record.wait()
+    except RuntimeError as error:  # a machine may keep its counters to itself
+        return {"left_out": str(error)[:200]}
+    spent: dict[str, list[float]] = {}
+    for event in seen.events():
+        if event.device_type == DeviceType.CUDA:
+            of = spent.setdefault(event.name, [0, 0.0])
+            of[0], of[1] = of[0] + 1, of[1] + event.time_range.elapsed_us() / 1e6
+    longest = sorted(spent.items(), key=lambda item: -item[1][1])[:NAMED]
+    return {
+        "count": sum(number for number, _ in spent.values()),
+        "busy_s": sum(seconds for _, seconds in spent.values()),
+        "longest": [[name[:100], number, seconds] for name, (number, seconds) in longest],
+    }
+
+
+def parts(record: Record, trainer: Trainer) -> None:
+    """Of a step: the teacher's pass, and making every linear once from its codes at the smallest width."""
+    ids = trainer.windows.to(record.device)
+    matrices = [matrix for matrix in trainer.supernet.matrices.values() if len(matrix.adapters)]
+
+    def make() -> None:
+        for matrix in matrices:
+            matrix.stored(matrix.choices[0]).dequantize(torch.bfloat16)
+
+    def teach() -> None:
+        Target.of(trainer.teacher, ids)
+
+    for work in (teach, make):
+        work()
+    record.add(teacher_s=record.seconds_of(teach), made_s=record.seconds_of(make))
 
 
 def ops_per_s(record: Record) -> float:
@@ -107,7 +151,8 @@ def supernet_step(record: Record, model: Any, windows: torch.Tensor, checkpointi
     trainer = Trainer(model, supernet, windows, SAMPLERS["balanced"](), options, accelerator, None)
     if record.on_gpu:
         trainer.make_room()  # as `bitfleet train` does there
-        record.forget_peak()
+    parts(record, trainer)
+    record.forget_peak()
     return trainer.step
 
 

@@ -7,6 +7,7 @@ for is taken from the time a step took in the first: where ten times the steps d
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,18 @@ def long(record: Record, source: str | None, text: Path) -> None:
 
 
 def train(record: Record, source: str | None, text: Path, block_steps: int, steps: int) -> None:
-    started, out = time.monotonic(), record.path.with_name(f"{record.path.stem}-supernet")
+    with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
+        train_in(Path(scratch), record, source, text, block_steps, steps)
+
+
+def train_in(scratch: Path, record: Record, source: str | None, text: Path, block_steps: int, steps: int) -> None:
+    started, out = time.monotonic(), scratch / "supernet"
     options: dict[str, Any] = {}
     if not record.on_gpu:
         block_steps, steps = 8, 4 if steps == STEPS else steps
         options = {"window_tokens": 32, "batch": 2, "group_size": 32}
     if source is None:
-        source, text = tiny(record.path.parent)
+        source, text = tiny(scratch)
     stages: dict[str, float] = {}
     last = ["", started]
 
@@ -98,16 +104,15 @@ def tiny(folder: Path) -> tuple[str, Path]:
     from transformers import PreTrainedTokenizerFast
 
     model, text = folder / "tiny-model", folder / "tiny-text"
-    if not model.exists():
-        text.mkdir()
-        letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-        tokenizer = Tokenizer(models.BPE(vocab=letters | {"<s>": 256, "</s>": 257}, merges=[]))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        made = TINY.model("cpu", torch.float32, hidden_size=64, intermediate_size=128, vocab_size=272, head_dim=16)
-        made.config.bos_token_id, made.config.eos_token_id = 256, 257
-        made.save_pretrained(model)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(model)
-        for name in ("train.txt", "eval.txt"):
-            (text / name).write_text("the quick brown fox jumps over the lazy dog. " * 400, encoding="utf-8")
+    text.mkdir()
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=letters | {"<s>": 256, "</s>": 257}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    made = TINY.model("cpu", torch.float32, hidden_size=64, intermediate_size=128, vocab_size=272, head_dim=16)
+    made.config.bos_token_id, made.config.eos_token_id = 256, 257
+    made.save_pretrained(model)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(model)
+    for name in ("train.txt", "eval.txt"):
+        (text / name).write_text("the quick brown fox jumps over the lazy dog. " * 400, encoding="utf-8")
     return str(model), text
