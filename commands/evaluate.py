@@ -15,7 +15,7 @@ from commands.waiting import progress
 from planner.quality import Quality, over_texts
 from planner.statistics import lines, of_full_model
 from records.errors import InputError
-from records.installed import require_training
+from records.installed import require_tasks, require_training
 
 if TYPE_CHECKING:
     from supernet.checkpoint import SupernetFiles
@@ -41,16 +41,24 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Measure the second half of each window of --text alone, as llama-perplexity does.",
 )
+@click.option(
+    "--tasks",
+    metavar="NAME|FILE,...",
+    help="Measure these tasks of lm-eval instead: .yaml files with their data beside them, or names that it lists.",
+)
+@click.option("--shots", type=click.IntRange(min=0), help="Of --tasks: examples before each question.")
+@click.option("--limit", type=click.IntRange(min=1), help="Of --tasks: so many questions of each, from its beginning.")
+@click.option("--chat", is_flag=True, help="Of --tasks: questions are messages, through the model's chat template.")
 @JSON
 def evaluate(
     supernet: str, subnet: Path | None, bits: int | None, package: Path | None, text: str | None, windows: int,
-    window_tokens: int, second_half: bool, trust: bool, as_json: bool,
+    window_tokens: int, second_half: bool, tasks: str | None, shots: int | None, limit: int | None, chat: bool,
+    trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """KL to the full model over tokens, perplexity and top-1 agreement, of one subnet or of every uniform one."""
     from supernet.checkpoint import open_supernet
 
-    if second_half and text is None:
-        raise InputError("--second-half is of the windows of a text; give --text FILE")
+    check_options(text, second_half, tasks, shots is not None or limit is not None or chat)
     files = open_supernet(supernet, trust_remote_code=trust)
     if package is None:
         found, (files, subnets) = None, chosen_subnets(files, subnet, bits)
@@ -61,6 +69,11 @@ def evaluate(
         made = found.package.plan
         files, subnets = made.opened(files), {"its subnet": made.subnet}
     require_training()
+    if tasks is not None:
+        from commands.tasks import Question, measure_tasks
+
+        measure_tasks(Question(tasks, shots, limit, chat), files, subnets, found, as_json)
+        return
     own = None if text is None else FirstWindows(files, text, windows, window_tokens, second_half)
     from supernet.evaluate import evaluate_texts
 
@@ -76,6 +89,18 @@ def evaluate(
         emit([{"subnet": name, **quality} for name, quality in measured.items()])
     else:
         print_evaluated(measured)
+
+
+def check_options(text: str | None, second_half: bool, tasks: str | None, of_tasks: bool) -> None:
+    """InputError for an option of what is not measured."""
+    if second_half and text is None:
+        raise InputError("--second-half is of the windows of a text; give --text FILE")
+    if of_tasks and tasks is None:
+        raise InputError("--shots, --limit and --chat are of tasks; give --tasks NAME|FILE")
+    if tasks is not None:
+        if text is not None:
+            raise InputError("--tasks and --text exclude each other; give one of them")
+        require_tasks()
 
 
 def print_evaluated(measured: Mapping[str, Quality]) -> None:

@@ -117,7 +117,7 @@ def _greedy(speaker: Speaker, proof: Proof, stop_ids: list[int]) -> Iterator[Row
         note = "the context has no room for it"
         yield Row(TEXT, "tokens", None, None, verdict=None, note=note, promises=False)
         return
-    found, stops = speaker.continued(proof.prompts, new), {*stop_ids}
+    found, stops = speaker.continued(list(proof.prompts), new), {*stop_ids}
     wanted, agreed, as_original, broken = 0, 0, 0, False
     for number, answer in enumerate(found):
         tokens = [*answer, STOP] if len(answer) < new else answer

@@ -18,3 +18,9 @@ def require_training() -> None:
 
 def needs_training(name: str) -> NotInstalledError:
     return NotInstalledError(f"this command needs {name}; run: pip install 'bitfleet[train]'")
+
+
+def require_tasks() -> None:
+    """NotInstalledError where lm-eval is not there."""
+    if find_spec("lm_eval") is None:
+        raise NotInstalledError("--tasks needs lm-eval; run: pip install 'bitfleet[tasks]'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,10 @@ class Transformers(Speaker):
         at = np.concatenate(said)[positions[:done]] if said else np.empty((0, self.model.config.vocab_size))
         return np.take_along_axis(at, ids[:done], -1), at.argmax(-1).astype(np.int32)
 
-    def continued(self, prompts: Ids, new_tokens: int) -> list[list[int]]:
-        found = self.model.generate(self.tensor(prompts), max_new_tokens=new_tokens, do_sample=False)
-        return [tokens[prompts.shape[1] :] for tokens in found.tolist()]
+    def continued(self, prompts: Sequence[Ids], new_tokens: int) -> list[list[int]]:
+        options = {"max_new_tokens": new_tokens, "do_sample": False}
+        found = (self.model.generate(self.tensor(prompt[None]), **options) for prompt in prompts)
+        return [tokens[0, len(prompt) :].tolist() for prompt, tokens in zip(prompts, found, strict=True)]
 
     def spoken(self, texts: Any, chats: Any) -> Spoken:
         return Packages().spoken(self.folder, texts, chats)  # the same library reads the same file
@@ -114,7 +115,7 @@ class Transformers(Speaker):
     def generate(self, prompt: str, max_tokens: int) -> Iterator[str]:
         tokens = Tokenization(self.folder)
         ids = prompt_ids(self.folder, tokens, prompt, self.model.config.max_position_embeddings)
-        return tokens.stream(iter(self.continued(np.array([ids]), max_tokens)[0]))
+        return tokens.stream(iter(self.continued([np.array(ids)], max_tokens)[0]))
 
 
 class Here(Engine):

@@ -68,10 +68,10 @@ class Asking:
             with np.load(result, allow_pickle=False) as said:
                 return said["log_probs"], said["likeliest"].astype(np.int32)
 
-    def continued(self, folder: Path, prompts: Ids, new_tokens: int) -> list[list[int]]:
+    def continued(self, folder: Path, prompts: Sequence[Ids], new_tokens: int) -> list[list[int]]:
         """As `Speaker.continued`."""
-        seconds = patience(len(prompts) * (prompts.shape[1] + new_tokens))
-        asked = {"prompts": prompts.tolist(), "new_tokens": new_tokens, **self.more(folder)}
+        seconds = patience(sum(len(prompt) + new_tokens for prompt in prompts))
+        asked = {"prompts": [prompt.tolist() for prompt in prompts], "new_tokens": new_tokens, **self.more(folder)}
         with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
             found = self.ask("continued", folder, Path(scratch), seconds, **asked)
         return [list(map(int, tokens)) for tokens in found]

@@ -83,8 +83,8 @@ class Speaker(ABC):
         `(done,)`. `unrounded` as above."""
 
     @abstractmethod
-    def continued(self, prompts: Ids, new_tokens: int) -> list[list[int]]:
-        """How a package goes on greedily after each of the prompts `(prompts, tokens)`; it may stop."""
+    def continued(self, prompts: Sequence[Ids], new_tokens: int) -> list[list[int]]:
+        """How a package goes on greedily after each of the prompts `(tokens,)`; it may stop."""
 
     @abstractmethod
     def spoken(self, texts: Sequence[str], chats: Sequence[Messages]) -> Spoken:

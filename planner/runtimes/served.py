@@ -57,5 +57,5 @@ class FreshSpeaker(Speaker):
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         return self.asking.log_probs(self.folder, windows, positions, ids, seconds, unrounded)
 
-    def continued(self, prompts: Ids, new_tokens: int) -> list[list[int]]:
+    def continued(self, prompts: Sequence[Ids], new_tokens: int) -> list[list[int]]:
         return self.asking.continued(self.folder, prompts, new_tokens)

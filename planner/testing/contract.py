@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from planner.costs import Costs
 from planner.request import Workload
@@ -245,6 +246,22 @@ class RuntimeContract:
         if server is not None:
             served = server.measure(WORKLOAD)
             assert served.peak_bytes > 0 and served.ttft_ms > 0 and served.tpot_ms > 0
+
+    def test_windows_and_prompts_may_be_of_any_length(self, files: PackageSource, tmp_path: Path) -> None:
+        """Tasks ask so: what is said of some tokens, and how it goes on greedily, as its logits have both."""
+        folder = self.written(files, next(loadable(self.runtime, self.runtime.tied(files.spec))), tmp_path / "package")
+        speaker, rng = self.engine().speaker(folder), np.random.default_rng(0)
+        windows = [rng.integers(3, files.spec.vocab_size, length) for length in (7, 3, 12)]
+        positions, ids = np.array([2, 6, 9, 21]), rng.integers(0, files.spec.vocab_size, (4, 2))
+        found, likeliest = speaker.log_probs(windows, positions, ids, 60.0)
+        logits = np.concatenate([speaker.logits(window[None])[0] for window in windows]).astype(np.float64)[positions]
+        wanted = np.take_along_axis(log_softmax(logits, axis=-1), ids, 1)
+        assert np.abs(found - wanted).max() < 1e-3
+        assert likeliest.tolist() == logits.argmax(-1).tolist()
+        for window, answer in zip(windows, speaker.continued(windows, 4), strict=True):
+            whole = np.concatenate([window, np.array(answer, window.dtype)])
+            assert 0 < len(answer) <= 4
+            assert answer == speaker.logits(whole[None])[0].argmax(-1)[len(window) - 1 : -1].tolist()
 
     def engine(self) -> Engine:
         """The runtime's engine; the test is skipped where there is none here."""

@@ -1,0 +1,149 @@
+"""Tasks by name or from a file, loaded with their data before any model is, and what a model reaches in them."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import logging
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval.evaluator
+import lm_eval.tasks
+import numpy as np
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from planner.tasks.asked import Asked
+from planner.tasks.hub import FILES
+from planner.tasks.scores import Score, means
+from records.cache import cache_dir
+from records.errors import InputError, MissingError
+
+NAMED = re.compile(r"^(?:task|group): *([\w.-]+) *$", re.MULTILINE)
+RESAMPLED = 1000  # times, for the error of what is no mean
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Loaded tasks, as `TaskManager.load` gives them. `shots` examples stand before each question, `limit` is how many
+    are asked, None for all; with `chat` each is a message of a user."""
+
+    loaded: Mapping[str, Any]
+    shots: int | None
+    limit: int | None
+    chat: bool
+
+    def scores(self, model: Asked) -> list[Score]:
+        """What `model` reaches: one score for each metric of each task and group. Seeds are lm-eval's own."""
+        random.seed(DEFAULT_RANDOM_SEED)
+        np.random.seed(DEFAULT_OTHER_SEED)
+        for task in self.loaded["tasks"].values():
+            own = task.get_config("num_fewshot")  # of a task that says 0, examples make another one
+            if own is None or (self.shots is not None and own != 0):
+                task.set_config(key="num_fewshot", value=self.shots or 0)
+            task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+        with contextlib.redirect_stdout(io.StringIO()):  # some metrics print
+            found = lm_eval.evaluator.evaluate(
+                model, dict(self.loaded), limit=self.limit, bootstrap_iters=RESAMPLED, apply_chat_template=self.chat,
+                fewshot_as_multiturn=self.chat,
+            )  # fmt: skip
+        assert found is not None  # of the first process
+        return list(_scores(found))
+
+
+def load_tasks(names: Sequence[str], shots: int | None, limit: int | None, chat: bool) -> Tasks:
+    """The tasks and their data. MissingError or InputError, one line, for what is not there or cannot be had."""
+    listed = [name for name in names if Path(name).suffix not in FILES]
+    for name in listed:
+        _check_mentioned(name)
+    manager = TaskManager(include_defaults=bool(listed))
+    found: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for name in names:
+        asked = _task_file(Path(name)) if Path(name).suffix in FILES else _listed(manager, name)
+        try:
+            loaded = manager.load([asked])
+        except Exception as error:  # data come by a library of its own, and tasks may have code of theirs
+            said = " ".join(str(error).split())
+            raise InputError(
+                f"task {name} must load with its data, it does not: {type(error).__name__}: {said:.300}; give a task "
+                "file whose data lie beside it, or fetch the data of lm-eval's once where there is a network"
+            ) from None
+        for kind, some in loaded.items():
+            found[kind] |= some
+    return Tasks(found, shots, limit, chat)
+
+
+def _check_mentioned(name: str) -> None:
+    """InputError where no file of lm-eval's tasks has the name anywhere, which is known long before they are read."""
+    known, mentioned = set[str](), False
+    for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        mentioned |= name in text
+        known.update(NAMED.findall(text))
+    if not mentioned:
+        raise _unknown(name, known)
+
+
+def _unknown(name: str, known: Iterable[str]) -> InputError:
+    near = difflib.get_close_matches(name, known, 3)
+    hint = f"; near it: {', '.join(near)}" if near else ""
+    return InputError(f"a task is a .yaml file or one that lm-eval lists, got {name!r:.80}{hint}")
+
+
+def _listed(manager: TaskManager, name: str) -> str:
+    if name not in manager.task_index:
+        raise _unknown(name, manager.all_tasks)
+    return name
+
+
+def _task_file(path: Path) -> dict[str, Any]:
+    """What a task's file says, with the data that lie beside it."""
+    if not path.is_file():
+        raise MissingError(f"no task file at {path}; give one that is there, or the name of one of lm-eval's tasks")
+    try:
+        config = load_yaml(path)
+    except Exception as error:
+        raise InputError(f"{path} is no task file: {' '.join(str(error).split()):.300}") from None
+    if not {"task", "group"} & config.keys():
+        raise InputError(f"a task file names its `task`, {path} does not")
+    options = config.get("dataset_kwargs") or {}
+    if "data_files" in options:
+        here = {"data_files": _beside(options["data_files"], path.parent), "cache_dir": str(cache_dir() / "datasets")}
+        config["dataset_kwargs"] = {**options, **here}
+    return config
+
+
+def _beside(files: Any, folder: Path) -> Any:
+    """Paths of data files, with those that lie in the `folder` as they are from here."""
+    if isinstance(files, dict):
+        return {name: _beside(one, folder) for name, one in files.items()}
+    if isinstance(files, list):
+        return [_beside(one, folder) for one in files]
+    return str((folder / files).resolve()) if (folder / str(files)).is_file() else files
+
+
+def _scores(found: Mapping[str, Any]) -> Any:
+    for task, values in found["results"].items():
+        samples = found.get("samples", {}).get(task, [])
+        higher = found.get("higher_is_better", {}).get(task, {})
+        for name, value in values.items():
+            metric, comma, kept = name.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+                continue
+            ours = [one[metric] for one in samples if one["filter"] == kept and metric in one]
+            error = values.get(f"{metric}_stderr,{kept}")
+            yield Score(
+                task, metric if kept == "none" else f"{metric} ({kept})", float(value),
+                float(error) if isinstance(error, (int, float)) else None,
+                len(ours) or int(found.get("n-samples", {}).get(task, {}).get("effective", 0)),
+                higher.get(metric) is not False, means(ours, float(value)),
+            )  # fmt: skip

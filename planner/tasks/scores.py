@@ -1,0 +1,69 @@
+"""What a model reaches in a task, and how much of the full model's that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+CONFIDENCE = 0.95
+FEWEST = 2  # examples that an interval takes
+CLOSE = 1e-9
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one task. `by_example` has one number for each example where `value` is their mean, else it is
+    empty."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    examples: int
+    higher_is_better: bool = True
+    by_example: tuple[float, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.task, self.metric
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "by_example"}
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The share of the full model's value, in percent, and half of its 95 % interval where examples can be paired."""
+
+    percent: float
+    interval: float | None
+
+
+def recovery(ours: Score, full: Score) -> Recovery | None:
+    """None where less is better, or where the full model has nothing.
+
+    The interval is of a ratio of means, by the delta method over examples: both answered the same ones, so what differs
+    between them alone counts.
+    """
+    if not ours.higher_is_better or full.value <= 0:
+        return None
+    share = ours.value / full.value
+    count = len(full.by_example)
+    if count < FEWEST or len(ours.by_example) != count:
+        return Recovery(100 * share, None)
+    apart = np.array(ours.by_example) - share * np.array(full.by_example)
+    error = float(apart.std(ddof=1)) / math.sqrt(count) / full.value
+    return Recovery(100 * share, 100 * float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error)
+
+
+def means(values: Sequence[Any], value: float) -> tuple[float, ...]:
+    """The values as numbers where `value` is their mean, else ()."""
+    if not values or not all(isinstance(one, (bool, int, float)) for one in values):
+        return ()
+    numbers = tuple(float(one) for one in values)
+    return numbers if abs(sum(numbers) / len(numbers) - value) <= CLOSE * max(1.0, abs(value)) else ()
