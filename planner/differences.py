@@ -95,7 +95,7 @@ def _values(plan: Plan) -> Iterator[tuple[str, str, str, Value]]:
     yield "asked", "prompt", "tokens", load.prompt_tokens
     yield "asked", "KV cache", "", plan.kv_cache["type"] if plan.kv_cache else load.kv_cache
     yield "asked", "layers on the GPU", "", load.gpu_layers
-    yield "asked", "GPUs", "", load.gpus
+    yield "asked", "GPUs", "", load.gpus if load.gpus > 1 else None
     yield "limit", "peak memory", "bytes", limits.memory_bytes
     yield "limit", "peak host memory", "bytes", limits.host_memory_bytes
     yield "limit", "weight files", "bytes", limits.disk_bytes

@@ -94,6 +94,17 @@ def test_a_pass_has_the_tokens_that_vllm_serve_takes_on_a_card() -> None:
     assert scheduling.graphs(many, H100) == 51 + 35 and scheduling.graphs(Workload(512), H100) == 2 + 1
 
 
+def test_graphs_are_as_many_as_a_log_says_and_take_what_it_expects() -> None:
+    """Llama 3.1 8B on an H100 (51 sizes, all of them twice), and 256 sequences elsewhere."""
+    llama = shape(ROWS[0]).spec()
+    for sequences, count, gib in ((1024, 102, 0.84), (256, 86, 0.79)):
+        load_ = Workload(8192, sequences)
+        assert scheduling.graphs(load_, H100) == count
+        uniform = Subnet.of({unit.name: Choice.parse("sym4g32") for unit in llama.units})
+        items = {item.name: item.bytes for item in Vllm().pricing(llama, load_, H100).memory(uniform)}
+        assert items["CUDA graphs"] / GIB == pytest.approx(gib, rel=0.06)
+
+
 def test_what_is_left_of_a_share_is_for_keys_and_values() -> None:
     workload = Workload(4096, 16)
     pricing = Vllm().pricing(SPEC, workload, RTX)
