@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import io
 import logging
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -143,7 +144,7 @@ def _scores(found: Mapping[str, Any]) -> Any:
             error = values.get(f"{metric}_stderr,{kept}")
             yield Score(
                 task, metric if kept == "none" else f"{metric} ({kept})", float(value),
-                float(error) if isinstance(error, (int, float)) else None,
+                float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None,
                 len(ours) or int(found.get("n-samples", {}).get(task, {}).get("effective", 0)),
                 higher.get(metric) is not False, means(ours, float(value)),
             )  # fmt: skip

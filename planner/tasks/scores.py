@@ -18,7 +18,7 @@ CLOSE = 1e-9
 @dataclass(frozen=True)
 class Score:
     """One metric of one task. `by_example` has one number for each example where `value` is their mean, else it is
-    empty."""
+    empty. A metric may say that it is no number, which JSON has as null."""
 
     task: str
     metric: str
@@ -33,7 +33,8 @@ class Score:
         return self.task, self.metric
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "by_example"}
+        plain = {name: value for name, value in asdict(self).items() if name != "by_example"}
+        return {**plain, "value": self.value if math.isfinite(self.value) else None}
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class Recovery:
 
 
 def recovery(ours: Score, full: Score) -> Recovery | None:
-    """None where less is better, or where the full model has nothing.
+    """None where less is better, where the full model has nothing, and where one of them has no number.
 
     The interval is of a ratio of means, by the delta method over examples: both answered the same ones, so what differs
     between them alone counts.
     """
-    if not ours.higher_is_better or full.value <= 0:
+    if not ours.higher_is_better or not math.isfinite(ours.value) or not 0 < full.value < math.inf:
         return None
     share = ours.value / full.value
     count = len(full.by_example)

@@ -37,6 +37,9 @@ def test_what_is_no_share_has_none() -> None:
     assert recovery(score((1.0, 0.0), higher=False), score((1.0, 0.0), higher=False)) is None
     assert recovery(score((1.0, 0.0)), score((0.0, 0.0))) is None
     assert recovery(score((1.0, 0.0)), score((1.0,))) == Recovery(50.0, None)  # of other examples
+    nothing = Score("t", "acc", float("nan"), None, 2)
+    assert recovery(nothing, score((1.0, 0.0))) is None and recovery(score((1.0, 0.0)), nothing) is None
+    assert nothing.to_json()["value"] is None
 
 
 def test_numbers_by_example_are_kept_where_the_value_is_their_mean() -> None:
