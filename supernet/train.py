@@ -9,6 +9,7 @@ batch and average their gradients.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,14 +35,16 @@ from supernet.timing import seconds_of
 
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 LAST_RATE = 0.05  # share of the learning rate that is left at the end of its cosine
+SAVING = 0.05  # share of the time that goes into checkpoints at most: those of a large model take seconds
 LEAST_STEPS, TIMED = 8, 2  # steps of any training, and those that are timed before it
 TEACHERS = ("full", "largest")  # what subnets learn from: the full model, or the largest subnet of their step
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """`batch` windows a step over all processes; a checkpoint every `save_every` steps. With `checkpointing` a student
-    keeps each decoder block's input alone and computes the block again for the backward pass.
+    """`batch` windows a step over all processes; a checkpoint every `save_every` steps, fewer where they take long.
+    With `checkpointing` a student keeps each decoder block's input alone and computes the block again for the backward
+    pass.
 
     `teacher` "largest" is in-place distillation (BigNAS, arXiv 2003.11142, section 3.1; DepS, arXiv 2407.06167): the
     largest subnet of a step learns from the full model, the others from its output.
@@ -197,6 +200,7 @@ class Trainer:
             parameter.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=options.learning_rate, weight_decay=0.0)
         self.history: list[tuple[Trained, ...]] = []
+        self._next_save = 0.0
 
     @property
     def losses(self) -> list[float]:
@@ -216,7 +220,7 @@ class Trainer:
                 self.step(len(self.history))
                 progress(f"train, KL {_loss(self.history[-1]):.3f}", len(self.history), self.options.steps)
                 if len(self.history) % self.options.save_every == 0:
-                    self.save()
+                    self._save_where_cheap()
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt) or asked_to_stop()
             if stopped and all_finite(self.parameters.values()):
@@ -335,6 +339,14 @@ class Trainer:
         flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
         for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(part.view_as(grad))
+
+    def _save_where_cheap(self) -> None:
+        """Save, unless the last time took so long that saving would come to more than SAVING of the time."""
+        started = time.monotonic()
+        if started >= self._next_save:
+            self.save()
+            ended = time.monotonic()
+            self._next_save = ended + (ended - started) / SAVING
 
     def save(self) -> None:
         """Adapters, optimizer state and history in one file, replaced in one go; the main process writes."""

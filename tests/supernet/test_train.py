@@ -52,6 +52,20 @@ def adapted(adapter: str = "scales", bits: Sequence[int] = (2, 3, 4)) -> Made:
     return made
 
 
+def test_checkpoints_that_take_long_are_fewer(tmp_path: Path) -> None:
+    run = trainer(adapted(), tmp_path / "state", save_every=1)
+    saved: list[int] = []
+
+    def slowly() -> None:
+        saved.append(len(run.history))
+        Trainer.save(run)
+        time.sleep(0.5)  # of 10 s, which twelve steps do not take
+
+    run.save = slowly  # type: ignore[method-assign]
+    run.run()
+    assert saved == [1, STEPS]
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_the_loss_and_its_gradient_are_those_of_kl(adapter: str, tmp_path: Path) -> None:
     made = adapted(adapter)
