@@ -84,6 +84,10 @@ def print_training(files: SupernetFiles) -> None:
     steps = files.info["steps"]
     say(f"{files.info['source']}: {files.info['load']}")
     say(f"text: {files.info['text']}")
+    experts = {name for unit in files.spec.units for name in unit.experts}
+    unread = {name.rpartition(".")[0] for name in files.info.get("unread", [])}
+    if unread:
+        say(f"{len(unread)} of {len(experts)} experts read no token of it: their codes are rounded to nearest")
     if not steps:
         found = files.info["held_out"]
         say(f"{files.path}: codes alone; KL per token to the full model on the held-out windows")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from records.errors import InputError
 from supernet.adapters import Adapter
+from supernet.experts import unstacked
 from supernet.grids import QuantizedWeight, Stored
 from supernet.linear import Quantized, SuperEmbedding, SuperLinear, TiedHead
 from supernet.model import name_of
@@ -127,7 +128,7 @@ def assemble(
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = unstacked(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
     head = name_of(model, model.get_output_embeddings())
     matrices: dict[str, Quantized] = {}
     for unit in spec.units:
@@ -166,9 +167,12 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
 
 @torch.no_grad()
 def extract(supernet: Supernet, subnet: Subnet) -> Any:
-    """A plain float32 Hugging Face model whose weights are the subnet's, adapters merged; pruned channels are 0."""
+    """A plain float32 Hugging Face model whose weights are the subnet's, adapters merged; pruned channels are 0.
+
+    Experts are linears in it.
+    """
     supernet.activate(subnet)
-    model = type(supernet.model)(supernet.model.config)
+    model = unstacked(type(supernet.model)(supernet.model.config))
     state = dict(supernet.floats)
     for unit in supernet.spec.units:
         for linear in unit.linears:

@@ -9,12 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-ONE_WINDOW = ("mistral", "phi3")  # every layer has `sliding_window`, whatever `layer_types` says
+ONE_WINDOW = (
+    "mistral",
+    "phi3",
+    "mixtral",
+    "qwen3_moe",
+)  # every layer has `sliding_window`, whatever `layer_types` says
 WINDOW_BY_LAYER = ("qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3")
 GATED_BY = ("gemma2", "gemma3_text")  # read `hidden_activation`, all others `hidden_act`
-SWITCHES = ("clip_qkv", "qk_layernorm", "use_bidirectional_attention", "num_local_experts", "num_experts")
+SWITCHES = ("clip_qkv", "qk_layernorm", "use_bidirectional_attention", "mlp_only_layers")
 FULL, SLIDING = "full_attention", "sliding_attention"
 ONLY_ROPE = ""  # the name of the rotary embedding of a model that has one for all layers
+
+
+# What the files of a Mixtral call its experts' matrices, and where they lie.
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+
+
+def stored_name(name: str, architecture: str) -> str:
+    """What files of an architecture call a linear, or a tensor of one or of a router, whose experts are linears."""
+    if architecture != "MixtralForCausalLM" or ".mlp." not in name:
+        return name
+    return ".".join(_MIXTRAL.get(part, part) for part in name.split(".")).replace(".mlp.", ".block_sparse_moe.")
 
 
 def head_dim(config: Any) -> int:
@@ -82,5 +98,10 @@ def activation(config: Any) -> str:
 
 
 def features(config: Any) -> tuple[str, ...]:
-    """Names of the switches that are on."""
-    return tuple(name for name in SWITCHES if getattr(config, name, None))
+    """Names of the switches that are on, and those of a mixture's that are not as in other mixtures."""
+    found = [name for name in SWITCHES if getattr(config, name, None)]
+    if getattr(config, "decoder_sparse_step", 1) != 1:
+        found.append("decoder_sparse_step")
+    if config.model_type == "qwen3_moe" and not config.norm_topk_prob:
+        found.append("norm_topk_prob false")
+    return tuple(found)

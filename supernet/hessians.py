@@ -60,6 +60,8 @@ def _watch(layer: nn.Module, names: dict[nn.Module, str], sums: dict[str, Tensor
 
     def forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = args[0].detach().flatten(0, -2)
+        if not len(x):  # an expert that no token chose
+            return
         output.register_hook(lambda grad: add(names[module], x.float(), grad.flatten(0, -2).float()))
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from records.atomic import write_text
 from records.errors import InputError, MissingError, NotInstalledError
 from supernet.account import Account, refuse_not_finite
+from supernet.experts import unstacked
 from supernet.model import is_tied, spec_of_model
 from supernet.refusals import refuse_config, refuse_model, refuse_token_ids, refuse_tokenizer
 from supernet.sources.base import Source
@@ -149,7 +150,7 @@ def _without_weights(opened: Source, config: Any, trust_remote_code: bool) -> An
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model = unstacked(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
     except Exception as error:
         text = " ".join(str(error).split())[:160]
         raise InputError(

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from records.errors import InputError
 from supernet import facts
-from supernet.spec import EMBEDDING, HEAD, LinearSpec, ModelSpec, UnitSpec
+from supernet.experts import Experts, unstacked
+from supernet.spec import EMBEDDING, EXPERT_ROLES, HEAD, LinearSpec, ModelSpec, UnitSpec
 
 ROLES = {"o_proj": "o", "down_proj": "down"}
 HEAD_TOKENS = 128  # logits are made for so many tokens at a time: a vocabulary is wide, and a cache is not
@@ -27,11 +28,12 @@ def spec_of(config: Any, name: str, trust_remote_code: bool = False) -> ModelSpe
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = unstacked(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
     return spec_of_model(model, name)
 
 
 def spec_of_model(model: Any, name: str) -> ModelSpec:
+    """What a model is made of, whose experts are linears (`supernet.experts`)."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     units = (*_tables(model), *_layer_units(model))
@@ -82,16 +84,29 @@ def _tables(model: Any) -> list[UnitSpec]:
     return units
 
 
-def _layer_units(model: nn.Module) -> list[UnitSpec]:
+def _layer_units(model: Any) -> list[UnitSpec]:
     units = []
+    experts = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Experts))
     for name, module in model.named_modules():
         match = _LAYER.search(name)
-        if isinstance(module, nn.Linear) and match is not None:
+        if isinstance(module, Experts) and match is not None:
+            units += _expert_units(name, module, int(match[1]), model.config.get_text_config().num_experts_per_tok)
+        elif isinstance(module, nn.Linear) and match is not None and not name.startswith(experts):
             tail = name.rpartition(".")[2]
             units.append(UnitSpec(name, ROLES.get(tail, tail), int(match[1]), (_linear_spec(name, module),)))
     if not units:
         raise InputError(f"{type(model).__name__} has no nn.Linear in its layers; bitfleet needs a decoder of linears")
     return units
+
+
+def _expert_units(name: str, experts: Experts, layer: int, chosen: int) -> list[UnitSpec]:
+    """One for each matrix that an expert has, of all experts together."""
+    found = []
+    for part, role in EXPERT_ROLES.items():
+        linears = ((f"{name}.{number}.{part}", getattr(one, part)) for number, one in enumerate(experts))
+        specs = tuple(_linear_spec(linear, module) for linear, module in linears)
+        found.append(UnitSpec(f"{name}.{part}", role, layer, specs, chosen))
+    return found
 
 
 def refuse_checkpointing(model: Any) -> None:

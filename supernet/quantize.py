@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +27,7 @@ TALL = 8192  # rows
 def quantize(
     model: Any, spec: ModelSpec, space: SearchSpace, quantizer: Quantizer, windows: Tensor, progress: Progress = silent,
     seed: int = 0, others: Tensor | None = None, shelf: Shelf | None = None,
+    unread: Callable[[str], object] = lambda linear: None,
 ) -> Weights:  # fmt: skip
     """Codes for every matrix at every choice. `windows` `(n, tokens)` calibrates quantizers that need a Hessian, and
     `seed` draws what is random about that. `others` are windows of another kind of text, for what the head multiplies
@@ -34,7 +35,8 @@ def quantize(
 
     Matrices are quantized where the windows are, and their codes wait where the model is. What the head multiplies by
     is a matrix like others, also where it is the embedding too; an embedding by itself is rounded to nearest: its
-    inputs are one-hot, so there is no error to spread. A `shelf` keeps the codes of each block as they are found.
+    inputs are one-hot, so there is no error to spread. An expert that no token chose is rounded likewise, and `unread`
+    is told of each of its linears. A `shelf` keeps the codes of each block as they are found.
     """
     shelf = shelf or InMemory()
     units = {linear.name: unit for unit in spec.units for linear in unit.linears}
@@ -61,6 +63,8 @@ def quantize(
             if solved:
                 found |= shelf.keep(largest_first[0], {name: _stacked(several) for name, several in solved.items()})
             progress("quantize", len(found), len(units))
+    for linear in shelf.note("unread", lambda: [name for name in read if name not in found]):
+        unread(linear)
     for name in units.keys() - found.keys():
         found |= shelf.keep(name, {name: rounded(model, name, space.whole[units[name].name])})
     return {name: found[name] for name in units}

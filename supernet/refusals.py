@@ -17,7 +17,8 @@ SIZES = (
 )  # fmt: skip
 QUANTIZED = ("quantization_config", "compression_config", "quantization", "quant_config")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-EXPERTS = "a mixture of experts, which bitfleet cannot quantize yet; give a dense model"
+MIXTURES = ("mixtral", "qwen3_moe")
+EXPERTS = f"a mixture of experts, of which bitfleet trains {' and '.join(MIXTURES)}; give one of them or a dense model"
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention")
 # Classes inside a decoder that hold a state instead of attending; their linears are not those of a transformer.
 STATEFUL = re.compile(r"mamba|rwkv|gateddelta|shortconv|recurrent|retention|xlstm|mlstm", re.IGNORECASE)
@@ -25,6 +26,7 @@ STATEFUL = re.compile(r"mamba|rwkv|gateddelta|shortconv|recurrent|retention|xlst
 
 def refuse_settings(source: Any, settings: Mapping[str, Any]) -> None:
     """InputError for a `config.json` (as a dict) that describes what cannot be trained or what cannot be."""
+    kind = settings.get("model_type")
     for name, value in _items(settings):
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{source}: {name} in config.json is {value}; get a sound copy")
@@ -32,14 +34,13 @@ def refuse_settings(source: Any, settings: Mapping[str, Any]) -> None:
             raise InputError(
                 f"{source}: {name} in config.json must be above 0 and at most 1, it is {str(value)[:40]!r}"
             )
-        if "expert" in name and _above_one(value):
+        if "expert" in name and _above_one(value) and kind not in MIXTURES:
             raise InputError(f"{source} is {EXPERTS} ({name} is {value})")
         if name in QUANTIZED and value is not None:
             raise InputError(
                 f"{source} is pre-quantized ({_method(value)}, {name} in config.json); bitfleet starts "
                 "from the float model, give that one"
             )
-    kind = settings.get("model_type")
     if not isinstance(kind, str) or not kind:
         raise InputError(f"{source}: config.json does not say its model_type; copy it from the model's publisher")
     if STATEFUL.search(kind):
@@ -133,7 +134,8 @@ def refuse_token_ids(source: Any, ids: Mapping[str, Any], rows: int, file: str) 
 def refuse_model(source: Any, model: Any) -> None:
     """InputError for what the modules of a model, without weights, show it to be."""
     kinds = {type(module).__name__ for module in model.modules()}
-    if any(re.search(r"moe|expert|topkrouter", kind, re.IGNORECASE) for kind in kinds):
+    mixture = any(re.search(r"moe|expert|topkrouter", kind, re.IGNORECASE) for kind in kinds)
+    if mixture and model.config.model_type not in MIXTURES:
         raise InputError(f"{source} is {EXPERTS} ({type(model).__name__})")
     stateful = sorted(kind for kind in kinds if STATEFUL.search(kind))
     if stateful:

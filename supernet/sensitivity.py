@@ -138,34 +138,35 @@ class _Moves:
         self.unit_of = {linear.name: unit for unit in units for linear in unit.linears}
         self.kept: dict[tuple[str, Choice], float] = defaultdict(float)
         self.gone: dict[tuple[str, int], float] = defaultdict(float)
-        self._window: dict[tuple[str, Choice], Tensor] = {}
+        self._window: dict[tuple[str, Choice, str], Tensor] = {}
 
     def collect(self, linear: str, module: Any, x: Tensor, grad: Tensor) -> None:
         unit, matrix, weight = self.unit_of[linear], self.supernet.matrices[linear], module.weight
         options = self.supernet.space[unit.name]
         for choice in self.supernet.space.whole[unit.name]:
             change = (matrix.effective(choice) - weight).to(x.dtype)
-            self._add(unit, choice, ((x @ change.T) * grad).sum(-1, dtype=torch.float32))
+            self._add(unit, choice, linear, ((x @ change.T) * grad).sum(-1, dtype=torch.float32))
             pruned = [c for c in options if c.kept is not None and c.whole == choice]
             if pruned:
                 by_channel = _by_channel(unit, change, x, grad)
                 for part in pruned:
-                    self._add(unit, part, by_channel[:, : part.kept].sum(-1))
+                    self._add(unit, part, linear, by_channel[:, : part.kept].sum(-1))
         counts = {choice.kept for choice in options if choice.kept is not None}
         if counts and unit.channels is not None and not unit.channels.parts:
             by_channel = _by_channel(unit, weight, x, grad)
             for kept in counts:
                 self.gone[unit.name, kept] += by_channel[:, kept:].sum(-1).double().square().sum().item()
 
-    def _add(self, unit: UnitSpec, choice: Choice, moved: Tensor) -> None:
-        """A unit's linears move the output together: they are summed before they are squared."""
-        key = (unit.name, choice)
+    def _add(self, unit: UnitSpec, choice: Choice, linear: str, moved: Tensor) -> None:
+        """A unit's linears move the output together: they are summed before they are squared. Experts read tokens of
+        their own, and are summed after."""
+        key = (unit.name, choice, "" if unit.chosen is None else linear)
         self._window[key] = self._window[key] + moved if key in self._window else moved
 
     def close(self) -> None:
         """A batch is done."""
-        for key, moved in self._window.items():
-            self.kept[key] += moved.double().square().sum().item()
+        for (unit, choice, _), moved in self._window.items():
+            self.kept[unit, choice] += moved.double().square().sum().item()
         self._window.clear()
 
 

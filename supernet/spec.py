@@ -23,6 +23,8 @@ HEAD = "head"
 MAKERS = {"gate_proj": 1, "up_proj": 1, "gate_up": 1, "gate_up_proj": 2, "fc1": 1}
 MADE_BY = (("gate_proj", "up_proj"), ("gate_up",), ("gate_up_proj",), ("fc1",))  # all that make a block's channels
 READERS = ("down", "fc2")
+EXPERT_ROLES = {"gate_proj": "expert_gate", "up_proj": "expert_up", "down_proj": "expert_down"}
+"""Roles of what a mixture's experts have each, by the last part of the linear's name."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,51 @@ class UnitSpec:
 
     `role` is `o`, `down`, `embedding`, `head`, or the last part of the linear's name; `qkv` and `gate_up` where those
     are tied. `layer` is the decoder layer, or None for the embedding and the head.
+
+    Of a mixture of experts, the same matrix of all experts of a layer is one unit: runtimes keep them as one tensor.
+    `chosen` is then how many of its experts a token goes through; None where there are no experts.
     """
 
     name: str
     role: str
     layer: int | None
     linears: tuple[LinearSpec, ...]
+    chosen: int | None = None
 
     def __post_init__(self) -> None:
         if not self.linears:
             raise InputError(f"a unit has at least one linear, {self.name!r:.80} has none")
+        if self.chosen is not None and not 1 <= self.chosen <= len(self.experts):
+            raise InputError(f"chosen is from 1 to the experts of {self.name:.80}, got {self.chosen}")
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The names of the experts whose linears these are; none where the unit is of no mixture."""
+        if self.chosen is None:
+            return ()
+        return tuple(dict.fromkeys(linear.name.rpartition(".")[0] for linear in self.linears))
+
+    def experts_read(self, tokens: float) -> float:
+        """How many experts, of E, `tokens` tokens go through that choose k each, all as likely:  E (1 - (1 - k/E)^t).
+
+        A model's own choices are less even, so this is the most that it comes to on average.
+        """
+        count = len(self.experts)
+        return count * (1 - (1 - (self.chosen or 0) / count) ** tokens) if count else 0.0
+
+    def share_read(self, tokens: float) -> float:
+        """The share of the unit's weights that a pass over so many tokens reads: all, but for experts."""
+        return self.experts_read(tokens) / len(self.experts) if self.chosen is not None else 1.0
+
+    @property
+    def share_computed(self) -> float:
+        """The share of the unit's weights that one token is multiplied by: all, but for experts."""
+        return self.chosen / len(self.experts) if self.chosen is not None else 1.0
+
+    @property
+    def widest(self) -> int:
+        """Values of a token that its products make at most side by side: every expert that it chose makes its own."""
+        return max(linear.out_features for linear in self.linears) * (self.chosen or 1)
 
     @property
     def weights(self) -> int:
@@ -165,6 +202,11 @@ class ModelSpec:
             if unit.channels is not None:
                 blocks.setdefault(unit.name.rpartition(".")[0], []).append(unit)
         return tuple(found for block in blocks.values() if (found := _makers_and_reader(block)))
+
+    @property
+    def experts(self) -> int:
+        """How many experts a layer has; 0 where the model is dense."""
+        return max((len(unit.experts) for unit in self.units), default=0)
 
     @property
     def linear_weights(self) -> int:

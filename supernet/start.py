@@ -55,6 +55,7 @@ class Start:
         self.widths = space.bits(spec)
         self.rounding: dict[int, float] = {}
         self.losses: dict[int, float] = {}
+        self.unread: list[str] = []
 
     def look(self, reference: Reference) -> None:
         """What plain rounding of the full model loses on held-out windows, of which `reference` is what it says."""
@@ -79,7 +80,16 @@ class Start:
         quantizer = refiner.begins if refiner else QUANTIZERS[recipe.quantizer]()
         self.progress("quantize", 0, 1)
         weights = quantize(
-            self.model, self.spec, self.space, quantizer, windows, self.progress, recipe.seed, others, self.shelf
+            self.model,
+            self.spec,
+            self.space,
+            quantizer,
+            windows,
+            self.progress,
+            recipe.seed,
+            others,
+            self.shelf,
+            self.unread.append,
         )
         supernet = build(self.model, self.spec, self.space, weights)
         supernet.model.to(self.model.device)
@@ -135,10 +145,11 @@ class Start:
         return found | {"minutes": (time.perf_counter() - started) / 60}
 
     def to_json(self) -> dict[str, Any]:
-        """What `supernet.json` says of it: KL per token by bits, and how often the gate took something back."""
+        """What `supernet.json` says of it: KL per token by bits, how often the gate took something back, and the
+        experts' linears that no token read, which are rounded to nearest."""
         losses = {"rounding": self.rounding, "start": self.losses}
         plain = {name: {str(bits): kl for bits, kl in found.items()} for name, found in losses.items()}
-        return {"held_out": plain, "gate": self.gate.to_json()}
+        return {"held_out": plain, "gate": self.gate.to_json()} | ({"unread": self.unread} if self.unread else {})
 
     def _rounded(self, widths: Sequence[int], scales: Scales | None = None) -> dict[int, float]:
         with in_float32(self.model):

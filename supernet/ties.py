@@ -9,13 +9,14 @@ Supernets of before have units of several linears. Those stay what they are: not
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from records.errors import InputError
 from supernet.space import Choice, SearchSpace, Subnet
-from supernet.spec import ModelSpec, UnitSpec
+from supernet.spec import EXPERT_ROLES, ModelSpec, UnitSpec
 
 Groups = tuple[tuple[str, ...], ...]
 """Names of units, those that are tied together."""
@@ -23,7 +24,18 @@ Groups = tuple[tuple[str, ...], ...]
 FUSED = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
 """Siblings that read the same input, by the role of the unit that they are together."""
 
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
 K = TypeVar("K")
+
+
+def whole_experts(spec: ModelSpec) -> Groups:
+    """All matrices of a layer's experts, layer by layer."""
+    layers: dict[int, list[str]] = {}
+    for unit in spec.units:
+        if unit.role in EXPERT_ROLES.values() and unit.layer is not None:
+            layers.setdefault(unit.layer, []).append(unit.name)
+    return tuple(map(tuple, layers.values()))
 
 
 def siblings(spec: ModelSpec, fused: Iterable[Sequence[str]] = tuple(FUSED.values())) -> Groups:
@@ -55,6 +67,9 @@ def _joined(units: Sequence[UnitSpec]) -> UnitSpec:
     if len(units) == 1:
         return units[0]
     parent = units[0].name.rpartition(".")[0]
+    if units[0].chosen is not None:
+        linears = tuple(linear for unit in units for linear in unit.linears)
+        return UnitSpec(parent, "experts", units[0].layer, linears, units[0].chosen)
     tails = tuple(unit.name.rpartition(".")[2] for unit in units)
     role = next((role for role, parts in FUSED.items() if parts == tails), "+".join(tails))
     return UnitSpec(f"{parent}.{role}", role, units[0].layer, tuple(lin for unit in units for lin in unit.linears))
@@ -67,7 +82,10 @@ def fused_role(role: str) -> str:
 
 def _members(unit: UnitSpec, known: Container[str]) -> tuple[str, ...]:
     """The units, of those `known`, that a unit of a tied spec is made of."""
-    return (unit.name,) if unit.name in known else tuple(linear.name for linear in unit.linears)
+    if unit.name in known:
+        return (unit.name,)
+    names = (linear.name if linear.name in known else _EXPERT.sub(".experts.", linear.name) for linear in unit.linears)
+    return tuple(dict.fromkeys(names))
 
 
 def together(subnet: Subnet, spec: ModelSpec, by: str) -> Subnet:

@@ -157,29 +157,35 @@ def removal_costs(
 ) -> dict[str, float]:
     """What removing each unit's adapter from `subnet` adds to its KL, in nats per token, the others staying."""
     pairs = ((unit, linear.name) for unit in supernet.spec.units for linear in unit.linears)
-    adapted = {name: unit.name for unit, name in pairs if supernet.matrices[name].adapter(subnet[unit.name])}
+    adapted = {name: unit for unit, name in pairs if supernet.matrices[name].adapter(subnet[unit.name])}
     supernet.set_dtype(dtype)
     supernet.activate(subnet)
     costs: dict[str, float] = defaultdict(float)
-    moves: dict[str, Tensor | int] = defaultdict(int)  # of the windows at hand: a unit's linears move together
+    tokens = 0
+    # of the windows at hand: a unit's linears move together, experts each by itself
+    moves: dict[tuple[str, str], Tensor | int] = defaultdict(int)
 
     def collect(name: str, module: Any, x: Tensor, grad: Tensor) -> None:
-        choice = subnet[adapted[name]]
+        unit = adapted[name]
+        choice = subnet[unit.name]
         change = module.stored(choice).dequantize() - module.effective(choice)
-        moves[adapted[name]] += ((x @ change.to(dtype).T) * grad).sum(-1, dtype=torch.float32)
+        moved = ((x @ change.to(dtype).T) * grad).sum(-1, dtype=torch.float32)
+        moves[unit.name, "" if unit.chosen is None else name] += moved
 
     def close(cost: Callable[[Tensor], Tensor]) -> None:
-        for unit, moved in moves.items():
+        for (unit, _), moved in moves.items():
             costs[unit] += cost(torch.as_tensor(moved)).sum().item()
         moves.clear()
 
     def first(moved: Tensor) -> Tensor:
-        return moved * len(moved) / windows.numel()  # the gradient is that of a mean over the tokens at hand
+        return moved * tokens / windows.numel()  # the gradient is that of a mean over the tokens at hand
 
     def second(moved: Tensor) -> Tensor:
         return 0.5 * moved.square() / windows.numel()
 
     def backward(batch: Tensor) -> None:
+        nonlocal tokens
+        tokens = batch.numel()
         with torch.enable_grad():
             distill(Target.of(model, batch), supernet.model, batch)
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from supernet.experts import unstacked
+
 COMMON: dict[str, Any] = {
     "vocab_size": 272,
     "hidden_size": 64,
@@ -31,21 +33,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi": {"tie_word_embeddings": False, "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
     "phi3": {"tie_word_embeddings": False},
 }
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"tie_word_embeddings": False, **EXPERTS},
+    "qwen3_moe": {"head_dim": 16, "moe_intermediate_size": 64, "norm_topk_prob": True, **EXPERTS},
+}
 TEXT = "the quick brown fox jumps over the lazy dog; " * 8 + "pack my box with five dozen liquor jugs. " * 8
 
 
 def tiny_config(family: str = "llama", **changes: Any) -> Any:
-    return AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family], **changes})
+    return AutoConfig.for_model(family, **{**COMMON, **{**FAMILIES, **MIXTURES}[family], **changes})
 
 
 def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
-    """Random weights, wide enough apart that quantizing them is felt."""
+    """Random weights, wide enough apart that quantizing them is felt. Experts are linears, as where a model is read."""
+    return unstacked(_written(family, seed, **changes))
+
+
+def _written(family: str, seed: int, **changes: Any) -> Any:
+    """The same as transformers has it, and writes it."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(family, **changes)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.normal_(std=0.1)
-        elif parameter.dim() == 2:
+        elif parameter.dim() >= 2:
             parameter.mul_(4)
     return model
 
@@ -72,7 +84,7 @@ WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4} 
 
 def save_tiny(folder: Path, family: str = "llama", seed: int = 0, **changes: Any) -> Path:
     """A Hugging Face folder."""
-    tiny_model(family, seed, **changes).save_pretrained(folder)
+    _written(family, seed, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

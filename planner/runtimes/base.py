@@ -87,7 +87,7 @@ class LatencyItem:
 
     @classmethod
     def of_products(
-        cls, unit: str, parts: Sequence[tuple[int, float, float, str]], factor: float, more: float
+        cls, unit: str, parts: Sequence[tuple[float, float, float, str]], factor: float, more: float
     ) -> LatencyItem:
         """Of a unit's products: how many there are of each, its ms, spread and basis. All take `factor` times so long,
         of which `more` is uncertain besides."""

@@ -42,7 +42,7 @@ def kv_bytes(spec: ModelSpec, tokens: int, cache: CacheType) -> int:
 def activation_bytes(spec: ModelSpec, workload: Workload, usual: Usual) -> int:
     """The widest layer of a chunk twice over, and the logits of each sequence in float32."""
     tokens = min(usual.chunk_tokens, workload.context * workload.batch)
-    widest = max(linear.out_features for unit in spec.units if not unit.is_table for linear in unit.linears)
+    widest = max(unit.widest for unit in spec.units if not unit.is_table)
     return 2 * VALUE_BYTES * tokens * (widest + 2 * spec.hidden_size) + 8 * workload.batch * spec.vocab_size
 
 
@@ -124,10 +124,11 @@ def _attention(spec: ModelSpec, workload: Workload, phase: str, cache: CacheType
 
 def _work(spec: ModelSpec, unit: UnitSpec, size: float, rows: int, batch: int) -> tuple[float, int]:
     """Bytes read by a pass and operations of all rows. A table that is looked up alone costs its rows; logits are
-    computed for the last token of each sequence."""
+    computed for the last token of each sequence. Of experts, those that the rows are expected to choose are read."""
     if unit.role == EMBEDDING and not spec.tied:
         return size * rows // unit.linears[0].out_features, 0
-    return size, 2 * unit.weights * (batch if unit.role in (EMBEDDING, HEAD) else rows)
+    ops = 2 * unit.weights * (batch if unit.role in (EMBEDDING, HEAD) else rows)
+    return size * unit.share_read(rows), round(ops * unit.share_computed)
 
 
 def _ms(device: DeviceProfile, moved: float, ops: float, usual: Usual) -> float:

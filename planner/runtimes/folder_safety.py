@@ -17,6 +17,7 @@ from records.errors import InputError
 
 SETTINGS = (CONFIG, GENERATION, INDEX, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 COUNTS = ("num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size", "hidden_size")
+DOWN = (".mlp.down_proj", *(f".{number}.{name}" for number in range(10) for name in ("down_proj", "w2")))
 MOST = 2**24  # of a count in a config: tokens of a context, of a vocabulary, channels
 MOST_DEPTH = 8
 
@@ -120,6 +121,13 @@ def _check_config(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Non
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
     if layers != {str(layer) for layer in range(counts["num_hidden_layers"])}:
         raise ValueError(f"{CONFIG} says {counts['num_hidden_layers']} layers, {WEIGHTS} has others")
-    down = {shape[1] for name, shape in shapes.items() if name.endswith("mlp.down_proj")}
-    if down != {counts["intermediate_size"]}:
-        raise ValueError(f"{CONFIG} says feed-forward blocks of {counts['intermediate_size']}, {WEIGHTS} has others")
+    down = {shape[1] for name, shape in shapes.items() if name.endswith(DOWN)}
+    width = counts["intermediate_size"]
+    if "moe_intermediate_size" in config:
+        width = _count(config, "moe_intermediate_size")
+    if down != {width}:
+        raise ValueError(f"{CONFIG} says feed-forward blocks of {width}, {WEIGHTS} has others")
+    experts = [name for name in shapes if ".experts." in name and name.endswith(DOWN)]
+    count = _count(config, "num_local_experts") * len(layers) if "num_local_experts" in config else 0
+    if len(experts) != count:
+        raise ValueError(f"{CONFIG} says {count} experts in all layers, {WEIGHTS} has {len(experts)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Layout:
 
     `arrays` are a unit's matrix of that name as (part, values), in the order of its tensors. `said` is what the model's
     own config, the spec and the subnet make of the folder's config; None takes a key away. `shapes` reads both back.
+    `named` is what the file calls a tensor, of an architecture.
     """
 
     runtime: str
@@ -35,6 +36,7 @@ class Layout:
     said: Callable[[Mapping[str, Any], ModelSpec, Subnet], dict[str, Any]]
     shapes: Shapes
     ties: Callable[[ModelSpec], Groups] = lambda spec: ()
+    named: Callable[[str, str], str] = lambda name, architecture: name
 
 
 def write_folder(
@@ -47,17 +49,22 @@ def write_folder(
     subnet = together(subnet, spec, layout.runtime)
     tensors = [tensor for unit in spec.units for tensor in layout.tensors(unit, subnet[unit.name])]
     tensors += [Tensor(name, "F16", tuple(value.shape)) for name, value in floats.items()]
+
+    def named(name: str) -> str:
+        return layout.named(name, spec.architecture)
+
+    tensors = [replace(tensor, name=named(tensor.name)) for tensor in tensors]
     with TensorFile(folder / WEIGHTS, tensors, head_bytes(spec, layout.parts)) as file:
         for done, unit in enumerate(spec.units):
             choice = subnet[unit.name]
             for linear in unit.linears:
                 for part, array in layout.arrays(unit, linear.name, files.folded(linear.name, choice), choice):
-                    file.write(f"{linear.name}.{part}", array)
+                    file.write(named(f"{linear.name}.{part}"), array)
                 give_back_pages()
             if progress:
                 progress("writing weights", (done + 1) / len(spec.units))
         for name, value in floats.items():
-            file.write(name, float16(name, value))
+            file.write(named(name), float16(name, value))
     write_index(folder, tensors)
     said = layout.said(read_foreign(files.model_dir / CONFIG), spec, subnet)
     write_description(files.model_dir, spec, context, folder, said, files.trusted)

@@ -48,12 +48,13 @@ class RoundedSupernet:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from supernet.experts import unstacked
         from supernet.model import spec_of_model
 
         self.path = folder
         self.model_dir = folder
         self.trusted = False
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = unstacked(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
         self.spec = spec_of_model(self.model, folder.name)
         self.fingerprint = "rounded-" + folder.name
         self.weights = {n: p.detach().numpy() for n, p in self.model.named_parameters()}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.blocks import output_of
+from supernet.experts import routed
 from supernet.grids import QuantizedWeight
 from supernet.hessians import add_square, mirrored
 from supernet.model import removed_after
@@ -45,20 +46,33 @@ def gptq(turn: Turn) -> Start:
 
 
 def hessians(block: Block, modules: Sequence[nn.Module], inputs: Tensor) -> list[Tensor]:
-    """Sums of `t x x^T` over the tokens of `inputs`, float32, one for each of the full model's `modules`."""
+    """Sums of `t x x^T` over the tokens of `inputs`, float32, one for each of the full model's `modules`. An expert
+    reads some of them, and its errors reach the block's output times the token's share of it."""
     sums: dict[nn.Module, Tensor] = {}
     for start in range(0, len(inputs), AT_ONCE):
         rows = slice(start, start + AT_ONCE)
         tokens = block.tokens[rows].reshape(-1, 1)
+        chosen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-        def watch(module: nn.Module, args: tuple[Tensor, ...], tokens: Tensor = tokens) -> None:
+        def watch(
+            module: nn.Module, args: tuple[Tensor, ...], tokens: Tensor = tokens,
+            chosen: dict[nn.Module, tuple[Tensor, Tensor]] = chosen,
+        ) -> None:  # fmt: skip
+            if module in chosen:
+                some, shares = chosen[module]
+                tokens = tokens[some] * shares.float().square().unsqueeze(1)
             x = args[0].flatten(0, -2).float()
             if module not in sums:
                 sums[module] = x.new_zeros(x.shape[1], x.shape[1])
             add_square(sums[module], x, tokens)
 
-        with removed_after([module.register_forward_pre_hook(watch) for module in modules]):
+        hooks = routed(block.layer, chosen)
+        with removed_after([*hooks, *(module.register_forward_pre_hook(watch) for module in modules)]):
             output_of(block.layer, inputs[rows], block.arguments)
+    for module in modules:
+        if module not in sums:  # an expert that no token chose: GPTQ rounds to nearest where nothing was read
+            side = int(module.weight.shape[1])  # type: ignore[index]
+            sums[module] = torch.zeros(side, side, device=inputs.device)
     return [mirrored(sums[module]) for module in modules]
 
 

@@ -50,7 +50,7 @@ def with_weights(model: Any, reads: Mapping[str, Callable[[], Tensor]], dtype: t
         parent, _, tail = name.rpartition(".")
         module = model.get_submodule(parent)
         shape = getattr(module, tail).shape
-        if absent and len(shape) > 1:
+        if absent and len(shape) > 1 and isinstance(module, (nn.Linear, nn.Embedding)):  # a router stays float
             setattr(module, tail, Absent(read, shape, dtype))
             read_for_passes(module)
         else:

@@ -14,6 +14,8 @@ from torch import Tensor
 from records.errors import InputError, MissingError
 from records.reading import read_foreign, read_json
 from supernet.account import LEFT, READ, TIED, Account, names, refuse_other_tensors
+from supernet.experts import unstacked
+from supernet.facts import stored_name
 from supernet.refusals import refuse_settings
 from supernet.sources.base import Source, with_weights
 from supernet.sources.weight_files import refuse_adapter, weight_files
@@ -106,6 +108,7 @@ class FolderSource(Source):
             )
         except Exception as error:
             raise InputError(_explain(f"the model {self.path}", error)) from error
+        model = unstacked(model)
         tensors = self._became(model, set(info["unexpected_keys"]))
         left = [name for name, became in tensors.items() if not became]
         refuse_other_tensors(self.path, info["missing_keys"], left, len(model.state_dict()))
@@ -123,6 +126,7 @@ class FolderSource(Source):
 
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = unstacked(model)
         expected = {n: p for n, p in model.named_parameters() if n not in model.all_tied_weights_keys}
         names_of = {name: self._stored_as(model, name) for name in expected}
         odd = [name for name, stored in names_of.items() if stored is None]
@@ -150,12 +154,14 @@ class FolderSource(Source):
 
     def _stored_as(self, model: Any, name: str) -> str | None:
         """Under which name the files have a parameter, where it is its own or that without the model's prefix."""
-        bare = name.removeprefix(f"{model.base_model_prefix}.")
-        return next((known for known in (name, bare) if known in self.files.tensors), None)
+        stored = stored_name(name, type(model).__name__)
+        bare = stored.removeprefix(f"{model.base_model_prefix}.")
+        return next((known for known in (stored, bare) if known in self.files.tensors), None)
 
     def _became(self, model: Any, unexpected: set[str]) -> dict[str, str]:
         """What became of each tensor; empty text for what nothing reads."""
         state = model.state_dict()
+        others = {stored_name(name, type(model).__name__): name for name in state}
         ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), INV_FREQ.replace(".", r"\."), r"position_ids$"]
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         head = {name for name in (model._tied_weights_keys or {}) if tied}
@@ -167,6 +173,8 @@ class FolderSource(Source):
                 became[name] = TIED
             elif name in state:
                 became[name] = READ
+            elif name in others:
+                became[name] = f"{READ} into {others[name]}"
             elif f"{prefix}.{name}" in state:
                 became[name] = f"{READ} into {prefix}.{name}"
             elif harmless and not (name.endswith(INV_FREQ) and not self._same_rope(model, name)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from records.errors import InputError
 from supernet.account import READ, Account, refuse_other_tensors
+from supernet.experts import unstacked
 from supernet.sources.base import Source, with_weights
 from supernet.sources.gguf_config import ROPE_TENSORS, config_of
 from supernet.sources.gguf_file import GGUFTensor, read_gguf
 from supernet.sources.gguf_tokenizer import tokenizer_of
 
 GEMMAS = ("gemma", "gemma2", "gemma3")  # their norms are stored as 1 + w
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 END_TOKENS = ("eos", "eot", "eom")  # llama.cpp ends a text at each of these
 
 
@@ -57,38 +60,47 @@ class GGUFSource(Source):
         from transformers import AutoModelForCausalLM
 
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = unstacked(AutoModelForCausalLM.from_config(config, dtype=dtype))
         expected = {n: p for n, p in model.named_parameters() if n not in model.all_tied_weights_keys}
         targets = self._targets(expected)
         tensors = {name: "read into the config" for name in ROPE_TENSORS if name in self.gguf.tensors}
-        missing = [targets[name] for name in targets.keys() - self.gguf.tensors.keys()]
+        missing = [targets[name][0] for name in targets.keys() - self.gguf.tensors.keys()]
         left = self.gguf.tensors.keys() - targets.keys() - tensors.keys()
         refuse_other_tensors(self.path, missing, left, len(expected))
-        reads = {}
+        reads: dict[str, Callable[[], Tensor]] = {}
         for name, tensor in self.gguf.tensors.items():
             if name in targets:
-                target = targets[name]
-                if tensor.shape != tuple(expected[target].shape):
-                    raise InputError(
-                        f"{self.path}: {name} has the shape {tensor.shape}, the model needs "
-                        f"{tuple(expected[target].shape)}; the file is damaged or not of this architecture"
-                    )
-                reads[target] = partial(self._read, name, tensor, config)
-                tensors[name] = f"{READ} into {target}"
+                reads |= self._reads(name, tensor, config, {target: expected[target] for target in targets[name]})
+                tensors[name] = f"{READ} into {_EXPERT.sub('.experts.', targets[name][0])}"
         with_weights(model, reads, dtype, absent)
         return model, Account(tensors, {file.name: READ for file in self.gguf.files})
 
-    def _targets(self, expected: Mapping[str, Any]) -> dict[str, str]:
-        """GGUF's name of each parameter, with the parameter's."""
+    def _reads(
+        self, name: str, tensor: GGUFTensor, config: Any, targets: Mapping[str, Any]
+    ) -> dict[str, Callable[[], Tensor]]:
+        """What reads each of the parameters `targets`: one tensor is one parameter, or one of each expert."""
+        shape = tuple(next(iter(targets.values())).shape)
+        experts = _EXPERT.search(next(iter(targets))) is not None
+        wanted = (len(targets), *shape) if experts else shape
+        if tensor.shape != wanted:
+            raise InputError(
+                f"{self.path}: {name} has the shape {tensor.shape}, the model needs {wanted}; "
+                "the file is damaged or not of this architecture"
+            )
+        parts = [tensor.part(number) for number in range(len(targets))] if experts else [tensor]
+        return {target: partial(self._read, name, part, config) for target, part in zip(targets, parts, strict=True)}
+
+    def _targets(self, expected: Mapping[str, Any]) -> dict[str, list[str]]:
+        """GGUF's name of each parameter, with the parameter's; experts have one name together."""
         from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
         architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == self.architecture)
         table = get_tensor_name_map(architecture, self.gguf.metadata[f"{self.architecture}.block_count"])
-        targets = {}
+        targets: dict[str, list[str]] = {}
         for name in expected:
-            base, _, suffix = name.rpartition(".")
+            base, _, suffix = _EXPERT.sub(".experts.", name).rpartition(".")
             theirs = "output" if base == "lm_head" else table.get_name(base)
-            targets[f"{theirs or base}.{suffix}"] = name
+            targets.setdefault(f"{theirs or base}.{suffix}", []).append(name)
         return targets
 
     def _read(self, name: str, tensor: GGUFTensor, config: Any) -> Tensor:

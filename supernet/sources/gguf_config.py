@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from records.errors import InputError
+from supernet.refusals import EXPERTS as REFUSED_EXPERTS
 from supernet.sources.gguf_file import GGUF
 from supernet.sources.gguf_rope import rope_parameters
 
@@ -18,6 +19,7 @@ ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_s
 # Keys that say nothing of how the model computes.
 HARMLESS = ("vocab_size", "rope.scaling.finetuned")
 EXPERTS = ("_exps.", "_exps_", ".ffn_gate_inp", "_shexp.", ".exp_probs_b")
+MIXTURES = ("llama", "qwen3moe")  # of which files of experts are read; a llama with experts is a Mixtral
 BASE = 10000.0  # llama.cpp's rope base where a file names none
 
 
@@ -76,8 +78,9 @@ def config_of(gguf: GGUF) -> dict[str, Any]:
     InputError where the architecture is not one that is read here, or where it sets what cannot be read exactly.
     """
     keys = Keys(gguf)
-    if keys.take("expert_count", 0) or any(part in name for name in gguf.tensors for part in EXPERTS):
-        raise InputError(f"{keys.path} is a mixture of experts, which bitfleet cannot quantize yet; give a dense model")
+    experts = keys.take("expert_count", 0) or any(part in name for name in gguf.tensors for part in EXPERTS)
+    if experts and keys.architecture not in MIXTURES:
+        raise InputError(f"{keys.path} is {REFUSED_EXPERTS} (its architecture is {keys.architecture})")
     if gguf.metadata.get("general.type", "model") != "model":
         raise InputError(f"{keys.path} is no model but an {gguf.metadata['general.type']}; give the model itself")
     if keys.architecture not in ARCHITECTURES:
@@ -110,7 +113,7 @@ def _shared(keys: Keys, gguf: GGUF) -> dict[str, Any]:
         "model_type": keys.architecture,
         "max_position_embeddings": keys.count("context_length"),
         "num_hidden_layers": keys.count("block_count"),
-        "intermediate_size": keys.count("feed_forward_length"),
+        "intermediate_size": keys.count("feed_forward_length", keys.values.get("expert_feed_forward_length")),
         "hidden_size": hidden,
         "num_attention_heads": heads,
         "num_key_value_heads": keys.count("attention.head_count_kv", heads),
@@ -139,10 +142,28 @@ def _whole_rotary(keys: Keys, shared: Mapping[str, Any]) -> None:
 def _llama(keys: Keys, gguf: GGUF, shared: Mapping[str, Any]) -> dict[str, Any]:
     _whole_rotary(keys, shared)
     window = _window(keys)
+    if keys.take("expert_count"):
+        return {"model_type": "mixtral", "sliding_window": window} | _experts(keys)
     if window is not None:  # a llama with a window is what transformers calls a mistral
         return {"model_type": "mistral", "sliding_window": window}
     biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
     return {name: True for name, tensor in biases.items() if tensor in gguf.tensors}
+
+
+def _experts(keys: Keys) -> dict[str, Any]:
+    keys.take("expert_feed_forward_length")
+    return {"num_local_experts": keys.count("expert_count"), "num_experts_per_tok": keys.count("expert_used_count")}
+
+
+def _qwen3moe(keys: Keys, gguf: GGUF, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """llama.cpp makes the shares of the chosen experts 1 together, and has experts in every layer."""
+    _whole_rotary(keys, shared)
+    width = keys.count("expert_feed_forward_length", keys.values.get("feed_forward_length"))
+    window = _window(keys)
+    return _experts(keys) | {
+        "model_type": "qwen3_moe", "moe_intermediate_size": width, "norm_topk_prob": True,
+        "use_sliding_window": window is not None, "sliding_window": window,
+    }  # fmt: skip
 
 
 def _qwen(keys: Keys, gguf: GGUF, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,6 +233,7 @@ ARCHITECTURES: dict[str, Special] = {
     "llama": _llama,
     "qwen2": _qwen,
     "qwen3": _qwen,
+    "qwen3moe": _qwen3moe,
     "phi3": _phi3,
     "gemma": _gemma,
     "gemma2": _gemma2,

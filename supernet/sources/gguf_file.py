@@ -10,7 +10,7 @@ import mmap
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ class GGUFTensor:
     kind: int
     offset: int
     bytes: int
+
+    def part(self, number: int) -> GGUFTensor:
+        """One of the matrices that a tensor of three dimensions holds."""
+        size = self.bytes // self.shape[0]
+        return replace(self, shape=self.shape[1:], offset=self.offset + number * size, bytes=size)
 
     def floats(self) -> np.ndarray[Any, Any]:
         """The weights in float32, read anew: nothing of the file stays in memory."""

@@ -44,6 +44,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ernie": {"model_type": "ernie4_5", "head_dim": 32},
     "hunyuan": {"model_type": "hunyuan_v1_dense", "head_dim": 32},
 }  # fmt: skip
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": False}
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", EXPERTS | UNTIED),
+    "qwen3moe": ("qwen3_moe", EXPERTS | {"head_dim": 32, "moe_intermediate_size": 128, "norm_topk_prob": True}),
+}
+"""Mixtures of experts, which some runtimes hold."""
+FAMILIES |= {family: {"model_type": family} for family, _ in MIXTURES.values()}
 
 
 def rope(kind: str, **settings: Any) -> dict[str, Any]:
@@ -57,7 +64,7 @@ def long_rope(values: int, **more: Any) -> dict[str, Any]:
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 100, "layer_types": ["sliding_attention", "full_attention"]}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{family: (family, {}) for family in FAMILIES},
+    **{family: (family, {}) for family in FAMILIES if family not in [mixture for mixture, _ in MIXTURES.values()]},
     "llama with biases, heads of 32": ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 32, **UNTIED}),
     "llama without groups, linear": ("llama", {"num_key_value_heads": 4, **rope("linear", factor=4.0)}),
     "llama, dynamic": ("llama", rope("dynamic", factor=4.0)),

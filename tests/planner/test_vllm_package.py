@@ -13,16 +13,17 @@ import torch
 
 from planner.request import Workload
 from planner.runtimes.tensor_file import WEIGHTS
-from planner.runtimes.vllm import holding
+from planner.runtimes.vllm import holding, split
 from planner.runtimes.vllm.layout import packed
 from planner.runtimes.vllm.packages import VllmPackages
 from planner.runtimes.vllm.runtime import Vllm
 from profiles.catalog import load
 from records.errors import InputError
+from supernet.experts import unstacked
 from supernet.space import Choice
 from supernet.spec import EMBEDDING
 from tests.planner.folder_fixtures import GridModel, cycled, listed, packaged_model, stored
-from tests.planner.runtime_fixtures import VARIANTS, save_tiny
+from tests.planner.runtime_fixtures import MIXTURES, VARIANTS, save_tiny
 
 MIX = ("sym2g64", "sym3g64", "sym4g32", "sym8g32")
 AFFINE_MIX = ("int4g32", "int8g64", "sym3g64")
@@ -34,11 +35,14 @@ LOADED = (
 )  # fmt: skip
 
 
-def made(variant: str, folder: Path, choices: tuple[str, ...] = MIX) -> tuple[GridModel, Any]:
-    """The model, and the subnet whose package is written to `folder`."""
-    family, options = VARIANTS[variant]
+def made(variant: str, folder: Path, choices: tuple[str, ...] = MIX, experts: str = "sym4g64") -> tuple[GridModel, Any]:
+    """The model, and the subnet whose package is written to `folder`; a mixture's experts at a choice of their own."""
+    family, options = {**VARIANTS, **MIXTURES}[variant]
     files = GridModel(save_tiny(family, folder.parent / "model", **options))
     subnet = cycled(files.spec, choices, head="sym8g64")
+    for unit in files.spec.units:
+        if unit.chosen is not None:
+            subnet = subnet.replace(unit.name, Choice.parse(experts))
     folder.mkdir()
     VllmPackages().write(files, subnet, Workload(128, 1, 64), None, folder)
     return files, subnet
@@ -87,6 +91,53 @@ def test_transformers_loads_exactly_the_subnet(variant: str, tmp_path: Path) -> 
         assert torch.equal(loaded(ids).logits, wanted(ids).logits)
     weights = dict(loaded.named_parameters())  # dense from the first pass on
     assert all(torch.equal(weights[name], value) for name, value in wanted.named_parameters())
+
+
+@pytest.mark.parametrize("variant", MIXTURES)
+@pytest.mark.parametrize("experts", ["sym4g64", "sym8g32"])
+def test_transformers_loads_exactly_the_subnet_of_a_mixture(variant: str, experts: str, tmp_path: Path) -> None:
+    """Its experts it takes out of their codes as it reads them, all with one choice, and has them in float16."""
+    pytest.importorskip("compressed_tensors", reason=LIBRARY)
+    from transformers import AutoModelForCausalLM
+
+    files, subnet = made(variant, tmp_path / "package", experts=experts)
+    assert holding.VllmHolding(files.spec).refusal() is None
+    VllmPackages().check(tmp_path / "package", listed(tmp_path / "package"), Workload(128, 1, 64))
+    ids = torch.randint(3, 259, (2, 120), generator=torch.Generator().manual_seed(0))
+    wanted = packaged_model(files, subnet, half_tables=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "package", dtype=torch.float32)
+    with torch.no_grad():
+        ours, theirs = (model(ids).logits.log_softmax(-1) for model in (wanted, loaded))
+    assert (ours.exp() * (ours - theirs)).sum(-1).mean() < 1e-4  # a token whose experts are near a tie takes others
+    weights = dict(unstacked(loaded).named_parameters())
+    for name, value in wanted.named_parameters():
+        assert torch.equal(weights[name], value.half() if ".experts." in name else value), name
+
+
+def test_experts_are_one_product_of_four_or_eight_bits(tmp_path: Path) -> None:
+    spec = GridModel(save_tiny("mixtral", tmp_path, **MIXTURES["mixtral"][1])).spec
+    tied = Vllm().tied(spec)
+    (unit,) = (unit for unit in tied.units if unit.layer == 1 and unit.chosen is not None)
+    assert unit.name == "model.layers.1.mlp.experts" and len(unit.linears) == 12 and len(unit.experts) == 4
+    held = {bits: holding.VllmHolding(tied).unit_refusal(unit, Choice(bits, 64, "sym")) for bits in range(2, 9)}
+    assert [bits for bits, refusal in held.items() if refusal is None] == [4, 8]
+    refusal = holding.VllmHolding(tied).unit_refusal(unit, Choice(4, 64, "int"))
+    assert refusal == "vLLM's experts have 4 and 8 bits with a zero at the middle, got int4g64; use sym4g64"
+    assert split.model_refusal(spec, 1) is None
+    assert split.model_refusal(spec, 2) == "its experts are planned for on one GPU alone"
+
+
+def test_the_pattern_of_a_layer_s_experts_is_what_vllm_asks_for(tmp_path: Path) -> None:
+    """It asks for the first expert's `gate_proj`, by that name, where the layer lies in the file."""
+    import re
+
+    made("mixtral", tmp_path / "package")
+    groups = json.loads((tmp_path / "package" / "config.json").read_text())["quantization_config"]["config_groups"]
+    patterns = [target.removeprefix("re:") for target in groups["sym4g64"]["targets"] if target.startswith("re:")]
+    assert len(patterns) == 2
+    assert re.match(patterns[1], "model.layers.1.block_sparse_moe.experts.0.gate_proj")
+    assert not re.match(patterns[1], "model.layers.11.block_sparse_moe.experts.0.gate_proj")
+    assert not re.match(patterns[1], "model.layers.1.block_sparse_moe.experts")
 
 
 def test_a_symmetric_subnet_is_stored_without_any_rounding(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ ARCHITECTURES = {
     "mistral": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "mixtral": "llama",
+    "qwen3_moe": "qwen3moe",
     "phi3": "phi3",
     "gemma": "gemma",
     "gemma2": "gemma2",
@@ -42,6 +44,10 @@ def metadata_of(config: Any, architecture: str) -> dict[str, Any]:
         "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1)),
         "vocab_size": config.vocab_size,
     }
+    if getattr(config, "num_experts_per_tok", None):
+        found |= {"expert_count": config.num_local_experts, "expert_used_count": config.num_experts_per_tok}
+    if architecture == "qwen3moe":
+        found["expert_feed_forward_length"] = config.moe_intermediate_size
     window = getattr(config, "sliding_window", None)
     if window and (architecture != "qwen2" or config.use_sliding_window):
         found["attention.sliding_window"] = window
@@ -72,7 +78,7 @@ def tensors_of(model: Any, architecture: str) -> dict[str, np.ndarray[Any, Any]]
     key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(key, config.num_hidden_layers)
     found = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _apart(model.named_parameters()):
         base, _, suffix = name.rpartition(".")
         theirs = f"{'output' if base == 'lm_head' else names.get_name(base)}.{suffix}"
         values = parameter.detach().float()
@@ -84,6 +90,16 @@ def tensors_of(model: Any, architecture: str) -> dict[str, np.ndarray[Any, Any]]
             values = halves.transpose(1, 2).reshape(values.shape)
         found[theirs] = values.numpy()
     return found
+
+
+def _apart(parameters: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Experts' gate and up, which transformers has as one, each by itself."""
+    for name, values in parameters:
+        if name.endswith("experts.gate_up_proj"):
+            for part, stack in zip(("gate_proj", "up_proj"), values.chunk(2, 1), strict=True):
+                yield f"{name.removesuffix('gate_up_proj')}{part}.weight", stack
+        else:
+            yield (f"{name}.weight" if values.dim() == 3 else name), values
 
 
 def write(

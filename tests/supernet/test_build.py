@@ -16,7 +16,7 @@ from supernet.quantize import head_unit, quantize
 from supernet.quantizers import GPTQ, RTN
 from supernet.space import Choice, Subnet
 from tests.supernet.conftest import Made, make
-from tests.tiny import FAMILIES, tiny_model, windows
+from tests.tiny import FAMILIES, MIXTURES, tiny_model, windows
 
 
 def mixed(made: Made, seed: int) -> Subnet:
@@ -32,7 +32,7 @@ def disturb(made: Made) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.02)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_an_active_subnet_is_its_extracted_model(family: str, adapter: str) -> None:
     made = make(family)
@@ -47,7 +47,7 @@ def test_an_active_subnet_is_its_extracted_model(family: str, adapter: str) -> N
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 def test_at_eight_bits_it_is_nearly_the_full_model(family: str) -> None:
     made = make(family)
     made.supernet.activate(made.space.uniform(made.spec, 8))

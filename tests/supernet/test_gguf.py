@@ -15,12 +15,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from records.errors import InputError, MissingError
+from supernet.experts import unstacked
 from supernet.loading import DEFAULT_MODEL, Loaded, describe, load_model
 from supernet.model import spec_of_model
 from supernet.sources.gguf_rope import llama3_factors
 from tests.supernet.gguf_files import ARCHITECTURES, same_logits, save_gguf, split, tokenizer_metadata
 from tests.tiny import COMMON, tiny_tokenizer
 
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"rope_theta": 500.0},
     "llama with a head": {"tie_word_embeddings": False, "num_key_value_heads": 4},
@@ -30,6 +32,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen2": {"rope_theta": 1e6, "rms_norm_eps": 1e-3},
     "qwen2 with a window": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
     "qwen3": {"head_dim": 32},
+    "mixtral": {"tie_word_embeddings": False, **EXPERTS},
+    "qwen3_moe": {"head_dim": 32, "moe_intermediate_size": 64, "norm_topk_prob": True, **EXPERTS},
     "phi3": {"tie_word_embeddings": False, "sliding_window": 16},
     "phi3 with partial rotation": {"tie_word_embeddings": False, "partial_rotary_factor": 0.5},
     "gemma": {"head_dim": 16},
@@ -46,7 +50,7 @@ def made(shape: str = "llama", **more: Any) -> Any:
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             parameter.add_(torch.randn_like(parameter) * 0.1)
-        elif parameter.dim() == 2:
+        elif parameter.dim() >= 2:
             parameter.mul_(8 if "attn" in name else 4)
     return model
 
@@ -56,11 +60,12 @@ def test_a_file_is_the_model_that_it_was_made_from(tmp_path: Path, shape: str) -
     model = made(shape)
     loaded = load_model(str(save_gguf(tmp_path / "model.gguf", model)))
     assert same_logits(loaded.model, model)
-    assert len(loaded.account.tensors) == len(list(model.parameters()))
+    stacks = sum(name.endswith("gate_up_proj") for name, values in model.named_parameters() if values.dim() == 3)
+    assert len(loaded.account.tensors) == len(list(model.parameters())) + stacks
     assert loaded.account.line == f"read {len(loaded.account.tensors)} tensors of 1 file"
     spec = describe(str(tmp_path / "model.gguf"))[1]
     assert spec == spec_of_model(loaded.model, "model")
-    assert spec.windows == spec_of_model(model, "model").windows
+    assert spec.windows == spec_of_model(unstacked(model), "model").windows
 
 
 def test_every_architecture_that_is_read_is_tested() -> None:
@@ -131,8 +136,9 @@ def experts(path: Path) -> Path:
 
 MORE_TOKENS = tokenizer_metadata()["tokenizer.ggml.tokens"] + [f"<{number}>" for number in range(20)]
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "experts by key": (lambda p: plain(p, {"llama.expert_count": 4}), "mixture of experts"),
-    "experts by name": (experts, "mixture of experts"),
+    "experts by key": (lambda p: save_gguf(p / "model.gguf", made("qwen2"), {"qwen2.expert_count": 4}), "mixture of"),
+    "experts that are not there": (lambda p: plain(p, {"llama.expert_count": 4, "llama.expert_used_count": 2}), "miss"),
+    "experts by name": (experts, "unexpected"),
     "a tensor nobody reads": (lambda p: plain(p, tensors={"blk.0.attn_sinks.weight": np.ones(4)}), "attn_sinks"),
     "a bias nobody reads": (lambda p: plain(p, tensors={"blk.0.attn_v.bias": np.ones(32)}), "attn_v.bias"),
     "a bias in one layer": (lambda p: plain(p, tensors={"blk.0.attn_q.bias": np.ones(64)}), "missing"),

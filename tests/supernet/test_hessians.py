@@ -16,7 +16,7 @@ from supernet.model import HEAD_TOKENS, capped, compute_dtype, hidden_states, sp
 from supernet.quantize import head_unit
 from supernet.quantizers.gptq import inverse_factor
 from supernet.sensitivity import drawn, each_gradient
-from tests.tiny import FAMILIES, tiny_model, windows
+from tests.tiny import FAMILIES, MIXTURES, tiny_model, windows
 
 
 def linears_of(model: Any) -> list[str]:
@@ -34,7 +34,7 @@ def whole_pass(model: Any, ids: Tensor, seed: int) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 def test_blocks_in_turn_find_what_a_whole_pass_finds(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hessians, "compute_dtype", lambda device: torch.float32)
     model, ids = tiny_model(family), windows(6)
@@ -49,7 +49,7 @@ def test_blocks_in_turn_find_what_a_whole_pass_finds(family: str, monkeypatch: p
             assert torch.allclose(hessian, expected[name], rtol=1e-3, atol=1e-4 * expected[name].abs().max().item())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 def test_the_head_is_a_linear_like_others(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where its matrix is the embedding's, and where logits are scaled or capped after it."""
     monkeypatch.setattr(hessians, "compute_dtype", lambda device: torch.float32)
@@ -69,7 +69,7 @@ def test_the_head_is_a_linear_like_others(family: str, monkeypatch: pytest.Monke
     assert torch.allclose(first[name], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 def test_the_model_is_left_as_it_was(family: str) -> None:
     model, ids = tiny_model(family), windows(2)
     before, places = model(ids).logits, {name: p.data_ptr() for name, p in model.named_parameters()}

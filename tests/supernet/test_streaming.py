@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from records.errors import InputError
 from supernet.checkpoint import SCALING, SupernetFiles
@@ -86,6 +87,18 @@ def test_whatever_the_gate_says_it_is_the_same(
     assert told(there) == told(here)
     assert (SCALING in there.hashes) == scaled
     assert there.info["gate"]["solved codes"] == {"tried": 2, "returned": 2 if scaled else 0}
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_experts_are_streamed_one_by_one(kind: str, data: str, tmp_path: Path) -> None:
+    """From tensors of their own under other names, and from one tensor of all."""
+    source = save_tiny(tmp_path / "model", "mixtral")
+    if kind == "gguf":
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        source = save_gguf(tmp_path / "model.gguf", model.requires_grad_(False))
+    recipe = replace(RECIPE, data=data)
+    here = create(str(source), tmp_path / "here", recipe)
+    assert told(create(str(source), tmp_path / "there", recipe, streamed=True)) == told(here)
 
 
 @pytest.mark.parametrize("stop", ["full model", "weigh tokens", "quantize 4", "evaluate"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from planner.runtimes import passes
 from planner.runtimes.llamacpp.formats import type_of
 from supernet.space import Choice
@@ -24,6 +26,18 @@ def products(spec: ModelSpec, unit: UnitSpec, kept: int | None = None) -> tuple[
     return () if unit.role == EMBEDDING and not spec.tied else matrices(unit, kept)
 
 
+Product = tuple[float, int, int, int]
+"""How many there are, rows, in_features, out_features."""
+
+
+def passed(spec: ModelSpec, unit: UnitSpec, rows: int, kept: int | None = None) -> tuple[Product, ...]:
+    """The products of a pass of so many `rows`. Of experts as many as it is expected to read, and to each its share of
+    the rows."""
+    shapes, read = products(spec, unit, kept), unit.share_read(rows)
+    each = max(1, round(rows * unit.share_computed / read))
+    return tuple((count * read, each, k, n) for (k, n), count in Counter(shapes).items())
+
+
 def runs_on_last_row(unit: UnitSpec) -> bool:
     """Logits are asked for the last position only, so the head sees one row a sequence."""
     return unit.role in (EMBEDDING, HEAD)
@@ -37,7 +51,7 @@ def weight_bytes(unit: UnitSpec, choice: Choice) -> int:
 def layer_values(spec: ModelSpec) -> int:
     """As `passes.layer_values`."""
     first = [unit for unit in spec.units if unit.layer == 0 and unit.role not in ATTENTION]
-    return passes.layer_values(spec, max(linear.out_features for unit in first for linear in unit.linears))
+    return passes.layer_values(spec, max(unit.widest for unit in first))
 
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "qkv", "qkv_proj")

@@ -7,7 +7,7 @@ bias or a rotary embedding that it does not ask for is lost without a word. So e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from supernet.spec import ModelSpec, UnitSpec
 from supernet.ties import fused_role
@@ -32,7 +32,8 @@ class Architecture:
     """`name` is GGUF's. `norms` are a layer's, by their names in transformers. `pairs`: heads rotate neighbouring
     values, where transformers rotates halves. `norm_offset` is what llama.cpp's norms have more than transformers'.
     `biases` are the roles of units that may have them. `pattern`: every so manieth layer sees all tokens, the others a
-    window; None where no layer may have one. `settings` are numbers of the config by the keys that hold them."""
+    window; None where no layer may have one. `settings` are numbers of the config by the keys that hold them.
+    `experts`: every layer's feed-forward block is a mixture, and the shares of the chosen ones are 1 together."""
 
     name: str
     norms: dict[str, tuple[str, str]]
@@ -44,6 +45,7 @@ class Architecture:
     pattern: int | None = None
     tied_only: bool = False
     settings: tuple[tuple[str, str], ...] = ()
+    experts: bool = False
 
 
 _LLAMA = Architecture("llama", _OUTER, ("default", "linear", "yarn", "llama3"), pairs=True,
@@ -55,8 +57,10 @@ _GRANITE = (
 ARCHITECTURES = {
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
+    "MixtralForCausalLM": replace(_LLAMA, biases=(), experts=True),
     "Qwen2ForCausalLM": Architecture("qwen2", _OUTER, ("default", "linear", "yarn"), biases=("qkv",)),
     "Qwen3ForCausalLM": Architecture("qwen3", _OUTER | _HEADS, ("default", "linear", "yarn")),
+    "Qwen3MoeForCausalLM": Architecture("qwen3moe", _OUTER | _HEADS, ("default", "linear", "yarn"), experts=True),
     "Phi3ForCausalLM": Architecture("phi3", _OUTER, ("default", "longrope")),
     "GemmaForCausalLM": Architecture("gemma", _OUTER, ("default",), GELU, norm_offset=1.0, tied_only=True),
     "Gemma2ForCausalLM": Architecture(

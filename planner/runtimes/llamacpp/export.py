@@ -63,8 +63,8 @@ def _data(files: WeightSource, subnet: Subnet, found: tuple[Tensor, ...]) -> Ite
     floats = files.float_tensors()
     tables = _rope_tables(files, found)
     for tensor in found:
-        if tensor.unit is not None and tensor.linear is not None:
-            rows: NDArray[Any] = _rows(files, tensor.linear.name, subnet[tensor.unit.name])
+        if tensor.unit is not None:
+            rows: NDArray[Any] = _matrix(files, tensor, subnet[tensor.unit.name])
         elif tensor.source:
             rows = np.asarray(floats[tensor.source], "<f4") + np.float32(tensor.offset)
         else:
@@ -72,6 +72,11 @@ def _data(files: WeightSource, subnet: Subnet, found: tuple[Tensor, ...]) -> Ite
         if len(rows) != tensor.shape[0]:
             raise InputError(f"{tensor.source} must have {tensor.shape[0]} rows, got {len(rows)}")
         yield np.ascontiguousarray(in_pairs(rows, tensor.heads) if tensor.heads else rows).tobytes()
+
+
+def _matrix(files: WeightSource, tensor: Tensor, choice: Choice) -> NDArray[np.uint8]:
+    found = [_rows(files, linear.name, choice) for linear in tensor.linears]
+    return found[0] if len(tensor.shape) == 2 else np.stack(found)
 
 
 def _rows(files: WeightSource, linear: str, choice: Choice) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ once on, from weights that are copied to it for each chunk; attention stays wher
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from planner.request import Workload
 from planner.runtimes.base import DECODE, ESTIMATE, PREFILL, LatencyItem
 from planner.runtimes.llamacpp import amounts, costs, latency, memory
-from planner.runtimes.llamacpp.formats import TensorType, type_of
+from planner.runtimes.llamacpp.formats import type_of
 from planner.runtimes.llamacpp.placement import COPIED_ROWS, GPU_CHUNK_TOKENS, Placed
 from planner.runtimes.llamacpp.serving import cache_of
 from planner.runtimes.passes import in_chunks
@@ -106,8 +107,8 @@ def _on_host(placed: Placed, unit: UnitSpec, choice: Choice, rows: list[int], de
     assert device.host is not None
     few, many = [n for n in rows if n < COPIED_ROWS], [n for n in rows if n >= COPIED_ROWS]
     ms = _of_rows(device, placed.spec, unit, choice, many, copied=True).ms
-    for kind, inputs, outputs in _matrices(placed.spec, unit, choice):
-        ms += sum(latency.product_ms(device.host, kind, n, inputs, outputs)[0] for n in few)
+    for count, each, inputs, outputs in _passed(placed.spec, unit, choice, few):
+        ms += count * latency.product_ms(device.host, type_of(choice), each, inputs, outputs)[0]
     return LatencyItem(unit.name, ms, ESTIMATE, unit.name, SPREAD)
 
 
@@ -116,16 +117,18 @@ def _of_rows(
 ) -> LatencyItem:
     """On the GPU, once for each chunk of so many rows; with the weights `copied` to it before."""
     ms = 0.0
-    for kind, inputs, outputs in _matrices(spec, unit, choice):
-        size = outputs * kind.row_bytes(inputs)
-        ms += sum(_roof(device, size, 2 * n * inputs * outputs, "int8") for n in rows)
-        ms += 1e3 * size * len(rows) / LINK_BYTES_PER_S if copied else 0.0
+    for count, each, inputs, outputs in _passed(spec, unit, choice, rows):
+        size = outputs * type_of(choice).row_bytes(inputs)
+        ms += count * _roof(device, size, 2 * each * inputs * outputs, "int8")
+        ms += 1e3 * count * size / LINK_BYTES_PER_S if copied else 0.0
     return LatencyItem(unit.name, ms, ESTIMATE, unit.name, SPREAD)
 
 
-def _matrices(spec: ModelSpec, unit: UnitSpec, choice: Choice) -> Iterator[tuple[TensorType, int, int]]:
-    kind = type_of(choice)
-    yield from ((kind, inputs, outputs) for inputs, outputs in amounts.products(spec, unit, choice.kept))
+def _passed(spec: ModelSpec, unit: UnitSpec, choice: Choice, rows: list[int]) -> Iterator[amounts.Product]:
+    """The products of passes of so many rows each."""
+    for each, times in Counter(rows).items():
+        for count, some, inputs, outputs in amounts.passed(spec, unit, each, choice.kept):
+            yield times * count, some, inputs, outputs
 
 
 def _roof(device: DeviceProfile, moved: float, ops: float, precision: str) -> float:

@@ -78,7 +78,7 @@ def _around(placed: Placed, sizes: Mapping[str, int], workload: Workload, kind: 
 def gpu_buffers(placed: Placed, sizes: Mapping[str, int], workload: Workload) -> int:
     spec, tokens = placed.spec, _chunk(workload)
     logits = amounts.FLOAT_BYTES * tokens * (spec.vocab_size + spec.hidden_size)
-    widest = max(linear.out_features for unit in spec.units if not unit.is_table for linear in unit.linears)
+    widest = max(unit.widest for unit in spec.units if not unit.is_table)
     layer = amounts.FLOAT_BYTES * tokens * (2 * widest + 3 * spec.hidden_size)
     masks = MASK_BYTES * tokens * padded(workload.context)
     return max(logits, layer + masks + _copied(placed, sizes))
@@ -95,7 +95,7 @@ def host_buffers(placed: Placed, workload: Workload) -> int:
 def _copied(placed: Placed, sizes: Mapping[str, int]) -> int:
     """Of the host's matrices, which a prompt copies to the GPU one after another, the largest."""
     left = (unit for unit in placed.spec.units if not placed.on_gpu(unit) and not unit.is_table)
-    return max((sizes[unit.name] // len(unit.linears) for unit in left), default=0)
+    return max((sizes[unit.name] // (1 if unit.chosen else len(unit.linears)) for unit in left), default=0)
 
 
 def _chunk(workload: Workload) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 
 from planner.request import Workload
-from planner.runtimes.base import DECODE, ESTIMATE, LatencyItem
+from planner.runtimes.base import DECODE, ESTIMATE, MODELLED, LatencyItem
 from planner.runtimes.calibrated import LAYER, PRODUCTS
 from planner.runtimes.llamacpp import amounts, costs
 from planner.runtimes.llamacpp.attention import compared
@@ -79,8 +79,13 @@ def unit_ms(
     else:  # of a prompt's passes only the last one has an output
         times = Counter({1: workload.batch}) if last else Counter(rows for rows, _ in chunks(workload))
     kind = type_of(choice)
-    shapes = amounts.products(spec, unit, choice.kept)
-    parts = [(count, *product_ms(device, kind, rows, k, n)) for rows, count in times.items() for k, n in shapes]
+    parts = [
+        (count * products, *product_ms(device, kind, each, k, n))
+        for rows, count in times.items()
+        for products, each, k, n in amounts.passed(spec, unit, rows, choice.kept)
+    ]
+    if unit.chosen is not None:  # which experts a token reads is expected, not known
+        parts.append((0, 0.0, 0.0, MODELLED))
     few = decode or last  # rows: reading the weights takes longer than multiplying by them
     factor = costs.value(device, PRODUCTS)[0] if few else 1.0
     more = costs.spread(device, PRODUCTS) if few else 0.0

@@ -14,7 +14,7 @@ from planner.runtimes.llamacpp.header import FLOAT32, STRING, UINT32, Entry, hea
 from planner.runtimes.llamacpp.tensors import tensors_of
 from records.errors import InputError
 from records.reading import read_foreign
-from supernet.spec import MAKERS, ModelSpec
+from supernet.spec import EXPERT_ROLES, MAKERS, ModelSpec
 
 MIXED = 0  # general.file_type means little where types are mixed; what is asked of it is that it is there
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
@@ -63,13 +63,10 @@ def _head_bytes(spec: ModelSpec, model_dir: Path, stamps: tuple[tuple[str, int, 
 
 
 def _shapes(spec: ModelSpec) -> dict[str, int | float]:
-    makers = [unit for unit in spec.units if unit.role in MAKERS]
-    channels = makers[0].channels
-    assert channels is not None
-    return {
+    found: dict[str, int | float] = {
         "block_count": spec.num_layers,
         "embedding_length": spec.hidden_size,
-        "feed_forward_length": channels.count,
+        "feed_forward_length": _feed_forward(spec),
         "attention.head_count": spec.num_heads,
         "attention.head_count_kv": spec.num_kv_heads,
         "attention.key_length": spec.head_dim,
@@ -77,6 +74,18 @@ def _shapes(spec: ModelSpec) -> dict[str, int | float]:
         "rope.dimension_count": spec.rotary_dim,
         "vocab_size": spec.vocab_size,
     }
+    mixture = next((unit for unit in spec.units if unit.chosen is not None), None)
+    if mixture is not None:
+        found |= {"expert_count": spec.experts, "expert_used_count": mixture.chosen or 0}
+        found |= {"expert_feed_forward_length": _feed_forward(spec)}
+    return found
+
+
+def _feed_forward(spec: ModelSpec) -> int:
+    """The channels of a feed-forward block, or of an expert's."""
+    makers = [unit for unit in spec.units if unit.role in (*MAKERS, EXPERT_ROLES["up_proj"])]
+    channels = makers[0].channels
+    return makers[0].linears[0].out_features if channels is None else channels.count
 
 
 def _special(spec: ModelSpec, config: Mapping[str, Any], path: Path) -> dict[str, int | float]:

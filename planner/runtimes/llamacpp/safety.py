@@ -18,7 +18,7 @@ from planner.runtimes.llamacpp.formats import Q2_0, TYPES
 from planner.runtimes.llamacpp.header import padded
 from planner.runtimes.llamacpp.modelfile import MODELFILE, unquoted
 from planner.runtimes.llamacpp.serving import CACHES, SETTINGS, WEIGHTS, Serving
-from planner.runtimes.llamacpp.tensors import FREQUENCIES, LONG, SHORT
+from planner.runtimes.llamacpp.tensors import FREQUENCIES, LONG, ROUTER, SHORT, STACKED
 from planner.tokens import TOKENIZER
 from records.errors import InputError
 from supernet.sources.gguf_file import GGUFTensor, Head, read_head
@@ -126,11 +126,15 @@ def _other_layout(name: str) -> str:
 
 
 def _architecture(metadata: Mapping[str, Any]) -> Architecture:
-    names = {known.name: known for known in ARCHITECTURES.values()}
     name = metadata["general.architecture"]
+    names = dict.fromkeys(known.name for known in ARCHITECTURES.values())
     if name not in names:
         raise ValueError(f"the architecture must be one of {', '.join(names)}, got {name!r:.40}")
-    return names[name]
+    mixture = f"{name}.expert_count" in metadata
+    for known in ARCHITECTURES.values():
+        if (known.name, known.experts) == (name, mixture):
+            return known
+    raise ValueError(f"{WEIGHTS} {'may not' if mixture else 'must'} set {name}.expert_count")
 
 
 def _whole(most: int) -> Callable[[Any], bool]:
@@ -181,8 +185,9 @@ _MUST = (
     "block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv",
     "attention.key_length", "attention.value_length", "rope.dimension_count", "vocab_size", "context_length",
 )  # fmt: skip
+_EXPERTS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
 MODEL: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(_MUST, _whole(MOST)),
+    **dict.fromkeys((*_MUST, *_EXPERTS), _whole(MOST)),
     "block_count": _whole(MOST_LAYERS),
     "attention.sliding_window": _whole(MOST),
     "rope.scaling.original_context_length": _whole(MOST),
@@ -197,18 +202,22 @@ MODEL: dict[str, Callable[[Any], bool]] = {
 
 def _check_keys(metadata: Mapping[str, Any], known: Architecture) -> dict[str, int]:
     """The whole numbers that the model must have."""
-    rules = GENERAL | {f"{known.name}.{key}": rule for key, rule in MODEL.items()}
+    model = {key: rule for key, rule in MODEL.items() if known.experts or key not in _EXPERTS}
+    rules = GENERAL | {f"{known.name}.{key}": rule for key, rule in model.items()}
     for key, value in metadata.items():
         if key not in rules:
             raise ValueError(f"{WEIGHTS} may not set {key!r:.80}")
         if not rules[key](value):
             raise ValueError(f"{WEIGHTS} may not set {key!r:.80} to {value!r:.80}")
-    needed = [*(f"{known.name}.{key}" for key in (*_MUST, "attention.layer_norm_rms_epsilon")),
+    must = (*_MUST, *_EXPERTS) if known.experts else _MUST
+    needed = [*(f"{known.name}.{key}" for key in (*must, "attention.layer_norm_rms_epsilon")),
               "tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"]  # fmt: skip
     for key in needed:
         if key not in metadata:
             raise ValueError(f"{WEIGHTS} must set {key}")
-    found = {key: metadata[f"{known.name}.{key}"] for key in _MUST}
+    found = {key: metadata[f"{known.name}.{key}"] for key in must}
+    if known.experts and found["expert_used_count"] > found["expert_count"]:
+        raise ValueError("a token may choose no more experts than there are")
     if found["attention.head_count"] % found["attention.head_count_kv"]:
         raise ValueError("the heads of queries must be a multiple of those of keys and values")
     if found["rope.dimension_count"] > found["attention.key_length"]:
@@ -239,7 +248,7 @@ def _check_shapes(tensors: Mapping[str, GGUFTensor], known: Architecture, number
             raise ValueError(f"{WEIGHTS} may not hold a tensor {name!r:.80}")
         if tensor.shape != shape:
             raise ValueError(f"{name} must be of shape {shape}, got {tensor.shape}")
-        if (len(shape) == 1) != (tensor.kind == 0):
+        if (len(shape) == 1 or ROUTER in name) != (tensor.kind == 0):
             raise ValueError(f"{name} may not be of GGML type {tensor.kind}")
     if missing := sorted(needed.keys() - tensors.keys()):
         raise ValueError(f"{WEIGHTS} lacks the tensor {missing[0]}")
@@ -259,13 +268,22 @@ def expected(known: Architecture, numbers: Mapping[str, int]) -> tuple[Shapes, S
     else:
         matrices |= {"attn_q": (queries, hidden), "attn_k": (keys, hidden), "attn_v": (keys, hidden)}
         matrices |= {"ffn_gate": (feed, hidden), "ffn_up": (feed, hidden)}
+    floats: Shapes = {}
+    if known.experts:
+        count, feed = numbers["expert_count"], numbers["expert_feed_forward_length"]
+        matrices = {name: shape for name, shape in matrices.items() if not name.startswith("ffn_")}
+        matrices |= {f"ffn_{part}{STACKED}": (count, feed, hidden) for part in ("gate", "up")}
+        matrices[f"ffn_down{STACKED}"] = (count, hidden, feed)
+        floats[ROUTER] = (count, hidden)
     norms: Shapes = {name: (hidden if long == HIDDEN else head,) for name, long in known.norms.values()}
     layers = range(numbers["block_count"])
     needed: Shapes = {"token_embd.weight": (vocabulary, hidden), "output_norm.weight": (hidden,)}
-    needed |= {f"blk.{i}.{name}.weight": shape for i in layers for name, shape in (matrices | norms).items()}
+    needed |= {f"blk.{i}.{name}.weight": shape for i in layers for name, shape in (matrices | norms | floats).items()}
     optional: Shapes = {"output.weight": (vocabulary, hidden)}
     optional |= dict.fromkeys((FREQUENCIES, LONG, SHORT), (numbers["rope.dimension_count"] // 2,))
-    optional |= {f"blk.{i}.{name}.bias": shape[:1] for i in layers for name, shape in matrices.items()}
+    optional |= {
+        f"blk.{i}.{name}.bias": shape[:1] for i in layers for name, shape in matrices.items() if len(shape) < 3
+    }
     return needed, optional
 
 

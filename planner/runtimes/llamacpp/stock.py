@@ -7,11 +7,11 @@ from collections.abc import Callable
 from planner.runtimes.llamacpp.formats import type_of
 from records.errors import InputError
 from supernet.space import Choice, SearchSpace, Subnet
-from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
+from supernet.spec import EMBEDDING, EXPERT_ROLES, ModelSpec, UnitSpec
 
 SIMPLE, SIMPLE_HEAD = "Q4_0", "Q8_0"
 MEDIUM, MORE = "Q4_K", "Q6_K"
-VALUE, MORE_ROLES = "v_proj", ("v_proj", "down")
+VALUE, MORE_ROLES = "v_proj", ("v_proj", "down", EXPERT_ROLES["down_proj"])
 """Of these, Q4_K_M gives some layers the larger type."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from planner.runtimes.llamacpp.architectures import ARCHITECTURES, HIDDEN
@@ -16,18 +17,21 @@ _LINEARS = {
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "qkv_proj": "attn_qkv", "o_proj": "attn_output",
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "gate_up_proj": "ffn_up", "down_proj": "ffn_down",
 }  # fmt: skip
+ROUTER = "ffn_gate_inp"
+STACKED = "_exps"  # ends the names of matrices that all experts of a layer have, in one tensor
 
 
 @dataclass(frozen=True)
 class Tensor:
     """`source` is the name of its values in transformers, empty for a table of the rotary embedding. `unit` is where it
-    is a matrix whose type a choice decides. `offset` is added to the values; `heads` of its rows rotate, 0 for none."""
+    is a matrix whose type a choice decides, `linears` whose it is: several where those of all experts are one tensor,
+    the first dimension theirs. `offset` is added to the values; `heads` of its rows rotate, 0 for none."""
 
     name: str
     shape: tuple[int, ...]
     source: str
     unit: UnitSpec | None = None
-    linear: LinearSpec | None = None
+    linears: tuple[LinearSpec, ...] = ()
     offset: float = 0.0
     heads: int = 0
 
@@ -48,9 +52,11 @@ def tensors_of(spec: ModelSpec) -> tuple[Tensor, ...]:
         if layer is not None:
             found += _norms(spec, layer)
         for unit in spec.units:
-            if unit.layer == layer and unit.role != HEAD:
+            if unit.layer == layer and unit.chosen is not None:
+                found.append(_stack(unit))
+            elif unit.layer == layer and unit.role != HEAD:
                 found += [tensor for linear in unit.linears for tensor in _linear(spec, unit, linear)]
-    heads = [Tensor("output.weight", _shape(lin), f"{lin.name}.weight", unit, lin)
+    heads = [Tensor("output.weight", _shape(lin), f"{lin.name}.weight", unit, (lin,))
              for unit in spec.units if unit.role == HEAD for lin in unit.linears]  # fmt: skip
     return (*found, last, *heads)
 
@@ -58,21 +64,31 @@ def tensors_of(spec: ModelSpec) -> tuple[Tensor, ...]:
 def _norms(spec: ModelSpec, layer: int) -> list[Tensor]:
     known = ARCHITECTURES[spec.architecture]
     sizes = {name: spec.hidden_size if long == HIDDEN else spec.head_dim for name, (_, long) in known.norms.items()}
-    return [
+    norms = [
         Tensor(f"blk.{layer}.{theirs}.weight", (sizes[name],), f"model.layers.{layer}.{name}.weight",
                offset=known.norm_offset)
         for name, (theirs, _) in known.norms.items()
     ]  # fmt: skip
+    shape = (spec.experts, spec.hidden_size)
+    router = Tensor(f"blk.{layer}.{ROUTER}.weight", shape, f"model.layers.{layer}.mlp.gate.weight")
+    return [*norms, router] if known.experts else norms
+
+
+def _stack(unit: UnitSpec) -> Tensor:
+    """A matrix that all experts of a layer have."""
+    name = f"blk.{unit.layer}.{_LINEARS[unit.name.rpartition('.')[2]]}{STACKED}.weight"
+    shape = (len(unit.linears), *_shape(unit.linears[0]))
+    return Tensor(name, shape, f"{unit.name}.weight", unit, unit.linears)
 
 
 def _linear(spec: ModelSpec, unit: UnitSpec, linear: LinearSpec) -> list[Tensor]:
     if unit.layer is None:
-        return [Tensor("token_embd.weight", _shape(linear), f"{linear.name}.weight", unit, linear)]
+        return [Tensor("token_embd.weight", _shape(linear), f"{linear.name}.weight", unit, (linear,))]
     tail = linear.name.rpartition(".")[2]
     name = f"blk.{unit.layer}.{_LINEARS[tail]}"
     rotating = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}
     heads = rotating.get(tail, 0) if ARCHITECTURES[spec.architecture].pairs else 0
-    found = [Tensor(f"{name}.weight", _shape(linear), f"{linear.name}.weight", unit, linear, heads=heads)]
+    found = [Tensor(f"{name}.weight", _shape(linear), f"{linear.name}.weight", unit, (linear,), heads=heads)]
     if linear.bias:
         found.append(Tensor(f"{name}.bias", (linear.out_features,), f"{linear.name}.bias", heads=heads))
     return found
@@ -87,15 +103,25 @@ def refusal(spec: ModelSpec) -> str | None:
     tails = {linear.name.rpartition(".")[2] for unit in spec.units if unit.layer is not None for linear in unit.linears}
     if unknown := sorted(tails - _LINEARS.keys()):
         return f"GGUF files of {spec.architecture} have no {unknown[0]}"
-    written = sum(tensor.shape[0] for tensor in tensors_of(spec) if tensor.unit is None and tensor.source)
+    if ARCHITECTURES[spec.architecture].experts and any(not layer for layer in _mixtures(spec)):
+        return f"GGUF files of {spec.architecture} have experts in every layer, {spec.name} in some"
+    written = sum(math.prod(tensor.shape) for tensor in tensors_of(spec) if tensor.unit is None and tensor.source)
     if written != spec.float_parameters:
         return f"GGUF files of {spec.architecture} have {written} float parameters, {spec.name} {spec.float_parameters}"
     return None
 
 
+def _mixtures(spec: ModelSpec) -> list[bool]:
+    """For each layer, whether it has experts."""
+    found = {unit.layer for unit in spec.units if unit.chosen is not None}
+    return [layer in found for layer in range(spec.num_layers)]
+
+
 def unit_bytes(unit: UnitSpec, choice: Choice) -> int:
     """Of the unit's matrices in the file, each filled up to where the next tensor may begin."""
     kind = type_of(choice)
+    if unit.chosen is not None:
+        return padded(Stored(unit.name, _stack(unit).shape, kind).bytes)
     return sum(padded(Stored(linear.name, _shape(linear), kind).bytes) for linear in unit.linears)
 
 

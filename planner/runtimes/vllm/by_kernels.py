@@ -36,8 +36,8 @@ class KernelPricing(VllmPricing):
         return f"products were timed on {self.device.model}; for the rest, {self.otherwise.rests_on()}"
 
     def _unit(self, unit: UnitSpec, choice: Choice, went: Sequence[Pass]) -> LatencyItem | None:
-        """None where one of its products was not timed, or where it is looked up alone."""
-        if unit.role == EMBEDDING and not self.spec.tied:
+        """None where one of its products was not timed, as experts' are not, or where it is looked up alone."""
+        if unit.chosen is not None or (unit.role == EMBEDDING and not self.spec.tied):
             return None
         found = list(self._products(unit, choice, went))
         known = [one for one in found if one is not None]

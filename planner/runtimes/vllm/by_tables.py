@@ -111,6 +111,9 @@ class TablePricing(VllmPricing):
         rows = one.last if unit.role in (EMBEDDING, HEAD) else one.rows
         if not rows:
             return
+        if unit.chosen is not None:
+            yield from self._experts(unit, reading, rows)
+            return
         for inputs in dict.fromkeys(linear.in_features for linear in unit.linears):
             outputs = sum(linear.out_features for linear in unit.linears if linear.in_features == inputs)
             if reading.kind == FLOAT:
@@ -122,6 +125,17 @@ class TablePricing(VllmPricing):
                 yield found
             else:
                 yield KernelEstimate(found.ms * reading.times, UNKNOWN_SPREAD, ESTIMATE)
+
+    def _experts(self, unit: UnitSpec, reading: Reading, rows: int) -> Iterator[KernelEstimate]:
+        """As one product of those that the rows are expected to read, by each one's share of them. Nothing of it was
+        measured."""
+        read = unit.share_read(rows)
+        each = max(1, round(rows * unit.share_computed / read))
+        for inputs in dict.fromkeys(linear.in_features for linear in unit.linears):
+            outputs = sum(linear.out_features for linear in unit.linears if linear.in_features == inputs)
+            size = read * reading.size * outputs * inputs / unit.weights
+            found = self.tables.products.packed(each, max(1, round(read * outputs)), inputs, size, PACKED_KERNEL)
+            yield KernelEstimate(found.ms * reading.times, UNKNOWN_SPREAD, ESTIMATE)
 
     def _attention(self, phase: str) -> LatencyItem:
         spec, batch = self._part, self.workload.batch
@@ -145,7 +159,7 @@ class TablePricing(VllmPricing):
 
 
 def widest(spec: ModelSpec) -> int:
-    return max(linear.out_features for unit in spec.units if not unit.is_table for linear in unit.linears)
+    return max(unit.widest for unit in spec.units if not unit.is_table)
 
 
 def summed(name: str, parts: Iterable[tuple[int, KernelEstimate]], unit: str | None = None) -> LatencyItem:

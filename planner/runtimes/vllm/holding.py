@@ -18,7 +18,7 @@ from profiles.folder_shares import FLOAT, PACKED, Reading
 from supernet.formats import FORMATS
 from supernet.space import Choice
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
-from supernet.ties import Groups, siblings
+from supernet.ties import Groups, siblings, whole_experts
 
 GRIDS = tuple(name for name, format in FORMATS.items() if format.sides.keys() <= {"scale", "zero"})
 MIDDLE = next(name for name in GRIDS if FORMATS[name].symmetric)
@@ -45,8 +45,12 @@ FUSED: dict[str, tuple[tuple[str, ...], ...]] = {
     "NemotronForCausalLM": (QKV,),
     "Ernie4_5ForCausalLM": (QKV, GATE_UP),
 }
+MIXTURES = ("MixtralForCausalLM", "Qwen3MoeForCausalLM")
+EXPERT_BITS = (4, 8)
+"""What vLLM's products of experts have, with a zero at the middle; all of a layer's experts are one product."""
 TRANSFORMERS = ("SmolLM3ForCausalLM", "HunYuanDenseV1ForCausalLM", "PhiForCausalLM", "OlmoForCausalLM")
 FUSED |= dict.fromkeys(TRANSFORMERS, (QKV, GATE_UP))
+FUSED |= dict.fromkeys(MIXTURES, (QKV,))
 BFLOAT16 = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 """What vLLM runs in bfloat16 whatever a config says, scales rounded to its 8 bits."""
 FUSED |= dict.fromkeys(BFLOAT16, (QKV, GATE_UP))
@@ -89,6 +93,9 @@ class VllmHolding(FolderHolding):
         if not choice.format.symmetric and choice.bits not in BITS_WITH_ZEROS:
             fit = f"{replace(choice, grid=MIDDLE)} or {replace(choice, bits=BITS_WITH_ZEROS[0])}"
             return f"vLLM runs {choice.bits} bits with a zero at the middle alone, got {choice}; use {fit}"
+        if unit.chosen is not None and (choice.bits not in EXPERT_BITS or not choice.format.symmetric):
+            bits = " and ".join(map(str, EXPERT_BITS))
+            return f"vLLM's experts have {bits} bits with a zero at the middle, got {choice}; use {MIDDLE}4g64"
         for linear in unit.linears:
             if not choice.format.symmetric and linear.out_features * choice.bits % WORD_BITS:
                 least = WORD_BITS // choice.bits
@@ -118,7 +125,7 @@ class VllmHolding(FolderHolding):
 
 
 def ties(spec: ModelSpec) -> Groups:
-    return siblings(spec, FUSED.get(spec.architecture, ()))
+    return siblings(spec, FUSED.get(spec.architecture, ())) + whole_experts(spec)
 
 
 def capability(device: DeviceProfile) -> int | None:

@@ -15,6 +15,7 @@ from planner.runtimes.source import FoldedMatrix, dequantized
 from planner.runtimes.vllm import safety, tensors
 from planner.runtimes.vllm.holding import ties
 from planner.runtimes.vllm.quantization import quantization_config
+from supernet.facts import stored_name
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, ModelSpec, UnitSpec
 
@@ -50,4 +51,4 @@ def said(config: Mapping[str, Any], spec: ModelSpec, subnet: Subnet) -> dict[str
     return {"quantization_config": quantization_config(spec, subnet)}
 
 
-LAYOUT = Layout("vllm", tensors.PARTS, tensors.tensors, arrays, said, safety.shapes, ties)
+LAYOUT = Layout("vllm", tensors.PARTS, tensors.tensors, arrays, said, safety.shapes, ties, stored_name)

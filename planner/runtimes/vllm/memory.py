@@ -116,12 +116,15 @@ def _widest(spec: ModelSpec, gpus: int) -> int:
     rows: Counter[str] = Counter()
     columns: Counter[str] = Counter()
     for unit in split.divided(spec, gpus).units:
-        for linear in () if unit.is_table else unit.linears:
+        linears, times = () if unit.is_table else unit.linears, unit.chosen or 1
+        if unit.chosen is not None:  # every expert that a token chose makes as much as the first
+            linears = tuple(linear for linear in linears if linear.name.startswith(f"{unit.experts[0]}."))
+        for linear in linears:
             block = linear.name.rpartition(".")[0]
-            if unit.role in split.OUTPUTS:
-                columns[block] += linear.in_features
+            if unit.role in split.OUTPUTS or (unit.chosen is not None and linear.name.endswith("down_proj")):
+                columns[block] += times * linear.in_features
             else:
-                rows[block] += linear.out_features
+                rows[block] += times * linear.out_features
     return max((rows + columns).values())
 
 

@@ -1,17 +1,23 @@
 """What config.json says of the packed weights: `quantization_config`, as compressed-tensors reads it.
 
 One group for each choice, its linears named one by one: a pattern would have to know what else a model is made of.
+Experts alone are named by a pattern, all of a layer together: vLLM asks for `gate_proj` of the first whatever the file
+calls it, and transformers looks for the group that names them so.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from planner.runtimes.vllm.holding import GRIDS
+from supernet.facts import stored_name
 from supernet.space import Choice, Subnet
 from supernet.spec import EMBEDDING, ModelSpec
 
 FORMAT, METHOD = "pack-quantized", "compressed-tensors"
+PATTERN, NUMBER = "re:", r"\d+\."
 LEAST_VERSION = "0.20.0"
 """compressed-tensors packs 3, 5, 6 and 7 bits without gaps from here on, which is what is written. Older ones put 10
 codes of 3 bits into a word and find the shapes wrong."""
@@ -21,7 +27,9 @@ def quantization_config(spec: ModelSpec, subnet: Subnet) -> dict[str, Any]:
     targets: dict[Choice, list[str]] = {}
     for unit in spec.units:
         if unit.role != EMBEDDING:
-            targets.setdefault(subnet[unit.name], []).extend(linear.name for linear in unit.linears)
+            names = [linear.name for linear in unit.linears]
+            found = [experts_of(stored_name(names[0], spec.architecture))] if unit.chosen is not None else names
+            targets.setdefault(subnet[unit.name], []).extend(found)
     return {
         "quant_method": METHOD,
         "format": FORMAT,
@@ -32,6 +40,21 @@ def quantization_config(spec: ModelSpec, subnet: Subnet) -> dict[str, Any]:
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
+
+
+def experts_of(linear: str) -> str:
+    """The pattern of all experts that lie where this linear does."""
+    return PATTERN + re.escape(linear.partition(".experts.")[0] + ".experts.") + NUMBER
+
+
+def expanded(target: str, linears: Iterable[str]) -> list[str]:
+    """The linears that a target names, of those that there are; ValueError for a pattern that no exporter writes."""
+    if not target.startswith(PATTERN):
+        return [target]
+    found = [name for name in linears if ".experts." in name and experts_of(name) == target]
+    if not found:
+        raise ValueError(f"config.json may not name linears by {target!r:.80}")
+    return found
 
 
 def group(choice: Choice, targets: list[str]) -> dict[str, Any]:

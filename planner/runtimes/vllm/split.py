@@ -29,6 +29,8 @@ VALUE_BYTES = 2
 
 def model_refusal(spec: ModelSpec, gpus: int) -> str | None:
     """Why a model cannot be divided over so many GPUs."""
+    if spec.experts and gpus > 1:
+        return "its experts are planned for on one GPU alone"
     if spec.num_heads % gpus:
         return f"its {spec.num_heads} heads are no multiple of {gpus}"
     more, fewer = max(gpus, spec.num_kv_heads), min(gpus, spec.num_kv_heads)

@@ -9,7 +9,7 @@ import numpy as np
 
 from supernet.space import Choice, Subnet
 from supernet.spec import ModelSpec
-from tests.planner.runtime_fixtures import VARIANTS, Folded, RoundedModel, round_to_nearest, save_tiny
+from tests.planner.runtime_fixtures import MIXTURES, VARIANTS, Folded, RoundedModel, round_to_nearest, save_tiny
 
 WINDOWS_BY_SIX = ["sliding_attention" if (layer + 1) % 6 else "full_attention" for layer in range(7)]
 GEMMA3 = {"num_hidden_layers": 7, "query_pre_attn_scalar": 32, "sliding_window": 20, "layer_types": WINDOWS_BY_SIX}
@@ -26,6 +26,7 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {"num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1]}),
     "ernie": VARIANTS["ernie"],
     "hunyuan": VARIANTS["hunyuan"],
+    **MIXTURES,
     "gemma3": ("gemma3", GEMMA3),
     "gemma3, linear": ("gemma3", GEMMA3 | VARIANTS["gemma3, linear"][1]),
 }  # fmt: skip

@@ -62,7 +62,9 @@ def write(model: GridModel, folder: Path, change: Callable[[Heads], Heads], kind
     """A file of zeros with what an exporter would say of it, but for the `change`."""
     entries = metadata.entries(model.spec, model.model_dir)
     stored = [tensor.stored(None) for tensor in tensors.tensors_of(model.spec)]
-    stored = [replace(one, type=kind) if len(one.shape) == 2 else one for one in stored]
+    stored = [
+        replace(one, type=kind) if len(one.shape) > 1 and tensors.ROUTER not in one.name else one for one in stored
+    ]
     entries, stored = change((entries, stored))
     path = folder / safety.WEIGHTS
     path.write_bytes(head(entries, stored) + bytes(sum(padded(one.bytes) for one in stored)))
@@ -121,6 +123,24 @@ def test_the_file_that_is_changed_below_passes(model: GridModel, tmp_path: Path)
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_no_exporter_writes_is_refused(name: str, model: GridModel, tmp_path: Path) -> None:
     change, reason = CHANGES[name]
+    with pytest.raises(ValueError, match=reason):
+        safety.check_gguf(write(model, tmp_path, change), CONTEXT)
+
+
+EXPERTS: dict[str, tuple[Callable[[Heads], Heads], str]] = {
+    "as a dense model": (without("llama.expert_count"), "expert_used_count"),
+    "more chosen than there are": (entry("llama.expert_used_count", UINT32, 5), "no more experts"),
+    "more experts than there are": (entry("llama.expert_count", UINT32, 5), "shape"),
+    "a quantized router": (tensor("blk.1.ffn_gate_inp.weight", type=Q4_0), "GGML type 2"),
+    "a matrix of one expert": (tensor("blk.1.ffn_up_exps.weight", shape=(256, 64)), "blk.1.ffn_up_exps.weight"),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_that_no_exporter_writes_are_refused(name: str, tmp_path: Path) -> None:
+    change, reason = EXPERTS[name]
+    model = made("mixtral", tmp_path / "model")
+    safety.check_gguf(write(model, tmp_path, lambda heads: heads), CONTEXT)
     with pytest.raises(ValueError, match=reason):
         safety.check_gguf(write(model, tmp_path, change), CONTEXT)
 
