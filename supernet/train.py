@@ -382,7 +382,7 @@ class Trainer:
 
 def all_finite(values: Iterable[Tensor]) -> bool:
     """Asked once for all of them: a GPU is waited for with each answer."""
-    return math.isfinite(torch.nn.utils.get_total_norm(values, math.inf).item())
+    return math.isfinite(torch.nn.utils.get_total_norm(list(values), math.inf).item())
 
 
 def _loss(trained: Sequence[Trained]) -> float:
