@@ -104,17 +104,24 @@ def read(path: Path, columns: Sequence[str], where: Mapping[str, str]) -> tuple[
 
     Of `columns` that a file lacks there is none in what is returned.
     """
+    import numpy as np
     import pyarrow.parquet as parquet
 
-    there = set(parquet.read_schema(path).names)
-    filters = [(name, "=", value) for name, value in where.items() if name in there] or None
-    wanted = [name for name in columns if name in there]
-    rows = parquet.read_table(path, columns=[*wanted, "device", "version"], filters=filters)
-    if not rows.num_rows:
+    file = parquet.ParquetFile(path)
+    there = set(file.schema_arrow.names)
+    read_too = (*(name for name in where if name in there), "device", "version")
+    rows = file.read(columns=[*dict.fromkeys((*(name for name in columns if name in there), *read_too))])
+    # By lists: pyarrow's own ways to filter and to convert import pandas, which takes a second.
+    arrays = {name: np.array(rows[name].to_pylist()) for name in rows.column_names}
+    mine = np.ones(rows.num_rows, bool)
+    for name, value in where.items():
+        if name in there:
+            mine &= arrays[name] == value
+    if not mine.any():
         raise InputError(f"{path} has no rows of {', '.join(where.values())}; install {PACKAGE} 0.12 or newer")
-    gpu, measured_with = rows["device"][0].as_py(), rows["version"][0].as_py()
+    gpu, measured_with = (str(arrays[name][mine][0]) for name in ("device", "version"))
     source = Source(path.parents[2].name, path.parents[1].name, measured_with, gpu)
-    return {name: rows[name].to_numpy() for name in wanted}, source
+    return {name: arrays[name][mine] for name in columns if name in there}, source
 
 
 def stacked(columns: Columns, names: Sequence[str]) -> NDArray[np.float64]:
