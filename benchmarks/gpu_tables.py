@@ -9,6 +9,9 @@ judged on. Beside it stands the plain estimate, bytes over the datasheet's bandw
 on five GPUs, the kernel's numbers from the other four; there both were measured out of the GPU's cache where it holds
 the weights, so nothing is added for reading them from memory.
 
+vLLM's own kernel of packed weights (Marlin) was timed with experts alone: the bandwidth that it reaches with int4 ones,
+which is what plans take, is held to what it reaches with mxfp4 ones of another model.
+
 Floats and attention: each size of each axis left out of its table, and predicted from its neighbours.
 
 Whole passes: time per token of vLLM as others measured it, of Llama-3.1-70B in fp8 and Qwen3-32B in bfloat16 on 1 to 8
@@ -37,7 +40,7 @@ from planner.runtimes.by_bandwidth import VALUE_BYTES
 from planner.runtimes.shapes import Shape
 from planner.runtimes.vllm import split
 from planner.runtimes.vllm.holding import ties
-from profiles.gpu_tables import package
+from profiles.gpu_tables import experts, package
 from profiles.gpu_tables.attention import BFLOAT16, Heads
 from profiles.gpu_tables.lattice import Lattice
 from profiles.gpu_tables.package import newest, stacked
@@ -49,6 +52,7 @@ from supernet.ties import tied
 ROWS = 64
 A100_BYTES_PER_MS = 2039e6  # its datasheet's
 GPUS = ("a100_sxm", "h100_sxm", "h200_sxm", "l40s", "b200_sxm", "rtx_pro_6000_server")
+MARLIN_GPUS = (*GPUS[1:], "gb200", "b300_sxm", "gb300")
 LEFT_OUT_ROWS = (1, 8, 64, 512, 2048)
 ODD = "b200_sxm"  # a tenth of its fp8 products of 1 to 4 rows take 1.75 times what 8 rows do: nothing is fitted to it
 FEW = 8  # sequences, of whole passes
@@ -181,6 +185,28 @@ def fp8() -> dict[str, float]:
         found[gpu] = float(errors.mean())
         lines.append((gpu, len(errors), f"{errors.mean():.1%}", f"{np.quantile(errors, 0.8):.0%}"))
     table(("fp8 from bfloat16", "products", "mean error", "8 of 10 within"), lines)
+    return found
+
+
+def marlin() -> dict[str, dict[str, float]]:
+    """By GPU, how far the bandwidth with int4 experts is from that with mxfp4 ones, and how far that of floats is."""
+    found, lines = {}, []
+    for gpu in MARLIN_GPUS:
+        path = newest(root(), gpu, "moe", "vllm", "moe_perf.parquet")
+        assert path is not None
+        rates = []
+        for kind, size in (("int4_wo", experts.BYTES_INT4), ("w4a16_mxfp4", experts.BYTES_MXFP4)):
+            columns, _ = package.rows_of(path, experts.COLUMNS, {"moe_dtype": kind, "distribution": "balanced"})
+            rate = experts.bytes_per_ms(columns, size)
+            assert rate is not None
+            rates.append(rate)
+        floats = products(gpu, "vllm").bytes_per_ms
+        found[gpu] = {
+            "int4": rates[0] / 1e9, "mxfp4": rates[1] / 1e9, "floats": floats / 1e9,
+            "off": abs(rates[0] / rates[1] - 1), "floats_off": abs(floats / rates[1] - 1),
+        }  # fmt: skip
+        lines.append((gpu, *(f"{found[gpu][name]:.2f} TB/s" for name in ("floats", "int4", "mxfp4"))))
+    table(("read by", "floats", "Marlin, int4", "Marlin, mxfp4"), lines)
     return found
 
 
@@ -363,7 +389,7 @@ def main() -> None:
     if fit:
         print(f"a packed product starts in {start_ms():.4f} ms, a pass takes {beside(runs):.2f} ms beside its kernels")
         return
-    packed, from_floats = packed_weights(), fp8()
+    packed, from_floats, rates = packed_weights(), fp8(), marlin()
     floats, heads = floats_left_out(), attention_left_out()
     passes = whole_passes(runs)
     finish(
@@ -374,13 +400,18 @@ def main() -> None:
             Claim("mean error of both with 80 to 8192 rows", max(row["many_rows"] for row in packed.values()), 0.20),
             Claim("their error over that of bytes over bandwidth",
                   max(row["mean"] / row["plain"] for row in packed.values()), 0.5),
+            Claim("bandwidth of Marlin with mxfp4 experts from int4 ones, mean error of eight GPUs",
+                  float(np.mean([one["off"] for one in rates.values()])), 0.30),
+            Claim("that over the error with the bandwidth of floats, mean",
+                  float(np.mean([one["off"] / one["floats_off"] for one in rates.values()])), 1.0),
             Claim("mean error of fp8 from bfloat16, mean of five GPUs", float(np.mean([*from_floats.values()])), 0.20),
             Claim("mean error of a float product whose size was left out, the worst GPU",
                   max(row["mean"] for row in floats.values()), 0.15),
             Claim("mean error of attention whose size was left out", max(heads.values()), 0.15),
             Claim("mean error of whole passes", passes["all"]["mean"], 0.15),
         ],
-        tables=package.said(), packed=packed, fp8=from_floats, floats=floats, attention=heads, passes=passes,
+        tables=package.said(), packed=packed, fp8=from_floats, marlin=rates, floats=floats, attention=heads,
+        passes=passes,
     )  # fmt: skip
 
 

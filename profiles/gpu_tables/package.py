@@ -44,7 +44,7 @@ SYSTEMS: Mapping[str, re.Pattern[str]] = {
 }
 
 
-SAID = {"gemm": "products", "comm": "sums"}
+SAID = {"gemm": "products", "comm": "sums", "moe": "experts"}
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,19 @@ def newest(folder: Path, system: str, kind: str, framework: str, name: str) -> P
 
 
 def read(path: Path, columns: Sequence[str], where: Mapping[str, str]) -> tuple[Columns, Source]:
-    """The rows of a file whose text columns say what `where` says, as arrays, and where they come from.
+    """The rows of a file whose text columns say what `where` says, as arrays, and where they come from. InputError
+    where there is none.
 
     Of `columns` that a file lacks there is none in what is returned.
     """
+    found, source = rows_of(path, columns, where)
+    if not len(next(iter(found.values()))):
+        raise InputError(f"{path} has no rows of {', '.join(where.values())}; install {PACKAGE} 0.12 or newer")
+    return found, source
+
+
+def rows_of(path: Path, columns: Sequence[str], where: Mapping[str, str]) -> tuple[Columns, Source]:
+    """The same, of no rows too."""
     import numpy as np
     import pyarrow.parquet as parquet
 
@@ -117,9 +126,7 @@ def read(path: Path, columns: Sequence[str], where: Mapping[str, str]) -> tuple[
     for name, value in where.items():
         if name in there:
             mine &= arrays[name] == value
-    if not mine.any():
-        raise InputError(f"{path} has no rows of {', '.join(where.values())}; install {PACKAGE} 0.12 or newer")
-    gpu, measured_with = (str(arrays[name][mine][0]) for name in ("device", "version"))
+    gpu, measured_with = (str(arrays[name][0]) for name in ("device", "version"))
     source = Source(path.parents[2].name, path.parents[1].name, measured_with, gpu)
     return {name: arrays[name][mine] for name in columns if name in there}, source
 

@@ -51,11 +51,12 @@ class Spreads:
 
 
 class Products:
-    """Of one GPU; `floats` has axes rows, n and k."""
+    """Of one GPU; `floats` has axes rows, n and k. Packed weights are read at `packed_bytes_per_ms` at most."""
 
-    def __init__(self, floats: Lattice, spreads: Spreads) -> None:
+    def __init__(self, floats: Lattice, spreads: Spreads, packed_bytes_per_ms: float = math.inf) -> None:
         self._floats = floats
         self._spreads = spreads
+        self.packed_bytes_per_ms = packed_bytes_per_ms
         self.float_ms = lru_cache(REMEMBERED)(self._float_ms)
         self._rate = lru_cache(REMEMBERED)(self._best_rate)
 
@@ -94,7 +95,7 @@ class Products:
         """Milliseconds of reading the weights and of multiplying by them, each alone."""
         like = size / (FLOAT_BYTES * k)  # columns of floats
         reading = max(self.float_ms(min(rows, TILE_ROWS), like, k), self.reading_ms(size)) - self.start_ms
-        return reading, 2 * tiled(rows) * n * k / self._rate(n, k)
+        return max(reading, size / self.packed_bytes_per_ms), 2 * tiled(rows) * n * k / self._rate(n, k)
 
     def _float_ms(self, rows: float, n: float, k: float) -> float:
         return self._floats.at(rows, n, k)

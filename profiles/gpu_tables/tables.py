@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from profiles.device import DeviceProfile
-from profiles.gpu_tables import all_reduce, attention, package
+from profiles.gpu_tables import all_reduce, attention, experts, package
 from profiles.gpu_tables.all_reduce import AllReduce
 from profiles.gpu_tables.attention import Attention
 from profiles.gpu_tables.lattice import Lattice
@@ -65,7 +66,8 @@ def tables_in(folder: Path, system: str) -> GpuTables | None:
     gemm, one, whole, comm = paths
     if gemm is None or one is None or whole is None:
         return None
-    products, of_products = read_products(gemm, BFLOAT16)
+    rate, of_experts = packed_rate(folder, system)
+    products, of_products = read_products(gemm, BFLOAT16, rate)
     seen = ("batch_size", "num_heads", "num_key_value_heads", "head_dim", "kv_cache_dtype", "window_size", "latency")
 
     def seen_by(path: Path, tokens: str) -> tuple[Attention, Source]:
@@ -73,14 +75,26 @@ def tables_in(folder: Path, system: str) -> GpuTables | None:
         return Attention(attention.lattices(columns, tokens), products.reading_ms, ATTENTION_SPREAD), source
 
     (decode, of_attention), (prefill, _) = seen_by(one, "step"), seen_by(whole, "isl")
-    if comm is None:
-        return GpuTables((of_products, of_attention), products, decode, prefill, None)
-    columns, of_reduce = package.read(comm, ("message_size", "num_gpus", "latency"), {"backend": "vllm_graph"})
-    reduce = AllReduce(all_reduce.lattices(columns), REDUCE_SPREAD)
-    return GpuTables((of_products, of_attention, of_reduce), products, decode, prefill, reduce)
+    sources, reduce = [of_products, of_attention], None
+    if comm is not None:
+        columns, of_reduce = package.read(comm, ("message_size", "num_gpus", "latency"), {"backend": "vllm_graph"})
+        reduce = AllReduce(all_reduce.lattices(columns), REDUCE_SPREAD)
+        sources.append(of_reduce)
+    return GpuTables((*sources, *of_experts), products, decode, prefill, reduce)
 
 
-def read_products(path: Path, kind: str) -> tuple[Products, Source]:
+def packed_rate(folder: Path, system: str) -> tuple[float, tuple[Source, ...]]:
+    """The bandwidth that packed weights reach, without an end and of no source where nobody measured it."""
+    path = package.newest(folder, system, "moe", FRAMEWORK, "moe_perf.parquet")
+    if path is None:
+        return math.inf, ()
+    columns, source = package.rows_of(path, experts.COLUMNS, {"moe_dtype": "int4_wo", "distribution": "balanced"})
+    rate = experts.bytes_per_ms(columns)
+    return (math.inf, ()) if rate is None else (rate, (source,))
+
+
+def read_products(path: Path, kind: str, packed_bytes_per_ms: float = math.inf) -> tuple[Products, Source]:
     """Of floats, or of another `kind` of product that the file names."""
     columns, source = package.read(path, ("m", "n", "k", "latency"), {"gemm_dtype": kind})
-    return Products(Lattice(stacked(columns, ("m", "n", "k")), columns["latency"]), SPREADS), source
+    times = Lattice(stacked(columns, ("m", "n", "k")), columns["latency"])
+    return Products(times, SPREADS, packed_bytes_per_ms), source

@@ -161,7 +161,7 @@ def test_windows_and_caches_are_what_attention_reads(tables: GpuTables, device: 
 def test_a_plan_says_whose_measurements_it_rests_on(tables: GpuTables, device: DeviceProfile) -> None:
     said = Vllm().pricing(TIED.spec(), LOAD, device).rests_on()
     assert said is not None and "\n" not in said
-    assert "attention and sums of vllm 0.24.0 on" in said and "NVIDIA H100 80GB HBM3 (aiconfigurator-core" in said
+    assert "sums and experts of vllm 0.24.0 on" in said and "NVIDIA H100 80GB HBM3 (aiconfigurator-core" in said
 
 
 def test_without_the_tables_times_are_by_bandwidth_and_a_plan_says_what_to_install(device: DeviceProfile) -> None:

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 START_MS, BYTES_PER_MS, OPS_PER_MS = 0.002, 3e9, 4e11
+PACKED_BYTES_PER_MS = 2e9
 ROWS = (1, 4, 16, 64, 256, 1024, 4096)
 SIZES = (256, 1024, 4096, 16384, 65536)
 HEADS = {1: (1, 4, 8), 2: (2, 8, 16), 8: (8, 32, 64)}
 TOKENS = (1, 16, 256, 4096, 65536)
 BATCHES = (1, 8, 64)
+
+
+def experts_bytes(tokens: int, parts: int) -> float:
+    """Of half of 256 experts, 8 a token, with 4 bits in groups of 32."""
+    return 3 * 4096 * (2048 / parts) * min(128, tokens * 8 / 2) * 0.5625
 
 
 def float_ms(rows: float, n: float, k: float, width: float = 2) -> float:
@@ -68,5 +74,12 @@ def write(folder: Path, system: str = "h100_sxm", version: str = "0.24.0", gpu: 
         {"num_gpus": gpus, "message_size": size, "backend": backend, "latency": reduce_ms(gpus, size) * slower}
         for gpus in (2, 4, 8) for size in (128, 4096, 131072, 4194304)
         for backend, slower in (("vllm_graph", 1), ("vllm_eager", 5))
+    ])  # fmt: skip
+    save("moe", "moe", [
+        {"moe_dtype": kind, "distribution": "balanced", "kernel_source": kernel, "num_tokens": tokens,
+         "hidden_size": 4096, "inter_size": 2048, "topk": 8, "num_experts": 256, "moe_tp_size": parts, "moe_ep_size": 2,
+         "latency": 0.04 + experts_bytes(tokens, parts) / (PACKED_BYTES_PER_MS if kernel == "x_marlin" else 1e8)}
+        for tokens in (1, 4, 8, 16, 24, 32, 64) for parts in (1, 2)
+        for kind, kernel in (("int4_wo", "x_marlin"), ("int4_wo", "other"), ("fp8", "x_marlin"))
     ])  # fmt: skip
     return folder

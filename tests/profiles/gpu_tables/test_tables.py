@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from profiles.catalog import load
-from profiles.gpu_tables import package
+from profiles.gpu_tables import experts, package
 from profiles.gpu_tables.attention import BFLOAT16, FP8, Heads
 from profiles.gpu_tables.lattice import Lattice
 from profiles.gpu_tables.products import MODELLED, PackedKernel, Products, Spreads, tiled
@@ -17,7 +17,14 @@ from profiles.gpu_tables.tables import GpuTables, tables_in, tables_of
 from profiles.kernels import INTERPOLATED
 from records.errors import InputError
 from tests.profiles.gpu_tables import made_up
-from tests.profiles.gpu_tables.made_up import BYTES_PER_MS, OPS_PER_MS, START_MS, cached_ms, float_ms
+from tests.profiles.gpu_tables.made_up import (
+    BYTES_PER_MS,
+    OPS_PER_MS,
+    PACKED_BYTES_PER_MS,
+    START_MS,
+    cached_ms,
+    float_ms,
+)
 
 pytest.importorskip("pyarrow")
 KERNEL = PackedKernel(start_ms=0.009, step_ms=0.0, overlap=2.0)
@@ -41,7 +48,9 @@ def test_a_device_has_the_tables_of_its_model_and_says_where_they_come_from(
     monkeypatch.setattr(package, "root", lambda: folder)
     found = tables_of(load("h100-sxm-80gb"))
     assert found is not None and found is tables_in(folder, "h100_sxm")
-    assert found.said().startswith("products, attention and sums of vllm 0.24.0 on NVIDIA H100 80GB HBM3 (aiconf")
+    assert found.said().startswith(
+        "products, attention, sums and experts of vllm 0.24.0 on NVIDIA H100 80GB HBM3 (aiconf"
+    )
     assert tables_of(load("h200-sxm-141gb")) is None  # not in this folder
     assert tables_of(load("l4-24gb")) is None
     monkeypatch.setattr(package, "root", lambda: None)
@@ -73,7 +82,7 @@ def test_packed_weights_take_their_bytes_with_few_rows_and_their_operations_with
     gpu: GpuTables, bits: int, n: int, k: int
 ) -> None:
     size = n * k * (bits / 8 + 2 / 128)
-    reading, multiplying = size / BYTES_PER_MS, 2 * n * k / OPS_PER_MS
+    reading, multiplying = size / PACKED_BYTES_PER_MS, 2 * n * k / OPS_PER_MS
     for rows, tile in ((1, 16), (16, 16), (17, 32), (2048, 2048)):
         found = gpu.products.packed(rows, n, k, size, KERNEL)
         wanted = 0.009 + np.hypot(reading, tile * multiplying)
@@ -121,3 +130,13 @@ def test_adding_up_is_of_as_many_gpus_as_were_measured(gpu: GpuTables) -> None:
     assert gpu.reduce.of(4, 131072).ms == pytest.approx(made_up.reduce_ms(4, 131072))  # as captured, not one by one
     with pytest.raises(InputError, match="2, 4, 8 of them, got 3"):
         gpu.reduce.of(3, 131072)
+
+
+def test_packed_weights_are_read_as_fast_as_experts_were(gpu: GpuTables) -> None:
+    """Slower than floats here; without times of experts, or with too few, as fast as those."""
+    assert gpu.products.packed_bytes_per_ms == pytest.approx(PACKED_BYTES_PER_MS, rel=0.1)
+    none = {name: np.array(["marlin"] if name == "kernel_source" else [1]) for name in experts.COLUMNS}
+    assert experts.bytes_per_ms(none) is None
+    floats = Products(gpu.products._floats, Spreads(0.1, 0.2))
+    assert floats.packed_parts(1, 4096, 16384, 1e8)[0] == pytest.approx(1e8 / BYTES_PER_MS, rel=0.05)
+    assert gpu.products.packed_parts(1, 4096, 16384, 1e8)[0] == pytest.approx(1e8 / PACKED_BYTES_PER_MS, rel=0.1)
