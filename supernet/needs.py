@@ -27,7 +27,8 @@ BESIDE_BYTES = 30_000_000  # windows, what the full model says of them, tokenize
 WINDOWS = 64  # of the calibration
 STATES = 3  # copies of what a block reads of them: that, what it makes, and gradients
 OPENED_TABLES = 4  # float copies of a head while its codes are found
-TALL, FACTORS, ROWS = 8192, 3, 3  # of GPTQ's working set
+HEAP_BYTES = 80_000_000  # that a stage freed and its process keeps
+TALL, FACTORS = 8192, 6  # rows that GPTQ solves at a time; copies of a Hessian while its factor is made
 CHECKPOINTS = 2  # the one on disk and the one that takes its place
 
 
@@ -85,18 +86,20 @@ def streamed_needs(spec: ModelSpec, recipe: Recipe) -> Needs:
     hessians = max(sum(linear.in_features**2 for linear in block) for block in blocks) * FLOAT_BYTES
     block = max(sum(linear.weights for linear in block) for block in blocks) * FLOAT_BYTES
     states = WINDOWS * recipe.window_tokens * spec.hidden_size * FLOAT_BYTES
-    memory = LIBRARIES_BYTES + max(
-        block + hessians + solved + STATES * states, OPENED_TABLES * head.weights * FLOAT_BYTES
+    memory = (
+        LIBRARIES_BYTES
+        + HEAP_BYTES
+        + max(block + hessians + solved + STATES * states, OPENED_TABLES * head.weights * FLOAT_BYTES)
     )
     needs = needs_of(spec, recipe)
     return Needs(memory, memory, needs.disk_bytes + spec.num_layers * states)
 
 
 def _solving(linear: LinearSpec, widths: int) -> int:
-    """GPTQ's working set: of the Hessian its factor and what that is made from, and of some rows at all bit-widths what
-    is left of them and their codes."""
-    rows = widths * min(linear.out_features, TALL)
-    return FLOAT_BYTES * linear.in_features * (FACTORS * linear.in_features + ROWS * rows)
+    """GPTQ's working set: while its Hessian's factor is made, what that is made from; then the two and, of some rows at
+    all bit-widths, what is left of them, codes, and the weights that they come from."""
+    rows, side = widths * min(linear.out_features, TALL), linear.in_features
+    return FLOAT_BYTES * side * max(FACTORS * side, 2 * side + 3 * rows)
 
 
 def tuning_needs(spec: ModelSpec, recipe: Recipe) -> Needs:
