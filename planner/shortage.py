@@ -25,8 +25,8 @@ def budget_error(
     needs = (" or " if together else " and ").join(_need(s) for s in short)
     flags = (" or " if together else " ").join(map(_raised, short))
     memory, host = (next((s for s in short if s.resource.name == name), None) for name in (MEMORY, HOST_MEMORY))
-    if memory is not None and memory.smallest <= budget.memory_bytes:
-        step = f"{device} has no more: free some, use a shorter --context, or plan for another --device"
+    if memory is not None and memory.resource.limit < budget.memory_bytes:  # it was asked for all that there is
+        step = f"{device} has no more: free some, use a shorter --context or smaller --batch, or another --device"
     elif host is not None and host.smallest <= (budget.host_memory_bytes or math.inf):
         step = f"the machine of {device} has no more: free some, use a shorter --context, or name another --host"
     else:
