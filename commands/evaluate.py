@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="This package of the supernet as its runtime loads it, beside the subnet of its plan.",
 )
-@click.option("--text", metavar="FILE", help="What to evaluate on; the default is the texts that the supernet keeps.")
+@click.option(
+    "--text",
+    "texts",
+    metavar="FILE",
+    multiple=True,
+    help="What to evaluate on, also several times; the default is the texts that the supernet keeps.",
+)
 @TRUST
 @click.option("--windows", type=int, default=16, show_default=True, help="Windows of --text.")
 @click.option("--window-tokens", type=int, default=512, show_default=True, help="Tokens of each.")
@@ -51,14 +57,14 @@ if TYPE_CHECKING:
 @click.option("--chat", is_flag=True, help="Of --tasks: questions are messages, through the model's chat template.")
 @JSON
 def evaluate(
-    supernet: str, subnet: Path | None, bits: int | None, package: Path | None, text: str | None, windows: int,
+    supernet: str, subnet: Path | None, bits: int | None, package: Path | None, texts: tuple[str, ...], windows: int,
     window_tokens: int, second_half: bool, tasks: str | None, shots: int | None, limit: int | None, chat: bool,
     trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """KL to the full model over tokens, perplexity and top-1 agreement, of one subnet or of every uniform one."""
     from supernet.checkpoint import open_supernet
 
-    check_options(text, second_half, tasks, shots is not None or limit is not None or chat)
+    check_options(texts, second_half, tasks, shots is not None or limit is not None or chat)
     files = open_supernet(supernet, trust_remote_code=trust)
     if package is None:
         found, (files, subnets) = None, chosen_subnets(files, subnet, bits)
@@ -74,10 +80,14 @@ def evaluate(
 
         measure_tasks(Question(tasks, shots, limit, chat), files, subnets, found, as_json)
         return
-    own = None if text is None else FirstWindows(files, text, windows, window_tokens, second_half)
+    own = [FirstWindows(files, text, windows, window_tokens, second_half) for text in texts]
+    if len({text.name for text in own}) < len(own):
+        raise InputError(
+            f"texts are told apart by the names of their files, got {', '.join(texts)}; rename one of them"
+        )
     from supernet.evaluate import evaluate_texts
 
-    references = files.references() if own is None else {own.name: own.reference(trust)}
+    references = FirstWindows.references(own, trust) if own else files.references()
     qualities = {} if found is None else {found.name: {t: found.quality(t, one) for t, one in references.items()}}
     with progress() as report:
         qualities |= zip(subnets, evaluate_texts(files.load(), list(subnets.values()), references, report), strict=True)
@@ -91,14 +101,14 @@ def evaluate(
         print_evaluated(measured)
 
 
-def check_options(text: str | None, second_half: bool, tasks: str | None, of_tasks: bool) -> None:
+def check_options(texts: Sequence[str], second_half: bool, tasks: str | None, of_tasks: bool) -> None:
     """InputError for an option of what is not measured."""
-    if second_half and text is None:
+    if second_half and not texts:
         raise InputError("--second-half is of the windows of a text; give --text FILE")
     if of_tasks and tasks is None:
         raise InputError("--shots, --limit and --chat are of tasks; give --tasks NAME|FILE")
     if tasks is not None:
-        if text is not None:
+        if texts:
             raise InputError("--tasks and --text exclude each other; give one of them")
         require_tasks()
 

@@ -72,12 +72,15 @@ class OwnText:
 
     def reference(self, trust_remote_code: bool = False) -> Reference:
         """Read the full model again and ask it; InputError where it is another by now."""
+        _ = self.windows  # a text that is too short is said before the model is read
+        with progress():
+            return self.said_by(full_model(self.files, trust_remote_code).model)
+
+    def said_by(self, model: Any) -> Reference:
         from supernet.reference import Reference
 
-        windows = self.windows
         with progress() as report:
-            model = full_model(self.files, trust_remote_code).model
-            return Reference.of(model, windows, report, self.first, self.source)
+            return Reference.of(model, self.windows, report, self.first, self.source)
 
 
 def full_model(files: SupernetFiles, trust: bool) -> Loaded:
@@ -205,6 +208,14 @@ class FirstWindows(OwnText):
     ) -> None:
         super().__init__(files, source, windows, window_tokens)
         self.second_half = second_half
+
+    @classmethod
+    def references(cls, texts: Sequence[FirstWindows], trust: bool) -> dict[str, Reference]:
+        """What the full model says of each text, by their names; it is read once."""
+        for text in texts:
+            _ = text.windows
+        model = full_model(texts[0].files, trust).model
+        return {text.name: text.said_by(model) for text in texts}
 
     @cached_property
     def first(self) -> int:

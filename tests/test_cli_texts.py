@@ -101,6 +101,25 @@ def test_evaluate_shows_the_full_model_on_every_text(bitfleet: Any, supernet: Pa
     assert "95 % by how windows differ" in shown[-1]
 
 
+def test_several_texts_are_evaluated_with_the_model_read_once(
+    bitfleet: Any, supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import commands.measuring as measuring
+
+    (tmp_path / "prose.md").write_text(TEXT)
+    (tmp_path / "shout.md").write_text(TEXT.upper())
+    reads, read = [], measuring.full_model
+    monkeypatch.setattr(measuring, "full_model", lambda *asked: reads.append(1) or read(*asked))
+    options = ("evaluate", supernet, "--bits", 2, "--windows", 3, "--window-tokens", 24, "--json")
+    both = [part for name in ("prose.md", "shout.md") for part in ("--text", tmp_path / name)]
+    (together,) = json.loads(bitfleet(*options, *both).out)
+    assert list(together["texts"]) == ["prose.md", "shout.md"] and len(reads) == 1
+    (alone,) = json.loads(bitfleet(*options, *both[2:]).out)
+    assert together["texts"]["shout.md"]["kl"] == pytest.approx(alone["kl"], rel=1e-4)
+    same = bitfleet(*options, *both[:2], *both[:2])
+    assert same.code == 2 and "told apart by the names of their files" in same.error
+
+
 def test_a_supernet_that_names_no_text_is_refused(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
     shutil.copytree(supernet, tmp_path / "net")
     index = json.loads((tmp_path / "net" / "supernet.json").read_text())
