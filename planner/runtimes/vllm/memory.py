@@ -85,11 +85,12 @@ def items(
     several, pool = workload.gpus > 1, blocks_of(spec, workload, device, cache)
     graphs = GRAPHS_BYTES + GRAPH_BYTES * scheduling.graphs(workload, device)
     tokens = scheduling.pass_tokens(workload, device)
+    basis = ESTIMATE if spec.experts else MODELLED  # kernels of experts have buffers of their own
     return (
         *(MemoryItem(unit.name, sizes[unit.name], ESTIMATE, unit.name) for unit in spec.units),
         MemoryItem(WEIGHTS_BESIDE, VALUE_BYTES * spec.float_parameters, ESTIMATE),
         MemoryItem(CACHE, pool.bytes_for(workload.batch), EXACT),
-        MemoryItem("peak of a pass", peak_bytes(spec, tokens, workload.batch, workload.gpus), MODELLED),
+        MemoryItem("peak of a pass", peak_bytes(spec, tokens, workload.batch, workload.gpus), basis),
         MemoryItem("CUDA graphs", graphs, ESTIMATE),
         MemoryItem("buffers of libraries", OUTSIDE_BYTES_OF_SEVERAL if several else OUTSIDE_BYTES, ESTIMATE),
         MemoryItem(CONTEXT, context_bytes(workload.gpus), ESTIMATE),

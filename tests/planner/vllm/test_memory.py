@@ -10,7 +10,7 @@ import pytest
 
 from planner.memory import estimate_memory
 from planner.request import Workload
-from planner.runtimes.base import CardShare
+from planner.runtimes.base import ESTIMATE, CardShare
 from planner.runtimes.caches import FLOAT16, CacheType
 from planner.runtimes.shapes import SMOLLM2, Shape
 from planner.runtimes.vllm import memory, scheduling
@@ -19,6 +19,7 @@ from planner.runtimes.vllm.runtime import Vllm
 from profiles.catalog import load
 from records.errors import InputError
 from supernet.space import Choice, Subnet
+from supernet.spec import LinearSpec, UnitSpec
 
 GIB = 2**30
 TABLE = Path(__file__).parents[3] / "benchmarks" / "published_vllm_memory.csv"
@@ -92,6 +93,21 @@ def test_a_pass_has_the_tokens_that_vllm_serve_takes_on_a_card() -> None:
     )
     # 1, 2, 4, 8 to 248, 256 to 512: 51 sizes in pieces, of which 35 are of answers alone
     assert scheduling.graphs(many, H100) == 51 + 35 and scheduling.graphs(Workload(512), H100) == 2 + 1
+
+
+def test_the_peak_of_experts_is_an_estimate_and_no_less_than_a_log_says() -> None:
+    """Mixtral 8x7B on an H100, vLLM 0.19: 1.21 GiB."""
+    dense = Shape("Mixtral", 1, 4096, 14336, 32, 8, 128, 32000, tied=False).spec()
+    block, wide = "model.layers.0.mlp.experts", (14336, 4096)
+    shapes = {"gate_proj": wide, "up_proj": wide, "down_proj": wide[::-1]}
+    linears = tuple(LinearSpec(f"{block}.{i}.{tail}", *size) for i in range(8) for tail, size in shapes.items())
+    kept = (unit for unit in dense.units if unit.role not in ("gate_up", "down"))
+    spec = replace(dense, units=(*kept, UnitSpec(block, "experts", 0, linears, 2)))
+    found = memory.peak_bytes(spec, 8192, 1024) / GIB
+    assert 1.21 < found < 1.6
+    uniform = Subnet.of({unit.name: Choice.parse("sym4g32") for unit in spec.units})
+    items = Vllm().pricing(spec, Workload(8192), H100).memory(uniform)
+    assert {item.name: item.basis for item in items}["peak of a pass"] == ESTIMATE
 
 
 def test_graphs_are_as_many_as_a_log_says_and_take_what_it_expects() -> None:
