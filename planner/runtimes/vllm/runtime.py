@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # A pass without its products; its tokens are as `scheduling` has them for a device, and memory is in `memory`.
 USUAL = Usual(process_bytes=0, step_ms=1.0, layer_ms=0.02, chunk_tokens=2048)
 UNKNOWN = (
-    "nobody published speeds of its Humming kernels (2, 3, 5, 6 and 7 bits, 8 bits with zeros), whose time beside 4 "
+    "nobody published speeds of vLLM's Humming kernels (2, 3, 5, 6 and 7 bits, 8 bits with zeros), whose time beside 4 "
     "bits is from a table of theirs and good to a factor of two"
 )
 

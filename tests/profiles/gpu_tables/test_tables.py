@@ -10,7 +10,7 @@ import pytest
 
 from profiles.catalog import load
 from profiles.gpu_tables import experts, package
-from profiles.gpu_tables.attention import BFLOAT16, FP8, Heads
+from profiles.gpu_tables.attention import BFLOAT16, FP8, Attention, Heads
 from profiles.gpu_tables.lattice import Lattice
 from profiles.gpu_tables.products import MODELLED, PackedKernel, Products, Spreads, tiled
 from profiles.gpu_tables.tables import GpuTables, tables_in, tables_of
@@ -113,6 +113,14 @@ def test_heads_that_nobody_measured_are_more_sequences_of_fewer(gpu: GpuTables) 
     assert found.ms == pytest.approx(cached_ms(24, 1, 64, 4096, 2), rel=0.2) and found.basis == INTERPOLATED
     found = gpu.decode.one_token(8, Heads(32, 8, 96), 4096, BFLOAT16)
     assert found.ms == pytest.approx(cached_ms(8, 8, 96, 4096, 2), rel=0.2) and found.basis == MODELLED
+
+
+def test_a_cache_that_nobody_timed_there_takes_what_floats_take(gpu: GpuTables) -> None:
+    """An A100 has times of bfloat16 alone."""
+    only = {kind: times for kind, times in gpu.decode._lattices.items() if kind[0] == BFLOAT16}
+    older = Attention(only, gpu.products.reading_ms, 0.1)
+    found = older.one_token(8, Heads(32, 8, 128), 4096, FP8)
+    assert (found.ms, found.basis) == (pytest.approx(cached_ms(8, 8, 128, 4096, 2)), MODELLED)
 
 
 def test_attention_of_a_prompt_is_looked_up_and_a_window_has_its_share_of_pairs(gpu: GpuTables) -> None:
