@@ -15,10 +15,10 @@ which is what plans take, is held to what it reaches with mxfp4 ones of another 
 Floats and attention: each size of each axis left out of its table, and predicted from its neighbours.
 
 Whole passes: time per token of vLLM as others measured it, of Llama-3.1-70B in fp8 and Qwen3-32B in bfloat16 on 1 to 8
-GPUs, which come with the tables (4 and 8 sequences, 1024 tokens of answer or more, so that other sequences' prompts
-are few); and `published_folders.csv` of an A100 and an H100, of one sequence. What a pass takes beside its kernels is
-fitted to the other GPUs' passes of float and fp8 weights, what a packed product takes to start to TensorRT-LLM's
-tables: no pass of packed weights was fitted to.
+GPUs, which come with the tables (answers of 1024 tokens or more of up to 8 sequences, and of 8 times the prompt of up
+to 64, so that other sequences' prompts take little of it); and `published_folders.csv` of an A100 and an H100, of one
+sequence. What a pass takes beside its kernels is fitted to the other GPUs' passes of float and fp8 weights, what a
+packed product takes to start to TensorRT-LLM's tables: no pass of packed weights was fitted to.
 
 Needs `pip install 'bitfleet[gpu-tables]'`; reads nothing else.
 """
@@ -56,7 +56,7 @@ MARLIN_GPUS = (*GPUS[1:], "gb200", "b300_sxm", "gb300")
 LEFT_OUT_ROWS = (1, 8, 64, 512, 2048)
 ODD = "b200_sxm"  # a tenth of its fp8 products of 1 to 4 rows take 1.75 times what 8 rows do: nothing is fitted to it
 FEW = 8  # sequences, of whole passes
-SMALLEST_ANSWER = 1024
+SMALLEST_ANSWER, MANY_TIMES = 1024, 8  # tokens of answers; of more sequences, as many times the prompt's
 PRECISIONS = {"fp8": "fp8", "": "bfloat16"}  # products of the rows of whole passes, by what they say of precision
 MODELS = {
     "meta-llama/Llama-3.1-70B": Shape("70B", 80, 8192, 28672, 64, 8, 128, 128256, tied=False),
@@ -271,6 +271,7 @@ class Run:
     gpu: str
     source: str
     precision: str
+    batch: int
     gpus: int
     ms: float
     kernels_ms: float
@@ -300,7 +301,7 @@ def run_of(
         assert known.reduce is not None
         sums = split.SUMS_OF_LAYER * spec.num_layers + 1
         total += sums * known.reduce.of(gpus, VALUE_BYTES * batch * spec.hidden_size).ms
-    return Run(gpu, source, precision or "bf16", gpus, ms, total, count)
+    return Run(gpu, source, precision or "bf16", batch, gpus, ms, total, count)
 
 
 def served() -> Iterator[Run]:
@@ -310,7 +311,8 @@ def served() -> Iterator[Run]:
             kind, batch = PRECISIONS.get(row["precision"]), int(row["batch_size"] or 0)
             if row["backend"] != "vllm" or row["mode"] != "agg" or row["model_path"] not in MODELS or kind is None:
                 continue
-            if batch > FEW or int(row["osl"]) < SMALLEST_ANSWER or int(row["pp_size"]) > 1:
+            least = SMALLEST_ANSWER if batch <= FEW else MANY_TIMES * int(row["isl"])
+            if int(row["osl"]) < least or int(row["pp_size"]) > 1:
                 continue
             if "Qwen" in row["model_path"] and kind == "fp8":  # in blocks, another kernel
                 continue
@@ -366,7 +368,9 @@ def whole_passes(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
         step = beside([run for run in runs if run.gpu != gpu])
         for run in runs:
             if run.gpu == gpu:
-                where = f"served on {run.gpus}" if run.source == "served" else f"one sequence, {run.precision}"
+                where = f"one sequence, {run.precision}"
+                if run.source == "served":
+                    where = f"{'few' if run.batch <= FEW else 'up to 64'} sequences on {run.gpus}"
                 errors.setdefault((gpu, where), []).append(run.predicted(start_ms(), step) / run.ms - 1)
     found, lines = {}, []
     for (gpu, where), signed in sorted(errors.items()):

@@ -20,6 +20,6 @@ def test_the_product_keeps_what_the_tables_give(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()  # what keeps other tests from the tables
     assert PACKED_KERNEL.start_ms == pytest.approx(gpu_tables.start_ms(), rel=0.03)
     runs = [*gpu_tables.served(), *gpu_tables.published()]
-    assert len(runs) == 100 and pytest.approx(gpu_tables.beside(runs), rel=0.03) == STEP_MS
+    assert len(runs) == 133 and pytest.approx(gpu_tables.beside(runs), rel=0.03) == STEP_MS
     errors = [abs(run.predicted(PACKED_KERNEL.start_ms, STEP_MS) / run.ms - 1) for run in runs]
     assert sum(errors) / len(errors) < 0.15
