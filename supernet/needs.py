@@ -21,6 +21,7 @@ ADAM = 2  # moments of each parameter that trains, beside its gradient
 DEFAULT_RANK = 16
 EXPERTS = 4  # adapters of the kind that mixes experts hold about so many
 HELD = (8, 4)  # vectors as wide as the hidden size, and as the feed-forward block, kept of a token for the way back
+SIDE_BY_SIDE = 2  # windows of a pass with gradients (`supernet.sensitivity`)
 OPENED = 7  # float copies of the widest matrix while its codes are made or computed with
 LOGITS = 6  # float copies of a window's logits, where subnets are measured
 BESIDE_BYTES = 30_000_000  # windows, what the full model says of them, tokenizer, proof
@@ -130,8 +131,9 @@ def searching_bytes(spec: ModelSpec, recipe: Recipe) -> int:
     head = spec.vocab_size * spec.hidden_size * FLOAT_BYTES
     width = max(linear.in_features for unit in units for linear in unit.linears)
     kept = HELD[0] * spec.hidden_size + HELD[1] * width
-    passes = spec.num_layers * recipe.window_tokens * kept * FLOAT_BYTES
-    return LIBRARIES_BYTES + codes + gradients + head + spec.float_parameters * FLOAT_BYTES + passes
+    passes = SIDE_BY_SIDE * spec.num_layers * recipe.window_tokens * kept * FLOAT_BYTES
+    opened = max(linear.weights for unit in spec.units for linear in unit.linears) * FLOAT_BYTES
+    return LIBRARIES_BYTES + codes + gradients + head + spec.float_parameters * FLOAT_BYTES + passes + opened
 
 
 def code_bytes(linear: LinearSpec, choice: Choice) -> int:

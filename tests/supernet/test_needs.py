@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from commands.needs import check_needs
 from records.errors import SystemFailure
+from supernet import needs, sensitivity
 from supernet.checkpoint import open_supernet
 from supernet.create import create
 from supernet.loading import describe
@@ -179,3 +180,7 @@ def test_checkpointing_that_a_model_has_not_is_refused_before_the_work(
     assert done.code == 2, done.err
     assert "GPTNeoXJapaneseForCausalLM has no gradient checkpointing" in done.error
     assert not (tmp_path / "net").exists()
+
+
+def test_searching_goes_back_through_as_many_windows_as_expected() -> None:
+    assert needs.SIDE_BY_SIDE == sensitivity.TOGETHER
