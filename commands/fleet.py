@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,11 @@ import click
 from commands.exits import BROKEN, OK, OVER_BUDGET
 from commands.fleet_accept import accept
 from commands.measuring import measured_caches, measured_quality
+from commands.minutes import Minutes
 from commands.names import default_supernet, own_device, runtime_named, trained_supernet
 from commands.outputs import PAGE, check_file
 from commands.terminal import JSON, TRUST, emit, note, say, stream, table
+from commands.tuning import check_tuning, tuner
 from commands.waiting import progress
 from planner.amounts import milliseconds, size
 from planner.rows import BROKEN as ROW_BROKEN
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from planner.fleet.index import Index, Listed
     from planner.fleet.plan import FleetPlan, Member
     from planner.fleet.receipts import Receipt
+    from planner.plan import Plan
     from planner.runtimes.base import Runtime
     from profiles.device import DeviceProfile
     from supernet.checkpoint import SupernetFiles
@@ -77,14 +81,16 @@ def _share(context: click.Context, option: click.Parameter, value: str) -> float
 @click.option("--predict", is_flag=True, help="Choose by predicted losses, and measure nothing.")
 @click.option("--trials", type=click.IntRange(min=0), default=0, show_default=True,
               help="Subnets that the search tries beyond the exact solution.")  # fmt: skip
+@click.option("--tune", type=Minutes(), metavar="M", help="Train the scales of each package's subnet alone, so long.")
+@click.option("--tune-steps", type=click.IntRange(min=1), metavar="N", help="The same in so many steps.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @TRUST
 @JSON
 @click.pass_context
 def plan(
     context: click.Context, file: Path | None, supernet: str | None, example: bool, dist: Path | None, verify: bool,
-    baseline: Path | None, allow: float, page: Path | None, predict: bool, trials: int, seed: int, trust: bool,
-    as_json: bool,
+    baseline: Path | None, allow: float, page: Path | None, predict: bool, trials: int, tune: float | None,
+    tune_steps: int | None, seed: int, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Plan every device in FILE, and the fewest packages that serve each nearly as well as its own best.
 
@@ -96,6 +102,7 @@ def plan(
     from planner.fleet.fleetfile import EXAMPLE, read_fleet
     from planner.fleet.index import Index
     from planner.fleet.plan import plan_fleet
+    from planner.fleet.tune import tuned
 
     if example:
         stream(EXAMPLE)
@@ -104,6 +111,11 @@ def plan(
         raise InputError("FILE is missing; `bitfleet fleet --example > fleet.toml` makes one")
     if dist is None and (verify or baseline or page):
         raise InputError("--verify, --baseline and --html are of an export; give --export DIR")
+    if tune is not None and tune_steps is not None:
+        raise click.UsageError("--tune says how many minutes, --tune-steps how many steps: give one of them.")
+    tunes = tune is not None or tune_steps is not None
+    if tunes and predict:
+        raise click.UsageError("--tune is judged by measuring, --predict measures nothing: give one of them.")
     made_now()  # a wrong SOURCE_DATE_EPOCH is said now, and not after the work
     before = None if baseline is None else Index.load(baseline)
     if page is not None:
@@ -114,6 +126,8 @@ def plan(
     asked = read_fleet(file, own_device)
     where = supernet or asked.supernet
     files = default_supernet() if where is None else trained_supernet(where, trust)
+    if tunes:
+        check_tuning(files)
     load = cache(files.load)
     measure = None if predict else measured_quality(files, None, trust, load)
     losses = None if predict else measured_caches(files, load)
@@ -121,6 +135,8 @@ def plan(
     with progress() as report:
         made = plan_fleet(files, asked, runtime_named, measure, trials, seed, command, report, losses)
     del measure, losses, load  # and the supernet that it holds: exports side by side need the room
+    if tunes:
+        made = tuned(made, tuner(files, tune, tune_steps, seed, None, trust), _said)
     index, broken = None, False
     if dist is not None:
         index, broken = _exported(made, files, dist, before, allow, verify, page)
@@ -132,6 +148,10 @@ def plan(
             _print_export(index, dist or Path(), before is not None)
     worse = index is not None and (any(d.worse for d in index.differences) or any(s.broken for s in index.slots))
     context.exit(BROKEN if worse or broken else OVER_BUDGET if made.refused else OK)
+
+
+def _said(number: int, of: int, names: str) -> None:
+    note(f"tuning subnet {number} of {of}, of {names}")
 
 
 def _exported(
@@ -257,11 +277,23 @@ def print_fleet(made: FleetPlan) -> None:
         say(f"{_count(len(made.packages), 'package')} for {_count(served, 'device')}, {within}: {proven}")
     for name, line in made.absent.items():
         say(f"note: {name} is not here, devices that name no runtime are planned without it: {line}")
+    for package in made.packages:
+        for line in _own_scales(next(iter(package.plans.values()))):
+            say(f"note: {package.name}: {line}")
     for member in made.members:
         for line in _lessened(member):
             say(f"note: {member.wanted.name}: {line}")
     for member in made.refused:
         say(f"not served: {member.wanted.name}: {member.refused}")
+
+
+def _own_scales(made: Plan) -> Iterator[str]:
+    """What tuning came to, where it was asked for."""
+    from planner.plan import NOT_TUNED
+    from planner.summary import tuned
+
+    yield from filter(None, [tuned(made)])
+    yield from (line for line in made.notes if line.startswith(NOT_TUNED))
 
 
 def _lessened(member: Member) -> tuple[str, ...]:

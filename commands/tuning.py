@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from commands.measuring import OwnText, check_full_model, check_text, full_model, measured_on_texts
 from commands.terminal import note
 from commands.waiting import progress
 from records.installed import require_training
+from supernet.checkpoint import TUNED
 
 if TYPE_CHECKING:
     from planner.pipeline import Own, Tune
     from planner.plan import Plan
     from planner.quality import Quality
     from supernet.checkpoint import SupernetFiles
+
+
+TUNINGS = f"{TUNED}/tunings.json"
 
 
 def check_tuning(files: SupernetFiles) -> None:
@@ -37,11 +45,24 @@ def check_tuning(files: SupernetFiles) -> None:
 def tuner(
     files: SupernetFiles, minutes: float | None, steps: int | None, seed: int, text: str | None, trust: bool
 ) -> Tune:
-    """Trains on a plan for so many minutes or steps, and keeps what is better on the texts that plans are judged by."""
+    """Trains on a plan for so many minutes or steps, and keeps what is better on the texts that plans are judged by.
+
+    What came of it is kept beside the supernet: asked for again, nothing is trained.
+    """
 
     def tune(made: Plan) -> Own | str:
+        kept, asked = Kept(files), [made.subnet.digest, minutes, steps, seed, made.chosen.measured]
+        known = kept.known(asked)
+        if known is not None:
+            note("the scales of this subnet were tuned before, and are taken as they are")
+            return known
+        own = trained(made)
+        kept.keep(asked, own)
+        return own
+
+    def trained(made: Plan) -> Own | str:
         from planner.pipeline import Own
-        from planner.plan import Tuned
+        from planner.plan import NOT_TUNED, Tuned
         from planner.quality import over_texts
         from supernet.tune import tune
         from supernet.tuned import write_tuned
@@ -54,14 +75,51 @@ def tuner(
             measure = measured_on_texts(files, own, trust, lambda: found.supernet, "the tuned plan loses")
             after = over_texts(measure([made.subnet], tuple(before["texts"]))[0])
         if not found.tensors or not after["kl"] < before["kl"]:
-            return f"tuned in {found.steps} steps, which won nothing and was left out: {_beside(after, before)}"
-        kept = write_tuned(files, made.subnet, found.tensors)
-        assert kept.tuned is not None
-        note(f"tuned: {_beside(after, before)}; its scales are in {kept.tuned.path}")
-        about = Tuned(kept.tuned.sha256, found.steps, seed, found.text, found.units, found.of, before)
-        return Own(about, kept.fingerprint, after)
+            return f"{NOT_TUNED} {found.steps} steps, which won nothing and was left out: {_beside(after, before)}"
+        written = write_tuned(files, made.subnet, found.tensors)
+        assert written.tuned is not None
+        note(f"tuned: {_beside(after, before)}; its scales are in {written.tuned.path}")
+        about = Tuned(written.tuned.sha256, found.steps, seed, found.text, found.units, found.of, before)
+        return Own(about, written.fingerprint, after)
 
     return tune
+
+
+class Kept:
+    """What tunings of a supernet came to, by all that was asked of them, in a file beside it. What cannot be read there
+    is trained again."""
+
+    def __init__(self, files: SupernetFiles) -> None:
+        self.files = files
+
+    def known(self, asked: Sequence[Any]) -> Own | str | None:
+        from planner.pipeline import Own
+        from planner.plan import Tuned
+        from supernet.tuned import tuned_path
+
+        found = self._read().get(self._key(asked))
+        if found is None or "line" in found:
+            return None if found is None else str(found["line"])
+        own = Own(Tuned(**found["tuned"]), found["fingerprint"], found["measured"])
+        return own if tuned_path(self.files, own.tuned.sha256).is_file() else None
+
+    def keep(self, asked: Sequence[Any], own: Own | str) -> None:
+        from records.atomic import write_json
+        from records.lock import locked
+
+        path = self.files.place(TUNINGS, writing=True)
+        with locked(path, "another plan", waiting=lambda line: None):
+            said = {"line": own} if isinstance(own, str) else asdict(own)
+            write_json(path, self._read() | {self._key(asked): said})
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.files.place(TUNINGS).read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def _key(self, asked: Sequence[Any]) -> str:
+        return hashlib.sha256(json.dumps([self.files.fingerprint, *asked]).encode()).hexdigest()[:16]
 
 
 def _beside(after: Quality, before: Quality) -> str:

@@ -136,7 +136,7 @@ def plan_any(
     others += [Other(name, f"{error}", _code(error)) for name, error in refused.items()]
     others += [Other(name, line, NOT_INSTALLED) for name, line in (absent or {}).items() if name not in refused]
     taken = replace(taken, others=tuple(others))
-    return taken if tune is None else _tuned(taken, tune(taken))
+    return taken if tune is None else with_own(taken, tune(taken))
 
 
 def decided(
@@ -167,8 +167,9 @@ def _proposed(
     return framed, with_stock(framed, proposed), tried
 
 
-def _tuned(taken: Plan, own: Own | str) -> Plan:
-    """The plan that was taken with scales of its own; what it is compared with is measured without."""
+def with_own(taken: Plan, own: Own | str) -> Plan:
+    """The plan that was taken with scales of its own, or the line that says why not; what it is compared with is
+    measured without."""
     if isinstance(own, str):
         return replace(taken, notes=(*taken.notes, own))
     before, now = (tuple(measured_on(measured)) for measured in (taken.chosen.measured, own.measured))

@@ -181,6 +181,10 @@ class Margin:
             check(name, getattr(self, name), float, optional=True)
 
 
+NOT_TUNED = "tuned in"
+"""How the note begins that says that training scales won nothing."""
+
+
 @dataclass(frozen=True)
 class Tuned:
     """How the scales of the chosen subnet were trained for it alone: the `units` that have new ones, of `linears`; the

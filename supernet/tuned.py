@@ -2,6 +2,7 @@
 
     tuned/HASH.safetensors            what a grid keeps beside its codes, by `linear|choice|part`, where it differs
     tuned/windows-SEED.safetensors    the text that trained, where the full model wrote it
+    tuned/tunings.json                what tunings came to, by what was asked
 
 The file is named by what is in it, so one that is there is whole and is the one that is meant. A plan names it by its
 SHA-256, and whoever opens the supernet for that plan (`with_tuned`) reads these parts in place of the supernet's own.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from records.atomic import replacing
@@ -43,7 +45,7 @@ def with_tuned(files: SupernetFiles, digest: str, subnet: Subnet) -> SupernetFil
 
     MissingError where the file is nowhere, InputError where it is damaged or of another supernet or subnet.
     """
-    path = files.place(_name(digest))
+    path = tuned_path(files, digest)
     if not path.is_file():
         raise MissingError(
             f"the plan was tuned, and its numbers are not at {files.path / _name(digest)}; copy that file from "
@@ -55,6 +57,11 @@ def with_tuned(files: SupernetFiles, digest: str, subnet: Subnet) -> SupernetFil
     if about != {"supernet": files.fingerprint, "subnet": subnet.digest} or not _fit(files, tensors):
         raise InputError(f"{path} was tuned for another plan or supernet than {files.path}; {_AGAIN}")
     return tuned
+
+
+def tuned_path(files: SupernetFiles, digest: str) -> Path:
+    """Where the file with this SHA-256 is, or would be."""
+    return files.place(_name(digest))
 
 
 def _fit(files: SupernetFiles, tensors: Mapping[str, Tensor]) -> bool:

@@ -308,3 +308,35 @@ def test_a_gpu_and_its_host(bitfleet: Bitfleet, fleet: Path, net: Path, tmp_path
     assert "wrote 0 packages, 2 were there" in bitfleet(*options).err
     served = next(one for one in Index.load(dist).devices if one.name == "gaming")
     assert served.budget.host_memory_bytes == 3 * 10**9
+
+
+def test_scales_are_tuned_once_for_all_who_take_a_subnet(
+    bitfleet: Bitfleet, fleet: Path, net: Path, tmp_path: Path
+) -> None:
+    own, dist = shutil.copytree(net, tmp_path / "net"), tmp_path / "dist"
+    asked = ("fleet", fleet, "--supernet", own, "--tune-steps", 8)
+    plain = json.loads(bitfleet("fleet", fleet, "--supernet", own, "--json").out)
+    done = bitfleet(*asked, "--export", dist, "--json")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    subnets = {json.dumps(one["plan"]["compared"][0]["subnet"]) for one in made["devices"]}
+    assert done.err.count("tuning subnet ") == len(subnets) == 2
+    files = set()
+    for before, now in zip(plain["devices"], made["devices"], strict=True):
+        assert now["package"] == before["package"]
+        tuned = now["plan"]["tuned"]
+        assert tuned["before"] == before["plan"]["compared"][0]["measured"]
+        assert now["kl"] == now["plan"]["compared"][0]["measured"]["kl"] < before["kl"]
+        files.add(tuned["sha256"])
+    assert {path.name for path in (own / "tuned").glob("*.safetensors")} >= {f"{one[:16]}.safetensors" for one in files}
+    package = dist / made["devices"][0]["package"]
+    report = json.loads(bitfleet("verify", package, "--supernet", own, "--json").out)
+    rows = {row["name"]: row for row in report["rows"]}
+    assert rows["KL to the supernet"]["holds"] is True
+    again = bitfleet(*asked, "--export", dist)
+    assert again.err.count("were tuned before") == 2 and "2 were there" in again.err
+    assert again.out.count("tuned for this plan alone in 8 steps") == 2
+
+
+def test_tuning_a_fleet_needs_measuring(bitfleet: Bitfleet, fleet: Path) -> None:
+    assert "--predict measures nothing: give one of them" in bitfleet("fleet", fleet, "--predict", "--tune", 1).err

@@ -115,7 +115,7 @@ def write_packages(
     todo = []
     for package in planned.packages:
         with locked(dist / package.name, "another export", waiting):
-            if not _there(package, files.fingerprint, runtime_of(package.kind.runtime), dist / package.name):
+            if not _there(package, runtime_of(package.kind.runtime), dist / package.name):
                 todo.append(package)
     remove_left_over(dist)
     done = len(planned.packages) - len(todo)
@@ -173,10 +173,10 @@ def _export(job: Job) -> None:
         torch.set_num_threads(job.threads)
         files = open_supernet(job.supernet, trust_remote_code=job.trust)
         (_, plan), *others = job.plans.items()
-        write_package(job.runtime, files, plan, job.out, others=dict(others))
+        write_package(job.runtime, plan.opened(files), plan, job.out, others=dict(others))
 
 
-def _there(package: Shared, fingerprint: str, runtime: Runtime, path: Path) -> bool:
+def _there(package: Shared, runtime: Runtime, path: Path) -> bool:
     """Whether this package is there already, by what its files follow from and by their hashes. What it promises is
     brought up to date in its manifest."""
     plan, *others = package.plans.values()
@@ -186,7 +186,7 @@ def _there(package: Shared, fingerprint: str, runtime: Runtime, path: Path) -> b
     except InputError:
         return False
     same = (
-        known.plan.fingerprint == fingerprint
+        known.plan.fingerprint == plan.fingerprint
         and known.plan.subnet == package.subnet
         and all(getattr(known.plan.workload, name) == getattr(plan.workload, name) for name in SERVED)
         and runtime.cache(known.plan.workload) == runtime.cache(plan.workload)
