@@ -52,10 +52,9 @@ class Crew:
         for number, process in enumerate(self.others, 1):
             if process.exitcode and self.resting[number] != GONE:
                 self.resting[number] = GONE
-                left = sum(flag != GONE for flag in self.resting)
-                why = f"worker {number + 1} ended with code {process.exitcode}"
                 if self.say is not None:
-                    self.say(f"{why}: what it was at is done again, by {left} that are left")
+                    why = f"worker {number + 1} ended with code {process.exitcode}"
+                    self.say(f"{why}; the others go on, and what it was at is open again")
                 yield number
 
     def joined(self) -> None:

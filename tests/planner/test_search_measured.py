@@ -231,7 +231,7 @@ def test_a_worker_killed_in_mid_trial_loses_nothing(tmp_path: Path) -> None:
     assert [(trial.state, trial.user_attrs) for trial in again] == [
         (TrialState.COMPLETE, {"source": "exact", "worker": names[0]})
     ]
-    assert said == ["worker 2 ended with code -9: what it was at is done again, by 1 that are left"]
+    assert said == ["worker 2 ended with code -9; the others go on, and what it was at is open again"]
     assert found.candidates[0].loss < Neighbours(problem).loss(_starts(problem)[1].subnet)
 
 
