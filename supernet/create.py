@@ -127,6 +127,8 @@ def _stages(
     trust = recipe.trust_remote_code
     if started:  # the minutes and steps that it was begun with share out what is still to come
         recipe = Recipe.from_json(open_supernet(out, True, trust).info["recipe"])
+    if streamed and accelerator.num_processes > 1:
+        raise InputError("a model that stays in its files is quantized by one process; start one, without a launcher")
     recipe = as_streamed(recipe) if streamed else recipe
     clock = Clock(None if recipe.steps else recipe.minutes)
     report = clock.showing(report)
