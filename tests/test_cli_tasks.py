@@ -166,6 +166,9 @@ def test_a_table_says_what_is_left(bitfleet: Any, supernet: Path, tasks: Path) -
         ("broken.yaml", "broken.yaml is no task file"),
         ("nameless.yaml", "a task file names its `task`"),
         ("lost.yaml", "must load with its data, it does not"),
+        ("odd.yaml", "must load with its data, it does not"),
+        ("wordless.yaml", "must ask a question, it does not: UndefinedError"),
+        ("sampled.yaml", "must be the likeliest tokens, task sampled.yaml asks for do_sample"),
         ("arc_eazy", "one that lm-eval lists, got 'arc_eazy'; near it: arc_easy"),
         (",", "names a task or more"),
     ],
@@ -176,7 +179,15 @@ def test_what_cannot_run_is_refused_before_a_model_is_read(
     monkeypatch.chdir(tmp_path)
     Path("broken.yaml").write_text("a: [")
     Path("nameless.yaml").write_text("a: 1")
-    Path("lost.yaml").write_text(CHOICES)  # its data are not beside it
+    Path("lost.yaml").write_text(CHOICES.replace("words.jsonl", "gone.jsonl"))
+    shutil.copy(tasks / "words.jsonl", "words.jsonl")
+    Path("shots.jsonl").write_text(json.dumps({**QUESTIONS[0], "question": None}) + "\n")  # where a text is expected
+    for name, text, old, new in (
+        ("odd", CHOICES, "dataset_kwargs: {", "dataset_kwargs: data_files #"),
+        ("wordless", CHOICES + "num_fewshot: 1\n", "{{question}}", "{{question.upper()}}"),
+        ("sampled", ANSWERS, "max_gen_toks: 5", "do_sample: true"),
+    ):
+        Path(f"{name}.yaml").write_text(text.replace(old, new))
     monkeypatch.setattr("supernet.loading.load_model", lambda *a, **k: pytest.fail("a model was read"))
     done = bitfleet("evaluate", supernet, "--bits", 8, "--tasks", task)
     assert done.code == 2 and told in done.error

@@ -18,6 +18,7 @@ import lm_eval.evaluator
 import lm_eval.tasks
 import numpy as np
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -35,11 +36,10 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 @dataclass(frozen=True)
 class Tasks:
-    """Loaded tasks, as `TaskManager.load` gives them. `shots` examples stand before each question, `limit` is how many
-    are asked, None for all; with `chat` each is a message of a user."""
+    """Loaded tasks, as `TaskManager.load` gives them. `limit` is how many questions are asked, None for all; with
+    `chat` each is a message of a user."""
 
     loaded: Mapping[str, Any]
-    shots: int | None
     limit: int | None
     chat: bool
 
@@ -48,10 +48,7 @@ class Tasks:
         random.seed(DEFAULT_RANDOM_SEED)
         np.random.seed(DEFAULT_OTHER_SEED)
         for task in self.loaded["tasks"].values():
-            own = task.get_config("num_fewshot")  # of a task that says 0, examples make another one
-            if own is None or (self.shots is not None and own != 0):
-                task.set_config(key="num_fewshot", value=self.shots or 0)
-            task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+            task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)  # the same examples for each model
         with contextlib.redirect_stdout(io.StringIO()):  # some metrics print
             found = lm_eval.evaluator.evaluate(
                 model, dict(self.loaded), limit=self.limit, bootstrap_iters=RESAMPLED, apply_chat_template=self.chat,
@@ -62,7 +59,10 @@ class Tasks:
 
 
 def load_tasks(names: Sequence[str], shots: int | None, limit: int | None, chat: bool) -> Tasks:
-    """The tasks and their data. MissingError or InputError, one line, for what is not there or cannot be had."""
+    """The tasks and their data, with `shots` examples before each question, None for as many as they say.
+
+    MissingError or InputError, one line, for what is not there or cannot be had or asked.
+    """
     listed = [name for name in names if Path(name).suffix not in FILES]
     for name in listed:
         _check_mentioned(name)
@@ -78,9 +78,31 @@ def load_tasks(names: Sequence[str], shots: int | None, limit: int | None, chat:
                 f"task {name} must load with its data, it does not: {type(error).__name__}: {said:.300}; give a task "
                 "file whose data lie beside it, or fetch the data of lm-eval's once where there is a network"
             ) from None
+        for task in loaded["tasks"].values():
+            _check_asked(name, task, shots)
         for kind, some in loaded.items():
             found[kind] |= some
-    return Tasks(found, shots, limit, chat)
+    return Tasks(found, limit, chat)
+
+
+def _check_asked(name: str, task: Any, shots: int | None) -> None:
+    """Have the examples before each question set; InputError where the first question cannot be asked."""
+    own = task.get_config("num_fewshot")  # of a task that says 0, examples make another one
+    if own is None or (shots is not None and own != 0):
+        task.set_config(key="num_fewshot", value=shots or 0)
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    if getattr(task, "UNSAFE_CODE", False):
+        raise InputError(f"task {name} runs code that a model wrote, which is not done here; leave it out")
+    try:
+        task.build_all_requests(limit=1)
+    except Exception as error:  # templates and functions of the task's own
+        said = " ".join(str(error).split())
+        raise InputError(f"task {name} must ask a question, it does not: {type(error).__name__}: {said:.300}") from None
+    for request in task.instances:
+        if request.request_type == "generate_until" and normalize_gen_kwargs(request.args[1])["do_sample"]:
+            raise InputError(
+                f"answers must be the likeliest tokens, task {name} asks for do_sample; take that out of it"
+            )
 
 
 def _check_mentioned(name: str) -> None:
@@ -116,8 +138,8 @@ def _task_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no task file: {' '.join(str(error).split()):.300}") from None
     if not {"task", "group"} & config.keys():
         raise InputError(f"a task file names its `task`, {path} does not")
-    options = config.get("dataset_kwargs") or {}
-    if "data_files" in options:
+    options = config.get("dataset_kwargs")
+    if isinstance(options, dict) and "data_files" in options:
         here = {"data_files": _beside(options["data_files"], path.parent), "cache_dir": str(cache_dir() / "datasets")}
         config["dataset_kwargs"] = {**options, **here}
     return config
@@ -129,7 +151,8 @@ def _beside(files: Any, folder: Path) -> Any:
         return {name: _beside(one, folder) for name, one in files.items()}
     if isinstance(files, list):
         return [_beside(one, folder) for one in files]
-    return str((folder / files).resolve()) if (folder / str(files)).is_file() else files
+    here = folder / str(files)
+    return str(here.resolve()) if here.is_file() else files
 
 
 def _scores(found: Mapping[str, Any]) -> Any:
