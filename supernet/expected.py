@@ -87,7 +87,8 @@ def expected_seconds(spec: ModelSpec, one: Pass, recipe: Recipe, tokens: Mapping
     """
     widths, adapted = len(recipe.bits), len(recipe.adapted_bits)
     cores = torch.get_num_threads()
-    linears = [linear for unit in spec.units if not unit.is_table for linear in unit.linears]
+    shares = {linear: unit.share_computed for unit in spec.units if not unit.is_table for linear in unit.linears}
+    linears = list(shares)
     head = next(unit for unit in reversed(spec.units) if unit.is_table).linears[0]
     weights = sum(linear.out_features * linear.in_features for linear in linears)
     made, rounded, widened = (seconds * weights / cores for seconds in (MADE_S, ROUNDED_S, WIDENED_S))
@@ -99,7 +100,8 @@ def expected_seconds(spec: ModelSpec, one: Pass, recipe: Recipe, tokens: Mapping
         "plain rounding": Cost(2 * exact + widths * (exact + rounded)),
         "scale channels": Cost(2 * (exact + 2.5 * rounded), one.blocks * tokens["scale channels"]),
         "quantize": _solving(
-            [(linear, widths) for linear in linears] + [(head, len(table_bits(recipe.bits, recipe.grid)))],
+            [(linear, widths, share) for linear, share in shares.items()]
+            + [(head, len(table_bits(recipe.bits, recipe.grid)), 1.0)],
             tokens["quantize"],
             cores,
             3 * one.blocks,
@@ -117,15 +119,15 @@ def expected_seconds(spec: ModelSpec, one: Pass, recipe: Recipe, tokens: Mapping
 
 
 def _solving(
-    linears: Sequence[tuple[LinearSpec, int]], tokens: int, cores: int, token_s: float, judged_s: float
+    linears: Sequence[tuple[LinearSpec, int, float]], tokens: int, cores: int, token_s: float, judged_s: float
 ) -> Cost:
     """Of the codes: matrices are solved, each at so many bit-widths, whatever the text; their Hessians are summed over
-    it."""
+    it, those of an expert over its share."""
     fixed, text = judged_s, token_s * tokens
-    for linear, widths in linears:
+    for linear, widths, share in linears:
         side, solved = linear.in_features, widths * linear.out_features
         fixed += (solved * side * (SOLVING_S + SPREAD_S * side) + FACTOR_S * side**3) / cores
-        text += SQUARE_S * side**2 * tokens / cores
+        text += SQUARE_S * side**2 * share * tokens / cores
     return Cost(fixed, text)
 
 

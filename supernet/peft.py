@@ -16,10 +16,12 @@ from supernet.space import Choice, Subnet
 def to_peft(supernet: Supernet, subnet: Subnet) -> Any:
     """A `PeftModel` over the subnet's dequantized codes; its LoRA are the subnet's own, a mixture of experts evaluated.
 
-    InputError where the subnet has no side path, or pruned blocks: its LoRA would write into what is gone.
+    InputError where the subnet has no side path, experts, or pruned blocks: its LoRA would write into what is gone.
     """
     from peft import LoraConfig, get_peft_model
 
+    if supernet.spec.experts:
+        raise InputError("a PEFT model has no LoRA for experts, which transformers keeps in stacks; use a dense model")
     if any(choice.kept is not None for _, choice in subnet):
         raise InputError("a PEFT model keeps every channel, this subnet is pruned; use one without kept channels")
     supernet.activate(subnet)

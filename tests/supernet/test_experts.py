@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from records.errors import InputError
 from supernet.build import extract
 from supernet.choices import make_space
 from supernet.create import create
 from supernet.experts import Experts, unstacked
 from supernet.loading import load_model
 from supernet.model import spec_of_model
+from supernet.peft import to_peft
 from supernet.quantize import quantize
 from supernet.quantizers import GPTQ, RTN
 from supernet.recipe import Recipe
@@ -72,6 +74,12 @@ def test_an_expert_that_no_token_chose_is_rounded_to_nearest() -> None:
         if all(torch.equal(weight.dequantize(), nearest[name][c].dequantize()) for c, weight in weights.items())
     }
     assert same == {*unread, "model.embed_tokens"}
+
+
+def test_experts_have_no_place_in_a_peft_model() -> None:
+    made = make("mixtral", bits=(4, 8))
+    with pytest.raises(InputError, match="no LoRA for experts"):
+        to_peft(made.supernet, made.space.uniform(made.spec, 4))
 
 
 @pytest.mark.parametrize("family", MIXTURES)
