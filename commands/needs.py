@@ -34,6 +34,11 @@ def check_needs(spec: ModelSpec, recipe: Recipe, out: Path, memory: int | None =
     begun = (out / SUPERNET).is_file() or begun_start(out) is not None
     there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if begun else 0
     note(f"expecting up to {size(needs.memory_bytes)} of memory, and {size(needs.disk_bytes)} on disk")
+    if memory is not None and needs.memory_bytes > memory:  # who names a memory is not to find more in use
+        raise InputError(
+            f"training {spec.name} so takes up to {size(needs.memory_bytes)}, got --memory {size(memory)}; "
+            f"{_instead(recipe, streamed)}, or give it more"
+        )
     _check_memory(f"training {spec.name} so", needs, _instead(recipe, streamed), usable)
     if needs.disk_bytes > free + there:
         more = f"{size(needs.disk_bytes - there)} more" if begun else size(needs.disk_bytes)
