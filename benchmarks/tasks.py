@@ -81,7 +81,7 @@ def scores(supernet: str, task: Path, *more: str) -> list[dict[str, Any]]:
 
 def kept(one: dict[str, Any]) -> str:
     share = one["recovery"]
-    return f"{share['percent']:.1f} ± {share['interval']:.1f}"
+    return "-" if share is None else f"{share['percent']:.1f} ± {share['interval']:.1f}"
 
 
 def claims(found: list[dict[str, Any]]) -> Any:

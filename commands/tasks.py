@@ -104,7 +104,7 @@ def print_scores(scores: Mapping[str, Sequence[Score]]) -> None:
             f"{score.examples}",
             name,
             _value(score),
-            _recovered(recovery(score, full[score.key])),
+            _recovered(None if name == FULL else recovery(score, full[score.key])),
         )
         for name, found in scores.items()
         for score in found
@@ -129,5 +129,5 @@ def _records(scores: Mapping[str, Sequence[Score]]) -> Iterator[dict[str, Any]]:
     full = {score.key: score for score in scores[FULL]}
     for name, found in scores.items():
         for score in found:
-            share = recovery(score, full[score.key])
+            share = None if name == FULL else recovery(score, full[score.key])
             yield {"of": name, **score.to_json(), "recovery": None if share is None else asdict(share)}

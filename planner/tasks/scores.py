@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 FEWEST = 2  # examples that an interval takes
+UNSEEN = 3.0
 CLOSE = 1e-9
 
 
@@ -49,7 +50,8 @@ def recovery(ours: Score, full: Score) -> Recovery | None:
     """None where less is better, where the full model has nothing, and where one of them has no number.
 
     The interval is of a ratio of means, by the delta method over examples: both answered the same ones, so what differs
-    between them alone counts.
+    between them alone counts. Where none of n differs, up to 3 of n may (Hanley and Lippman-Hand, "If nothing goes
+    wrong, is everything all right?", JAMA 249, 1983).
     """
     if not ours.higher_is_better or not math.isfinite(ours.value) or not 0 < full.value < math.inf:
         return None
@@ -57,6 +59,8 @@ def recovery(ours: Score, full: Score) -> Recovery | None:
     count = len(full.by_example)
     if count < FEWEST or len(ours.by_example) != count:
         return Recovery(100 * share, None)
+    if ours.by_example == full.by_example:
+        return Recovery(100.0, 100 * min(1.0, UNSEEN / count / full.value))
     apart = np.array(ours.by_example) - share * np.array(full.by_example)
     error = float(apart.std(ddof=1)) / math.sqrt(count) / full.value
     return Recovery(100 * share, 100 * float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error)

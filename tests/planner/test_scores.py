@@ -28,9 +28,14 @@ def test_the_interval_is_of_the_ratio_of_paired_means() -> None:
     assert found.interval < stats.t.ppf(0.975, 399) * unpaired  # pairing is worth something
 
 
-def test_a_model_recovers_all_of_itself() -> None:
-    same = score((1.0, 0.0, 1.0))
-    assert recovery(same, same) == Recovery(100.0, 0.0)
+def test_answers_that_never_differ_leave_what_so_many_would_not_show() -> None:
+    """Three of the examples, as a share of what the full model has right."""
+    same = score((1.0, 0.0) * 30)
+    found = recovery(same, same)
+    assert found is not None and found.percent == 100
+    assert found.interval == pytest.approx(100 * (3 / 60) / 0.5)
+    few = score((1.0, 0.0, 1.0))
+    assert recovery(few, few) == Recovery(100.0, 100.0)
 
 
 def test_what_is_no_share_has_none() -> None:
