@@ -85,17 +85,17 @@ def _losses(model: Any, states: Sequence[Tensor], reference: Reference, progress
     for state in states:
         with skipped(decoder_layers(model), state):
             hidden.append(hidden_states(model, reference.windows))
-    count, length = reference.windows.shape
+    count, end = len(reference.windows), reference.windows.shape[1] - 1  # `evaluate` counts tokens with a successor
     totals = torch.zeros(len(states), dtype=torch.float64, device=reference.windows.device)
     at_once = head_tokens(reference.windows.device)
     for number in range(count):
         progress("plain rounding, at the head", number, count)
-        for start in range(reference.first, length, at_once):
-            stretch = slice(start, min(start + at_once, length))
+        for start in range(reference.first, end, at_once):
+            stretch = slice(start, min(start + at_once, end))
             full = reference.log_probs(number, stretch)
             logits = logits_of(model, torch.stack([one[number, stretch] for one in hidden]))
             for index, ours in enumerate(logits):
                 totals[index] += nn.functional.kl_div(
                     ours.float().log_softmax(-1), full, reduction="sum", log_target=True
                 )
-    return (totals / (count * (length - reference.first))).tolist()
+    return (totals / (count * (end - reference.first))).tolist()
