@@ -43,14 +43,20 @@ def backward(
     there = partial(sent, device=device, dtype=dtype)
     calls = layer_arguments(model, windows[:1])
     last = len(layers)
-    if not (shelf.has(_grads(last)) and known(last)):
+    begun = next((part for part in range(last + 1) if shelf.has(_grads(part))), last + 1)
+
+    def done(part: int) -> bool:
+        """Gradients of a part are put down when all after it are dealt with."""
+        return part > begun or (part == begun and known(part))
+
+    if not done(last):
         _forward(model, windows, calls, there, dtype, shelf, report, head_alone)
         with removed_after(watch(model.get_output_embeddings())):
             shelf.put(_grads(last), _last_gradients(model, windows, shelf.take(_reads(last)), seed))
         yield last
     shelf.drop(_reads(last))
     for number in () if head_alone else reversed(range(last)):
-        if not (shelf.has(_grads(number)) and known(number)):
+        if not done(number):
             grads, found = shelf.take(_grads(number + 1)), []
             with placed(layers[number], device, dtype), removed_after(watch(layers[number])), torch.enable_grad():
                 arguments = there(calls[number])

@@ -101,7 +101,7 @@ def test_experts_are_streamed_one_by_one(kind: str, data: str, tmp_path: Path) -
     assert told(create(str(source), tmp_path / "there", recipe, streamed=True)) == told(here)
 
 
-@pytest.mark.parametrize("stop", ["full model", "weigh tokens", "quantize 4", "evaluate"])
+@pytest.mark.parametrize("stop", ["full model", "weigh tokens", "quantize 12", "evaluate"])
 def test_a_start_that_was_killed_goes_on_from_there(
     stop: str, narrow: str, data: str, expected: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -121,12 +121,16 @@ def test_a_start_that_was_killed_goes_on_from_there(
         create(narrow, out, recipe, streamed=True)
     written: dict[str, int] = {}
 
+    stages: set[str] = set()
+
     def watch(seen: str, done: int, total: int) -> None:
+        stages.add(seen)
         written.update({p.name: p.stat().st_mtime_ns for p in (out / PREPARING).glob("codes-*")})
 
     files = create(narrow, out, recipe, resume=True, progress=watch)
     assert told(files) == expected
     assert before.items() <= written.items()
+    assert ("weigh tokens" in stages) == (what not in ("quantize", "evaluate"))  # no second way forward
 
 
 def test_a_killed_process_leaves_what_another_goes_on_from(
