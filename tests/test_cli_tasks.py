@@ -167,7 +167,12 @@ def test_a_table_says_what_is_left(bitfleet: Any, supernet: Path, tasks: Path) -
         ("nameless.yaml", "a task file names its `task`"),
         ("lost.yaml", "must load with its data, it does not"),
         ("odd.yaml", "must load with its data, it does not"),
-        ("wordless.yaml", "must ask a question, it does not: UndefinedError"),
+        ("wordless.yaml", "must ask its questions, it does not: UndefinedError"),
+        ("late.yaml", "must ask its questions, it does not: TypeError"),
+        ("empty.yaml", "does not: there are no questions in its data; correct the file, or lay its data beside it"),
+        ("torn.yaml", "does not: ArrowInvalid: JSON parse error"),
+        ("mistyped.yaml", "asks for 'acc_nrm'; near it: acc_norm"),
+        ("unmeasured.yaml", "the metric_list of unmeasured.yaml is empty"),
         ("sampled.yaml", "must be the likeliest tokens, task sampled.yaml asks for do_sample"),
         ("arc_eazy", "one that lm-eval lists, got 'arc_eazy'; near it: arc_easy"),
         (",", "names a task or more"),
@@ -182,7 +187,16 @@ def test_what_cannot_run_is_refused_before_a_model_is_read(
     Path("lost.yaml").write_text(CHOICES.replace("words.jsonl", "gone.jsonl"))
     shutil.copy(tasks / "words.jsonl", "words.jsonl")
     Path("shots.jsonl").write_text(json.dumps({**QUESTIONS[0], "question": None}) + "\n")  # where a text is expected
+    Path("empty.jsonl").touch()
+    Path("torn.jsonl").write_text('{"question": ')
+    choiceless = {**QUESTIONS[0], "choices": None}
+    Path("late.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (*QUESTIONS, choiceless)))
     for name, text, old, new in (
+        ("late", CHOICES, "words.jsonl", "late.jsonl"),
+        ("empty", CHOICES, "words.jsonl", "empty.jsonl"),
+        ("torn", CHOICES, "words.jsonl", "torn.jsonl"),
+        ("mistyped", CHOICES, "acc_norm", "acc_nrm"),
+        ("unmeasured", CHOICES, "metric_list: [{metric: acc}, {metric: acc_norm}]", "metric_list: []"),
         ("odd", CHOICES, "dataset_kwargs: {", "dataset_kwargs: data_files #"),
         ("wordless", CHOICES + "num_fewshot: 1\n", "{{question}}", "{{question.upper()}}"),
         ("sampled", ANSWERS, "max_gen_toks: 5", "do_sample: true"),
@@ -191,6 +205,22 @@ def test_what_cannot_run_is_refused_before_a_model_is_read(
     monkeypatch.setattr("supernet.loading.load_model", lambda *a, **k: pytest.fail("a model was read"))
     done = bitfleet("evaluate", supernet, "--bits", 8, "--tasks", task)
     assert done.code == 2 and told in done.error
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        ("f1", "answers must be judged by the metrics of words, they are not: ValueError: Target is multiclass"),
+        ("perplexity", "words gives none; take metrics that go with its output_type"),
+    ],
+)
+def test_metrics_that_do_not_go_with_a_task_are_an_error_of_its_file(
+    bitfleet: Any, supernet: Path, tasks: Path, tmp_path: Path, metric: str, told: str
+) -> None:
+    shutil.copytree(tasks, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "words.yaml").write_text(CHOICES.replace("{metric: acc}, {metric: acc_norm}", f"{{metric: {metric}}}"))
+    done = bitfleet("evaluate", supernet, "--bits", 8, "--tasks", tmp_path / "words.yaml")
+    assert done.code == 2 and told in done.error and done.out == ""
 
 
 def test_options_that_do_not_belong_together_are_refused(bitfleet: Any, supernet: Path, tasks: Path) -> None:

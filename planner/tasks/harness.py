@@ -12,11 +12,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import lm_eval.evaluator
 import lm_eval.tasks
 import numpy as np
+from lm_eval.api.registry import metric_registry
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
@@ -31,7 +33,8 @@ from records.errors import InputError, MissingError
 NAMED = re.compile(r"^(?:task|group): *([\w.-]+) *$", re.MULTILINE)
 RESAMPLED = 1000  # times, for the error of what is no mean
 
-logging.getLogger("lm_eval").setLevel(logging.ERROR)
+for library in ("lm_eval", "datasets"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)  # what stops a task is said in one line
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,28 @@ class Tasks:
         np.random.seed(DEFAULT_OTHER_SEED)
         for task in self.loaded["tasks"].values():
             task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)  # the same examples for each model
-        with contextlib.redirect_stdout(io.StringIO()):  # some metrics print
-            found = lm_eval.evaluator.evaluate(
-                model, dict(self.loaded), limit=self.limit, bootstrap_iters=RESAMPLED, apply_chat_template=self.chat,
-                fewshot_as_multiturn=self.chat,
-            )  # fmt: skip
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # some metrics print
+                found = lm_eval.evaluator.evaluate(
+                    model, dict(self.loaded), limit=self.limit, bootstrap_iters=RESAMPLED,
+                    apply_chat_template=self.chat, fewshot_as_multiturn=self.chat,
+                )  # fmt: skip
+        except Exception as error:
+            if any(frame.f_globals.get("__name__") == Asked.__module__ for frame, _ in walk_tb(error.__traceback__)):
+                raise  # the model's, and no metric's
+            names = ", ".join(self.loaded["tasks"])
+            raise InputError(
+                f"answers must be judged by the metrics of {names}, they are not: {_said(error)}"
+            ) from None
         assert found is not None  # of the first process
-        return list(_scores(found))
+        scores = list(_scores(found))
+        told = {score.task for score in scores}
+        silent = [name for name in self.loaded["tasks"] if name in found["results"] and name not in told]
+        if silent:
+            raise InputError(
+                f"a task gives a number, {', '.join(silent)} gives none; take metrics that go with its output_type"
+            )
+        return scores
 
 
 def load_tasks(names: Sequence[str], shots: int | None, limit: int | None, chat: bool) -> Tasks:
@@ -73,31 +91,43 @@ def load_tasks(names: Sequence[str], shots: int | None, limit: int | None, chat:
         try:
             loaded = manager.load([asked])
         except Exception as error:  # data come by a library of its own, and tasks may have code of theirs
-            said = " ".join(str(error).split())
+            own = "correct the file, or lay its data beside it"
+            fetched = "fetch its data once where there is a network"
             raise InputError(
-                f"task {name} must load with its data, it does not: {type(error).__name__}: {said:.300}; give a task "
-                "file whose data lie beside it, or fetch the data of lm-eval's once where there is a network"
+                f"task {name} must load with its data, it does not: {_said(error)}; "
+                f"{fetched if name in listed else own}"
             ) from None
         for task in loaded["tasks"].values():
-            _check_asked(name, task, shots)
+            _check_asked(name, task, shots, limit)
         for kind, some in loaded.items():
             found[kind] |= some
     return Tasks(found, limit, chat)
 
 
-def _check_asked(name: str, task: Any, shots: int | None) -> None:
-    """Have the examples before each question set; InputError where the first question cannot be asked."""
+def _said(error: BaseException) -> str:
+    """What an error says in a line, the first of those that led to it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, StopIteration):  # lm-eval looks at the first
+        return "there are no questions in its data"
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said:.300}" if said else type(error).__name__
+
+
+def _check_asked(name: str, task: Any, shots: int | None, limit: int | None) -> None:
+    """Have the examples before each question set; InputError where one of the questions cannot be asked."""
     own = task.get_config("num_fewshot")  # of a task that says 0, examples make another one
     if own is None or (shots is not None and own != 0):
         task.set_config(key="num_fewshot", value=shots or 0)
     task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     if getattr(task, "UNSAFE_CODE", False):
         raise InputError(f"task {name} runs code that a model wrote, which is not done here; leave it out")
+    if not task.aggregation():
+        raise InputError(f"a task has metrics, the metric_list of {name} is empty; name one, such as acc")
     try:
-        task.build_all_requests(limit=1)
+        task.build_all_requests(limit=limit)
     except Exception as error:  # templates and functions of the task's own
-        said = " ".join(str(error).split())
-        raise InputError(f"task {name} must ask a question, it does not: {type(error).__name__}: {said:.300}") from None
+        raise InputError(f"task {name} must ask its questions, it does not: {_said(error)}") from None
     for request in task.instances:
         if request.request_type == "generate_until" and normalize_gen_kwargs(request.args[1])["do_sample"]:
             raise InputError(
@@ -138,11 +168,25 @@ def _task_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no task file: {' '.join(str(error).split()):.300}") from None
     if not {"task", "group"} & config.keys():
         raise InputError(f"a task file names its `task`, {path} does not")
+    _check_metrics(path, config)
     options = config.get("dataset_kwargs")
     if isinstance(options, dict) and "data_files" in options:
         here = {"data_files": _beside(options["data_files"], path.parent), "cache_dir": str(cache_dir() / "datasets")}
         config["dataset_kwargs"] = {**options, **here}
     return config
+
+
+def _check_metrics(path: Path, config: Mapping[str, Any]) -> None:
+    """InputError for a metric that lm-eval does not have, where nothing says how it is taken."""
+    asked = config.get("metric_list")
+    for one in asked if isinstance(asked, list) else []:
+        name = one.get("metric") if isinstance(one, dict) else None
+        if not isinstance(name, str) or "process_results" in config or one.get("hf_evaluate"):
+            continue
+        if name not in metric_registry and "aggregation" not in one:
+            near = difflib.get_close_matches(name, metric_registry, 3)
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            raise InputError(f"a metric is one that lm-eval has, {path} asks for {name!r:.80}{hint}")
 
 
 def _beside(files: Any, folder: Path) -> Any:
