@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -46,6 +47,13 @@ class Framed:
     def cache_kl(self) -> float | None:
         """What keys and values lose as the workload has them kept; None where that is not known."""
         return self.cache_losses.get(self.scenario.runtime.cache(self.scenario.workload).name)
+
+    @property
+    def most(self) -> Budget:
+        """The budget with all memory that the runtime may have of the device and of its host."""
+        asked, hosted = self.scenario, self.limits.host_memory_bytes is not None
+        whole = replace(asked.budget, memory_bytes=sys.maxsize, host_memory_bytes=None)
+        return limits_on(whole, asked.device, hosted, asked.runtime, asked.workload.gpus)[0]
 
     def tied(self, subnet: Subnet) -> Subnet:
         """A subnet of the supernet in the problem's units. InputError where units differ that the runtime ties."""

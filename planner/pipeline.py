@@ -163,7 +163,7 @@ def _proposed(
         proposed = propose(framed.problem, framed.costs.spec, trials, seed, top)
     if not proposed.finalists:
         name, caches = framed.scenario.device.name, other_caches(framed)
-        raise budget_error(framed.problem, budget, name, caches=caches, spills=could_spill(framed))
+        raise budget_error(framed.problem, framed.most, name, caches=caches, spills=could_spill(framed))
     return framed, with_stock(framed, proposed), tried
 
 

@@ -156,6 +156,8 @@ class Workload:
             raise InputError(f"batch must be at most {MOST_SEQUENCES}, got {self.batch}")
         if self.kv_cache is not None and not _CACHE.fullmatch(self.kv_cache):
             raise InputError(f"kv_cache names a type such as q8_0, got {self.kv_cache!r:.40}")
+        if self.context < 2:
+            raise InputError(f"context must be at least 2, a prompt's token and an answer's, got {self.context}")
         if self.prompt_tokens >= self.context:  # an answer needs room, too
             raise InputError(f"prompt_tokens must be below the context of {self.context}, got {self.prompt_tokens}")
 

@@ -14,24 +14,24 @@ from records.errors import BudgetError
 
 
 def budget_error(
-    problem: Problem, budget: Budget, device: str, caches: Sequence[str] = (), spills: bool = False
+    problem: Problem, most: Budget, device: str, caches: Sequence[str] = (), spills: bool = False
 ) -> BudgetError:
-    """The error for a problem without a solution, planned for `budget` on `device`, which may have less memory;
-    `caches` are types of KV cache with which it would have one. `spills`: whether a host could take layers of
-    it."""
+    """The error for a problem without a solution, planned for on `device`; `most` is its budget with all memory that
+    there is, `caches` are types of KV cache with which it would have one. `spills`: whether a host could take layers
+    of it."""
     short = shortfalls(problem)
     names = " and ".join(_limit(s.resource) for s in short)
     together = " together" if len(short) > 1 and not short[0].alone else ""
     needs = (" or " if together else " and ").join(_need(s) for s in short)
     flags = (" or " if together else " ").join(map(_raised, short))
     memory, host = (next((s for s in short if s.resource.name == name), None) for name in (MEMORY, HOST_MEMORY))
-    if memory is not None and memory.resource.limit < budget.memory_bytes:  # it was asked for all that there is
+    if memory is not None and memory.smallest > most.memory_bytes:
         step = f"{device} has no more: free some, use a shorter --context or smaller --batch, or another --device"
-    elif host is not None and host.smallest <= (budget.host_memory_bytes or math.inf):
+    elif host is not None and host.smallest > (most.host_memory_bytes or math.inf):
         step = f"the machine of {device} has no more: free some, use a shorter --context, or name another --host"
     else:
         step = f"use {flags}"
-    smallest = "the smallest plan" + ("" if budget.max_kl is None else ", whatever it loses,")
+    smallest = "the smallest plan" + ("" if most.max_kl is None else ", whatever it loses,")
     held = f" (--kv-cache {','.join(caches)} would keep the limits)" if caches else ""
     if spills:
         step += f", or name the machine that {device} is in with --host: layers that do not fit stay there"

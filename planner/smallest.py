@@ -51,7 +51,7 @@ def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple
     search = _Bisection(framed, most, measure, seed)
     search.run()
     if not search.losses:
-        raise budget_error(framed.problem, framed.scenario.budget, framed.scenario.device.name)
+        raise budget_error(framed.problem, framed.most, framed.scenario.device.name)
     least = min(search.losses.values())
     if least > most:
         enough = _enough(framed, most, measure, seed)

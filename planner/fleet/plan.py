@@ -310,7 +310,7 @@ def _end(
     proposed = found[number]
     if proposed.finalists:
         return _Served(wanted, framed, with_stock(framed, proposed).apart(framed))
-    refusal = budget_error(framed.problem, wanted.budget, wanted.name, caches(number), could_spill(framed))
+    refusal = budget_error(framed.problem, framed.most, wanted.name, caches(number), could_spill(framed))
     return _Refused(wanted, _asked(wanted, spec), in_keys(str(refusal)))
 
 

@@ -79,6 +79,8 @@ def test_a_workload_that_cannot_be_is_refused(values: dict[str, int]) -> None:
 def test_a_context_of_zero_is_not_taken_for_the_default() -> None:
     with pytest.raises(ValueError, match="context must be at least 1, got 0"):
         Workload.for_model(SPEC, context=0)
+    with pytest.raises(ValueError, match="context must be at least 2, a prompt's token and an answer's, got 1"):
+        Workload(1, prompt_tokens=1)
 
 
 @pytest.mark.parametrize("values", [{"memory_bytes": 0}, {"memory_bytes": 1, "tpot_ms": -1.0}])

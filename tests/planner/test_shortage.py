@@ -20,7 +20,7 @@ def short_of(amount: float, limit: float, unit: str) -> tuple[str, str, str]:
     name = "memory" if unit == "bytes" else "tpot"
     resource = Resource(name, unit, limit, 0.0, table)
     problem = Problem(SearchSpace.of({"a": (NARROW, WIDE)}), {"a": {NARROW: 1.0, WIDE: 0.0}}, (resource,))
-    said = str(budget_error(problem, Budget(1), "box"))
+    said = str(budget_error(problem, Budget(10**18), "box"))
     found = re.fullmatch(r"[a-z ]+ of ([\d.]+ \w+)(?: \(.*?\))? cannot .* needs ([\d.]+ \w+) .*; use --\w+ (\S+)", said)
     assert found is not None, said
     return found[1], found[2], found[3]

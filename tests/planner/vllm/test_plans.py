@@ -63,6 +63,8 @@ def test_less_memory_is_fewer_tokens_and_too_little_is_refused(files: Files) -> 
         planned(files, 1_000_000_000)
     with pytest.raises(BudgetError, match="rtx-4090-24gb has no more: free some, use a shorter --context or smaller"):
         planned(files, 24_000_000_000, replace(LOAD, batch=4000))
+    with pytest.raises(BudgetError, match="memory of 1 GB cannot .* rtx-4090-24gb has no more: free some"):
+        planned(files, 1_000_000_000, replace(LOAD, batch=4000))  # no --mem is named that the GPU has not
 
 
 def test_a_plan_over_gpus_says_so_and_what_cannot_be_divided_is_refused(files: Files) -> None:
