@@ -25,7 +25,7 @@ class Clock:
     """Who may have how much of `minutes`; None where nothing is limited, as with given steps.
 
     `expected` is the cost of each stage that takes what it takes, in their order; those named in `late` come after the
-    training, which takes `least` seconds at the least.
+    training, which takes `least` seconds at the least. Nothing is kept for learning where nothing `learns`.
     """
 
     def __init__(self, minutes: float | None, now: Callable[[], float] = time.monotonic) -> None:
@@ -34,22 +34,26 @@ class Clock:
         self.now, self.began = now, now()
         self.expected: dict[str, Cost] = {}
         self.late: tuple[str, ...] = ()
-        self.least = 0.0
+        self.least, self.learned = 0.0, LEARNED
         self.done: set[str] = set()
         self.took = self.believed = 0.0
         self.shortened: dict[str, float] = {}
 
-    def expect(self, expected: Mapping[str, Cost], late: tuple[str, ...], least: float = 0.0) -> None:
+    def expect(
+        self, expected: Mapping[str, Cost], late: tuple[str, ...], least: float = 0.0, learns: bool = True
+    ) -> None:
         """Share the minutes out and say it in one line."""
         self.expected, self.late, self.least = dict(expected), late, least
+        self.learned = LEARNED if learns else 0.0
         if self.seconds is None:
             return
         shares = {stage: self.share(stage) for stage in expected}
         parts = {stage: cost.at(shares[stage]) for stage, cost in expected.items()}
         fixed = self.elapsed + sum(parts.values())
-        learning = max(self.seconds - fixed, least)
-        said = ", ".join(f"{stage} {_shown(seconds)}" for stage, seconds in parts.items())
-        say(f"{_shown(self.seconds)} in all, expected: {said}, learning and training {_shown(learning)}")
+        said = [f"{stage} {_shown(seconds)}" for stage, seconds in parts.items() if seconds]
+        if learns:
+            said.append(f"learning and training {_shown(max(self.seconds - fixed, least))}")
+        say(f"{_shown(self.seconds)} in all, expected: {', '.join(said)}")
         shortest = min(shares.values())
         if shortest < 1:
             say(f"to fit into the minutes, stages are shortened to {shortest:.0%} of their text and more")
@@ -72,7 +76,7 @@ class Clock:
         if self.seconds is None or stage not in self.expected or stage in WHOLE:
             return 1.0
         open_ = [cost for name, cost in self.expected.items() if name not in self.done]
-        kept = 0.0 if stage in self.late else max(LEARNED * self.seconds, self.least)
+        kept = 0.0 if stage in self.late else max(self.learned * self.seconds, self.least)
         left = (self.seconds - self.elapsed - kept) / self.pace - sum(cost.fixed for cost in open_)
         text = sum(cost.text for cost in open_)
         return min(1.0, max(LEAST, left / text)) if text else 1.0

@@ -153,7 +153,7 @@ def _stages(
         check_same(model, files, source)
         if accelerator.is_main_process and clock.seconds is not None:
             costs, late, least = stage_costs(model, files.spec, recipe, accelerator.device)
-            clock.expect({stage: costs[stage] for stage in late}, late, least)
+            clock.expect({stage: costs[stage] for stage in late}, late, least, recipe.learns)
     supernet = files.load(_part(accelerator))
     if streamed:
         give_back_after_blocks(supernet.model)

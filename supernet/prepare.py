@@ -69,7 +69,7 @@ def prepare(
         raise InputError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
     shelf = shelf_of(out, model, {"source": source, "recipe": recipe.to_json()})
     progress("time stages", 0, 1)
-    clock.expect(*stage_costs(model, spec, recipe, device))
+    clock.expect(*stage_costs(model, spec, recipe, device), recipe.learns)
     with clock.stage("sample text"):
         windows, text = _windows(model, tokenizer, recipe, progress, clock.seconds_for("sample text"), shelf)
     held_out = _held_out(windows)

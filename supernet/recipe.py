@@ -138,6 +138,11 @@ class Recipe:
             return tuple(sorted(self.train_bits))
         return tuple(bits for bits in self.bits if bits <= ADAPTED_BITS)[:ADAPTED]
 
+    @property
+    def learns(self) -> bool:
+        """Whether codes or adapters are learned, or may be: whether there is work for all minutes that are left."""
+        return bool(self.adapted_bits) or self.quantizer in (AUTO, *REFINERS)
+
     def sizes(self) -> dict[int, int]:
         """The group size by bits, those of tables included."""
         format = FORMATS[self.grid]

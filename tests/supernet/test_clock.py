@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from planner.runtimes.shapes import Shape
-from supernet.clock import LEAST, Clock, fewer
+from supernet.clock import LEARNED, LEAST, Clock, fewer
 from supernet.create import create
 from supernet.expected import SOLVING_S, SPREAD_S, Cost, Pass, expected_seconds
 from supernet.recipe import Recipe
@@ -66,6 +66,18 @@ def test_the_least_is_said_at_the_start(caplog: pytest.LogCaptureFixture) -> Non
     assert made.learning_seconds() == 0
     assert "the least for this model here is about 75 s" in caplog.text
     assert "stages are shortened to 25% of their text" in caplog.text
+
+
+def test_where_nothing_learns_no_time_is_kept_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "bitfleet")
+    learning, alone = Clock(1.5, lambda: 0.0), Clock(1.5, lambda: 0.0)
+    costs = {"quantize": Cost(10.0, 60.0), "trial": Cost(0.0)}
+    learning.expect(costs, LATE)
+    assert learning.share("quantize") == pytest.approx((90 * (1 - LEARNED) - 10) / 60)
+    caplog.clear()
+    alone.expect(costs, LATE, learns=False)
+    assert alone.share("quantize") == 1
+    assert caplog.messages == ["90 s in all, expected: quantize 70 s"]
 
 
 def test_minutes_that_do_not_do_count_down_from_what_it_takes() -> None:
