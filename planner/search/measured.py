@@ -5,7 +5,6 @@ A study may be kept in any of Optuna's storages, go on another day, and be worke
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +88,7 @@ class MeasuredSearch(Search):
             storage=self.storage, study_name=self.study, sampler=sampler, load_if_exists=self.study is not None
         )
         sampler.start(_starts(problem, starts), self.crew)
+        self._report(study)  # what it goes on with
         self._next(study, sampler, began)
         while sampler.waiting:
             self._measure(problem, landscape, study, sampler)
@@ -171,8 +171,9 @@ class MeasuredSearch(Search):
         from optuna.trial import TrialState
 
         done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        best = min((trial.values[0] for trial in done), default=math.inf)
-        self.show(f"{len(done)} subnets, KL {best:.4g} at best")
+        if done:
+            best = min(trial.values[0] for trial in done)
+            self.show(f"{len(done)} subnets, KL {best:.4g} at best")
 
 
 def _starts(problem: Problem, starts: Sequence[Candidate]) -> list[tuple[Subnet, str]]:

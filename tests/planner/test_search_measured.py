@@ -152,7 +152,12 @@ def test_a_kept_study_goes_on_and_measures_nothing_twice(tmp_path: Path) -> None
     first, second = Neighbours(problem), Neighbours(problem)
     ticks = iter(range(1000))
     short = MeasuredSearch(3.5, first, _journal(path), "one", lambda: float(next(ticks))).search(problem, starts)
-    whole = MeasuredSearch(60.0, second, _journal(path), "one").search(problem, starts)
+    said = list[tuple[int, str]]()
+    again = MeasuredSearch(
+        60.0, second, _journal(path), "one", show=lambda line: said.append((len(second.measured), line))
+    )
+    whole = again.search(problem, starts)
+    assert said[0] == (0, f"{len(first.measured)} subnets, KL {short.candidates[0].loss:.4g} at best")
     assert first.measured and second.measured
     assert not set(first.measured) & set(second.measured)
     assert whole.candidates[0].loss <= short.candidates[0].loss
