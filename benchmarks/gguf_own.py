@@ -116,7 +116,7 @@ def importance(model: Any, spec: ModelSpec, windows: Tensor) -> dict[str, NDArra
 
         return add
 
-    linears = {t.name: t.linear.name for t in tensors.tensors_of(spec) if t.linear is not None and t.unit is not None
+    linears = {t.name: t.linears[0].name for t in tensors.tensors_of(spec) if t.linears and t.unit is not None
                and t.unit.layer is not None and t.name.endswith(".weight")}  # fmt: skip
     hooks = [model.get_submodule(ours).register_forward_pre_hook(hook(name)) for name, ours in linears.items()]
     with removed_after(hooks):

@@ -40,6 +40,13 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
+def what_was_imported_stays() -> None:
+    """The same again, of what the tests before imported on their way."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, graphs: Path) -> Path:
     """No test reads or writes the cache of the person who runs the tests."""
     folder = tmp_path_factory.mktemp("cache")

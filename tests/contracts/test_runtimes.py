@@ -108,7 +108,7 @@ class TestLlamaCpp(RuntimeContract):
         from supernet.sources.gguf_file import read_head
 
         head = read_head(folder / WEIGHTS, {kind.number: (kind.block, kind.block_bytes) for kind in TYPES.values()})
-        names = {tensor.name: tensor.linear.name for tensor in tensors_of(spec) if tensor.linear is not None}
+        names = {tensor.name: tensor.linears[0].name for tensor in tensors_of(spec) if tensor.linears}
         return {
             linear: _two_bits(head.tensors[name])
             if head.tensors[name].kind == Q2_0.number
