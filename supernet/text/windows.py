@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -164,17 +165,31 @@ def _reservoir(
 def manual_windows(tokenizer: Any, count: int, window_tokens: int, use: str) -> Tensor:
     """Up to `count` windows from all over the manual of the Python language, which comes with Python: text at hand
     everywhere, and of another kind than most that is trained on. Each of `USES` has its own third of the windows."""
-    cutter = _manual(tokenizer, window_tokens)
+    cutter = _manual(_Known.of(tokenizer), window_tokens)
     own = range(USES.index(use), len(cutter.windows), len(USES))
     count = min(count, len(own))
     return cutter.tensor(own[number * len(own) // count] for number in range(count))
 
 
-@lru_cache(maxsize=1)  # a making asks for each use in turn
-def _manual(tokenizer: Any, window_tokens: int) -> Cutter:
+@dataclass(frozen=True)
+class _Known:
+    """A tokenizer, and what tells it from others: one that is loaded again is the same."""
+
+    tokenizer: Any = field(compare=False)
+    first: tuple[int, ...]
+    says: str | int
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> _Known:
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        return cls(tokenizer, tuple(beginning(tokenizer)), id(tokenizer) if fast is None else fast.to_str())
+
+
+@lru_cache(maxsize=2)  # a making asks for each use in turn
+def _manual(known: _Known, window_tokens: int) -> Cutter:
     from pydoc_data.topics import topics
 
-    cutter = Cutter(tokenizer, window_tokens)
+    cutter = Cutter(known.tokenizer, window_tokens)
     while len(cutter.windows) < len(USES) * FEWEST:  # long windows: the manual again, cut elsewhere
         cutter.feed([topics[name] + "\n\n" for name in sorted(topics)])
     return cutter
