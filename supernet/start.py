@@ -80,28 +80,21 @@ class Start:
         quantizer = refiner.begins if refiner else QUANTIZERS[recipe.quantizer]()
         self.progress("quantize", 0, 1)
         weights = quantize(
-            self.model,
-            self.spec,
-            self.space,
-            quantizer,
-            windows,
-            self.progress,
-            recipe.seed,
-            others,
-            self.shelf,
+            self.model, self.spec, self.space, quantizer, windows, self.progress, recipe.seed, others, self.shelf,
             self.unread.append,
-        )
+        )  # fmt: skip
         supernet = build(self.model, self.spec, self.space, weights)
         supernet.model.to(self.model.device)
         if self.shelf.streams:
             give_back_after_blocks(supernet.model)
+        if recipe.quantizer != "rtn":  # first, as all that is measured from here on is so beside it
+            self._judge_head(supernet)
         self.losses = self._noted("solved", lambda: self._measured(supernet))
         if recipe.quantizer != "rtn":
             with self.gate.over(SOLVED, "bit-widths"):
                 for bits in self.widths:
                     round_ = partial(self._round, supernet, bits)
                     self.losses[bits] = self.gate.settle(SOLVED, self.rounding[bits], self.losses[bits], round_)
-            self._judge_head(supernet)
         return supernet
 
     def _judge_head(self, supernet: Supernet) -> None:

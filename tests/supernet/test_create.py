@@ -170,8 +170,7 @@ def test_without_adapters_codes_stay_as_they_were_found(source: str, data: str, 
     files = create(source, tmp_path / "out", recipe)
     assert (files.info["steps"], files.info["losses"], files.info["trial"]) == (0, [], {})
     assert files.deploys == "codes"
-    end, start = (files.info["held_out"][when] for when in ("end", "start"))
-    assert all(end[bits] <= 1.1 * start[bits] for bits in start)  # but for the head's, which the gate makes better
+    assert files.info["held_out"]["end"] == pytest.approx(files.info["held_out"]["start"], rel=1e-3)
     assert Recipe.from_json(files.info["recipe"]).adapted_bits == ()
     assert_measured(files)
 
