@@ -421,6 +421,6 @@ def test_a_schedule_s_cheap_steps_count_when_minutes_become_steps(tmp_path: Path
     run = trainer(adapted(), tmp_path / "state", steps=100, sampler="sandwich", schedule="delayed")
     assert run.average_work() == pytest.approx((passes(1) + passes(4)) / 2 / passes(4))
     assert trainer(adapted(), tmp_path / "state", steps=100).average_work() == 1
-    assert steps_for(0.1, lambda: time.sleep(0.1), 0.5) == pytest.approx(
-        2 * steps_for(0.1, lambda: time.sleep(0.1)), abs=8
+    assert steps_for(0.5, lambda: time.sleep(0.5), 0.5) == pytest.approx(
+        2 * steps_for(0.5, lambda: time.sleep(0.5)), abs=4
     )
