@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from planner.runtimes import shapes
 from profiles.device import dump
 from records.atomic import write_text
 
@@ -21,18 +22,8 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "triton", "humming-ke
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Of a decoder without weights."""
-
-    name: str
-    layers: int
-    hidden: int
-    feed_forward: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
+class Shape(shapes.Shape):
+    """One whose model transformers makes."""
 
     def config(self, **changes: Any) -> Any:
         from transformers import LlamaConfig

@@ -18,7 +18,7 @@ from commands.minutes import Minutes
 from commands.names import default_supernet, own_device, runtime_named, trained_supernet
 from commands.outputs import PAGE, check_file
 from commands.terminal import JSON, TRUST, emit, note, say, stream, table
-from commands.tuning import check_tuning, tuner
+from commands.tuning import asked_to_tune, check_tuning, tuner
 from commands.waiting import progress
 from planner.amounts import milliseconds, size
 from planner.rows import BROKEN as ROW_BROKEN
@@ -111,9 +111,7 @@ def plan(
         raise InputError("FILE is missing; `bitfleet fleet --example > fleet.toml` makes one")
     if dist is None and (verify or baseline or page):
         raise InputError("--verify, --baseline and --html are of an export; give --export DIR")
-    if tune is not None and tune_steps is not None:
-        raise click.UsageError("--tune says how many minutes, --tune-steps how many steps: give one of them.")
-    tunes = tune is not None or tune_steps is not None
+    tunes = asked_to_tune(tune, tune_steps)
     if tunes and predict:
         raise click.UsageError("--tune is judged by measuring, --predict measures nothing: give one of them.")
     made_now()  # a wrong SOURCE_DATE_EPOCH is said now, and not after the work

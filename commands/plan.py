@@ -27,7 +27,7 @@ from commands.outputs import PAGE, PLAN, check_apart, check_file
 from commands.reports import print_plan, write_card
 from commands.searching import Searching, check_searchable, measured_search
 from commands.terminal import JSON, TRUST, emit, say
-from commands.tuning import check_tuning, tuner
+from commands.tuning import asked_to_tune, check_tuning, tuner
 
 
 @click.command()
@@ -103,8 +103,7 @@ def plan(
 
     if mem is None and max_loss is None:
         raise click.UsageError("Give --mem, what the plan may take, or --max-loss, what it may lose, or both.")
-    if tune is not None and tune_steps is not None:
-        raise click.UsageError("--tune says how many minutes, --tune-steps how many steps: give one of them.")
+    tunes = asked_to_tune(tune, tune_steps)
     if minutes is not None and max_loss is not None:
         raise click.UsageError("--minutes searches for less loss, --max-loss asks for less memory: give one of them.")
     if workers > 1 and minutes is None:
@@ -131,7 +130,6 @@ def plan(
         named = hosted(named, host)
     host_limit(limits[-1], named is not None and named.host is not None)
     files = None if supernet is None else trained_supernet(supernet, trust)
-    tunes = tune is not None or tune_steps is not None
     load = measure = None
     if files is not None:
         asked.of(files.spec)

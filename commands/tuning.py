@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from commands.measuring import OwnText, check_full_model, check_text, full_model, measured_on_texts
 from commands.terminal import note
 from commands.waiting import progress
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
 
 
 TUNINGS = f"{TUNED}/tunings.json"
+
+
+def asked_to_tune(minutes: float | None, steps: int | None) -> bool:
+    """Whether --tune or --tune-steps was given; UsageError where both were."""
+    if minutes is not None and steps is not None:
+        raise click.UsageError("--tune says how many minutes, --tune-steps how many steps: give one of them.")
+    return minutes is not None or steps is not None
 
 
 def check_tuning(files: SupernetFiles) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from profiles.device import Calibration, DeviceProfile
 from profiles.gpu_ways import TORCH, WAYS, Product, Way
 from profiles.kernels import KernelEntry, KernelTable
-from profiles.measure import Timing, per_call, percentile, time_callable
+from profiles.measure import Timing, per_call, time_callable
 
 # (in_features, out_features) of the products that runtimes make of a layer of Llama 1B, 8B and 70B.
 SHAPES = (
@@ -75,9 +75,7 @@ def timing(calls: Sequence[Callable[[], Any]], device: str, repeats: int) -> Tim
         stream.synchronize()
         times = [_replayed(graph, stream) for _ in range(repeats)]
         graph.reset()
-    times.sort()
-    low, middle, high = (percentile(times, share) for share in (0.1, 0.5, 0.9))
-    return per_call(Timing(middle, low, high, repeats), len(calls))
+    return per_call(Timing.of(times), len(calls))
 
 
 def _replayed(graph: Any, stream: Any) -> float:

@@ -16,6 +16,12 @@ class Timing:
     p90_ms: float
     repeats: int
 
+    @classmethod
+    def of(cls, times_ms: Sequence[float]) -> Timing:
+        """Of calls that took so long, in any order."""
+        low, middle, high = (percentile(sorted(times_ms), share) for share in (0.1, 0.5, 0.9))
+        return cls(middle, low, high, len(times_ms))
+
     @property
     def spread(self) -> float:
         """Half the distance from the 10th to the 90th percentile, as a fraction of the median."""
@@ -40,8 +46,7 @@ def time_callable(
         start = time.perf_counter()
         fn()
         samples.append((time.perf_counter() - start) * 1e3)
-    samples.sort()
-    return Timing(percentile(samples, 0.5), percentile(samples, 0.1), percentile(samples, 0.9), len(samples))
+    return Timing.of(samples)
 
 
 def per_call(timing: Timing, calls: int) -> Timing:

@@ -46,19 +46,11 @@ def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
     """Peak memory of one process on the CPU, and what its folder takes while training."""
     weights = sum(unit.weights for unit in spec.units)
     parameters = weights + spec.float_parameters
-    of_tables = table_bits(recipe.bits, recipe.grid)
-    codes = sum(
-        code_bytes(linear, recipe.choice(bits))
-        for unit in spec.units
-        for linear in unit.linears
-        for bits in (of_tables if unit.is_table else recipe.bits)
-    )
+    codes = _codes(spec, recipe)
     adapters = adapter_parameters_of(spec, recipe) * FLOAT_BYTES
-    width = max(linear.in_features for unit in spec.units if not unit.is_table for linear in unit.linears)
-    hessians = 3 * width**2 * FLOAT_BYTES
+    hessians = 3 * _width(spec) ** 2 * FLOAT_BYTES
     layers = 2 if recipe.checkpointing else spec.num_layers
-    kept = HELD[0] * spec.hidden_size + HELD[1] * width
-    passes = layers * recipe.batch * recipe.window_tokens * kept * FLOAT_BYTES
+    passes = layers * recipe.batch * recipe.window_tokens * _kept(spec) * FLOAT_BYTES
     logits = LOGITS * recipe.window_tokens * spec.vocab_size * FLOAT_BYTES
     opened = OPENED * max(linear.weights for unit in spec.units for linear in unit.linears) * FLOAT_BYTES
     least = LIBRARIES_BYTES + parameters * FLOAT_BYTES + codes + (2 + ADAM) * adapters
@@ -119,21 +111,32 @@ def tuning_needs(spec: ModelSpec, recipe: Recipe) -> Needs:
 def searching_bytes(spec: ModelSpec, recipe: Recipe) -> int:
     """Peak memory of one process that searches by measuring: codes of all choices, and the gradients that slopes are
     taken from, float32 of every linear."""
-    units = [unit for unit in spec.units if not unit.is_table]
+    codes, gradients = _codes(spec, recipe), spec.linear_weights * FLOAT_BYTES
+    head = spec.vocab_size * spec.hidden_size * FLOAT_BYTES
+    passes = SIDE_BY_SIDE * spec.num_layers * recipe.window_tokens * _kept(spec) * FLOAT_BYTES
+    opened = max(linear.weights for unit in spec.units for linear in unit.linears) * FLOAT_BYTES
+    return LIBRARIES_BYTES + codes + gradients + head + spec.float_parameters * FLOAT_BYTES + passes + opened
+
+
+def _codes(spec: ModelSpec, recipe: Recipe) -> int:
+    """Bytes of the codes of all choices."""
     of_tables = table_bits(recipe.bits, recipe.grid)
-    codes = sum(
+    return sum(
         code_bytes(linear, recipe.choice(bits))
         for unit in spec.units
         for linear in unit.linears
         for bits in (of_tables if unit.is_table else recipe.bits)
     )
-    gradients = sum(unit.weights for unit in units) * FLOAT_BYTES
-    head = spec.vocab_size * spec.hidden_size * FLOAT_BYTES
-    width = max(linear.in_features for unit in units for linear in unit.linears)
-    kept = HELD[0] * spec.hidden_size + HELD[1] * width
-    passes = SIDE_BY_SIDE * spec.num_layers * recipe.window_tokens * kept * FLOAT_BYTES
-    opened = max(linear.weights for unit in spec.units for linear in unit.linears) * FLOAT_BYTES
-    return LIBRARIES_BYTES + codes + gradients + head + spec.float_parameters * FLOAT_BYTES + passes + opened
+
+
+def _width(spec: ModelSpec) -> int:
+    """Inputs of the widest linear."""
+    return max(linear.in_features for unit in spec.units if not unit.is_table for linear in unit.linears)
+
+
+def _kept(spec: ModelSpec) -> int:
+    """Values of a token that a block keeps for its way back."""
+    return HELD[0] * spec.hidden_size + HELD[1] * _width(spec)
 
 
 def code_bytes(linear: LinearSpec, choice: Choice) -> int:

@@ -115,6 +115,14 @@ class UnitSpec:
         return sum(linear.weights for linear in self.linears)
 
     @property
+    def products(self) -> dict[int, int]:
+        """All out_features by in_features: linears that read the same input may be computed as one product."""
+        found = dict[int, int]()
+        for linear in self.linears:
+            found[linear.in_features] = found.get(linear.in_features, 0) + linear.out_features
+        return found
+
+    @property
     def is_table(self) -> bool:
         """Whether this is the embedding or the head: as wide as the vocabulary, and never trained."""
         return self.role in (EMBEDDING, HEAD)
@@ -193,6 +201,11 @@ class ModelSpec:
     def head(self) -> UnitSpec:
         """The unit that the head multiplies by."""
         return next(unit for unit in self.units if unit.role == (EMBEDDING if self.tied else HEAD))
+
+    @property
+    def widest(self) -> int:
+        """Values of a token that a unit of the decoder makes at most."""
+        return max(unit.widest for unit in self.units if not unit.is_table)
 
     @property
     def feed_forwards(self) -> tuple[tuple[UnitSpec, ...], ...]:

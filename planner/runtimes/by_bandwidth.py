@@ -42,8 +42,7 @@ def kv_bytes(spec: ModelSpec, tokens: int, cache: CacheType) -> int:
 def activation_bytes(spec: ModelSpec, workload: Workload, usual: Usual) -> int:
     """The widest layer of a chunk twice over, and the logits of each sequence in float32."""
     tokens = min(usual.chunk_tokens, workload.context * workload.batch)
-    widest = max(unit.widest for unit in spec.units if not unit.is_table)
-    return 2 * VALUE_BYTES * tokens * (widest + 2 * spec.hidden_size) + 8 * workload.batch * spec.vocab_size
+    return 2 * VALUE_BYTES * tokens * (spec.widest + 2 * spec.hidden_size) + 8 * workload.batch * spec.vocab_size
 
 
 def memory_items(

@@ -78,8 +78,7 @@ def _around(placed: Placed, sizes: Mapping[str, int], workload: Workload, kind: 
 def gpu_buffers(placed: Placed, sizes: Mapping[str, int], workload: Workload) -> int:
     spec, tokens = placed.spec, _chunk(workload)
     logits = amounts.FLOAT_BYTES * tokens * (spec.vocab_size + spec.hidden_size)
-    widest = max(unit.widest for unit in spec.units if not unit.is_table)
-    layer = amounts.FLOAT_BYTES * tokens * (2 * widest + 3 * spec.hidden_size)
+    layer = amounts.FLOAT_BYTES * tokens * (2 * spec.widest + 3 * spec.hidden_size)
     masks = MASK_BYTES * tokens * padded(workload.context)
     return max(logits, layer + masks + _copied(placed, sizes))
 

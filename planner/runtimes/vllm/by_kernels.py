@@ -47,8 +47,7 @@ class KernelPricing(VllmPricing):
         """Linears that read the same input are one product."""
         for one in went:
             rows = one.last if unit.role in (EMBEDDING, HEAD) else one.rows
-            for inputs in dict.fromkeys(linear.in_features for linear in unit.linears if rows):
-                outputs = sum(linear.out_features for linear in unit.linears if linear.in_features == inputs)
+            for inputs, outputs in unit.products.items() if rows else ():
                 if unit.role == EMBEDDING:
                     table = self.device.kernels
                     yield table.estimate(TORCH, FLOAT_BITS, FLOAT_GROUP, rows, inputs, outputs, 1, "bfloat16")

@@ -114,8 +114,7 @@ class TablePricing(VllmPricing):
         if unit.chosen is not None:
             yield from self._experts(unit, reading, rows)
             return
-        for inputs in dict.fromkeys(linear.in_features for linear in unit.linears):
-            outputs = sum(linear.out_features for linear in unit.linears if linear.in_features == inputs)
+        for inputs, outputs in unit.products.items():
             if reading.kind == FLOAT:
                 yield products.floats(rows, outputs, inputs)
                 continue
@@ -131,8 +130,7 @@ class TablePricing(VllmPricing):
         measured."""
         read = unit.share_read(rows)
         each = max(1, round(rows * unit.share_computed / read))
-        for inputs in dict.fromkeys(linear.in_features for linear in unit.linears):
-            outputs = sum(linear.out_features for linear in unit.linears if linear.in_features == inputs)
+        for inputs, outputs in unit.products.items():
             size = read * reading.size * outputs * inputs / unit.weights
             found = self.tables.products.packed(each, max(1, round(read * outputs)), inputs, size, PACKED_KERNEL)
             yield KernelEstimate(found.ms * reading.times, UNKNOWN_SPREAD, ESTIMATE)
@@ -153,13 +151,9 @@ class TablePricing(VllmPricing):
         return summed("attention", [(windows.count(window), estimate) for window, estimate in found.items()])
 
     def _beside(self, went: Iterable[Pass]) -> LatencyItem:
-        values = layer_values(self._part, widest(self._part)) * self.spec.num_layers
+        values = layer_values(self._part, self._part.widest) * self.spec.num_layers
         ms = sum(STEP_MS + MOVED * VALUE_BYTES * one.rows * values / self.tables.products.bytes_per_ms for one in went)
         return LatencyItem("norms, activations, sampling and the host", ms, ESTIMATE, None, BESIDE_SPREAD)
-
-
-def widest(spec: ModelSpec) -> int:
-    return max(unit.widest for unit in spec.units if not unit.is_table)
 
 
 def summed(name: str, parts: Iterable[tuple[int, KernelEstimate]], unit: str | None = None) -> LatencyItem:
