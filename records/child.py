@@ -20,6 +20,8 @@ from records.signals import stoppable, unbroken
 
 TIDY_S = 10.0
 """A child that is asked to end has so long to remove what it had half written."""
+ASK_AGAIN_S = 0.5
+"""A signal that comes just before a call that waits, or to another thread, does not end the waiting; the next does."""
 
 
 def run_child(command: Sequence[str], input: Any = None, timeout: float | None = None, **options: Any) -> Any:
@@ -123,11 +125,11 @@ def _starting() -> Iterator[None]:
 
 
 def _end(children: Sequence[BaseProcess]) -> None:
-    for child in children:
-        child.terminate()
     running, deadline = {child.sentinel: child for child in children}, time.monotonic() + TIDY_S
     while running and time.monotonic() < deadline:
-        for ended in wait(list(running), max(0.0, deadline - time.monotonic())):
+        for child in running.values():
+            child.terminate()
+        for ended in wait(list(running), ASK_AGAIN_S):
             del running[ended]  # type: ignore[arg-type]
     for child in running.values():
         child.kill()

@@ -17,6 +17,8 @@ CALM_S = 10.0
 _whole = 0  # how many `unbroken` are around
 _waiting: list[BaseException] = []
 _asked: list[KeyboardInterrupt] = []
+_depth = 0  # how many `stoppable` are around
+_last = float("-inf")  # when one of them heeded a signal
 
 
 def asked_to_stop() -> KeyboardInterrupt | None:
@@ -39,22 +41,22 @@ def unbroken() -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP raise `Terminated` and SIGINT KeyboardInterrupt, once.
+    """Within, SIGTERM and SIGHUP raise `Terminated` and SIGINT KeyboardInterrupt, once, however many are around.
 
     Signals that were ignored stay ignored: those of a background job, or under nohup. Outside the main thread nothing
     changes, since Python handles signals there alone.
     """
+    global _depth, _last
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    last = float("-inf")
 
     def handle(number: int, frame: Any) -> None:
-        nonlocal last
+        global _last
         now = time.monotonic()
-        if now - last < CALM_S:
+        if now - _last < CALM_S:
             return
-        last = now
+        _last = now
         stop = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
         _asked.append(stop)
         if not _whole:
@@ -66,10 +68,14 @@ def stoppable() -> Iterator[None]:
     heeded = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
     for number in heeded:
         signal.signal(number, handle)
+    _depth += 1
     try:
         yield
     finally:
-        _waiting.clear()
-        _asked.clear()
+        _depth -= 1
+        if not _depth:
+            _last = float("-inf")
+            _waiting.clear()
+            _asked.clear()
         for number, old in heeded.items():
             signal.signal(number, old)

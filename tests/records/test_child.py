@@ -66,8 +66,13 @@ POOL = "workers(2) as pool", "jobs = [pool.submit(work, f'half{n}') for n in ran
 BESIDE = "beside([(work, f'half{n}') for n in range(2)])", "pass", "pass"
 
 
-def pools(body: str, tmp_path: Path, started: tuple[str, str, str] = POOL) -> subprocess.Popen[str]:
-    """A process of a session of its own that has two others, and sleeps in both."""
+DEAF = "heeds = signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, heeds))"
+
+
+def pools(
+    body: str, tmp_path: Path, started: tuple[str, str, str] = POOL, first: str = "pass"
+) -> subprocess.Popen[str]:
+    """A process of a session of its own that has two others, and sleeps in both, which do `first` before."""
     script = tmp_path / "pools.py"
     script.write_text(
         "import pathlib, signal, sys, time\n"
@@ -75,6 +80,7 @@ def pools(body: str, tmp_path: Path, started: tuple[str, str, str] = POOL) -> su
         "from records.signals import stoppable\n"
         "def work(name):\n"
         "    with stoppable():\n"
+        f"        {first}\n"
         "        try:\n"
         "            pathlib.Path(name).write_text('half')\n"
         "            time.sleep(60)\n"
@@ -138,4 +144,12 @@ def test_an_error_in_the_block_ends_what_a_pool_does(tmp_path: Path) -> None:
     process = pools("raise ValueError('enough')", tmp_path)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 1 and said.rstrip().endswith("ValueError: enough")
+    assert gone(process.pid) and not list(tmp_path.glob("half*"))
+
+
+@pytest.mark.parametrize("started", [POOL, BESIDE], ids=["pool", "beside"])
+def test_a_child_that_misses_the_first_signal_is_asked_again(tmp_path: Path, started: tuple[str, str, str]) -> None:
+    """As one that comes just before a call that sleeps is missed."""
+    process = pools("raise ValueError('enough')", tmp_path, started, DEAF)
+    process.communicate(timeout=30)
     assert gone(process.pid) and not list(tmp_path.glob("half*"))

@@ -38,6 +38,21 @@ def test_a_signal_is_raised_once_while_its_work_is_saved(
     assert signal.getsignal(number) is before
 
 
+def test_what_is_undone_further_out_is_not_broken_either() -> None:
+    undone: list[str] = []
+    with pytest.raises(Terminated), stoppable():
+        try:
+            with stoppable():
+                send(signal.SIGTERM)
+        finally:
+            send(signal.SIGTERM)
+            assert asked_to_stop() is not None
+            undone.append("outer")
+    assert undone and asked_to_stop() is None
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        send(signal.SIGINT)  # another time it is heeded at once
+
+
 def test_what_must_be_whole_is_finished_first() -> None:
     done: list[str] = []
     with pytest.raises(Terminated), stoppable():
