@@ -18,7 +18,8 @@ from supernet.progress import Progress, say
 LEARNED = 0.4  # share of the minutes that learning and training keep while other stages are shortened
 WHOLE = ("plain rounding",)  # stages that are never shortened: the least windows are theirs anyway
 LEAST = 0.25  # share of its windows that a stage keeps at the least
-SLOWEST = 4.0  # times its expectation that the stages still to come are believed to take
+SLOWEST, FASTEST = 4.0, 0.5  # times their expectation that the stages still to come are believed to take
+CAUTION = 1.3  # times what those before took of theirs, where that was less
 
 
 class Clock:
@@ -68,8 +69,13 @@ class Clock:
 
     @property
     def pace(self) -> float:
-        """How many times as long as expected the stages took so far."""
-        return min(max(self.took / self.believed, 1.0), SLOWEST) if self.believed else 1.0
+        """How many times as long as expected the stages to come are believed to take."""
+        return min(max(self.so_far, min(1.0, CAUTION * self.so_far), FASTEST), SLOWEST)
+
+    @property
+    def so_far(self) -> float:
+        """How many times as long as expected the stages took."""
+        return self.took / self.believed if self.believed else 1.0
 
     def share(self, stage: str) -> float:
         """The share of its windows, from `LEAST` to 1, that `stage` may take now."""
@@ -107,7 +113,15 @@ class Clock:
         if name in self.expected:
             self.took += self.now() - began
             self.believed += self.expected[name].at(share)
+        if self.seconds is not None and self.takes > self.seconds:
+            self.takes = max(self.seconds, self.elapsed + self.so_far * self._to_come())
         release()
+
+    def _to_come(self) -> float:
+        """Seconds that were expected of all that is not done, at its least."""
+        open_ = {name: cost for name, cost in self.expected.items() if name not in self.done}
+        trained = any(name in self.done for name in self.late)
+        return sum(cost.at(self.share(name)) for name, cost in open_.items()) + (0.0 if trained else self.least)
 
     def showing(self, progress: Progress) -> Progress:
         """The same progress with the time that is left over all stages."""

@@ -91,6 +91,27 @@ def test_minutes_that_do_not_do_count_down_from_what_it_takes() -> None:
     assert said == ["load model, 60 s left", "quantize, 10.0 min left"]
 
 
+def test_what_is_left_follows_the_stages_where_a_machine_was_busy_only_at_first() -> None:
+    now, said = [0.0], []
+    clock = Clock(1.0, lambda: now[0])
+    clock.expect({"text": Cost(fixed=300.0), "quantize": Cost(fixed=600.0), "trial": Cost(fixed=60.0)}, LATE, 60.0)
+    with clock.stage("text"):
+        now[0] = 30.0
+    clock.showing(lambda what, done, total: said.append(what))("quantize", 0, 1)
+    with clock.stage("quantize"):
+        now[0] = 90.0
+    clock.showing(lambda what, done, total: said.append(what))("train", 0, 1)
+    assert said == ["quantize, 72 s left", "train, 12 s left"]
+
+
+@pytest.mark.parametrize(("slow", "pace"), [(0.1, 0.5), (0.6, 0.78), (0.9, 1.0), (1.5, 1.5), (9.0, 4.0)])
+def test_stages_to_come_are_believed_to_be_as_those_before_with_caution(slow: float, pace: float) -> None:
+    made, time = clock(60.0)
+    with made.stage("text") as share:
+        time.now += slow * STAGES["text"].at(share)
+    assert made.pace == pytest.approx(pace)
+
+
 def test_a_stage_that_runs_late_takes_from_those_after_it_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "bitfleet")
     made, time = clock(8.0)
