@@ -1,9 +1,11 @@
 """Searches beside each other at equal bytes and equal evaluations: KL on two kinds of text that none of them saw.
 
     python benchmarks/search.py SUPERNET --text ../shared/text [--bits 2.5 3.5] [--evaluations 60] [--seeds 0 1 2]
+        [--device DEVICE --times 0.3 0.6]
 
-A budget is bytes of the linears' codes, given as average bits; embedding and head stay at their largest choice. Rules
-and sums measure nothing:
+A budget is bytes of the linears' codes, given as average bits, or time per token in llama.cpp on a device, given as a
+share of the way from the fastest subnet to the slowest uniform one; embedding and head stay at their largest choice.
+Rules and sums measure nothing:
 
 uniform    the widest uniform subnet within the budget
 ends       the blocks nearest to the first and the last one are wider
@@ -18,13 +20,14 @@ of the manual's part for adapters), a slope counting as three: `steps` along the
 (Once-for-All) and `shrink` (LLM-QFA), which begin with random subnets.
 
 KL per token is from the full model. Windows of the unseen texts are taken in stretches, and two methods are compared on
-the same ones; `line` is the log-linear interpolation between the uniform subnets around.
+the same ones; `line` is the log-linear interpolation between the uniform subnets around, of bytes alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,10 +39,15 @@ from claims import Claim, finish, table
 from mixtures import code_bits, line
 from scipy.special import stdtrit
 
+from commands import names
+from planner.costs import Costs
 from planner.frame import DEPTHS
+from planner.limits import TPOT
 from planner.propose import TRIALS, propose
+from planner.request import Budget, Workload
+from planner.runtimes import RUNTIMES
 from planner.search import EvolutionSearch, ExactSearch, OptunaSearch, ShrinkSearch
-from planner.search.base import Problem
+from planner.search.base import Problem, Resource
 from planner.search.measured import MeasuredSearch
 from supernet.checkpoint import SupernetFiles, open_supernet
 from supernet.evaluate import Reference, evaluate
@@ -49,7 +57,7 @@ from supernet.model import compute_dtype
 from supernet.prepare import searching_windows
 from supernet.recipe import Recipe
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
-from supernet.space import Choice, Subnet
+from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import UnitSpec
 from supernet.text import manual_windows, read_windows
 
@@ -61,13 +69,23 @@ GAIN, WORST = 0.9, 1.01  # KL of `steps` / of `sum`: on average below FEW, and a
 RULES = ("uniform", "ends", "roles", "greedy", "sum", "null", "planned")
 MEASURING = ("steps", "nsga2", "tpe", "evolution", "shrink")
 WIDER_ROLES = ("v", "down", "o")  # the first part of a role's name, the most sensitive first
+RUNTIME, CONTEXT = "llamacpp", 1024  # that limits of time are for
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A budget; `bits` a weight where it is one of bytes."""
+
+    name: str
+    resource: Resource
+    bits: float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
     """`kl` of each stretch of the unseen texts, one text after the other; `seen` on the windows that were searched."""
 
-    bits: float
+    limit: Limit
     method: str
     seed: int
     subnet: Subnet = field(repr=False)
@@ -84,7 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("supernet", help="a folder that `bitfleet train` made")
     parser.add_argument("--text", type=Path, default=Path("../shared/text"))
-    parser.add_argument("--bits", type=float, nargs="+", default=BITS)
+    parser.add_argument("--bits", type=float, nargs="*", default=BITS)
+    parser.add_argument("--device", help="as of `bitfleet plan`, for --times")
+    parser.add_argument("--times", type=float, nargs="*", default=())
     parser.add_argument("--methods", nargs="+", choices=(*RULES, *MEASURING), default=(*RULES, *MEASURING))
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--windows", type=int, default=16, help="of each kind of unseen text")
@@ -108,19 +128,27 @@ def main() -> None:
     judge = Judge(landscape, unseen)
     known = {bits: fmean(judge(subnet)) for bits, subnet in uniform.items()}
     rows = []
-    for bits in given.bits:
+    space = searched(files)
+    limits = [Limit(f"{bits:g} bits", code_bits(files.spec, space, bits), bits) for bits in given.bits]
+    limits += [time_limit(files, space, given.device, share) for share in given.times]
+    for limit in limits:
         for seed in given.seeds:
-            rows += rows_of(files, landscape, judge, bits, given.methods, given.evaluations, seed)
-            print_rows([row for row in rows if (row.bits, row.seed) == (bits, seed)], line(known, bits))
+            found = rows_of(files, landscape, judge, limit, given.methods, given.evaluations, seed)
+            print_rows(found, between(known, limit))
+            rows += found
     evidence = {"supernet": files.fingerprint, "evaluations": given.evaluations, "uniform": known}
-    finish(__file__, list(claims(rows)), rows=[record(row, line(known, row.bits)) for row in rows], **evidence)
+    finish(__file__, list(claims(rows)), rows=[record(row, between(known, row.limit)) for row in rows], **evidence)
+
+
+def between(uniform: Mapping[int, float], limit: Limit) -> float:
+    return math.nan if limit.bits is None else line(uniform, limit.bits)
 
 
 def rows_of(
-    files: SupernetFiles, landscape: MeasuredLandscape, judge: Judge, bits: float, methods: Sequence[str],
+    files: SupernetFiles, landscape: MeasuredLandscape, judge: Judge, limit: Limit, methods: Sequence[str],
     evaluations: int, seed: int,
 ) -> list[Row]:  # fmt: skip
-    problem = problem_of(files, bits)
+    problem = problem_of(files, limit.resource)
     rows = []
     for method in methods:
         meter = Meter(landscape)
@@ -129,7 +157,7 @@ def rows_of(
         else:
             subnet = ruled(files, problem, meter, method, seed)
         loss = min(meter.known.values()) if meter.known else None
-        rows.append(Row(bits, method, seed, subnet, meter.cost, loss, judge(subnet)))
+        rows.append(Row(limit, method, seed, subnet, meter.cost, loss, judge(subnet)))
     return rows
 
 
@@ -164,12 +192,12 @@ def ruled(files: SupernetFiles, problem: Problem, meter: Meter, method: str, see
 
 
 def gain(problem: Problem) -> Callable[[str, Choice, Choice], float]:
-    """Sensitivity that goes for each byte that comes."""
-    (memory,) = problem.resources
+    """Sensitivity that goes for each byte, or part of a millisecond, that comes."""
+    (resource,) = problem.resources
 
     def of(unit: str, now: Choice, then: Choice) -> float:
-        more = memory.table[unit][then] - memory.table[unit][now]
-        return (problem.loss[unit][now] - problem.loss[unit][then]) / more
+        more = resource.table[unit][then] - resource.table[unit][now]
+        return (problem.loss[unit][now] - problem.loss[unit][then]) / more if more > 0 else math.inf
 
     return of
 
@@ -191,14 +219,14 @@ def filled(problem: Problem, subnet: Subnet, worth: Callable[[str, Choice, Choic
 
 def permuted(problem: Problem, files: SupernetFiles, seed: int) -> Problem:
     """The same problem with each unit's losses those of another unit of its role."""
-    random, by_role = np.random.default_rng(seed), {}
+    random = np.random.default_rng(seed)
+    by_role: dict[str, list[str]] = {}
     for unit in files.spec.units:
         by_role.setdefault(unit.role, []).append(unit.name)
-    loss = {}
-    for names in by_role.values():
-        loss |= {
-            name: problem.loss[names[other]] for name, other in zip(names, random.permutation(len(names)), strict=True)
-        }
+    loss: dict[str, Any] = {}
+    for units in by_role.values():
+        others = random.permutation(len(units))
+        loss |= {unit: problem.loss[units[other]] for unit, other in zip(units, others, strict=True)}
     return replace(problem, loss=loss)
 
 
@@ -255,15 +283,31 @@ def measuring(files: SupernetFiles, problem: Problem, meter: Meter, method: str,
     return searches[method].search(replace(problem, objective=meter.one), seed=seed).candidates[0].subnet
 
 
-def problem_of(files: SupernetFiles, bits: float) -> Problem:
-    """The supernet's sensitivities, and the bytes of codes of so many bits a weight as the only limit."""
-    spec, losses = files.spec, SensitivityTable.load(files.path / SENSITIVITY_FILE)
+def searched(files: SupernetFiles) -> SearchSpace:
     largest = {unit: choices[-1] for unit, choices in files.space}
-    space = files.space.restrict(lambda unit, choice: not spec.unit(unit).is_table or choice == largest[unit])
+    return files.space.restrict(lambda unit, choice: not files.spec.unit(unit).is_table or choice == largest[unit])
+
+
+def time_limit(files: SupernetFiles, space: SearchSpace, device: str, share: float) -> Limit:
+    """Time per token, so much of the way from the least to that of the slowest uniform subnet."""
+    profile, workload = names.device_named(device), Workload(CONTEXT)
+    costs = Costs.of(RUNTIMES[RUNTIME](), files.spec, workload, profile, files.model_dir)
+    (_, time) = costs.resources(space, Budget(sys.maxsize, tpot_ms=math.inf))
+    assert time.name == TPOT
+    least = time.least(space)
+    most = max(time.amount(space.uniform(files.spec, bits)) for bits in space.bits(files.spec))
+    limit = least + share * (most - least)
+    return Limit(f"{limit:.3g} ms a token", replace(time, limit=limit))
+
+
+def problem_of(files: SupernetFiles, limit: Resource) -> Problem:
+    """The supernet's sensitivities, and one limit."""
+    spec, losses = files.spec, SensitivityTable.load(files.path / SENSITIVITY_FILE)
+    space = searched(files)
     losses.check(space, files.fingerprint)
     depth = {u.name: 0 if u.layer is None else u.layer * DEPTHS // spec.num_layers for u in spec.units}
     groups = {u.name: f"{u.role} {depth[u.name]}" for u in spec.units}
-    return Problem(space, losses.by_choice, (code_bits(spec, space, bits),), groups=groups)
+    return Problem(space, losses.by_choice, (limit,), groups=groups)
 
 
 # --- the verdict --------------------------------------------------------------------------------------------------
@@ -286,30 +330,35 @@ class Judge:
 
 
 def claims(rows: Sequence[Row]) -> Iterator[Claim]:
-    of = {(row.bits, row.seed, row.method): row for row in rows}
+    of = {(row.limit.name, row.seed, row.method): row for row in rows}
     ours = [row for row in rows if row.method == "steps"]
-    pairs = [(row, of[row.bits, row.seed, "sum"]) for row in ours if (row.bits, row.seed, "sum") in of]
-    few = [one.mean / other.mean for one, other in pairs if one.bits < FEW]
-    if few:
+
+    def ratios(rival: str, few: bool = False) -> list[float]:
+        beside = ((row, of.get((row.limit.name, row.seed, rival))) for row in ours)
+        return [
+            row.mean / other.mean for row, other in beside
+            if other is not None and not (few and (row.limit.bits is None or row.limit.bits >= FEW))
+        ]  # fmt: skip
+
+    if few := ratios("sum", few=True):
         yield Claim(f"KL of steps / of the sum's solution, mean below {FEW:g} bits", fmean(few), GAIN)
-    if pairs:
-        yield Claim("KL of steps / of the sum's solution, worst", max(a.mean / b.mean for a, b in pairs), WORST)
+    if all_ := ratios("sum"):
+        yield Claim("KL of steps / of the sum's solution, worst", max(all_), WORST)
     for rival in dict.fromkeys(row.method for row in rows if row.method not in ("steps", "sum")):
-        ratios = [row.mean / of[row.bits, row.seed, rival].mean for row in ours]
-        if ratios:
-            yield Claim(f"KL of steps / of {rival}, mean of {len(ratios)}", fmean(ratios), 1.0)
+        if beside := ratios(rival):
+            yield Claim(f"KL of steps / of {rival}, worst of {len(beside)}", max(beside), 1.0)
 
 
-def print_rows(rows: Sequence[Row], between: float) -> None:
+def print_rows(rows: Sequence[Row], on_line: float) -> None:
     base = next((row for row in rows if row.method == "sum"), rows[0])
     cells = [
         (
             row.method, row.evaluations or "-", "-" if row.seen is None else f"{row.seen:.4f}",
-            f"{row.mean:.4f}", f"{row.mean / between:.3f}", gap(row, base),
+            f"{row.mean:.4f}", f"{row.mean / on_line:.3f}", gap(row, base),
         )
         for row in rows
     ]  # fmt: skip
-    print(f"{rows[0].bits:g} bits, seed {rows[0].seed}, line {between:.4f}")
+    print(f"{rows[0].limit.name}, seed {rows[0].seed}, line {on_line:.4f}", flush=True)
     table(("", "EVALUATIONS", "KL SEEN", "KL UNSEEN", "OF THE LINE", f"LESS {base.method.upper()}, 95 %"), cells)
 
 
@@ -321,9 +370,10 @@ def gap(row: Row, base: Row) -> str:
     return f"{fmean(apart):+.4f} ± {stdtrit(len(apart) - 1, 0.975) * stdev(apart) / math.sqrt(len(apart)):.4f}"
 
 
-def record(row: Row, between: float) -> dict[str, Any]:
-    kept = {"bits": row.bits, "method": row.method, "seed": row.seed, "evaluations": row.evaluations, "seen": row.seen}
-    return {**kept, "kl": row.mean, "of_the_line": row.mean / between, "stretches": row.kl}
+def record(row: Row, on_line: float) -> dict[str, Any]:
+    of_the_line = None if row.limit.bits is None else row.mean / on_line
+    kept = {"limit": row.limit.name, "method": row.method, "seed": row.seed, "evaluations": row.evaluations}
+    return {**kept, "seen": row.seen, "kl": row.mean, "of_the_line": of_the_line, "stretches": row.kl}
 
 
 if __name__ == "__main__":
