@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.fleet.index import HOST_MEMORY, KL, LOADS, MEMORY, TIME, Amount, Filled, Index, Listed, Loss, Served, Slot
 from planner.pages import environment
 from records.atomic import write_text
+
+if TYPE_CHECKING:
+    import jinja2
 
 PAGE = "index.html"
 
 
 def page(index: Index) -> str:
     """The whole HTML. Every number is written as the command line writes it."""
-    pages = environment()
-    pages.filters["loss"] = loss
-    pages.globals |= {"beside_best": beside_best, "bits": bits, "shares": shares, "whence": whence}
     context: dict[str, Any] = {
         "index": index,
         "served": [device for device in index.devices if device.package is not None],
@@ -26,7 +27,16 @@ def page(index: Index) -> str:
         "names": {LOADS: "it loads", KL: "KL to its subnet", **{one: one for one in (MEMORY, HOST_MEMORY, TIME)}},
         "required": [slot for slot in index.slots if slot.holds_something],
     }
-    return pages.get_template("fleet.html").render(context)
+    return _template().render(context)
+
+
+@cache
+def _template() -> jinja2.Template:
+    """To compile it takes longer than to render it."""
+    pages = environment()
+    pages.filters["loss"] = loss
+    pages.globals |= {"beside_best": beside_best, "bits": bits, "shares": shares, "whence": whence}
+    return pages.get_template("fleet.html")
 
 
 def write_page(index: Index, folder: Path) -> None:
