@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SETTLE_S = 4.0
 OK, PACKAGE, SYSTEM = 0, 1, 5  # exit codes
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE)
 
@@ -51,13 +50,14 @@ def median(values: Sequence[float]) -> float:
 
 
 def fastest(
-    served: Callable[[int], list[float]], prompt_tokens: int, new_tokens: int, context: int, repeats: int
-) -> dict[str, float]:
+    served: Callable[[int], list[float]], prompt_tokens: int, new_tokens: int, context: int, repeats: int,
+    settle_s: float,
+) -> dict[str, float]:  # fmt: skip
     """The fastest time to first token and the fastest median time per token, once the package is loaded.
 
     `served` generates after the first tokens of the prompt, so many of them, and gives the times at which it began and
     at which each new token was there, in seconds. The fastest, because whatever else the machine does only ever adds:
-    at least `repeats` times, and where that is quick for SETTLE_S, so that a short disturbance does not cover them all.
+    at least `repeats` times, and where that is quick for `settle_s`: a short disturbance does not cover them all.
     Where the prompt leaves no room for `new_tokens`, the time per token is that of a prompt which does; NaN where the
     context has one token to give.
     """
@@ -70,7 +70,7 @@ def fastest(
 
     first: list[float] = []
     steps: list[float] = []
-    while len(first) < repeats or (repeats > 1 and time.perf_counter() - started < SETTLE_S):
+    while len(first) < repeats or (repeats > 1 and time.perf_counter() - started < settle_s):
         took = gaps(prompt_tokens)
         peak = peak or peak_bytes()  # to serve again may take more than to serve
         first.append(took[0])

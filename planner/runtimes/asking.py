@@ -16,6 +16,8 @@ from planner.runtimes.engine import Ids
 from records.errors import InputError
 
 SPEAKING_S = 60.0  # for tokens and templates, loading included
+SETTLE_S = 4.0
+"""A prompt that is served quickly is served again for so long: a short disturbance does not cover all of it."""
 
 
 class Ask(Protocol):
@@ -43,7 +45,7 @@ class Asking:
         numbers = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats}
         seconds = patience(2 * repeats * batch * (prompt_tokens + new_tokens))
         with tempfile.TemporaryDirectory(prefix="bitfleet-") as scratch:
-            asked = {**numbers, self.context: context}
+            asked = {**numbers, "settle_s": SETTLE_S, self.context: context}
             return Measurement(**self.ask("measure", folder, Path(scratch), seconds, **asked))
 
     def logits(self, folder: Path, windows: Ids, unrounded: bool = False) -> NDArray[np.float32]:

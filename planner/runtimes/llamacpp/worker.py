@@ -30,7 +30,7 @@ def model_of(folder: Path, library: str, **more: Any) -> Any:
 
 def measure(
     folder: Path, library: str, settings: dict[str, Any], prompt_tokens: int, new_tokens: int, context: int, batch: int,
-    repeats: int,
+    repeats: int, settle_s: float,
 ) -> dict[str, float]:  # fmt: skip
     """Load, prefill and generate greedily, as `alone.fastest` says."""
     model = model_of(folder, library)
@@ -52,7 +52,7 @@ def measure(
             times.append(time.perf_counter())
         return times
 
-    return alone.fastest(served, prompt_tokens, new_tokens, context, repeats)
+    return alone.fastest(served, prompt_tokens, new_tokens, context, repeats, settle_s)
 
 
 def logits(folder: Path, library: str, settings: dict[str, Any], windows: str, out: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Ca
 
 
 def measure(
-    folder: Path, prompt_tokens: int, new_tokens: int, max_length: int, batch: int, repeats: int
+    folder: Path, prompt_tokens: int, new_tokens: int, max_length: int, batch: int, repeats: int, settle_s: float
 ) -> dict[str, float]:
     """Load, prefill and generate greedily, as `alone.fastest` says; each time with a new generator."""
     import numpy as np
@@ -46,7 +46,7 @@ def measure(
             times.append(time.perf_counter())
         return times
 
-    return alone.fastest(served, prompt_tokens, new_tokens, max_length, repeats)
+    return alone.fastest(served, prompt_tokens, new_tokens, max_length, repeats, settle_s)
 
 
 def logits(folder: Path, windows: str, out: str, unrounded: bool = False) -> dict[str, Any]:
