@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,35 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_threa
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+NUMBERS = itertools.count()
+
+
 @pytest.fixture(scope="session")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generated graphs, which take long to make and depend on a config alone: all tests of a run share them."""
-    return tmp_path_factory.mktemp("graphs")
+    """Generated graphs, which take long to make and depend on a config alone: all tests of a run share them, in all
+    processes."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "graphs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_builder() -> Iterator[None]:
+    """Graphs are generated without importing the builder's libraries each time."""
+    from tests.warm import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("planner.runtimes.onnxruntime.template.run_child", run)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def little_time_to_settle() -> Iterator[None]:
+    """What is timed are tiny models, whose times nobody is promised."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("planner.runtimes.asking.SETTLE_S", 0.1)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,7 +75,8 @@ def what_was_imported_stays() -> None:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, graphs: Path) -> Path:
     """No test reads or writes the cache of the person who runs the tests."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.getbasetemp() / "caches" / str(next(NUMBERS))  # `mktemp` reads the folder for a number
+    folder.mkdir(parents=True)
     (folder / "graphs").symlink_to(graphs)
     monkeypatch.setenv("BITFLEET_CACHE", str(folder))
     return folder

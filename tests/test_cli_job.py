@@ -20,6 +20,7 @@ import pytest
 from commands.plan import repeating
 from tests.launch import PLAIN, TWO, launch
 from tests.planner.runtime_fixtures import save_tiny
+from tests.warm import run
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "laptop-i5-1240p-8gb"
@@ -71,10 +72,9 @@ def package(plan: Path) -> Path:
     return out
 
 
-def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """One command in a process of its own, as a person starts it."""
-    line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300, **options)
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """One command in a process of its own."""
+    return run([sys.executable, str(ROOT / "cli.py"), *map(str, arguments)])
 
 
 def test_training_says_what_the_adapters_won_and_what_comes_next(bitfleet: Any, model: Path, tmp_path: Path) -> None:
@@ -442,7 +442,9 @@ def test_a_write_that_fails_exits_5_and_leaves_nothing(plan: Path, tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     out = tmp_path / "package"
-    done = command("export", plan, "--out", out, preexec_fn=small_files, env={**os.environ, "TMPDIR": str(tmp_path)})
+    line = [sys.executable, ROOT / "cli.py", "export", plan, "--out", out]
+    own = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(line, preexec_fn=small_files, env=own, capture_output=True, text=True, timeout=300)
     assert done.returncode == 5, done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
     assert "Traceback" not in done.stderr

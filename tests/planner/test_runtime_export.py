@@ -14,6 +14,7 @@ from planner.runtimes.onnxruntime.export import write_model
 from planner.runtimes.onnxruntime.holding import GRIDS
 from planner.runtimes.onnxruntime.packing import pack, unpack
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
+from records.child import run_child
 from supernet.space import Choice, Subnet
 from tests.planner.runtime_fixtures import RoundedModel, save_tiny
 
@@ -113,6 +114,7 @@ def test_the_builder_imports_nothing_of_the_current_folder(
         (tmp_path / f"{name}.py").write_text("raise SystemExit('code of the current folder ran')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(template, "run_child", run_child)  # a process of its own, as outside the tests
     (tmp_path / "scratch").mkdir()
     built = template.build(llama.spec, config_of(llama), tmp_path / "scratch")
     assert set(built.weights) == set(graphs.template_for(llama.spec, config_of(llama)).weights)

@@ -1,0 +1,50 @@
+"""Python programs in processes forked from one that has imported the heavy libraries already.
+
+A program that starts anew imports torch and transformers for seconds, and on a tiny model works for a moment. What runs
+is the same code, and what it does stays in its process; tests whose claim is how a program starts do without this.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+BUILDER = "onnxruntime_genai.models.builder"
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload([BUILDER, "accelerate", "transformers.models.llama.modeling_llama"])
+
+
+def run(
+    command: Sequence[str], text: bool = True, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` with its output captured, of a Python's command line that names a script or, after -m, a
+    module."""
+    _, *words = command
+    program = words[words.index("-m") :] if "-m" in words else words
+    with tempfile.TemporaryDirectory() as folder:
+        said = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = _FORKS.Process(target=_run, args=(program, dict(env or os.environ), cwd or Path.cwd(), said))
+        process.start()
+        process.join()
+        assert process.exitcode is not None and text
+        return subprocess.CompletedProcess(command, process.exitcode, *(path.read_text() for path in said))
+
+
+def _run(program: Sequence[str], env: Mapping[str, str], cwd: Path, said: Sequence[Path]) -> None:
+    for number, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    if program[0] == "-m":
+        sys.argv = list(program[1:])
+        runpy.run_module(program[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(program)
+        runpy.run_path(program[0], run_name="__main__")
