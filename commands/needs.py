@@ -36,14 +36,14 @@ def check_needs(spec: ModelSpec, recipe: Recipe, out: Path, memory: int | None =
     note(f"expecting up to {size(needs.memory_bytes)} of memory, and {size(needs.disk_bytes)} on disk")
     if memory is not None and needs.memory_bytes > memory:  # who names a memory is not to find more in use
         raise InputError(
-            f"training {spec.name} so takes up to {size(needs.memory_bytes)}, got --memory {size(memory)}; "
+            f"{_making(spec, recipe)} takes up to {size(needs.memory_bytes)}, got --memory {size(memory)}; "
             f"{_instead(recipe, streamed)}, or give it more"
         )
-    _check_memory(f"training {spec.name} so", needs, _instead(recipe, streamed), usable)
+    _check_memory(_making(spec, recipe), needs, _instead(recipe, streamed), usable)
     if needs.disk_bytes > free + there:
         more = f"{size(needs.disk_bytes - there)} more" if begun else size(needs.disk_bytes)
         raise SystemFailure(
-            f"training {spec.name} takes about {more} in {out}, {size(free)} are free there; "
+            f"{_making(spec, recipe)} takes about {more} in {out}, {size(free)} are free there; "
             "free some space or give another --out"
         )
     return streamed
@@ -61,9 +61,14 @@ def _streams(needs: Needs, recipe: Recipe, usable: int, out: Path, asked: bool) 
     return not in_the_way(recipe)
 
 
+def _making(spec: ModelSpec, recipe: Recipe) -> str:
+    return f"training {spec.name} so" if recipe.adapted_bits else f"finding the codes of {spec.name} so"
+
+
 def _instead(recipe: Recipe, streamed: bool) -> str:
     """What takes less memory."""
-    plain = f"use {'a smaller --rank' if recipe.rank else 'fewer --bits'} or a smaller model"
+    fewer = "a smaller --rank or " if recipe.rank else "fewer --bits or " if len(recipe.bits) > 1 else ""
+    plain = f"use {fewer}a smaller model"
     if streamed:
         return plain
     return f"{plain}, find codes alone in less with {' '.join(in_the_way(recipe))}"

@@ -26,6 +26,7 @@ from records.errors import InputError, NotInstalledError
 from supernet.spec import ModelSpec
 
 KV_CACHE = "kv-cache"
+NUMBERS = range(2, 9)  # of GPUs in one machine
 
 CacheLoss = Callable[[Runtime, CacheType], float]
 """What keys and values lose that a runtime keeps so, nats per token. InputError or NotInstalledError where that cannot
@@ -70,6 +71,20 @@ def other_caches(framed: Framed) -> tuple[str, ...]:
         if solve(other.space, other.loss, other.resources) is not None:
             found.append(cache.name)
     return tuple(found)
+
+
+def more_gpus(framed: Framed) -> int | None:
+    """The fewest GPUs, more than were asked for, over which the limits are kept; None where none of `NUMBERS` would
+    do."""
+    scenario, workload = framed.scenario, framed.scenario.workload
+    for gpus in NUMBERS if not scenario.device.shares_memory else ():
+        try:
+            other = frame(scenario.serving(replace(workload, gpus=gpus))).problem if gpus > workload.gpus else None
+        except InputError:  # which cannot be divided so
+            continue
+        if other is not None and solve(other.space, other.loss, other.resources) is not None:
+            return gpus
+    return None
 
 
 def could_spill(framed: Framed) -> bool:

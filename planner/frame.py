@@ -70,7 +70,8 @@ def frame(scenario: Scenario) -> Framed:
     files, runtime, device, workload = scenario.files, scenario.runtime, scenario.device, scenario.workload
     refusal = runtime.device_refusal(device)
     if refusal is not None:
-        raise InputError(f"{refusal}, got {device.name}; plan for another --device")
+        got = "" if device.name in refusal else f", got {device.name}"
+        raise InputError(f"{refusal}{got}; plan for another --device")
     if workload.batch > runtime.most_sequences:
         most = f"{runtime.name} serves {runtime.most_sequences} sequences at once at most"
         raise InputError(f"{most}, got a batch of {workload.batch}; use a smaller --batch")

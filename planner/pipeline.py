@@ -12,7 +12,7 @@ from typing import cast
 from planner.beside import front, notches, rejected, stock_of, with_stock
 from planner.choose import choose
 from planner.context import with_longest_context
-from planner.decide import CacheLoss, could_spill, decide, other_caches
+from planner.decide import CacheLoss, could_spill, decide, more_gpus, other_caches
 from planner.frame import Framed, beside_kl
 from planner.margins import margins
 from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SHORTER, SLOWER, WORSE, Other, Plan, Tuned
@@ -163,7 +163,7 @@ def _proposed(
         proposed = propose(framed.problem, framed.costs.spec, trials, seed, top)
     if not proposed.finalists:
         name, caches = framed.scenario.device.name, other_caches(framed)
-        raise budget_error(framed.problem, framed.most, name, caches=caches, spills=could_spill(framed))
+        raise budget_error(framed.problem, framed.most, name, caches, could_spill(framed), more_gpus(framed))
     return framed, with_stock(framed, proposed), tried
 
 

@@ -14,11 +14,12 @@ from records.errors import BudgetError
 
 
 def budget_error(
-    problem: Problem, most: Budget, device: str, caches: Sequence[str] = (), spills: bool = False
-) -> BudgetError:
+    problem: Problem, most: Budget, device: str, caches: Sequence[str] = (), spills: bool = False,
+    gpus: int | None = None,
+) -> BudgetError:  # fmt: skip
     """The error for a problem without a solution, planned for on `device`; `most` is its budget with all memory that
     there is, `caches` are types of KV cache with which it would have one. `spills`: whether a host could take layers
-    of it."""
+    of it; `gpus`: over how many it would have one."""
     short = shortfalls(problem)
     names = " and ".join(_limit(s.resource) for s in short)
     together = " together" if len(short) > 1 and not short[0].alone else ""
@@ -33,6 +34,8 @@ def budget_error(
         step = f"use {flags}"
     smallest = "the smallest plan" + ("" if most.max_kl is None else ", whatever it loses,")
     held = f" (--kv-cache {','.join(caches)} would keep the limits)" if caches else ""
+    if gpus is not None:
+        step += f", or divide it over --gpus {gpus}"
     if spills:
         step += f", or name the machine that {device} is in with --host: layers that do not fit stay there"
     return BudgetError(f"{names} cannot be met{together}, {smallest} needs {needs}{held}; {step}")

@@ -20,6 +20,8 @@ from records.signals import stoppable, unbroken
 
 TIDY_S = 10.0
 """A child that is asked to end has so long to remove what it had half written."""
+STOPPED = 143
+"""The exit code of a child that was asked to end, as a shell has it of one that SIGTERM ended."""
 ASK_AGAIN_S = 0.5
 """A signal that comes just before a call that waits, or to another thread, does not end the waiting; the next does."""
 
@@ -103,7 +105,7 @@ def _heeding(call: Callable[..., None], *given: Any) -> None:
         with stoppable():
             call(*given)
     except KeyboardInterrupt:
-        sys.exit(1)
+        sys.exit(STOPPED)
 
 
 class _Pool(ProcessPoolExecutor):

@@ -10,7 +10,7 @@ from functools import cache, partial
 
 from planner.beside import with_stock
 from planner.choose import choose
-from planner.decide import CacheLoss, could_spill, other_caches
+from planner.decide import CacheLoss, could_spill, more_gpus, other_caches
 from planner.fleet.cover import fewest
 from planner.fleet.fleetfile import Fleet, Wanted, in_keys
 from planner.fleet.index import loss_of, package_name
@@ -310,7 +310,8 @@ def _end(
     proposed = found[number]
     if proposed.finalists:
         return _Served(wanted, framed, with_stock(framed, proposed).apart(framed))
-    refusal = budget_error(framed.problem, framed.most, wanted.name, caches(number), could_spill(framed))
+    spills, gpus = could_spill(framed), more_gpus(framed)
+    refusal = budget_error(framed.problem, framed.most, wanted.name, caches(number), spills, gpus)
     return _Refused(wanted, _asked(wanted, spec), in_keys(str(refusal)))
 
 

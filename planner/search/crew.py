@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
+
+from records.child import STOPPED
 
 Start = TypeVar("Start")
 GONE = 2  # as a flag of `resting`: its process is no more
@@ -53,8 +56,9 @@ class Crew:
             if process.exitcode and self.resting[number] != GONE:
                 self.resting[number] = GONE
                 if self.say is not None:
-                    why = f"worker {number + 1} ended with code {process.exitcode}"
-                    self.say(f"{why}; the others go on, and what it was at is open again")
+                    stopped = process.exitcode in (STOPPED, -signal.SIGTERM)
+                    why = "was stopped" if stopped else f"ended with code {process.exitcode}"
+                    self.say(f"worker {number + 1} {why}; the others go on, and what it was at is open again")
                 yield number
 
     def joined(self) -> None:

@@ -76,6 +76,15 @@ class Dying(Neighbours):
 
 
 @dataclass
+class Asked(Neighbours):
+    """Its process is asked to stop while it measures."""
+
+    def losses(self, subnets: Sequence[Subnet]) -> list[float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+
+@dataclass
 class Patient(Neighbours):
     """Measures once another worker has begun to."""
 
@@ -224,6 +233,11 @@ def test_workers_share_a_study_and_measure_nothing_twice(tmp_path: Path) -> None
     assert all(any(trial.params == one.params for one in measured) for trial in twice)
     alone = MeasuredSearch(60.0, Neighbours(problem, 2)).search(problem, _starts(problem))
     assert found.candidates[0].loss <= 1.05 * alone.candidates[0].loss
+
+
+def test_a_worker_that_is_asked_to_stop_did_not_fail(tmp_path: Path) -> None:
+    _, _, said = _shared(tmp_path / "study.journal", Asked(_problem(), 2))
+    assert said == ["worker 2 was stopped; the others go on, and what it was at is open again"]
 
 
 def test_a_worker_killed_in_mid_trial_loses_nothing(tmp_path: Path) -> None:

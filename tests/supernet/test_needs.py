@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from commands.needs import check_needs
-from records.errors import SystemFailure
+from records.errors import InputError, SystemFailure
 from supernet import needs, sensitivity
 from supernet.checkpoint import open_supernet
 from supernet.create import create
@@ -93,6 +93,30 @@ def test_what_cannot_fit_is_refused_before_the_work(bitfleet: Bitfleet, source: 
     assert "GB of memory" in done.error
     assert "use a smaller --rank" in done.error
     assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "making", "instead"),
+    [
+        (
+            {"bits": (4, 8), "train_bits": ()},
+            "finding the codes of",
+            "use fewer --bits or a smaller model",
+        ),
+        ({"bits": (8,)}, "finding the codes of", "use a smaller model"),
+        ({"bits": (4,)}, "training", "use a smaller model"),
+        (
+            {"bits": (2, 4), "adapter": "lora", "rank": 4},
+            "training",
+            "use a smaller --rank or a smaller",
+        ),
+    ],
+)
+def test_a_refusal_says_what_would_be_made_and_what_takes_less(
+    options: dict[str, Any], making: str, instead: str, source: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=f"^{making} .* so takes .*; {instead}"):
+        check_needs(describe(source)[1], Recipe(**options, group_size=16), tmp_path / "net", memory=1000)
 
 
 def test_what_going_on_needs_is_that_of_the_recipe_it_was_begun_with(

@@ -67,6 +67,21 @@ def test_less_memory_is_fewer_tokens_and_too_little_is_refused(files: Files) -> 
         planned(files, 1_000_000_000, replace(LOAD, batch=4000))  # no --mem is named that the GPU has not
 
 
+def test_what_lacks_memory_is_told_over_how_many_gpus_it_would_fit(files: Files) -> None:
+    crowd = replace(LOAD, batch=1200)
+    with pytest.raises(BudgetError, match="or divide it over --gpus 3$"):  # of 9 heads
+        planned(files, 24_000_000_000, crowd)
+    assert planned(files, 24_000_000_000, replace(crowd, gpus=3)).workload.gpus == 3
+    with pytest.raises(BudgetError) as refused:
+        planned(files, 24_000_000_000, replace(crowd, batch=40_000))
+    assert "--gpus" not in str(refused.value)
+
+
+def test_a_gpu_without_the_kernels_is_named_once(files: Files) -> None:
+    with pytest.raises(InputError, match="^vLLM's kernels .* need .* 7.5, v100-sxm-32gb has 7.0; plan for another"):
+        pipeline.plan_any(files, (Vllm(),), load("v100-sxm-32gb"), LOAD, Budget(10**10), trials=0)
+
+
 def test_a_plan_over_gpus_says_so_and_what_cannot_be_divided_is_refused(files: Files) -> None:
     made = planned(files, 6_000_000_000, replace(LOAD, gpus=3))
     assert "divided over 3 GPUs" in title(made) and promises(made)[0][0] == "peak memory of each GPU"
