@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from planner.runtimes.onnxruntime import fresh, graphs, storage, template
+from planner.runtimes.onnxruntime import fresh, graphs, standin, storage, template
 from planner.runtimes.onnxruntime.export import write_model
 from planner.runtimes.onnxruntime.holding import GRIDS
 from planner.runtimes.onnxruntime.packing import pack, unpack
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from records.child import run_child
+from supernet.model import spec_of_model
 from supernet.space import Choice, Subnet
 from tests.planner.runtime_fixtures import RoundedModel, save_tiny
 
@@ -118,6 +120,19 @@ def test_the_builder_imports_nothing_of_the_current_folder(
     (tmp_path / "scratch").mkdir()
     built = template.build(llama.spec, config_of(llama), tmp_path / "scratch")
     assert set(built.weights) == set(graphs.template_for(llama.spec, config_of(llama)).weights)
+
+
+def test_what_the_builder_is_shown_does_not_grow_with_the_width(tmp_path: Path) -> None:
+    """Two blocks as wide as Llama-2-7B's: 830 MB of weights in bfloat16, 9 of labels."""
+    config = AutoConfig.for_model(
+        "llama", hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_hidden_layers=2,
+        vocab_size=32000, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        spec = spec_of_model(AutoModelForCausalLM.from_config(config), "wide")
+    made = standin.write(spec, config, tmp_path / "labelled")
+    assert (tmp_path / "labelled" / "model.safetensors").stat().st_size < 9e6
+    assert made.sizes["model.layers.1.self_attn.o_proj"] == (64, 4096)
 
 
 def test_labels_name_the_rows_of_a_joined_product() -> None:

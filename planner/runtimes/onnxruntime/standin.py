@@ -1,6 +1,7 @@
 """The model that the builder is shown in place of the real one, and what its config says that the builder is not told.
 
-Same layers, same heads, same names; few tokens, narrow feed-forward blocks, plain rotary embeddings, no windows.
+Same layers, same heads, same names; few tokens, narrow blocks, plain rotary embeddings, no windows. So it is small
+whatever the model is: 136 MB for the 13.5 GB of Llama-2-7B.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from supernet import facts
 from supernet.rotary import Rotary
 from supernet.spec import ModelSpec
 
-# Of the stand-in. Tokens are an odd number: the builder takes any linear with as many outputs for the head.
-TOKENS, CHANNELS, POSITIONS = 33, 16, 64
+# Of the stand-in. Tokens are an odd number: the builder takes any linear with as many outputs for the head. Configs ask
+# for a hidden size that its heads divide, labels for two values.
+TOKENS, CHANNELS, POSITIONS, HIDDEN_A_HEAD = 33, 16, 64, 2
 VECTOR_STEP = 4.0  # vector number n is filled with n * VECTOR_STEP, so that what the graph adds to it can be told
 EPSILONS = {"phi": "layer_norm_eps", "nemotron": "norm_eps"}  # all others: rms_norm_eps
 OLMO_EPSILON = 1e-5
@@ -30,6 +32,7 @@ class Standin:
     vectors: list[str]
     sizes: dict[str, tuple[int, int]]  # rows of a linear, values of a vector
     inputs: dict[str, int]  # in_features of a linear of the model
+    hidden: tuple[int, int]  # the hidden size, likewise
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def write(spec: ModelSpec, config: Any, folder: Path) -> Standin:
     sizes = {
         name.removesuffix(".weight") if name not in vectors else name: (small[name], shapes[name][0]) for name in shapes
     }
-    return Standin(linears, vectors, sizes, {name: shapes[name + ".weight"][1] for name in linears})
+    inputs = {name: shapes[name + ".weight"][1] for name in linears}
+    return Standin(linears, vectors, sizes, inputs, (plain.hidden_size, config.hidden_size))
 
 
 def plain_config(config: Any) -> Any:
@@ -89,7 +93,8 @@ def plain_config(config: Any) -> Any:
     layers = settings["num_hidden_layers"]
     epsilon = OLMO_EPSILON if kind == "olmo" else settings.get(EPSILONS.get(kind, "rms_norm_eps"))
     settings |= {
-        "vocab_size": TOKENS, "intermediate_size": CHANNELS, "max_position_embeddings": POSITIONS,
+        "vocab_size": TOKENS, "hidden_size": HIDDEN_A_HEAD * settings["num_attention_heads"],
+        "head_dim": facts.head_dim(config), "intermediate_size": CHANNELS, "max_position_embeddings": POSITIONS,
         "original_max_position_embeddings": POSITIONS, "sliding_window": None, "use_sliding_window": False,
         "hidden_act": facts.activation(config), "hidden_activation": facts.activation(config), "rms_norm_eps": epsilon,
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "dtype": "float32",

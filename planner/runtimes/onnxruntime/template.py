@@ -85,6 +85,8 @@ def build(spec: ModelSpec, config: Any, scratch: Path) -> Template:
         shapes[name] = (outputs, inputs) if is_table else (inputs, outputs)
     _check_complete(weights, spec)
     vectors = {name: vector for name, i in labels.items() if (vector := read_vector(i, made)) is not None}
+    for name in labels.keys() - weights.keys() - vectors.keys():
+        _widen(labels[name], made.hidden)
     for name in (*weights, *vectors):
         labels[name].CopyFrom(onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT))
     del model.graph.value_info[:]  # shapes between the products are the stand-in's
@@ -158,6 +160,20 @@ def read_vector(initializer: Any, made: Standin) -> Vector | None:
             raise InputError(f"a vector of the model must be whole in the graph, {initializer.name} splits {name}")
         parts.append(Rows(name, 0, true))
     return Vector(tuple(parts), float(offset[0]))
+
+
+def _widen(initializer: Any, hidden: tuple[int, int]) -> None:
+    """A vector of the builder's own, as long as the model's hidden size: OLMo's norms have no weights but ones."""
+    import onnx
+
+    small, true = hidden
+    if list(initializer.dims) != [small] or initializer.data_type != onnx.TensorProto.FLOAT:
+        return
+    values = set(onnx.numpy_helper.to_array(initializer))
+    if len(values) != 1:
+        raise InputError(f"a vector of the builder's own must hold one value, {initializer.name} has {len(values)}")
+    whole = np.full(true, values.pop(), np.float32)
+    initializer.CopyFrom(onnx.numpy_helper.from_array(whole, initializer.name))
 
 
 def _check_complete(sources: dict[str, tuple[Rows, ...]], spec: ModelSpec) -> None:
