@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +109,9 @@ def command(name: str, folder: Path, minutes: float) -> list[str]:
     )
 
 
-def measured(name: str, arguments: list[str]) -> list[dict[str, Any]]:
-    """Run a command; a row for each stage that it says, by when it said so, and one for the whole."""
+def measured(name: str, arguments: list[str], kill: Callable[[str], bool] = lambda line: False) -> list[dict[str, Any]]:
+    """Run a command; a row for each stage that it says, by when it said so, and one for the whole. The first line that
+    `kill` is true of ends it by SIGKILL."""
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
     child = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -136,16 +139,21 @@ def measured(name: str, arguments: list[str]) -> list[dict[str, Any]]:
         begun.update(seconds=seconds, cpu=now["cpu"])
 
     assert child.stderr is not None
+    killed = False
     for line in child.stderr:
         print(line.rstrip(), file=sys.stderr, flush=True)
         found = STAGE.match(line)
         if found and found["stage"] != now["stage"]:
             close(found["stage"])
+        if not killed and kill(line):
+            child.kill()
+            killed = True
     _, status, usage = os.wait4(child.pid, 0)
     over.set()
     close("end")
-    if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"{name} ended with {os.waitstatus_to_exitcode(status)}")
+    code = os.waitstatus_to_exitcode(status)
+    if code != (-signal.SIGKILL if killed else 0):
+        raise SystemExit(f"{name} ended with {code}")
     whole = {"seconds": time.perf_counter() - started, "cpu_seconds": usage.ru_utime + usage.ru_stime}
     return [*rows, {"command": name, "stage": "whole", **whole, "peak_bytes": usage.ru_maxrss * 1024}]
 

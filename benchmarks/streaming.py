@@ -2,14 +2,17 @@
 stage, of planning, of exporting for llama.cpp and ONNX Runtime, and of the first token there.
 
     python benchmarks/streaming.py [--layers 4] [--memory 6GB] [--minutes 1] [--commands train,plan,...] [--folder DIR]
+                                   [--kill 2] [--tokens 16] [--quantizer rtn]
 
 The shape of Llama-2-7B with random weights in bfloat16, made on the spot, a block at a time: what it says is worth
 nothing, what it costs is real. A block is as wide as in the whole model, so peaks are those of the whole, but for what
 grows with blocks (none that is held); times are for `--layers` of its 32. With few `--minutes` stages read the least
-text. Every command runs in a process of its own.
+text. Every command runs in a process of its own. With `--kill N` the training is killed in the block after the first N
+whose codes are there, and the next command goes on with it.
 
 With `--tokens 16` windows are that short, for a slow machine: the weights are held as with long ones, and what blocks
-read of 64 windows of 256 tokens adds three times 134 MB.
+read of 64 windows of 256 tokens adds three times 134 MB. With `--quantizer rtn` codes are rounded, without channel
+scales: the quickest way to all 32 blocks, for what comes after the codes.
 
     python benchmarks/streaming.py --same MODEL --data FILE
 
@@ -23,6 +26,7 @@ import json
 import math
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +35,9 @@ from half_billion import measured, print_rows, save_tokenizer
 from scale import SHAPES
 
 SHAPE, BLOCKS = SHAPES["Llama-2-7B"], 32
+PREPARING = "preparing"
 STD = 0.02  # of the weights
-MOST_GB = {"train": 6.0}  # of a command; the others may take what the target says of them all
+MOST_GB = {"train": 6.0, "train-killed": 6.0}  # of a command; the others may take what the target says of them all
 OTHERS_GB = 24.0
 SAME_BITS, SAME_TOKENS = (2, 8), 64  # of the comparison: whatever is read, it is the same or not
 COMMANDS = ("train", "plan-llamacpp", "export-llamacpp", "run-llamacpp", "plan-onnxruntime", "export-onnxruntime",
@@ -59,6 +64,8 @@ class Given:
     data: Path
     commands: tuple[str, ...]
     tokens: int | None
+    quantizer: str
+    kill: int | None
 
 
 def main() -> None:
@@ -69,6 +76,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parent.parent / "LICENSE")
     parser.add_argument("--commands", default=",".join(COMMANDS))
     parser.add_argument("--tokens", type=int, metavar="N", help="windows of N tokens")
+    parser.add_argument("--quantizer", default="gptq", choices=("gptq", "rtn"))
+    parser.add_argument("--kill", type=int, metavar="N", help="kill the training once N blocks have their codes")
     parser.add_argument("--folder", type=Path, help="keep the model and the supernet here")
     parser.add_argument("--same", metavar="MODEL", help="compare the two ways for this model instead")
     given = parser.parse_args()
@@ -77,12 +86,15 @@ def main() -> None:
         if given.same:
             compare(given.same, given.data, folder)
         commands = tuple(given.commands.split(","))
-        run(folder, Given(given.layers, given.memory, given.minutes, given.data, commands, given.tokens))
+        run(folder, Given(given.layers, given.memory, given.minutes, given.data, commands, given.tokens,
+                          given.quantizer, given.kill))  # fmt: skip
 
 
 def run(folder: Path, given: Given) -> None:
     weights = make_model(folder / "model", given.layers)
     rows = []
+    if given.kill is not None:
+        rows += measured("train-killed", command("train", folder, given), within_block(folder, given.kill))
     for name in given.commands:
         rows += measured(name, command(name, folder, given))
     print_rows(rows)
@@ -92,7 +104,19 @@ def run(folder: Path, given: Given) -> None:
         for name, row in wholes.items()
     ]
     finish(__file__, claims, layers=given.layers, of_layers=BLOCKS, weights_bytes=weights, memory=given.memory,
-           minutes=given.minutes, tokens=given.tokens, rows=rows)  # fmt: skip
+           minutes=given.minutes, tokens=given.tokens, quantizer=given.quantizer, rows=rows)  # fmt: skip
+
+
+def within_block(folder: Path, blocks: int) -> Callable[[str], bool]:
+    """Whether a training, which just said a line, is well within the block after the first `blocks`, and the head."""
+    said: list[str] = []
+
+    def within(line: str) -> bool:
+        found = len(list((folder / "supernet" / PREPARING).glob("codes-*.safetensors")))
+        said.extend([line] if found == blocks + 1 else [])
+        return len(said) > 1  # the first of them comes when that block begins
+
+    return within
 
 
 def make_model(folder: Path, layers: int) -> int:
@@ -136,19 +160,21 @@ def command(name: str, folder: Path, given: Given) -> list[str]:
     what, _, runtime = name.partition("-")
     supernet, plan, package = (str(folder / f"{part}") for part in ("supernet", f"{runtime}.json", runtime))
     options = {
-        "train": ["train", str(folder / "model"), "--quantizer", "gptq", "--bits", "2,4,8", "--train-bits", "none",
-                  "--data", str(given.data), "--memory", given.memory, "--minutes", f"{given.minutes:g}", "--resume",
-                  "--out", supernet],
+        "train": ["train", str(folder / "model"), "--quantizer", given.quantizer, "--bits", "2,4,8",
+                  "--train-bits", "none", "--data", str(given.data), "--memory", given.memory,
+                  "--minutes", f"{given.minutes:g}", "--resume", "--out", supernet],
         "plan": ["plan", supernet, "--device", "laptop-i5-1240p-8gb", "--runtime", runtime, "--context", "512",
                  "--mem", f"{0.6 + 0.15 * given.layers:.2f}GB", "--out", plan],
         "export": ["export", plan, "--out", package],
         "run": ["run", package, "The", "--max-tokens", "1"],
     }  # fmt: skip
     if what == "train" and given.tokens:
-        recipe = {"bits": [2, 4, 8], "quantizer": "gptq", "train_bits": [], "data": str(given.data), "steps": 1,
-                  "window_tokens": given.tokens}  # fmt: skip
+        recipe = {"bits": [2, 4, 8], "quantizer": given.quantizer, "train_bits": [], "data": str(given.data),
+                  "steps": 1, "window_tokens": given.tokens}  # fmt: skip
+        recipe |= {"awq": 0.0} if given.quantizer == "rtn" else {}
         return [sys.executable, "-c", SHORT, str(folder / "model"), supernet, json.dumps(recipe)]
-    return bitfleet + options[what]
+    rounded = ["--awq", "0"] if what == "train" and given.quantizer == "rtn" else []
+    return bitfleet + options[what] + rounded
 
 
 def compare(model: str, data: Path, folder: Path) -> None:
