@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -63,10 +64,14 @@ def refuse_other_tensors(source: Any, missing: Iterable[str], unexpected: Iterab
         raise InputError(f"{source}: of its tensors {over}; mend config.json, or merge or remove them")
 
 
-def refuse_not_finite(source: Any, model: Any) -> None:
-    """InputError naming the first weight that holds a NaN or an infinity."""
+def mark_of(source: Any, model: Any) -> str:
+    """What tells other weights from these, and weights of the same shapes from each other: a SHA-256 of the least and
+    the largest value of each. InputError naming the first weight that holds a NaN or an infinity."""
+    mark = hashlib.sha256()
     for name, parameter in model.named_parameters():
         with present(parameter):
             low, high = parameter.aminmax()  # a NaN anywhere is in both
         if not (low.isfinite() and high.isfinite()):
             raise InputError(f"{source}: the weight {name} has values that are NaN or infinite; get a sound copy")
+        mark.update(f"{name} {low.item()!r} {high.item()!r}\n".encode())
+    return mark.hexdigest()

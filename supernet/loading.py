@@ -13,7 +13,7 @@ import torch
 
 from records.atomic import write_text
 from records.errors import InputError, MissingError, NotInstalledError
-from supernet.account import Account, refuse_not_finite
+from supernet.account import Account, mark_of
 from supernet.experts import unstacked
 from supernet.model import is_tied, spec_of_model
 from supernet.refusals import refuse_config, refuse_model, refuse_token_ids, refuse_tokenizer
@@ -28,13 +28,14 @@ WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")  # o
 
 @dataclass(frozen=True)
 class Loaded:
-    """A full model in eval mode and frozen, its tokenizer, the settings of generation that came with it, and the
-    account of what was read."""
+    """A full model in eval mode and frozen, its tokenizer, the settings of generation that came with it, the account of
+    what was read, and the mark of its weights."""
 
     model: Any
     tokenizer: Any
     generation: dict[str, Any]
     account: Account
+    mark: str
 
     @property
     def runs_code(self) -> bool:
@@ -100,10 +101,10 @@ def load_model(
     refuse_tokenizer(opened.path, tokenizer, config.get_text_config().vocab_size)
     read = opened.streamed if streamed else opened.weights
     model, account = read(config, trust_remote_code, dtype)
-    refuse_not_finite(opened.path, model)
+    mark = mark_of(opened.path, model)
     settings = opened.generation()
     _settle(model, settings)
-    return Loaded(model.eval().requires_grad_(False), tokenizer, settings, account)
+    return Loaded(model.eval().requires_grad_(False), tokenizer, settings, account, mark)
 
 
 def open_source(source: str) -> Source:

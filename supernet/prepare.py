@@ -24,7 +24,7 @@ from supernet.clock import Clock, fewer
 from supernet.evidence import proof_tokens
 from supernet.exact import in_float32
 from supernet.expected import Cost, Pass, expected_seconds, step_seconds
-from supernet.folder import PREPARING, begin
+from supernet.folder import PREPARING, begin, begun_start
 from supernet.gate import Gate
 from supernet.loading import Loaded, model_name
 from supernet.model import check_head, hidden_states, in_compute_dtype, spec_of_model
@@ -67,7 +67,7 @@ def prepare(
     check_head(model)
     if recipe.window_tokens > spec.max_context:
         raise InputError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
-    shelf = shelf_of(out, model, {"source": source, "recipe": recipe.to_json()})
+    shelf = shelf_of(out, model, {"source": source, "recipe": recipe.to_json(), "weights": loaded.mark})
     progress("time stages", 0, 1)
     clock.expect(*stage_costs(model, spec, recipe, device), recipe.learns)
     with clock.stage("sample text"):
@@ -97,11 +97,19 @@ def prepare(
 
 
 def shelf_of(out: Path, model: Any, info: dict[str, Any]) -> Shelf:
-    """Where what is made on the way waits; a folder inside `out`, new or begun, for a model that stays in its files."""
+    """Where what is made on the way waits; a folder inside `out`, new or begun, for a model that stays in its files.
+
+    InputError where it was begun with other weights: blocks of two models would be one.
+    """
     if not streams(model):
         return InMemory()
-    if not (out / PREPARING).exists():
+    begun = begun_start(out)
+    if begun is None:
         begin(out, info)
+    elif begun.get("weights") != info["weights"]:
+        raise InputError(
+            f"{out} was begun with other weights than {info['source']} has now; put those back, or give a new --out"
+        )
     return OnDisk(out / PREPARING)
 
 

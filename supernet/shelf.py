@@ -6,7 +6,6 @@ is whole. Its codes are read from the file whenever they are computed with.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from records.atomic import write_json
+from records.reading import read_value
 from supernet.files import open_tensors, read_tensors, write_tensors
 from supernet.grids import GRIDS, QuantizedWeight
 from supernet.mapped import MappedTensors
@@ -146,7 +146,7 @@ class OnDisk(Shelf):
         path = self.folder / f"{name}.json"
         if not path.exists():
             write_json(path, make())
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_value(path, "note of a start", "start again with a new --out")
 
     def file(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         if not self.has(name):

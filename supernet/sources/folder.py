@@ -196,10 +196,14 @@ class FolderSource(Source):
 
 
 def _tensor(path: Path, name: str) -> Tensor:
-    from safetensors import safe_open
+    """InputError where the file is another than when its folder was opened: hours may lie between."""
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="pt") as file:
-        return cast(Tensor, file.get_tensor(name))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return cast(Tensor, file.get_tensor(name))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} was changed while it was needed ({error}); put it back and go on") from None
 
 
 def _generation(path: Path) -> dict[str, Any]:

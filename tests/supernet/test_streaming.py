@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,18 +152,74 @@ def test_a_killed_process_leaves_what_another_goes_on_from(
 
 def test_going_on_is_with_the_same_model_and_options(narrow: str, data: str, tmp_path: Path) -> None:
     out, recipe = tmp_path / "net", replace(RECIPE, data=data)
-
-    def interrupt(seen: str, done: int, total: int) -> None:
-        if seen.startswith("quantize"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        create(narrow, out, recipe, streamed=True, progress=interrupt)
+    stopped(narrow, out, recipe)
     other = str(save_tiny(tmp_path / "other"))
     with pytest.raises(InputError, match="was begun from another model"):
         create(other, out, recipe, resume=True)
     with pytest.raises(InputError, match="--bits must be 2,4,8, as the training"):
         create(narrow, out, replace(recipe, bits=(2, 8)), resume=True, typed={"bits": "--bits"})
+
+
+def stopped(source: str, out: Path, recipe: Recipe) -> None:
+    """Stop a making in its second block."""
+
+    def interrupt(seen: str, done: int, total: int) -> None:
+        if seen.startswith("quantize") and done >= 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create(source, out, recipe, streamed=True, progress=interrupt)
+
+
+def test_going_on_is_with_the_same_weights(narrow: str, data: str, tmp_path: Path) -> None:
+    """Blocks of two models, of one shape and in one place, would be one supernet."""
+    model, out, recipe = tmp_path / "model", tmp_path / "net", replace(RECIPE, data=data)
+    shutil.copytree(narrow, model)
+    stopped(str(model), out, recipe)
+    other = tiny_model("qwen2", seed=1, tie_word_embeddings=False, num_hidden_layers=3)
+    other.to(torch.bfloat16).save_pretrained(model, max_shard_size="100KB")
+    with pytest.raises(InputError, match=f"{out} was begun with other weights than {model} has now"):
+        create(str(model), out, recipe, resume=True)
+
+
+def test_whatever_file_of_a_start_is_cut_short_is_named(
+    narrow: str, data: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    """Or nobody asks for it any more, and the supernet is the one that was begun."""
+    begun, recipe = tmp_path / "begun", replace(RECIPE, data=data)
+    stopped(narrow, begun, recipe)
+    named = []
+    for path in sorted((begun / PREPARING).iterdir()):
+        out = tmp_path / path.stem
+        shutil.copytree(begun, out)
+        cut = out / PREPARING / path.name
+        os.truncate(cut, cut.stat().st_size // 2)
+        try:
+            assert told(create(narrow, out, recipe, resume=True)) == expected
+        except InputError as error:
+            assert str(cut) in str(error) and "\n" not in str(error)
+            named.append(path.name)
+    assert {"counts.json", "plain-rounding.json", "windows.safetensors", "codes-lm_head.safetensors"} <= set(named)
+    assert [name for name in named if name.startswith("gradients")] == ["gradients-001.safetensors"]
+
+
+@pytest.mark.parametrize("how", [Path.unlink, lambda path: os.truncate(path, 100)], ids=["gone", "cut"])
+def test_a_shard_that_is_changed_meanwhile_is_named(
+    how: Callable[[Path], object], narrow: str, data: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    model, out, recipe = tmp_path / "model", tmp_path / "net", replace(RECIPE, data=data)
+    shutil.copytree(narrow, model)
+    shard = model / "model-00002-of-00004.safetensors"
+
+    def change(seen: str, done: int, total: int) -> None:
+        if seen.startswith("plain rounding") and not done and shard.exists() and shard.stat().st_size > 100:
+            how(shard)
+
+    with pytest.raises(InputError, match=f"{shard} was changed while it was needed"):
+        create(str(model), out, recipe, streamed=True, progress=change)
+    shutil.copyfile(Path(narrow) / shard.name, shard)
+    found = told(create(str(model), out, recipe, resume=True))
+    assert found["hashes"] == expected["hashes"]
 
 
 @pytest.mark.parametrize(
