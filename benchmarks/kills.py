@@ -4,8 +4,9 @@
 
 Each command runs in a process of its own, forked from one that has imported everything, so that a run takes seconds.
 A training is killed up to three times in a row before it may finish; then its losses and weights must be those of one
-that went through, to the last bit. A plan must be the same plan, an export the same package; while it is killed, an
-older package stays whole. SIGINT and SIGTERM must end with their exit codes and leave no process behind; what SIGKILL
+that went through, to the last bit. So must those of a model that stays in its files (`supernet.streaming`) be those of
+one made in memory. A plan must be the same plan, an export the same package; while it is killed, an older package stays
+whole. SIGINT and SIGTERM must end with their exit codes and leave no process behind; what SIGKILL
 leaves must be gone after the next run.
 """
 
@@ -38,7 +39,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 BEGUN_S = 0.1  # after the fork; before, it may not be our code yet that a signal meets
 ENDS = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (143,), signal.SIGINT: (130,)}
 IN_A_ROW = 3  # kills of one training at most
-SHARES = {"train": 0.5, "plan": 0.25, "export": 0.25}
+SHARES = {"train": 0.3, "stream": 0.3, "plan": 0.2, "export": 0.2}
 HEAVY = (
     "torch", "transformers", "transformers.models.llama.modeling_llama", "accelerate", "scipy.optimize", "optuna",
     "onnx", "onnxruntime", "onnxruntime_genai", "supernet.create", "supernet.evaluate", "planner.pipeline",
@@ -143,13 +144,23 @@ def forked(arguments: tuple[str, ...], log: Path) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # before the command sets its own
         import cli
 
-        cli.main(list(arguments))
+        cli.main(as_command(arguments))
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 0
     except KeyboardInterrupt:  # before or after the command itself
         code = 0
     finally:
         os._exit(code)
+
+
+def as_command(arguments: tuple[str, ...]) -> list[str]:
+    """What is run; to `stream` is to train and leave the model in its files, however small it is."""
+    if arguments[0] != "stream":
+        return list(arguments)
+    import commands.needs
+
+    commands.needs._streams = lambda *about, **more: True
+    return ["train", *arguments[1:]]
 
 
 def session(pid: int) -> int | None:
@@ -170,30 +181,45 @@ def index(net: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def steps_kept(net: Path) -> int:
+def kept(net: Path) -> tuple[bool, int]:
+    """Whether a start is whole; then the steps that were kept, before it the blocks whose codes are there."""
     from supernet.files import read_tensors
+    from supernet.folder import PREPARING
 
+    if index(net) is None:
+        return False, len(list((net / PREPARING).glob("codes-*.safetensors")))
     path = net / "training.safetensors"
-    return len(read_tensors(path)[1]["history"]) if path.exists() else 0
+    return True, len(read_tensors(path)[1]["history"]) if path.exists() else 0
 
 
 def trainings(runs: Runs, kills: int) -> None:
-    """Trainings that are killed and gone on with, beside one that went through."""
-    options = ("model", *TRAIN, "--data", "text.txt")
-    runs.whole("train", *options, "--out", "whole")
-    expected, left = index(Path("whole")), names(Path("whole"))
-    for number in kills_in_rows(runs, "train", kills):
+    makings(runs, kills, "train", "model", *TRAIN, "--data", "text.txt")
+
+
+def streamings(runs: Runs, kills: int) -> None:
+    makings(runs, kills, "stream", "model", *TRAIN, "--train-bits", "none", "--data", "text.txt")
+
+
+def makings(runs: Runs, kills: int, command: str, *options: str) -> None:
+    """Supernets whose making is killed and gone on with, beside one that went through, in memory."""
+    whole = Path(f"whole-{command}")
+    runs.whole("train", *options, "--out", str(whole))
+    expected, left = index(whole), names(whole)
+    if command != "train":
+        runs.whole(command, *options, "--out", "once")
+        shutil.rmtree("once")
+    for number in kills_in_rows(runs, command, kills):
         net = Path(f"net{number}")
         for _ in range(runs.random.randint(1, IN_A_ROW)):
-            before = steps_kept(net)
-            runs.kill("train", *options, "--out", str(net), "--resume")
+            before = kept(net)
+            runs.kill(command, *options, "--out", str(net), "--resume")
             found = index(net)
             if found and found["info"]["finished"]:
                 break
-            if steps_kept(net) < before:
-                runs.tally.fail("lost", f"{net}: {steps_kept(net)} steps after {before}")
+            if kept(net) < before:
+                runs.tally.fail("lost", f"{net}: {kept(net)} after {before}")
         else:
-            runs.whole("train", *options, "--out", str(net), "--resume")
+            runs.whole(command, *options, "--out", str(net), "--resume")
         found = index(net)
         if found is None or not found["info"]["finished"]:
             continue  # told already
@@ -201,7 +227,7 @@ def trainings(runs: Runs, kills: int) -> None:
         if not same:
             runs.tally.fail("unequal", f"{net}: {found['info']['losses']}")
         if names(net) != left:  # a run that was killed when it was done is tidied by the next one
-            runs.again("train", *options, "--out", str(net), "--resume")
+            runs.again(command, *options, "--out", str(net), "--resume")
         check_left(runs, net, left)
         shutil.rmtree(net)
 
@@ -225,27 +251,27 @@ def check_left(runs: Runs, folder: Path, expected: list[str]) -> None:
 
 def plans(runs: Runs, kills: int) -> None:
     """Plans whose finalists have to be measured; the measurements of others stay."""
-    options = ("whole", *PLAN, "--trials", "20")
+    options = ("whole-train", *PLAN, "--trials", "20")
     runs.whole("plan", *options, "--out", "whole.json")
-    plan, kept = json.loads(Path("whole.json").read_text()), Path("whole", "evaluations.json")
-    left = names(Path("whole"))
+    plan, measured = json.loads(Path("whole.json").read_text()), Path("whole-train", "evaluations.json")
+    left = names(Path("whole-train"))
     for _ in kills_in_rows(runs, "plan", kills):
         others = {"another/held-out": {"subnet": {"kl": 1.0, "perplexity": 1.0, "top1": 1.0, "tokens": 1}}}
-        kept.write_text(json.dumps(others))
+        measured.write_text(json.dumps(others))
         Path("plan.json").unlink(missing_ok=True)
         runs.kill("plan", *options, "--out", "plan.json")
         runs.whole("plan", *options, "--out", "plan.json")
         found = json.loads(Path("plan.json").read_text())
         if found["compared"] != plan["compared"]:
             runs.tally.fail("unequal", "plan: other subnets or measurements")
-        if json.loads(kept.read_text()).get("another/held-out") != others["another/held-out"]:
+        if json.loads(measured.read_text()).get("another/held-out") != others["another/held-out"]:
             runs.tally.fail("lost", "plan: an evaluation of another plan")
-        check_left(runs, Path("whole"), left)
+        check_left(runs, Path("whole-train"), left)
 
 
 def exports(runs: Runs, kills: int) -> None:
     """Exports over an older package, with and without the graph in the cache."""
-    runs.whole("plan", "whole", *PLAN, "--trials", "20", "--out", "whole.json")
+    runs.whole("plan", "whole-train", *PLAN, "--trials", "20", "--out", "whole.json")
     runs.whole("export", "whole.json", "--out", "package")
     manifest = json.loads(Path("package", "manifest.json").read_text())["files"]
     left, cold = names(Path("package")), runs.seconds["export"]
@@ -255,7 +281,7 @@ def exports(runs: Runs, kills: int) -> None:
         runs.seconds["export"] = cold if number % 4 == 3 else warm
         if number % 4 == 3:
             shutil.rmtree("cache", ignore_errors=True)
-            shutil.rmtree(Path("whole", "cache"), ignore_errors=True)
+            shutil.rmtree(Path("whole-train", "cache"), ignore_errors=True)
         runs.kill("export", "whole.json", "--out", "package")
         check_package(runs, manifest, "after the kill")
         runs.whole("export", "whole.json", "--out", "package")
@@ -300,7 +326,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bitfleet-kills-") as folder:
         runs = Runs(Path(folder), arguments.seed)
         prepare(runs.work)
-        for job, share in ((trainings, "train"), (plans, "plan"), (exports, "export")):
+        for job, share in ((trainings, "train"), (streamings, "stream"), (plans, "plan"), (exports, "export")):
             job(runs, max(1, round(SHARES[share] * arguments.kills)))
         os.chdir(ROOT)
     report(runs.tally, arguments.seed)
