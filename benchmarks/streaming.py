@@ -2,7 +2,7 @@
 stage, of planning, of exporting for llama.cpp and ONNX Runtime, and of the first token there.
 
     python benchmarks/streaming.py [--layers 4] [--memory 6GB] [--minutes 1] [--commands train,plan,...] [--folder DIR]
-                                   [--kill 2] [--tokens 16] [--quantizer rtn]
+                                   [--kill 2] [--tokens 16] [--quantizer rtn] [--repeat 32]
 
 The shape of Llama-2-7B with random weights in bfloat16, made on the spot, a block at a time: what it says is worth
 nothing, what it costs is real. A block is as wide as in the whole model, so peaks are those of the whole, but for what
@@ -12,7 +12,8 @@ whose codes are there, and the next command goes on with it.
 
 With `--tokens 16` windows are that short, for a slow machine: the weights are held as with long ones, and what blocks
 read of 64 windows of 256 tokens adds three times 134 MB. With `--quantizer rtn` codes are rounded, without channel
-scales: the quickest way to all 32 blocks, for what comes after the codes.
+scales: the quickest way to them. With `--repeat 32` what comes after the training is done with a supernet of so many
+blocks, those that were made over and over (`benchmarks/repeated.py`).
 
     python benchmarks/streaming.py --same MODEL --data FILE
 
@@ -32,10 +33,11 @@ from pathlib import Path
 
 from claims import Claim, finish
 from half_billion import measured, print_rows, save_tokenizer
+from repeated import repeat_blocks
 from scale import SHAPES
 
 SHAPE, BLOCKS = SHAPES["Llama-2-7B"], 32
-PREPARING = "preparing"
+PREPARING, REPEATED = "preparing", "repeated"
 STD = 0.02  # of the weights
 MOST_GB = {"train": 6.0, "train-killed": 6.0}  # of a command; the others may take what the target says of them all
 OTHERS_GB = 24.0
@@ -66,6 +68,11 @@ class Given:
     tokens: int | None
     quantizer: str
     kill: int | None
+    repeat: int | None
+
+    @property
+    def planned_layers(self) -> int:
+        return self.repeat or self.layers
 
 
 def main() -> None:
@@ -78,6 +85,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, metavar="N", help="windows of N tokens")
     parser.add_argument("--quantizer", default="gptq", choices=("gptq", "rtn"))
     parser.add_argument("--kill", type=int, metavar="N", help="kill the training once N blocks have their codes")
+    parser.add_argument("--repeat", type=int, metavar="N", help="repeat the blocks up to N after the training")
     parser.add_argument("--folder", type=Path, help="keep the model and the supernet here")
     parser.add_argument("--same", metavar="MODEL", help="compare the two ways for this model instead")
     given = parser.parse_args()
@@ -87,7 +95,7 @@ def main() -> None:
             compare(given.same, given.data, folder)
         commands = tuple(given.commands.split(","))
         run(folder, Given(given.layers, given.memory, given.minutes, given.data, commands, given.tokens,
-                          given.quantizer, given.kill))  # fmt: skip
+                          given.quantizer, given.kill, given.repeat))  # fmt: skip
 
 
 def run(folder: Path, given: Given) -> None:
@@ -96,6 +104,8 @@ def run(folder: Path, given: Given) -> None:
     if given.kill is not None:
         rows += measured("train-killed", command("train", folder, given), within_block(folder, given.kill))
     for name in given.commands:
+        if given.repeat and name != "train" and not (folder / REPEATED).exists():
+            repeat_blocks(folder / "supernet", folder / REPEATED, given.repeat)
         rows += measured(name, command(name, folder, given))
     print_rows(rows)
     wholes = {row["command"]: row for row in rows if row["stage"] == "whole"}
@@ -104,7 +114,8 @@ def run(folder: Path, given: Given) -> None:
         for name, row in wholes.items()
     ]
     finish(__file__, claims, layers=given.layers, of_layers=BLOCKS, weights_bytes=weights, memory=given.memory,
-           minutes=given.minutes, tokens=given.tokens, quantizer=given.quantizer, rows=rows)  # fmt: skip
+           minutes=given.minutes, tokens=given.tokens, quantizer=given.quantizer, repeat=given.repeat,
+           rows=rows)  # fmt: skip
 
 
 def within_block(folder: Path, blocks: int) -> Callable[[str], bool]:
@@ -159,12 +170,13 @@ def command(name: str, folder: Path, given: Given) -> list[str]:
     bitfleet = [sys.executable, str(Path(__file__).resolve().parent.parent / "cli.py")]
     what, _, runtime = name.partition("-")
     supernet, plan, package = (str(folder / f"{part}") for part in ("supernet", f"{runtime}.json", runtime))
+    planned = str(folder / REPEATED) if given.repeat else supernet
     options = {
         "train": ["train", str(folder / "model"), "--quantizer", given.quantizer, "--bits", "2,4,8",
                   "--train-bits", "none", "--data", str(given.data), "--memory", given.memory,
                   "--minutes", f"{given.minutes:g}", "--resume", "--out", supernet],
-        "plan": ["plan", supernet, "--device", "laptop-i5-1240p-8gb", "--runtime", runtime, "--context", "512",
-                 "--mem", f"{0.6 + 0.15 * given.layers:.2f}GB", "--out", plan],
+        "plan": ["plan", planned, "--device", "laptop-i5-1240p-8gb", "--runtime", runtime, "--context", "512",
+                 "--mem", f"{0.6 + 0.15 * given.planned_layers:.2f}GB", "--out", plan],
         "export": ["export", plan, "--out", package],
         "run": ["run", package, "The", "--max-tokens", "1"],
     }  # fmt: skip
