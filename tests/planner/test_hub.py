@@ -32,10 +32,10 @@ def test_for_files_alone_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "SECONDS", 0.05)
-    monkeypatch.setattr("socket.getaddrinfo", lambda *asked: time.sleep(1))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *asked: time.sleep(60))
     started = time.perf_counter()
     hub.go_offline(["arc_easy"])
-    assert os.environ[hub.OFFLINE] == "1" and time.perf_counter() - started < 0.8
+    assert os.environ[hub.OFFLINE] == "1" and time.perf_counter() - started < 30
 
 
 @pytest.mark.parametrize(("name", "value"), [(hub.ENDPOINT, "http://localhost:1"), ("HTTPS_PROXY", "http://p.invalid")])

@@ -170,14 +170,14 @@ def test_wrong_tables_are_refused() -> None:
 def test_a_planner_may_ask_thousands_of_times_a_second() -> None:
     whole = table(noise=0.03)
     whole.estimate("ort", 4, 64, 1, 640, 640)  # fits
-    start = time.perf_counter()
+    start = time.process_time()  # others may be at work beside
     for i in range(2000):
         whole.estimate("ort", 4, 64, 1 + i % 50, 600 + i, 900)
-    assert time.perf_counter() - start < 1.0
-    start = time.perf_counter()
+    assert time.process_time() - start < 1.0
+    start = time.process_time()
     for _ in range(20000):
         whole.estimate("ort", 4, 64, 1, 640, 640)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_time_callable_counts_and_orders() -> None:

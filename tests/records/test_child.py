@@ -55,9 +55,9 @@ def test_a_signal_while_the_child_is_being_started_leaves_none(monkeypatch: pyte
 
 def test_a_signal_while_the_child_works_leaves_none() -> None:
     before = len(children())
-    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), stoppable():
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         run_child(SLEEPS)
     assert len(children()) == before and time.monotonic() - began < 30
 

@@ -180,14 +180,20 @@ def test_a_second_training_is_refused_at_once_or_waits(source: str, data: str, t
         with pytest.raises(InputError, match=rf"another training is at work in {out} \(process {os.getpid()}\)"):
             create(source, out, recipe)
         assert not out.exists()
-    code = "import sys, time; from pathlib import Path; from records.lock import locked\n"
-    code += "with locked(Path(sys.argv[1]), 'another training'): print('held', flush=True); time.sleep(0.5)\n"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert holder.stdout is not None
+    code = "import sys; from pathlib import Path; from records.lock import locked\n"
+    code += "with locked(Path(sys.argv[1]), 'another training'): print('held', flush=True); input()\n"
+    line = [sys.executable, "-c", code, str(out)]
+    holder = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert holder.stdin is not None and holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     said: list[str] = []
-    assert create(source, out, recipe, waiting=said.append).finished
-    assert holder.wait(10) == 0
+
+    def waiting(line: str) -> None:
+        said.append(line)
+        holder.communicate("\n")  # which lets it end
+
+    assert create(source, out, recipe, waiting=waiting).finished
+    assert holder.returncode == 0
     assert said == [f"another training is at work in {out} (process {holder.pid}); waiting for it"]
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
 

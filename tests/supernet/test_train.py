@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from supernet.samplers import SAMPLERS, Balanced, Sandwich, Shift, Uniform
 from supernet.schedules import SCHEDULES, Delayed, Progressive
 from supernet.space import Subnet
 from supernet.train import (
+    TIMED,
     Target,
     Trainer,
     TrainOptions,
@@ -52,14 +53,29 @@ def adapted(adapter: str = "scales", bits: Sequence[int] = (2, 3, 4)) -> Made:
     return made
 
 
-def test_checkpoints_that_take_long_are_fewer(tmp_path: Path) -> None:
+class Clock:
+    """Time that passes where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def read(self) -> float:
+        return self.now
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_checkpoints_that_take_long_are_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("supernet.train.time", SimpleNamespace(monotonic=clock.read))
     run = trainer(adapted(), tmp_path / "state", save_every=1)
     saved: list[int] = []
 
     def slowly() -> None:
         saved.append(len(run.history))
         Trainer.save(run)
-        time.sleep(0.5)  # of 10 s, which twelve steps do not take
+        clock.passes(0.5)  # steps take none of it
 
     run.save = slowly  # type: ignore[method-assign]
     run.run()
@@ -417,10 +433,13 @@ def test_a_checkpoint_without_history_is_refused(tmp_path: Path) -> None:
         run.resume()
 
 
-def test_a_schedule_s_cheap_steps_count_when_minutes_become_steps(tmp_path: Path) -> None:
+def test_a_schedule_s_cheap_steps_count_when_minutes_become_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trainer(adapted(), tmp_path / "state", steps=100, sampler="sandwich", schedule="delayed")
     assert run.average_work() == pytest.approx((passes(1) + passes(4)) / 2 / passes(4))
     assert trainer(adapted(), tmp_path / "state", steps=100).average_work() == 1
-    assert steps_for(0.5, lambda: time.sleep(0.5), 0.5) == pytest.approx(
-        2 * steps_for(0.5, lambda: time.sleep(0.5)), abs=4
-    )
+    clock = Clock()
+    monkeypatch.setattr("supernet.timing.time", SimpleNamespace(perf_counter=clock.read))
+    assert steps_for(0.5, lambda: clock.passes(0.5)) == 60 - TIMED
+    assert steps_for(0.5, lambda: clock.passes(0.5), 0.5) == 2 * (60 - TIMED)
