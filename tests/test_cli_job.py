@@ -22,6 +22,8 @@ from tests.launch import PLAIN, TWO, launch
 from tests.planner.runtime_fixtures import save_tiny
 from tests.warm import run
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "laptop-i5-1240p-8gb"
 DATA = str(ROOT / "LICENSE")  # text that is there; sampling it from the model is tested with the supernet
