@@ -129,14 +129,15 @@ def plan(
     if host is not None:
         named = hosted(named, host)
     host_limit(limits[-1], named is not None and named.host is not None)
+    searching = None if minutes is None else Searching(minutes, workers, storage, trust)
     files = None if supernet is None else trained_supernet(supernet, trust)
     load = measure = None
     if files is not None:
         asked.of(files.spec)
         load = cache(files.load)  # the weights, once for all that is measured with them
         measure = measured_quality(files, text, trust, load)
-        if minutes is not None:
-            check_searchable(files, workers)
+        if searching is not None:
+            check_searchable(files, searching)
         if tunes:
             check_tuning(files)
     elif text is not None:
@@ -144,14 +145,14 @@ def plan(
     target = named or own_device(runtime)
     if files is None:
         files = default_supernet()
-        if minutes is not None:
-            check_searchable(files, workers)
+        if searching is not None:
+            check_searchable(files, searching)
         if tunes:
             check_tuning(files)
     load = load or cache(files.load)
     measure = measure or measured_quality(files, text, trust, load)
     loaders, absent = runtimes_for(runtime, target)
-    deepen = None if minutes is None else measured_search(files, Searching(minutes, workers, storage, trust), load)
+    deepen = None if searching is None else measured_search(files, searching, load)
     workload, contexts = asked.of(files.spec)
     made = pipeline.plan_any(
         files,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from commands.measuring import check_full_model, full_model
+from commands.studies import JOURNAL, journal, named
 from commands.terminal import note
 from commands.waiting import Report, progress
 from planner.search.crew import Crew, fresh_names
@@ -27,20 +28,21 @@ if TYPE_CHECKING:
     from supernet.checkpoint import SupernetFiles
     from supernet.reference import Reference
 
-KEPT, STUDIES = "searching.safetensors", "searches"
+KEPT = "searching.safetensors"
 
 
-def check_searchable(files: SupernetFiles, workers: int = 1) -> None:
+def check_searchable(files: SupernetFiles, asked: Searching) -> None:
     """MissingError before anything else where the full model is needed and gone, InputError where the memory cannot
-    hold so many workers."""
+    hold so many workers, or the study cannot be opened."""
     if not files.place(KEPT).exists():
         check_full_model(files, "searching", ", or plan without --minutes")
     require_training()
-    if workers > 1:
+    if asked.workers > 1:
         from commands.needs import check_searching_needs
         from supernet.recipe import Recipe
 
-        check_searching_needs(files.spec, Recipe.from_json(files.info["recipe"]), workers)
+        check_searching_needs(files.spec, Recipe.from_json(files.info["recipe"]), asked.workers)
+    _storage(files, asked)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def measured_search(
         seconds, began = 60 * asked.minutes, time.time()
         with progress() as report:
             reference = _reference(files, asked.trust, report)
-            one = _search(files, asked.storage, framed, seconds)
+            one = _search(files, asked, framed, seconds)
             names, resting = fresh_names(count), multiprocessing.get_context("spawn").Array("b", count)
             calls = [
                 (_work, files, asked, framed, proposed, began, each, Crew(number, names, resting))
@@ -108,15 +110,13 @@ def _work(
     torch.set_num_threads(threads)
     landscape = _landscape(files.load(), _reference(files, asked.trust, None), framed)
     left = 60 * asked.minutes - (time.time() - began)
-    searched(
-        framed.problem, proposed, replace(_search(files, asked.storage, framed, left), landscape=landscape, crew=crew)
-    )
+    searched(framed.problem, proposed, replace(_search(files, asked, framed, left), landscape=landscape, crew=crew))
 
 
-def _search(files: SupernetFiles, storage: str | None, framed: Framed, seconds: float) -> MeasuredSearch:
+def _search(files: SupernetFiles, asked: Searching, framed: Framed, seconds: float) -> MeasuredSearch:
     from planner.search.measured import MeasuredSearch
 
-    return MeasuredSearch(seconds, storage=storage or _journal(files), study=_name(files, framed.problem))
+    return MeasuredSearch(seconds, storage=_storage(files, asked), study=_name(files, framed.problem))
 
 
 def _landscape(supernet: Supernet, reference: Reference, framed: Framed, tick: Progress = silent) -> TiedLandscape:
@@ -143,6 +143,7 @@ class _Line:
 
 def _reference(files: SupernetFiles, trust: bool, report: Any) -> Reference:
     """Windows to search on and what the full model says of them, which is read once and kept."""
+    from supernet.files import made_again
     from supernet.landscape import WINDOWS
     from supernet.prepare import searching_windows
     from supernet.recipe import Recipe
@@ -155,14 +156,12 @@ def _reference(files: SupernetFiles, trust: bool, report: Any) -> Reference:
         windows = searching_windows(full.tokenizer, recipe, WINDOWS, report)
         first = files.reference().first
         write_references(path, {KEPT: Reference.of(full.model, windows, report, first, "for searching")})
-    return read_references(path)[KEPT]
+    with made_again(path):
+        return read_references(path)[KEPT]
 
 
-def _journal(files: SupernetFiles) -> Any:
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    return JournalStorage(JournalFileBackend(str(files.place(f"{STUDIES}.journal", writing=True))))
+def _storage(files: SupernetFiles, asked: Searching) -> Any:
+    return journal(files.place(JOURNAL, writing=True)) if asked.storage is None else named(asked.storage)
 
 
 def _name(files: SupernetFiles, problem: Problem) -> str:

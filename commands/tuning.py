@@ -6,21 +6,24 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from commands.measuring import OwnText, check_full_model, check_text, full_model, measured_on_texts
 from commands.terminal import note
 from commands.waiting import progress
+from records.errors import InputError
 from records.installed import require_training
+from records.reading import as_record, read_json
 from supernet.checkpoint import TUNED
 
 if TYPE_CHECKING:
     from planner.pipeline import Own, Tune
     from planner.plan import Plan
-    from planner.quality import Quality
+    from planner.quality import Measured, Quality
     from supernet.checkpoint import SupernetFiles
+    from supernet.space import Subnet
 
 
 TUNINGS = f"{TUNED}/tunings.json"
@@ -61,7 +64,7 @@ def tuner(
 
     def tune(made: Plan) -> Own | str:
         kept, asked = Kept(files), [made.subnet.digest, minutes, steps, seed, made.chosen.measured]
-        known = kept.known(asked)
+        known = kept.known(asked, made.subnet)
         if known is not None:
             note("the scales of this subnet were tuned before, and are taken as they are")
             return known
@@ -89,7 +92,7 @@ def tuner(
         assert written.tuned is not None
         note(f"tuned: {_beside(after, before)}; its scales are in {written.tuned.path}")
         about = Tuned(written.tuned.sha256, found.steps, seed, found.text, found.units, found.of, before)
-        return Own(about, written.fingerprint, after)
+        return Own(about, written.fingerprint, cast("Measured", after))
 
     return tune
 
@@ -101,16 +104,19 @@ class Kept:
     def __init__(self, files: SupernetFiles) -> None:
         self.files = files
 
-    def known(self, asked: Sequence[Any]) -> Own | str | None:
+    def known(self, asked: Sequence[Any], subnet: Subnet) -> Own | str | None:
         from planner.pipeline import Own
-        from planner.plan import Tuned
-        from supernet.tuned import tuned_path
+        from supernet.tuned import with_tuned
 
         found = self._read().get(self._key(asked))
-        if found is None or "line" in found:
-            return None if found is None else str(found["line"])
-        own = Own(Tuned(**found["tuned"]), found["fingerprint"], found["measured"])
-        return own if tuned_path(self.files, own.tuned.sha256).is_file() else None
+        try:
+            if isinstance(found, dict) and isinstance(found.get("line"), str):
+                return str(found["line"])
+            own = cast("Own", as_record(Own, found, "a tuning"))
+            with_tuned(self.files, own.tuned.sha256, subnet)
+        except InputError:
+            return None
+        return own
 
     def keep(self, asked: Sequence[Any], own: Own | str) -> None:
         from records.atomic import write_json
@@ -123,8 +129,8 @@ class Kept:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self.files.place(TUNINGS).read_text()))
-        except (OSError, ValueError):
+            return read_json(self.files.place(TUNINGS), "list of tunings", "")
+        except (InputError, OSError):
             return {}
 
     def _key(self, asked: Sequence[Any]) -> str:

@@ -40,7 +40,7 @@ class Own:
 
     tuned: Tuned
     fingerprint: str
-    measured: Quality
+    measured: Measured
 
 
 Tune = Callable[[Plan], Own | str]

@@ -6,7 +6,8 @@ safetensors only: nothing pickled is ever loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,10 @@ def _as_text(meta: Mapping[str, Any]) -> dict[str, str]:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the JSON object of `write_tensors`; InputError where the file is cut short or something else."""
     with open_tensors(path) as file:
-        meta = json.loads((file.metadata() or {}).get("json", "{}"))
+        try:
+            meta = json.loads((file.metadata() or {}).get("json", "{}"))
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, error) from None
         return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
 
 
@@ -85,4 +89,18 @@ def open_tensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); train the supernet again or copy it again") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is damaged ({error}); train the supernet again or copy it again")
+
+
+@contextmanager
+def made_again(path: Path) -> Iterator[None]:
+    """InputError where what is read of `path` within is damaged: as such a file is made where there is none, it says
+    to remove it."""
+    try:
+        yield
+    except (InputError, KeyError, TypeError, ValueError):
+        raise InputError(f"{path} is damaged; remove it, and it is made again") from None

@@ -19,7 +19,7 @@ from supernet.build import Supernet
 from supernet.checkpoint import TUNED, SupernetFiles
 from supernet.clock import Clock, fewer
 from supernet.evidence import alone
-from supernet.files import read_tensors, write_tensors
+from supernet.files import made_again, read_tensors, write_tensors
 from supernet.finish import LEAST_TRIAL
 from supernet.fit import fitting_steps
 from supernet.loading import Loaded
@@ -121,9 +121,11 @@ def _windows(
         return training_windows(full.tokenizer, recipe, progress), str(recipe.data)
     path = files.place(f"{TUNED}/windows-{seed}.safetensors", writing=True)
     if path.exists():
-        kept, about = read_tensors(path)
-        if len(kept["windows"]) >= count or clock.seconds is None:
-            return kept["windows"], about["text"]
+        with made_again(path):
+            kept, about = read_tensors(path)
+            found, text = kept["windows"], str(about["text"])
+        if len(found) >= count or clock.seconds is None:
+            return found, text
     another = recipe.seed + seed + 1  # than the one that wrote the held-out windows
     seconds, tokens = clock.seconds_for(STAGES[0]), recipe.window_tokens
     model = in_compute_dtype(full.model)

@@ -18,6 +18,10 @@ from typing import Any
 import pytest
 
 from commands.plan import repeating
+from commands.tuning import Kept
+from planner.pipeline import Own
+from planner.plan import Plan
+from supernet.checkpoint import open_supernet
 from tests.launch import PLAIN, TWO, launch
 from tests.planner.runtime_fixtures import save_tiny
 from tests.warm import run
@@ -252,6 +256,16 @@ def test_minutes_of_search_are_kept_beside_the_supernet_and_go_on(
     assert traces[1]["trials"] >= traces[0]["trials"] > 1
     losses = [one["compared"][0]["measured"]["kl"] for one in (plain, first, second)]
     assert losses[0] >= losses[1] >= losses[2]
+    (net / "searching.safetensors").write_bytes(b"hello")
+    done = bitfleet("plan", net, *tight, "--minutes", 0.1)
+    assert done.code == 2
+    assert done.error == f"{net}/searching.safetensors is damaged; remove it, and it is made again"
+    (net / "searches.journal").write_text("hello\n")
+    done = bitfleet("plan", net, *tight, "--minutes", 0.1)
+    assert done.code == 2 and f"{net}/searches.journal is damaged" in done.error
+    assert len(done.err.splitlines()) == 1  # before any work
+    unknown = bitfleet("plan", net, *tight, "--minutes", 0.1, "--storage", "nowhere")
+    assert unknown.code == 2 and "--storage is an address that Optuna can open" in unknown.error
 
 
 def test_workers_share_the_minutes_of_search(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
@@ -318,11 +332,35 @@ def test_a_plan_is_tuned_and_its_package_is_of_what_was_tuned(
     told = bitfleet("verify", folders[0], "--beside", folders[1], "--json")
     rows = {row["name"]: row for row in json.loads(told.out)["rows"]}
     assert rows["KL to llamacpp"]["measured"] < 0.01
+    _tunings_that_are_damaged_are_made_again(net, Plan.load(out), kept)
     kept.unlink()
     for gone in (("export", out, "--out", tmp_path / "more"), ("evaluate", net, "--subnet", out)):
         done = bitfleet(*gone)
         assert done.code == 2
         assert f"the plan was tuned, and its numbers are not at {kept}" in done.error
+
+
+def _tunings_that_are_damaged_are_made_again(net: Path, made: Plan, kept: Path) -> None:
+    listed = kept.with_name("tunings.json")
+    ((key, said),) = json.loads(listed.read_text()).items()
+    asked, tunings = ("the same",), Kept(open_supernet(net))
+    key = tunings._key(asked)
+
+    def known() -> object:
+        return tunings.known(asked, made.subnet)
+
+    wrong = [None, 5, "x", [], {}, {"line": 3}, {**said, "more": 1}, {**said, "tuned": {}}]
+    wrong += [{**said, "measured": {"kl": value}} for value in ("x", math.nan)]
+    wrong += [{**said, "tuned": {**said["tuned"], "sha256": value}} for value in ("../x", "0" * 64)]
+    for damaged in (b"", b"[1, 2]", b'{"a": ', b"\xff", *(json.dumps({key: one}).encode() for one in wrong)):
+        listed.write_bytes(damaged)
+        assert known() is None, damaged
+    listed.write_text(json.dumps({key: said}))
+    assert isinstance(known(), Own)
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-4])
+    assert known() is None
+    kept.write_bytes(whole)
 
 
 def test_tuning_needs_the_full_model_and_says_so_at_once(

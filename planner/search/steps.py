@@ -52,9 +52,12 @@ class StepSampler(BaseSampler):
 
     def __init__(self, problem: Problem, landscape: Landscape, worker: int = 0) -> None:
         self.problem, self.landscape, self.worker = problem, landscape, worker
-        self.distributions: dict[str, BaseDistribution] = {
-            "+".join(units): CategoricalDistribution(["+".join(map(str, option)) for option in options])
+        self.options = {
+            "+".join(units): ["+".join(map(str, option)) for option in options]
             for units, options in problem.space.blocks
+        }
+        self.distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(options) for name, options in self.options.items()
         }
         self.starts: list[tuple[Subnet, str]] = []
         self.waiting: list[tuple[Subnet, str]] = []
@@ -93,9 +96,18 @@ class StepSampler(BaseSampler):
         return self.problem.space.at([int(number) for number in numbers])
 
     def measured(self, study: Study) -> dict[Subnet, tuple[float, str]]:
-        """Every subnet that was measured, by whichever process, with its loss and who proposed it."""
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        """Every subnet that was measured, by whichever process, with its loss and who proposed it. What else a study
+        holds, from another version or by another hand, is passed over."""
+        trials = filter(self._ours, study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         return {self.subnet(one.params): (one.values[0], one.user_attrs[SOURCE]) for one in trials}
+
+    def _ours(self, trial: FrozenTrial) -> bool:
+        values, options = trial.params, self.options
+        return (
+            isinstance(trial.user_attrs.get(SOURCE), str)
+            and values.keys() == options.keys()
+            and all(values[name] in options[name] for name in options)
+        )
 
     def prepare(self, study: Study) -> None:
         """Forget what waits and was measured; where nothing is left, let new steps wait. None do where no subnet has
@@ -119,7 +131,7 @@ class StepSampler(BaseSampler):
         trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         young = (one for one in trials if one.datetime_start is not None and one.datetime_start > started)
         mine = (one for one in young if worker is None or one.user_attrs.get(WORKER) == worker)
-        return [one for one in mine if len(one.params) == len(self.distributions)]
+        return [one for one in mine if self._ours(one)]
 
     def begun_before(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether a step is that of an earlier trial: of two that propose it at once, the first measures it."""
