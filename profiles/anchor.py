@@ -28,6 +28,8 @@ from records.errors import InputError
 _TYPE = re.compile(r"\b(IQ\d\w*|TQ\d\w*|MXFP4|BF16|F16|F32|Q\d_\w+)\b")
 _GPUS = {"CUDA": "cuda", "METAL": "metal", "MTL": "metal", "VULKAN": "vulkan"}
 _OTHERS = ("ROCM", "HIP", "SYCL", "OPENCL", "CANN", "MUSA", "RPC")
+MOST_PARAMETERS = 1e14
+MOST_OFF = 100.0  # times that a figure may be faster or slower than the estimate: beyond it, a unit is mistaken
 DEEPEST_TOKENS = 1024  # of cache that a figure may have been measured with: beyond it, reading the cache counts
 
 
@@ -43,7 +45,10 @@ class Figure:
 
 
 def layers_of(parameters: float) -> int:
-    """How many layers a language model of so many parameters has: within a fifth from 3 to 70 billion."""
+    """How many layers a language model of so many parameters has: within a fifth from 3 to 70 billion. InputError for
+    more than any model has."""
+    if parameters > MOST_PARAMETERS:
+        raise InputError(f"a model has at most {MOST_PARAMETERS / 1e9:.0f}B parameters, got {parameters / 1e9:.3g}B")
     return round(32 * (parameters / 7e9) ** 0.4)
 
 
@@ -107,12 +112,19 @@ def _number(row: Mapping[str, Any], name: str, where: str) -> float:
 
 def anchored(device: DeviceProfile, seen: Sequence[Figure], build: str = "") -> DeviceProfile:
     """`device` with its estimate rescaled for every kind of type of the backends that were `seen`, and a narrower band
-    (see `profiles.shares`). What was anchored before on those backends is replaced. InputError without a bandwidth."""
+    (see `profiles.shares`). What was anchored before on those backends is replaced. InputError without a bandwidth, and
+    for a figure that no mistake of the estimate explains."""
     bandwidth, cores = published_bandwidth(device), device.threads or device.cores_physical
     logs: dict[str, list[tuple[str, float]]] = {}
     for figure in seen:
         reading = FITTED.read_ms(figure.backend, figure.group, figure.file_bytes, bandwidth)
-        ratio = 1e3 / figure.tokens_per_s / (reading + FITTED.layers_ms(figure.backend, figure.layers, cores))
+        estimated = 1e3 / (reading + FITTED.layers_ms(figure.backend, figure.layers, cores))
+        ratio = estimated / figure.tokens_per_s
+        if not 1 / MOST_OFF <= ratio <= MOST_OFF:
+            raise InputError(
+                f"a figure is within {MOST_OFF:.0f} times the estimate, which is {estimated:.3g} tokens a second on "
+                f"{device.name}, got {figure.tokens_per_s:.3g}; check size and speed"
+            )
         logs.setdefault(figure.backend, []).append((figure.group, math.log(ratio)))
     new = [
         Calibration(RUNTIME, calibration_name(backend, part), value, "x estimate", spread)

@@ -127,3 +127,21 @@ def test_typed_figures_are_as_those_of_llama_bench(bitfleet: Any, tmp_path: Path
     read, typed = (DeviceProfile.load(out) for out in outs)
     assert read.calibrations == typed.calibrations
     assert (read.versions["llama.cpp"], "llama.cpp" in typed.versions) == ("7293 933414c0b", False)
+
+
+@pytest.mark.parametrize(
+    ("figure", "words"),
+    [
+        (f"Q4_K_M,4.92GB,{'9' * 400}B,46.2", "a model has at most 100000B parameters, got infB"),
+        (f"Q4_K_M,4.92GB,8.03B,{'9' * 400}", "a figure is within 100 times the estimate"),
+        (f"Q4_K_M,4.92GB,8.03B,0.{'0' * 300}1", "a figure is within 100 times the estimate"),
+        ("Q4_K_M,4.92MB,8.03B,46.2e3", "--figure is type, size"),
+        ("Q4_K_M,4.92TB,8.03B,46.2", "a figure is within 100 times the estimate"),
+        (f"Q4_K_M,{'9' * 400}GB,8.03B,46.2", "a size is a number and a unit"),
+    ],
+)
+def test_figures_that_no_device_has_are_refused(bitfleet: Any, tmp_path: Path, figure: str, words: str) -> None:
+    out = tmp_path / "out.json"
+    done = bitfleet("profile", "anchor", "l4-24gb", "--figure", figure, "--out", out)
+    assert done.code == 2 and words in done.error
+    assert not out.exists()
