@@ -26,18 +26,23 @@ from planner.fleet.page import page
 from planner.fleet.receipts import Receipt, accept, open_slots
 from planner.frame import loadable
 from planner.package import Entry, open_package
-from planner.plan import Margin, Plan
+from planner.plan import Margin, Plan, Tuned
 from planner.proof import Proof
-from planner.quality import EVALUATIONS_FILE, MeasuredQuality
+from planner.quality import EVALUATIONS_FILE, Measured, MeasuredQuality
 from planner.request import Budget, Workload
 from planner.rows import Row
 from planner.runtimes.onnxruntime import random_package, safety
 from planner.runtimes.onnxruntime.runtime import OnnxRuntime
 from planner.runtimes.shapes import Shape
+from planner.runtimes.vllm.runtime import Vllm
+from profiles.anchor import Figure, anchored, build_of, figures
 from profiles.catalog import load as catalogued
 from profiles.device import DeviceProfile
 from profiles.kernels import KernelEntry, KernelTable
+from profiles.shares import group_of
 from records.atomic import sha256
+from records.errors import BudgetError
+from records.reading import read_value
 from supernet.checkpoint import LOAD, SUPERNET, SupernetFiles, open_supernet, save_index
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice, SearchSpace, Subnet
@@ -68,11 +73,11 @@ def quiet() -> Any:
 # --- seeds --------------------------------------------------------------------------------------------------------
 
 
-def supernet(folder: Path) -> SupernetFiles:
+def supernet(folder: Path, grid: str = "int") -> SupernetFiles:
     """A supernet's JSON, without weights: planning needs no more."""
     spec = SHAPE.spec()
     bits = {unit.name: (8,) if unit.is_table else (2, 4, 8) for unit in spec.units}
-    space = SearchSpace.of({unit: tuple(Choice(b, 32) for b in widths) for unit, widths in bits.items()})
+    space = SearchSpace.of({unit: tuple(Choice(b, 32, grid) for b in widths) for unit, widths in bits.items()})
     recipe = {"bits": [2, 4, 8], "group_size": 32, "window_tokens": 64}
     texts = {"held-out": {"text": "tiny", "windows": 2, "tokens": 128, "first": 0, "digest": "d1"}}
     info = {"source": "tiny", "recipe": recipe, "adapter": {"name": "scales", "deploys": "scales", "options": {}},
@@ -102,6 +107,31 @@ def plan(folder: Path) -> bytes:
     return json.dumps(plan_json()).encode()
 
 
+@cache
+def gpu_plan_json() -> dict[str, Any]:
+    """Divided over two GPUs, with scales of its own, and what a plan with a host says besides."""
+    import tempfile
+
+    workload, device = Workload(128, 2, 32, kv_cache="fp8", gpus=2), catalogued("l4-24gb")
+    with tempfile.TemporaryDirectory() as scratch:
+        made = pipeline.plan_any(
+            supernet(Path(scratch), "sym"), (Vllm(),), device, workload, Budget(device.memory_bytes), trials=0,
+            command="fuzz", drawn=True,
+        )  # fmt: skip
+    quality: Measured = {"kl": 0.2, "texts": {"held-out": {"kl": 0.2, "perplexity": 9.0, "top1": 0.9, "tokens": 64}}}
+    made = replace(
+        made, tuned=Tuned("a" * 64, 8, 0, "tiny", 3, 9, quality), placement={"gpu_layers": 1, "layers": 3},
+        compared=tuple(replace(one, host_bytes=9) for one in made.compared),
+        budget=replace(made.budget, host_memory_bytes=99), margins=(Margin("gpu-layers", "1", "2", 5, 0.0, 0.1, -1.0),),
+    )  # fmt: skip
+    return json.loads(json.dumps(made.to_json()))  # type: ignore[no-any-return]
+
+
+def gpu_plan(folder: Path) -> bytes:
+    supernet(folder, "sym")
+    return json.dumps(gpu_plan_json()).encode()
+
+
 def device(folder: Path) -> bytes:
     entries = tuple(
         KernelEntry("onnxruntime", bits, 32, rows, k, n, 4, 0.1, 0.09, 0.12, 10)
@@ -111,6 +141,32 @@ def device(folder: Path) -> bytes:
     replace(known, kernels=KernelTable(entries, "2026-11-28", {"onnxruntime": "1"})).save(folder / "device.json")
     supernet(folder)
     return (folder / "device.json").read_bytes()
+
+
+def gpu_device(folder: Path) -> bytes:
+    """A GPU in a host: products that were timed for vLLM, numbers of llama.cpp's own figures."""
+    entries = tuple(
+        KernelEntry("vllm", bits, group, rows, k, n, 1, 0.1, 0.09, 0.12, 10, kernel)
+        for bits, group, kernel in ((4, 32, "marlin"), (8, 64, "humming"))
+        for rows in (1, 16) for k, n in ((64, 64), (64, 128), (128, 64))
+    )  # fmt: skip
+    table = KernelTable(entries, "2026-11-28", {"vllm": "0.20"})
+    known = anchored(hosted_gpu(), [Figure("cuda", group_of("Q4_K_M"), 5 * 10**9, 32, 90.0)], "")
+    replace(known, kernels=table).save(folder / "device.json")
+    supernet(folder, "sym")
+    return (folder / "device.json").read_bytes()
+
+
+def hosted_gpu() -> DeviceProfile:
+    return replace(catalogued("l4-24gb"), host=catalogued(DEVICE))
+
+
+def llama_bench(folder: Path) -> bytes:
+    row = {"build_number": 1, "build_commit": "a", "backends": "CUDA", "model_type": "llama 8B Q4_K - Medium",
+           "model_size": 4_900_000_000, "model_n_params": 8_030_000_000, "n_gpu_layers": 99, "n_gen": 128,
+           "n_prompt": 0, "n_depth": 0, "avg_ts": 46.2}  # fmt: skip
+    rows = [row, {**row, "model_type": "llama 8B Q8_0", "model_size": 8_500_000_000, "avg_ts": 30.0}]
+    return json.dumps(rows).encode()
 
 
 def index(folder: Path) -> bytes:
@@ -244,6 +300,22 @@ def exported() -> Index:
                  (package,), (served, refused), slots)  # fmt: skip
 
 
+def exported_gpus() -> Index:
+    """The same for a GPU with layers on its host, and one of two GPUs."""
+    one = exported()
+    on_gpus = replace(WORKLOAD, gpus=2, gpu_layers=1)
+    package = replace(one.packages[0], workload=on_gpus, host_memory=(Amount("linears", 4),))
+    served = replace(
+        one.devices[0], device=Device.of(hosted_gpu()), workload=on_gpus, host_memory_bytes=4, layers=2,
+        budget=Budget(10**9, 20.0, host_memory_bytes=10**9),
+    )  # fmt: skip
+    return replace(one, packages=(package,), devices=(served, *one.devices[1:]), slots=slots_of(package, served))
+
+
+def gpu_index(folder: Path) -> bytes:
+    return json.dumps(exported_gpus().to_json()).encode()
+
+
 def received() -> Receipt:
     rows = (Row("loads", "", 1.0, 1.0), Row("peak memory", "bytes", 10, 9), Row("time per token", "ms", 1.0, 1.1))
     return Receipt("tiny", "0" * 64, {"model.onnx": "1" * 64}, "a", Device.of(catalogued(DEVICE)), {"onnxruntime": "1"},
@@ -273,6 +345,23 @@ def use_device(folder: Path) -> None:
     spec = SHAPE.spec()
     costs = Costs.of(RUNTIME, spec, WORKLOAD, found, Path())
     costs.compared("planned", "fuzz", Subnet.of({unit.name: Choice(8, 32) for unit in spec.units}), 0.0)
+
+
+def use_gpu_device(folder: Path) -> None:
+    found = DeviceProfile.load(folder / "device.json")
+    with quiet():
+        print_device(found)
+    with contextlib.suppress(BudgetError):
+        pipeline.plan_any(
+            opened(folder), (Vllm(),), found, WORKLOAD, Budget(found.memory_bytes), trials=0, command="fuzz"
+        )
+
+
+def use_llama_bench(folder: Path) -> None:
+    rows = read_value(folder / "bench.json", "output of llama-bench", "write it again")
+    found = anchored(catalogued("l4-24gb"), figures(rows, "bench.json"), build_of(rows))
+    if DeviceProfile.from_json(json.loads(json.dumps(found.to_json()))) != found:
+        raise AssertionError("an anchored profile does not round-trip")
 
 
 def use_index(folder: Path) -> None:
@@ -382,7 +471,10 @@ READERS = {
     reader.name: reader
     for reader in (
         Reader("device profile", "device.json", device, use_device),
+        Reader("GPU profile", "device.json", gpu_device, use_gpu_device),
+        Reader("llama-bench", "bench.json", llama_bench, use_llama_bench),
         Reader("plan", "plan.json", plan, use_plan),
+        Reader("plan for GPUs", "plan.json", gpu_plan, use_plan),
         Reader("manifest", "p/manifest.json", package, use_package),
         Reader("delta", f"d/{DELTA}", delta, use_delta),
         Reader("genai settings", f"p/{safety.CONFIG}", settings, use_loaded),
@@ -394,6 +486,7 @@ READERS = {
         Reader("subnet", "subnet.json", subnet, use_subnet),
         Reader("fleet file", "fleet.toml", fleet_file, use_fleet_file, json=False),
         Reader("fleet index", "index.json", fleet_index, use_fleet_index),
+        Reader("index of GPUs", "index.json", gpu_index, use_fleet_index),
         Reader("receipt", "receipt.json", receipt, use_receipt),
         Reader("text", "t.txt", text, use_text, json=False),
         Reader("JSON lines", "t.jsonl", records, use_text, json=False),
