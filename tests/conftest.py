@@ -36,6 +36,16 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def cache_of_the_run(tmp_path_factory: pytest.TempPathFactory, graphs: Path) -> Iterator[None]:
+    """For what fixtures make that tests share, before `own_cache` is there."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "graphs").symlink_to(graphs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITFLEET_CACHE", str(folder))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def warm_builder() -> Iterator[None]:
     """Graphs are generated without importing the builder's libraries each time."""
     from tests.warm import run

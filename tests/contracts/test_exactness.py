@@ -54,12 +54,8 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, graphs: Path) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        cache = tmp_path_factory.mktemp("cache")
-        (cache / "graphs").symlink_to(graphs)
-        patch.setenv("BITFLEET_CACHE", str(cache))
-        yield Case(request.param, tmp_path_factory.mktemp("case"))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(request.param, tmp_path_factory.mktemp("case"))
 
 
 def logits(model: Any, spec: ModelSpec, ids: np.ndarray, weights: Path | None = None) -> np.ndarray:
