@@ -73,7 +73,7 @@ def shared(made: Plan) -> str | None:
         return None
     each = "each GPU" if load.gpus > 1 else "the GPU"
     return (
-        f"{made.runtime} takes {share.utilization:.4g} of {each}, of which {size(share.pool_bytes)} are for keys and "
+        f"of {each} {made.runtime} takes {share.utilization:.4g}, of which {size(share.pool_bytes)} are for keys and "
         f"values: {share.blocks} blocks of {share.block_tokens} tokens, room for {share.sequences:.2f} sequences of "
         f"{load.context} tokens at once ({load.batch} planned for, more with --batch)"
     )
@@ -116,7 +116,7 @@ def promises(made: Plan) -> list[tuple[str, ...]]:
         ("tokens per second", *map(per_second, tpot), least, "of each sequence"),
         ("time to first token", *map(milliseconds, ttft), milliseconds(limits.ttft_ms), _basis(made, TTFT)),
         ("mean bits of linears", *(f"{c.mean_bits:.2f}" for c in shown), "-", "exact"),
-        ("KL per token", *(f"{c.predicted_kl:.4f}" for c in shown), "-", "predicted"),
+        ("KL per token", *(f"{c.predicted_kl:.4g}" for c in shown), "-", "predicted"),
         *_measured(made),
         *_kept(made),
     ]
@@ -162,7 +162,7 @@ def _kept(made: Plan) -> Iterator[tuple[str, ...]]:
     """What keys and values lose beside that, where they are rounded."""
     cache = made.kv_cache
     if cache is not None and cache.get("kl"):
-        yield f"and of {cache['type']} keys and values", *(f"{cache['kl']:.4f}" for _ in columns(made)), "-", "measured"
+        yield f"and of {cache['type']} keys and values", *(f"{cache['kl']:.4g}" for _ in columns(made)), "-", "measured"
 
 
 def _top1(quality: Mapping[str, Any] | None) -> str:

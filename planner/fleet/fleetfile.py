@@ -30,7 +30,7 @@ from records.toml import Place, Toml, read_toml
 THIS_MACHINE = "this-machine"
 MOST_DEVICES = 1000
 MOST_COUNT = 2**31
-PLACED = ("host", "host-mem", "gpu-layers")
+PLACED = ("host", "host-mem", "gpu-layers", "gpus")
 """Keys that say how a GPU shares a model with the machine that it is in."""
 MAX_LOSS = 0.05
 _REMEDY = "`bitfleet fleet --example` prints one that works"
@@ -281,8 +281,8 @@ class _Reading:
         return found
 
     def placed(self, place: Place, device: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """The device with its host in its profile. What the defaults say of hosts is for GPUs with a memory of their
-        own, and not for one whose profile knows its host."""
+        """The device with its host in its profile. What the defaults say of hosts and of several GPUs is for GPUs with
+        a memory of their own, and hosts are not for one whose profile knows its own."""
         profile: DeviceProfile = device["profile"]
         if profile.kind in GPU_KINDS and not profile.shares_memory:
             known = {"host": profile.host} if profile.host is not None else {}
@@ -295,6 +295,9 @@ class _Reading:
         if "gpu-layers" in device and profile.kind not in GPU_KINDS:
             said = f"gpu-layers counts layers on a GPU, {device['name']} is of kind {profile.kind}"
             raise self.wrong((*place, "gpu-layers"), said)
+        if device.get("gpus", 1) > 1 and profile.kind not in GPU_KINDS:
+            said = f"gpus divides a model over GPUs, {device['name']} is of kind {profile.kind}"
+            raise self.wrong((*place, "gpus"), said)
         return {**device, "profile": profile}
 
     def named(self, name: str) -> DeviceProfile | None:

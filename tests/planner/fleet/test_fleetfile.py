@@ -81,14 +81,14 @@ def test_a_context_may_be_left_open(tmp_path: Path) -> None:
     assert contexts == [64, ContextRange(9, 99), ContextRange(1, 10**9, open=True)]
 
 
-def test_hosts_of_the_defaults_are_those_of_gpus_that_have_none(tmp_path: Path) -> None:
+def test_hosts_and_numbers_of_gpus_of_the_defaults_are_those_of_gpus_that_have_none(tmp_path: Path) -> None:
     pc, own, board = load("desktop-ryzen-5600-16gb"), load("xeon-8480-256gb"), load("jetson-orin-nano-8gb")
     replace(load("l4-24gb"), host=own).save(tmp_path / "known.json")
     own.save(tmp_path / "own.json")
     fleet = read(
         tmp_path,
         f"""
-        defaults = {{ host = "{pc.name}", host-mem = "9GB", gpu-layers = 7, mem = "2GB" }}
+        defaults = {{ host = "{pc.name}", host-mem = "9GB", gpu-layers = 7, gpus = 2, mem = "2GB" }}
         device = [
             {{ device = "l4-24gb" }},
             {{ device = "rtx-4060-8gb", host = "own.json", host-mem = "1GB", gpu-layers = 3 }},
@@ -99,6 +99,7 @@ def test_hosts_of_the_defaults_are_those_of_gpus_that_have_none(tmp_path: Path) 
         own=lambda runtime: replace(load("rtx-3060-12gb"), host=own),
     )
     found = [(one.profile.host, one.budget.host_memory_bytes, one.asked.gpu_layers) for one in fleet.devices]
+    assert [one.asked.gpus for one in fleet.devices] == [2, 2, 2, 1, 1, 2, 2]
     gb = 10**9
     assert found == [
         (pc, 9 * gb, 7), (own, gb, 3), (own, 9 * gb, 7), (None, None, None), (None, None, None), (pc, 9 * gb, 7),
@@ -171,6 +172,7 @@ PI = '[[device]]\ndevice = "raspberry-pi-5-8gb"\n'
         (PI + f"host = '{PC}'", "3: a host is the machine that a GPU is in, raspberry-pi-5-8gb is a cpu"),
         (PI + "host-mem = '2GB'", "3: host-mem limits what the machine of a GPU gives: name that with host"),
         (PI + "gpu-layers = 3", "3: gpu-layers counts layers on a GPU, raspberry-pi-5-8gb is of kind cpu"),
+        (PI + "gpus = 2", "3: gpus divides a model over GPUs, raspberry-pi-5-8gb is of kind cpu"),
         (
             f"[[device]]\ndevice = 'jetson-orin-nano-8gb'\nhost = '{PC}'",
             "3: jetson-orin-nano-8gb shares its memory with its own processor, it is in no other machine",
@@ -219,7 +221,7 @@ PI = '[[device]]\ndevice = "raspberry-pi-5-8gb"\n'
         (GOOD * (MOST_DEVICES + 1), f"a fleet has at most {MOST_DEVICES} devices"),
         (GOOD + "mem = ", "3: no TOML: Invalid value"),
     ],
-    ids=range(62),
+    ids=range(63),
 )
 def test_what_is_wrong_is_one_line_with_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str

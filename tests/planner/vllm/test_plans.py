@@ -85,7 +85,7 @@ def test_a_gpu_without_the_kernels_is_named_once(files: Files) -> None:
 def test_a_plan_over_gpus_says_so_and_what_cannot_be_divided_is_refused(files: Files) -> None:
     made = planned(files, 6_000_000_000, replace(LOAD, gpus=3))
     assert "divided over 3 GPUs" in title(made) and promises(made)[0][0] == "peak memory of each GPU"
-    assert "--tensor-parallel-size 3" in str(start(made)) and "of each GPU, of which" in str(shared(made))
+    assert "--tensor-parallel-size 3" in str(start(made)) and "of each GPU vllm takes" in str(shared(made))
     with pytest.raises(InputError, match="its 9 heads are no multiple of 2; use another --gpus"):
         planned(files, 6_000_000_000, replace(LOAD, gpus=2))
     with pytest.raises(InputError, match="dgx-spark-128gb has one GPU, got --gpus 3"):
