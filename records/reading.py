@@ -38,7 +38,7 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     """The object in `path`. MissingError or InputError name `what` it should be and the `remedy`."""
     data = read_value(path, what, remedy)
     if not isinstance(data, dict):
-        raise InputError(f"a {what} is a JSON object, {path} holds a {type(data).__name__}; {remedy}")
+        raise InputError(f"{_a(what)} is a JSON object, {path} holds a {type(data).__name__}; {remedy}")
     return data
 
 
@@ -49,7 +49,7 @@ def read_value(path: Path, what: str, remedy: str) -> Any:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise InputError(f"a {what} has at most {MAX_BYTES} bytes, {path} has {size}; {remedy}")
+            raise InputError(f"{_a(what)} has at most {MAX_BYTES} bytes, {path} has {size}; {remedy}")
         raw = path.read_bytes()
     except PermissionError:
         raise InputError(f"{path} may not be read by this user; give it the right to, or {remedy}") from None
@@ -57,6 +57,10 @@ def read_value(path: Path, what: str, remedy: str) -> Any:
         return parse_json(raw)
     except InputError as error:
         raise InputError(f"{path} is not JSON that is read here ({error}), so no {what}; {remedy}") from None
+
+
+def _a(what: str) -> str:
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
 
 
 def parse_json(raw: bytes | str) -> Any:

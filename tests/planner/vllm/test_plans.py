@@ -38,7 +38,7 @@ def test_a_plan_says_the_share_and_the_command_that_takes_it(files: Files, tmp_p
     assert share is not None and share.block_tokens == 16 and share.sequences >= LOAD.batch
     assert share.utilization * memory.seen_bytes(RTX) + memory.CONTEXT_BYTES <= 2_000_000_000
     assert made.memory.total_bytes * 1.05 <= 2_000_000_000
-    assert f"takes {share.utilization:.4g} of the GPU" in str(shared(made))
+    assert f"of the GPU vllm takes {share.utilization:.4g}, of which" in str(shared(made))
     assert f"room for {share.sequences:.2f} sequences of 4096 tokens at once (8 planned for" in str(shared(made))
     flags = f"--max-model-len 4096 --max-num-seqs 8 --gpu-memory-utilization {share.utilization:.4g}"
     assert str(start(made)).endswith(f"vllm serve DIR {flags}")
