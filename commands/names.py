@@ -63,12 +63,18 @@ def measure_device(device: str, quick: bool, path: Path, runtime: str = AUTO) ->
     that is installed, or with the one that is named."""
     from planner.profiling import profile_device, with_others
     from planner.runtimes import installed
+    from profiles.others import BUSY, share_of_others, spent
 
+    before = spent()
     timed = installed().found if runtime == AUTO else (runtime_named(runtime),)
     with progress() as report:
         found, skipped = profile_device(device, timed, quick, report)
+    others = share_of_others(before, spent(), os.cpu_count() or 1)
     for one in skipped:
         note(f"note: {one.device} is passed over: {one.reason}")
+    if others >= BUSY:
+        took = f"others took {others:.0%} of this machine while it was timed"
+        note(f"note: {took}, so its times may be too long; profile it again when it is quiet")
     if runtime != AUTO:
         found = with_others(found, _known(path))
     found.save(path)
