@@ -135,6 +135,23 @@ def test_a_start_that_was_killed_goes_on_from_there(
     assert ("weigh tokens" in stages) == (what not in ("quantize", "evaluate"))  # no second way forward
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_finish_that_was_stopped_goes_on_either_way(
+    streamed: bool, narrow: str, data: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    """By then the start is whole, and whether it was made from files is no matter."""
+    out, recipe = tmp_path / "net", replace(RECIPE, data=data)
+
+    def interrupt(seen: str, done: int, total: int) -> None:
+        if seen.startswith("sensitivit"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create(narrow, out, recipe, streamed=True, progress=interrupt)
+    assert not (out / PREPARING).exists()
+    assert told(create(narrow, out, recipe, resume=True, streamed=streamed)) == expected
+
+
 def test_a_killed_process_leaves_what_another_goes_on_from(
     narrow: str, data: str, expected: dict[str, Any], tmp_path: Path
 ) -> None:
