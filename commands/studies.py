@@ -18,14 +18,16 @@ def journal(path: Path) -> Any:
     """
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-    from optuna.storages.journal._file import get_lock_file
 
     name = str(path.resolve())  # the lock is a link to this name: where a link leads nowhere it is waited for forever
     lock = JournalFileSymlinkLock(name)
     backend = JournalFileBackend(name, lock)
     try:
-        with get_lock_file(lock):
+        lock.acquire()
+        try:
             json.loads(_last_line(path) or "{}")  # which Optuna reads only when another follows
+        finally:
+            lock.release()
         return JournalStorage(backend)
     except OSError:
         raise
