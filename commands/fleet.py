@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from commands.command_line import command_line
 from commands.exits import BROKEN, OK, OVER_BUDGET
 from commands.fleet_accept import accept
 from commands.measuring import measured_caches, measured_quality
@@ -129,7 +129,7 @@ def plan(
     load = cache(files.load)
     measure = None if predict else measured_quality(files, None, trust, load)
     losses = None if predict else measured_caches(files, load)
-    command = shlex.join(["bitfleet", *sys.argv[1:]])
+    command = command_line(sys.argv[1:])
     with progress() as report:
         made = plan_fleet(files, asked, runtime_named, measure, trials, seed, command, report, losses)
     del measure, losses, load  # and the supernet that it holds: exports side by side need the room

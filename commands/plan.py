@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from commands.command_line import command_line, repeating
 from commands.measuring import check_text, measured_caches, measured_quality
 from commands.minutes import Minutes
 from commands.names import (
@@ -28,6 +29,9 @@ from commands.reports import print_plan, write_card
 from commands.searching import Searching, check_searchable, measured_search
 from commands.terminal import JSON, TRUST, emit, say
 from commands.tuning import asked_to_tune, check_tuning, tuner
+
+if TYPE_CHECKING:
+    from supernet.checkpoint import SupernetFiles
 
 
 @click.command()
@@ -108,6 +112,8 @@ def plan(
         raise click.UsageError("--minutes searches for less loss, --max-loss asks for less memory: give one of them.")
     if workers > 1 and minutes is None:
         raise click.UsageError("--workers share the search of --minutes: give both, or none.")
+    if storage is not None and minutes is None:
+        raise click.UsageError("--storage keeps the search of --minutes: give both, or none.")
     memory = None if mem is None else parse_bytes(mem)
     limits = (
         time_limit(None if latency is None else parse_duration(latency), target_tps),
@@ -136,19 +142,13 @@ def plan(
         asked.of(files.spec)
         load = cache(files.load)  # the weights, once for all that is measured with them
         measure = measured_quality(files, text, trust, load)
-        if searching is not None:
-            check_searchable(files, searching)
-        if tunes:
-            check_tuning(files)
+        _check(files, searching, tunes)
     elif text is not None:
         check_text(text)
     target = named or own_device(runtime)
     if files is None:
         files = default_supernet()
-        if searching is not None:
-            check_searchable(files, searching)
-        if tunes:
-            check_tuning(files)
+        _check(files, searching, tunes)
     load = load or cache(files.load)
     measure = measure or measured_quality(files, text, trust, load)
     loaders, absent = runtimes_for(runtime, target)
@@ -163,7 +163,7 @@ def plan(
         measure=measure,
         trials=TRIALS if trials is None else trials,
         seed=seed,
-        command=shlex.join(["bitfleet", *sys.argv[1:]]),
+        command=command_line(sys.argv[1:]),
         absent=absent,
         deepen=deepen,
         drawn=html is not None,
@@ -183,13 +183,9 @@ def plan(
         say(f"next: bitfleet export {shlex.quote(str(out))} --out DIR")
 
 
-def repeating(arguments: Sequence[str], steps: int) -> str:
-    """The command line of these `arguments`, with steps of tuning in place of minutes, which may fit others."""
-    given = iter(arguments)
-    kept = []
-    for argument in given:
-        if argument in ("--tune", "--tune-steps"):
-            next(given, None)
-        elif not argument.startswith(("--tune=", "--tune-steps=")):
-            kept.append(argument)
-    return shlex.join(["bitfleet", *kept, "--tune-steps", str(steps)])
+def _check(files: SupernetFiles, searching: Searching | None, tunes: bool) -> None:
+    """InputError before the work where the supernet cannot be searched or tuned, as it is asked to be."""
+    if searching is not None:
+        check_searchable(files, searching)
+    if tunes:
+        check_tuning(files)
