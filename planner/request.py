@@ -23,6 +23,7 @@ MAX_CONTEXT, MOST_CONTEXT = "max", 10**9
 DEFAULT_PROMPT_TOKENS = 128
 MOST_SEQUENCES = 2**16  # of a batch
 MOST_GPUS = 64  # in one machine
+SLOWEST_TPS, FASTEST_TPS = 0.001, 1e6
 
 
 def parse_bytes(text: str) -> int:
@@ -95,8 +96,10 @@ def time_limit(
     `names` that they were given as, where both are and differ."""
     if target_tps is None:
         return latency
-    if not 0.001 <= target_tps <= 1e6:
-        raise InputError(f"{names[1]} is a number of tokens a second such as 20, got {target_tps:g}")
+    if not SLOWEST_TPS <= target_tps <= FASTEST_TPS:
+        raise InputError(
+            f"{names[1]} is {SLOWEST_TPS:g} to {FASTEST_TPS:,.0f} tokens a second, such as 20, got {target_tps:g}"
+        )
     wanted = 1000 / target_tps
     if latency is not None and not math.isclose(latency, wanted, rel_tol=1e-3):
         raise InputError(

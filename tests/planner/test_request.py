@@ -51,10 +51,11 @@ def test_a_rate_is_a_time_per_token() -> None:
         time_limit(20.0, 20)
 
 
-@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_rate_that_cannot_be_is_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match="--target-tps is a number of tokens a second such as 20, got"):
+@pytest.mark.parametrize("rate", [0.0, -1.0, 0.0009, 1e9, float("nan"), float("inf")])
+def test_a_rate_that_cannot_be_is_refused_by_its_rule(rate: float) -> None:
+    with pytest.raises(ValueError, match="^--target-tps is 0.001 to 1,000,000 tokens a second, such as 20, got "):
         time_limit(None, rate)
+    assert (time_limit(None, 0.001), time_limit(None, 1e6)) == (1e6, 1e-3)
 
 
 def test_a_workload_fills_in_what_was_not_asked() -> None:

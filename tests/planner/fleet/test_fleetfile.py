@@ -153,7 +153,7 @@ PI = '[[device]]\ndevice = "raspberry-pi-5-8gb"\n'
         (GOOD + "mem = '8 bananas'", "3: mem: a size is a number and a unit like 8GB"),
         (GOOD + "latency = '8GB'", "3: latency: a time is a number and a unit like 20ms"),
         (GOOD + "target-tps = '20'", "3: target-tps: must be a number of tokens a second such as 20, got '20'"),
-        (GOOD + "target-tps = 0", "3: target-tps: it is a number of tokens a second such as 20, got 0"),
+        (GOOD + "target-tps = 0", "3: target-tps: it is 0.001 to 1,000,000 tokens a second, such as 20, got 0"),
         (GOOD + "latency = '20ms'\ntarget-tps = 20", "1: target-tps 20 is 50 ms a token, latency says 20 ms; give one"),
         (GOOD + "context = 4096.0", "3: context: must be a whole number of at least 1, got 4096.0"),
         (GOOD + "context = '4k'", "3: context: a context is tokens such as 4096, a range 2048..8192, or max, got '4k'"),
