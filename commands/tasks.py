@@ -113,9 +113,14 @@ def print_scores(scores: Mapping[str, Sequence[Score]]) -> None:
     rows.sort(key=lambda row: order[row[0], row[1]])  # the models of one metric stay in their order
     table(("TASK", "METRIC", "EXAMPLES", "OF", "VALUE", "OF THE FULL MODEL'S, 95 %"), rows)
     say("± of a value is one standard error over examples; of a share, 95 % as both models answered the same examples")
+    if any(score.stderr == 0 for found in scores.values() for score in found):
+        say("where all examples of a value are alike, they leave its error unknown")
 
 
 def _value(score: Score) -> str:
+    """An error of exactly zero is none: examples that are all alike say nothing of how others would differ."""
+    if score.stderr == 0:
+        return f"{score.value:.4g}, all alike"
     return f"{score.value:.4g}" if score.stderr is None else f"{score.value:.4g} ± {score.stderr:.2g}"
 
 
