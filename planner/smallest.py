@@ -19,7 +19,7 @@ from planner.propose import Proposed, propose, uniforms
 from planner.quality import Measure
 from planner.search.base import Candidate, Resource
 from planner.search.program import solve
-from planner.shortage import budget_error, loss_error
+from planner.shortage import loss_error
 from records.errors import BudgetError
 from supernet.space import Subnet
 
@@ -38,8 +38,9 @@ def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple
     as they were planned to, less where the runtime's rounding beside the weights takes a part of the loss; and every
     subnet of the supernet that was tried.
 
-    Finalists are measured as they come; without `measure` the sums of sensitivities decide. BudgetError where nothing
-    keeps all limits, with the least loss and the least memory that would do.
+    Finalists are measured as they come; without `measure` the sums of sensitivities decide. There are none where
+    nothing keeps the limits beside the loss. BudgetError where what keeps them loses more, with the least loss and the
+    least memory that would do.
     """
     asked, rounding = framed.limits.max_kl or math.inf, beside_kl(framed)
     most, name = asked - rounding, framed.scenario.runtime.name
@@ -51,7 +52,7 @@ def within_loss(framed: Framed, measure: Measure | None, seed: int = 0) -> tuple
     search = _Bisection(framed, most, measure, seed)
     search.run()
     if not search.losses:
-        raise budget_error(framed.problem, framed.most, framed.scenario.device.name)
+        return framed, search.proposed(), ()
     least = min(search.losses.values())
     if least > most:
         enough = _enough(framed, most, measure, seed)

@@ -72,6 +72,8 @@ def test_what_lacks_memory_is_told_over_how_many_gpus_it_would_fit(files: Files)
     with pytest.raises(BudgetError, match="or divide it over --gpus 3$"):  # of 9 heads
         planned(files, 24_000_000_000, crowd)
     assert planned(files, 24_000_000_000, replace(crowd, gpus=3)).workload.gpus == 3
+    with pytest.raises(BudgetError, match="whatever it loses, needs .* or divide it over --gpus 3$"):
+        pipeline.plan_any(files, (Vllm(),), RTX, crowd, Budget(24_000_000_000, max_kl=1.0))
     with pytest.raises(BudgetError) as refused:
         planned(files, 24_000_000_000, replace(crowd, batch=40_000))
     assert "--gpus" not in str(refused.value)
