@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 
@@ -25,6 +26,11 @@ def per_second(ms: float | None) -> str:
 
 def rate(bytes_per_s: float | None) -> str:
     return "-" if bytes_per_s is None else f"{bytes_per_s / 1e9:.0f} GB/s"
+
+
+def sequences(count: float) -> str:
+    """How many have room at once: fractions count where there are few."""
+    return f"{count:.2f}" if count < 100 else f"{math.floor(count)}"
 
 
 def amount(value: float | None, unit: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.amounts import amount, milliseconds, per_second, size
+from planner.amounts import amount, milliseconds, per_second, sequences, size
 from planner.limits import LIMITS, MEMORY, TPOT, TTFT, Limit
 from planner.overview import summed
 from planner.plan import LARGER, PLANNED, UNMEASURED, WORSE, Compared, Notch, Plan, Rejected
@@ -74,8 +74,8 @@ def shared(made: Plan) -> str | None:
     each = "each GPU" if load.gpus > 1 else "the GPU"
     return (
         f"of {each} {made.runtime} takes {share.utilization:.4g}, of which {size(share.pool_bytes)} are for keys and "
-        f"values: {share.blocks} blocks of {share.block_tokens} tokens, room for {share.sequences:.2f} sequences of "
-        f"{load.context} tokens at once ({load.batch} planned for, more with --batch)"
+        f"values: {share.blocks} blocks of {share.block_tokens} tokens, room for {sequences(share.sequences)} "
+        f"sequences of {load.context} tokens at once ({load.batch} planned for, more with --batch)"
     )
 
 

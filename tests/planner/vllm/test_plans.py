@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from planner import pipeline
+from planner.amounts import sequences
 from planner.fleet.fleetfile import Fleet, Wanted
 from planner.fleet.plan import plan_fleet
 from planner.plan import Plan
@@ -39,11 +40,18 @@ def test_a_plan_says_the_share_and_the_command_that_takes_it(files: Files, tmp_p
     assert share.utilization * memory.seen_bytes(RTX) + memory.CONTEXT_BYTES <= 2_000_000_000
     assert made.memory.total_bytes * 1.05 <= 2_000_000_000
     assert f"of the GPU vllm takes {share.utilization:.4g}, of which" in str(shared(made))
-    assert f"room for {share.sequences:.2f} sequences of 4096 tokens at once (8 planned for" in str(shared(made))
+    assert f"room for {sequences(share.sequences)} sequences of 4096 tokens at once (8 planned for" in str(shared(made))
     flags = f"--max-model-len 4096 --max-num-seqs 8 --gpu-memory-utilization {share.utilization:.4g}"
     assert str(start(made)).endswith(f"vllm serve DIR {flags}")
     made.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == made and made.to_json()["share"]["blocks"] == share.blocks
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0.5, "0.50"), (8.456, "8.46"), (99.99, "99.99"), (100.0, "100"), (108892.99, "108892")]
+)
+def test_room_for_many_sequences_is_said_in_whole_ones(count: float, said: str) -> None:
+    assert sequences(count) == said
 
 
 def test_all_of_a_card_is_what_vllm_takes_unasked(files: Files) -> None:
