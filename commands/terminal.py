@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import click
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
 TRUST = click.option(
     "--trust-remote-code", "trust", is_flag=True, help="Run the Python code that comes with the model."
 )
