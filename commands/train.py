@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.option("--steps", type=int, metavar="N", help="Training steps; the default is what fits into --minutes.")
 @click.option("--minutes", type=Minutes(), default=15.0, show_default=True, help="Time for all stages together.")
 @click.option(
-    "--quantizer", default="auto", metavar="rtn|gptq|learned", help="How codes are found; learned where there is time."
+    "--quantizer", default="auto", metavar="rtn|gptq|yaqa|learned", help="How codes are found; learned if time allows."
 )
 @click.option("--block-steps", type=int, metavar="N", help="Steps of quantizer learned on each block and bit-width.")
 @click.option(

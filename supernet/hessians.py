@@ -29,13 +29,17 @@ STRETCH = 512  # columns whose products with those from them on are made togethe
 
 def fisher_hessians(
     model: Any, linears: Sequence[str], windows: Tensor, seed: int, report: Report = lambda done, total: None,
-    shelf: Shelf | None = None, known: Container[str] = (),
+    shelf: Shelf | None = None, known: Container[str] = (), outputs: dict[str, Tensor] | None = None,
 ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
     """The Hessian of each of `linears`, float32 `(in_features, in_features)`: a dict for the head, where what it
     multiplies by is among them, also as the embedding; then one for each decoder block, from the last to the first.
 
     `windows` are `(n, tokens)`; a block computes in the device's `compute_dtype`. Parts of the model with
     linears that are `known` are left out where the `shelf` has what the others need.
+
+    `outputs`, where given, has for each linear of the block at hand the sum of `|x| ^ (2 POWER) g g^T` over tokens,
+    float32 `(out_features, out_features)`: the other factor of the same loss's second derivative, as YAQA has it (Tseng
+    et al., arXiv 2505.22988). The head has none.
     """
     layers, head = decoder_layers(model), model.get_output_embeddings()
     modules = {name: model.get_submodule(name) for name in linears}
@@ -47,15 +51,21 @@ def fisher_hessians(
         """A part's codes are kept together; of what no token reached there are none yet."""
         return not within[part] or any(name in known for name in within[part])
 
-    watch = partial(_watch, names=names, sums=sums)
+    makes = {} if outputs is None else outputs
+    wanted = set() if outputs is None else {name for part in within[:-1] for name in part}
+    watch = partial(_watch, names=names, sums=sums, makes=makes, wanted=wanted)
     dtype, alone = compute_dtype(windows.device), not any(within[:-1])
     for _ in backward(model, windows, seed, dtype, watch, shelf, solved, report, head_alone=alone):
         if sums:
             yield {name: mirrored(found) for name, found in sums.items()}
             sums.clear()
+            makes.clear()
 
 
-def _watch(layer: nn.Module, names: dict[nn.Module, str], sums: dict[str, Tensor]) -> list[Any]:
+def _watch(
+    layer: nn.Module, names: dict[nn.Module, str], sums: dict[str, Tensor], makes: dict[str, Tensor],
+    wanted: Container[str],
+) -> list[Any]:  # fmt: skip
     """Hooks that add a backward pass to the Hessians of the block's linears."""
 
     def forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -70,6 +80,10 @@ def _watch(layer: nn.Module, names: dict[nn.Module, str], sums: dict[str, Tensor
         if name not in sums:
             sums[name] = x.new_zeros(x.shape[1], x.shape[1])
         add_square(sums[name], x, fisher.pow(POWER))
+        if name in wanted:
+            if name not in makes:
+                makes[name] = x.new_zeros(grad.shape[1], grad.shape[1])
+            makes[name].addmm_(grad.T, grad * x.square().sum(-1, keepdim=True).pow(POWER))
 
     return [module.register_forward_hook(forward) for module in layer.modules() if module in names]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from supernet.adapters import ADAPTERS
 from supernet.choices import table_bits
 from supernet.grids.packing import packed_bytes
+from supernet.quantizers import QUANTIZERS
 from supernet.recipe import Recipe
 from supernet.space import Choice
 from supernet.spec import LinearSpec, ModelSpec
@@ -76,7 +77,7 @@ def streamed_needs(spec: ModelSpec, recipe: Recipe) -> Needs:
     ]
     head = spec.head.linears[0]
     solved = max(_solving(linear, len(recipe.bits)) for block in blocks for linear in block)
-    hessians = max(sum(linear.in_features**2 for linear in block) for block in blocks) * FLOAT_BYTES
+    hessians = max(sum(_hessians(linear, recipe) for linear in block) for block in blocks) * FLOAT_BYTES
     block = max(sum(linear.weights for linear in block) for block in blocks) * FLOAT_BYTES
     states = WINDOWS * recipe.window_tokens * spec.hidden_size * FLOAT_BYTES
     memory = (
@@ -86,6 +87,13 @@ def streamed_needs(spec: ModelSpec, recipe: Recipe) -> Needs:
     )
     needs = needs_of(spec, recipe)
     return Needs(memory, memory, needs.disk_bytes + spec.num_layers * states)
+
+
+def _hessians(linear: LinearSpec, recipe: Recipe) -> int:
+    """Numbers in those of one linear that are held while its block's are made."""
+    quantizer = QUANTIZERS.get(recipe.quantizer)
+    both = quantizer is not None and quantizer.needs_outputs
+    return linear.in_features**2 + (linear.out_features**2 if both else 0)
 
 
 def _solving(linear: LinearSpec, widths: int) -> int:

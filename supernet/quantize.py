@@ -23,6 +23,9 @@ from supernet.spec import ModelSpec, UnitSpec
 
 TALL = 8192  # rows
 
+Stretch = tuple[str, int, Tensor]
+"""A linear, and some of its rows from one on."""
+
 
 def quantize(
     model: Any, spec: ModelSpec, space: SearchSpace, quantizer: Quantizer, windows: Tensor, progress: Progress = silent,
@@ -45,19 +48,25 @@ def quantize(
     found = shelf.known(spec, space)
     of_head = {} if head.linears[0].name in found else _of_head(model, head, quantizer, others, seed, progress)
     with _side_by_side(windows.device) as pool:
-        for hessians in _hessians(model, spec, read, quantizer, windows, seed, progress, shelf, found):
+        makes: dict[str, Tensor] = {}
+        for hessians in _hessians(model, spec, read, quantizer, windows, seed, progress, shelf, found, makes):
             hessians = {name: _evenly(own, of_head.get(name)) for name, own in hessians.items() if name not in found}
 
-            def solve(part: tuple[str, Tensor], hessians: Mapping[str, Tensor | None] = hessians) -> Solved:
-                name, rows = part
-                choices = space.whole[units[name].name]
-                return _quantized(rows, quantizer, choices, hessians[name], windows.device, model.device)
+            def solve(part: Stretch, hessians: Mapping[str, Tensor | None] = hessians) -> Solved:
+                name, start, rows = part
+                choices, own = space.whole[units[name].name], slice(start, start + len(rows))
+                outputs = makes[name][own, own] if name in makes else None
+                return _quantized(rows, quantizer, choices, hessians[name], windows.device, model.device, outputs)
 
             largest_first = sorted(hessians, key=lambda name: model.get_submodule(name).weight.shape[1], reverse=True)
             with present(*(model.get_submodule(name).weight for name in largest_first)):
-                parts = [(name, rows) for name in largest_first for rows in _stretches(model, name)]
+                parts = [
+                    (name, number * TALL, rows)
+                    for name in largest_first
+                    for number, rows in enumerate(_stretches(model, name))
+                ]
                 solved: dict[str, list[Solved]] = {name: [] for name in largest_first}
-                for (name, _), part in zip(parts, pool.map(solve, parts), strict=True):
+                for (name, *_), part in zip(parts, pool.map(solve, parts), strict=True):
                     solved[name].append(part)
             del parts  # the weights are not needed while codes are written
             if solved:
@@ -113,15 +122,17 @@ def _side_by_side(device: torch.device) -> Iterator[ThreadPoolExecutor]:
 
 def _hessians(
     model: Any, spec: ModelSpec, linears: list[str], quantizer: Quantizer, windows: Tensor, seed: int,
-    progress: Progress, shelf: Shelf, known: Container[str],
+    progress: Progress, shelf: Shelf, known: Container[str], makes: dict[str, Tensor],
 ) -> Iterator[Mapping[str, Tensor | None]]:  # fmt: skip
-    """What the quantizer is told of every linear's inputs, block by block: no other block's Hessians are held."""
+    """What the quantizer is told of every linear's inputs, block by block: no other block's Hessians are held. `makes`
+    has what it is told of the same block's outputs."""
     if not quantizer.needs_hessian:
         for layer in dict.fromkeys(unit.layer for unit in spec.units):
             here = {linear.name for unit in spec.units if unit.layer == layer for linear in unit.linears}
             yield dict.fromkeys(name for name in linears if name in here)
     elif quantizer.fisher:
-        yield from fisher_hessians(model, linears, windows, seed, partial(progress, "weigh tokens"), shelf, known)
+        report, outputs = partial(progress, "weigh tokens"), makes if quantizer.needs_outputs else None
+        yield from fisher_hessians(model, linears, windows, seed, report, shelf, known, outputs)
     else:
         yield from input_sums(model, linears, windows, lambda x: x.T @ x)
 
@@ -146,6 +157,6 @@ def _evenly(hessian: Tensor | None, other: Tensor | None) -> Tensor | None:
 @torch.no_grad()
 def _quantized(
     rows: Tensor, quantizer: Quantizer, choices: Sequence[Choice], hessian: Tensor | None, device: torch.device,
-    home: torch.device,
+    home: torch.device, outputs: Tensor | None = None,
 ) -> Solved:  # fmt: skip
-    return {c: found.to(home) for c, found in quantizer.quantize(rows.to(device), choices, hessian).items()}
+    return {c: found.to(home) for c, found in quantizer.quantize(rows.to(device), choices, hessian, outputs).items()}

@@ -3,7 +3,8 @@
 from supernet.quantizers.base import Quantizer
 from supernet.quantizers.gptq import GPTQ
 from supernet.quantizers.rtn import RTN
+from supernet.quantizers.yaqa import YAQA
 
-QUANTIZERS: dict[str, type[Quantizer]] = {"rtn": RTN, "gptq": GPTQ}
+QUANTIZERS: dict[str, type[Quantizer]] = {"rtn": RTN, "gptq": GPTQ, "yaqa": YAQA}
 
-__all__ = ["GPTQ", "QUANTIZERS", "RTN", "Quantizer"]
+__all__ = ["GPTQ", "QUANTIZERS", "RTN", "YAQA", "Quantizer"]

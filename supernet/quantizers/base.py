@@ -16,17 +16,21 @@ class Quantizer(ABC):
     """Finds codes, scales and zeros for a matrix at every choice."""
 
     needs_hessian: bool
+    needs_outputs: bool = False
+    """Whether it asks for a Hessian of what the matrix makes, too."""
     fisher: bool = True
     """Whether the Hessian counts each token by what an error there costs (`supernet.hessians`), or all alike."""
 
     @abstractmethod
     def quantize(
-        self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
+        self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None, outputs: Tensor | None = None
     ) -> dict[Choice, QuantizedWeight]:
         """`weight` `(out_features, in_features)` of any float dtype, one value for each choice.
 
         `hessian` is a sum of `x x^T` over the matrix's calibration inputs, float32 `(in_features, in_features)`; None
-        where `needs_hessian` is False. A group size that does not divide in_features raises ValueError.
+        where `needs_hessian` is False. `outputs` is one of what the matrix makes, a sum of `g g^T` over gradients of
+        log p(y), float32 `(out_features, out_features)`; None where there is none, as for tables. A group size that
+        does not divide in_features raises ValueError.
         """
 
     def calibrated(self, hessian: Tensor | None) -> Tensor:

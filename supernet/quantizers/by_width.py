@@ -24,12 +24,16 @@ class ByWidth(Quantizer):
     def needs_hessian(self) -> bool:  # type: ignore[override]
         return self.narrow.needs_hessian or self.wide.needs_hessian
 
+    @property
+    def needs_outputs(self) -> bool:  # type: ignore[override]
+        return self.narrow.needs_outputs or self.wide.needs_outputs
+
     def quantize(
-        self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
+        self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None, outputs: Tensor | None = None
     ) -> dict[Choice, QuantizedWeight]:
         found: dict[Choice, QuantizedWeight] = {}
         for quantizer, here in ((self.narrow, False), (self.wide, True)):
             mine = [choice for choice in choices if (choice.bits in self.widths) == here]
             if mine:
-                found |= quantizer.quantize(weight, mine, hessian)
+                found |= quantizer.quantize(weight, mine, hessian, outputs)
         return {choice: found[choice] for choice in choices}

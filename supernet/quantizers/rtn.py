@@ -25,7 +25,7 @@ class RTN(Quantizer):
         return self.clip
 
     def quantize(
-        self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None
+        self, weight: Tensor, choices: Sequence[Choice], hessian: Tensor | None = None, outputs: Tensor | None = None
     ) -> dict[Choice, QuantizedWeight]:
         check_groups(weight, choices)
         importance = self.calibrated(hessian).diagonal() if self.clip else None

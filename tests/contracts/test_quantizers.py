@@ -7,7 +7,8 @@ import torch
 
 from supernet.formats import FORMATS
 from supernet.grids import GRIDS, Grid
-from supernet.quantizers import GPTQ, QUANTIZERS, RTN, Quantizer
+from supernet.quantizers import GPTQ, QUANTIZERS, RTN, YAQA, Quantizer
+from supernet.quantizers.wave import LEAST
 from supernet.refiners import Learned
 from supernet.space import Choice
 
@@ -145,6 +146,58 @@ def test_gptq_says_what_it_rounded(choice: Choice) -> None:
     scale, zero = (part.float().repeat_interleave(choice.group_size, 1) for part in (found.scale, found.zero))
     nearest = found.grid.encode(moved, scale, zero, choice.bits)
     assert torch.equal(nearest.to(torch.uint8), found.grid.codes(found))
+
+
+def of_outputs(rows: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    grads = torch.randn(8 * rows, rows, generator=generator) @ torch.randn(rows, rows, generator=generator)
+    return grads.T @ grads
+
+
+def tall(grid: str, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    weight, hessian = problem(grid)
+    return torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(2)), hessian
+
+
+@ON_GRIDS
+def test_rows_whose_outputs_have_nothing_to_do_with_each_other_are_solved_as_without(grid: str) -> None:
+    weight, hessian = tall(grid, 3 * LEAST - 5)
+    some = choices(grid)[:2]
+    alone = GPTQ().solve(weight, some, hessian)
+    outputs = torch.diag(torch.linspace(0, 2, len(weight)))  # one of them is never looked at
+    together = YAQA().solve(weight, some, hessian, outputs)
+    assert list(together) == list(alone)
+    for choice, (found, moved) in alone.items():
+        assert torch.equal(found.grid.codes(found), found.grid.codes(together[choice][0]))
+        assert torch.allclose(found.scale, together[choice][0].scale, rtol=1e-4)
+        assert torch.allclose(moved, together[choice][1], atol=1e-3)
+
+
+@pytest.mark.parametrize("choice", [choice for grid in GRIDS for choice in choices(grid)], ids=str)
+def test_errors_are_spread_over_rows_to_the_least_that_is_left(choice: Choice) -> None:
+    """Of rows that are still to come: -H_later,later^-1 H_later,before times the errors before."""
+    weight, hessian = tall(choice.grid, 2 * LEAST)
+    outputs = of_outputs(len(weight))
+    found, moved = YAQA().solve(weight, [choice], hessian, outputs)[choice]
+    damped = outputs.double() + YAQA().damping * outputs.diagonal().mean() * torch.eye(len(weight))
+    before, later = slice(LEAST), slice(LEAST, None)
+    left = (weight - found.dequantize())[before].double()
+    spread = weight[later] + torch.linalg.solve(damped[later, later], damped[later, before] @ left)
+    assert torch.equal(moved[before, 0], weight[before, 0])
+    limit = 2e-2 if choice.grid == "k" else 1e-3  # its shared numbers are rounded when all of a block is known
+    assert torch.allclose(moved[later, 0].double(), spread[:, 0], atol=limit * weight.abs().max().item())
+
+
+@ON_GRIDS
+def test_a_hessian_of_the_outputs_leaves_less_of_their_error(grid: str) -> None:
+    weight, hessian = tall(grid, 4 * LEAST)
+    outputs = of_outputs(len(weight))
+    for choice in choices(grid)[:2]:
+        errors = []
+        for given in (None, outputs):
+            change = YAQA().solve(weight, [choice], hessian, given)[choice][0].dequantize() - weight
+            errors.append(((outputs @ change @ hessian) * change).sum().item())
+        assert errors[1] < 0.85 * errors[0], (choice, errors)
 
 
 @ON_GRIDS

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from supernet import hessians
 from supernet.blocks import AT_ONCE, decoder_layers
+from supernet.choices import make_space
 from supernet.hessians import POWER, add_square, fisher_hessians, mirrored
 from supernet.labels import draw
 from supernet.model import HEAD_TOKENS, capped, compute_dtype, hidden_states, spec_of_model
-from supernet.quantize import head_unit
-from supernet.quantizers.gptq import inverse_factor
+from supernet.quantize import head_unit, quantize
+from supernet.quantizers import YAQA
+from supernet.quantizers.factor import inverse_factor
 from supernet.sensitivity import drawn, each_gradient
+from supernet.spec import ModelSpec
 from tests.tiny import FAMILIES, MIXTURES, tiny_model, windows
 
 
@@ -23,10 +26,11 @@ def linears_of(model: Any) -> list[str]:
     return [lin.name for unit in spec_of_model(model, "tiny").units if unit.layer is not None for lin in unit.linears]
 
 
-def whole_pass(model: Any, ids: Tensor, seed: int) -> dict[str, Tensor]:
+def whole_pass(model: Any, ids: Tensor, seed: int, outputs: bool = False) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def collect(name: str, module: Any, x: Tensor, grad: Tensor) -> None:
+        x, grad = (grad, x) if outputs else (x, grad)
         weighed = x * grad.square().sum(-1, keepdim=True).pow(POWER)
         found[name] = found.get(name, torch.zeros(())) + x.T @ weighed
 
@@ -47,6 +51,42 @@ def test_blocks_in_turn_find_what_a_whole_pass_finds(family: str, monkeypatch: p
     for sums in found:
         for name, hessian in sums.items():
             assert torch.allclose(hessian, expected[name], rtol=1e-3, atol=1e-4 * expected[name].abs().max().item())
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
+def test_outputs_are_those_of_the_block_at_hand(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the linears of blocks; the head, which is there too, has none."""
+    monkeypatch.setattr(hessians, "compute_dtype", lambda device: torch.float32)
+    model, ids, outputs = tiny_model(family), windows(6), dict[str, Tensor]()
+    expected, seen = whole_pass(model, ids, seed=3, outputs=True), set()
+    head = head_unit(model, spec_of_model(model, "tiny")).linears[0].name
+    for sums in fisher_hessians(model, [*linears_of(model), head], ids, seed=3, outputs=outputs):
+        assert outputs.keys() == sums.keys() - {head}
+        for name, found in outputs.items():
+            assert torch.allclose(found, expected[name], rtol=1e-3, atol=1e-4 * expected[name].abs().max().item())
+        seen |= outputs.keys()
+    assert seen == expected.keys()
+
+
+@pytest.mark.parametrize("rows", [8192, 40])
+def test_a_quantizer_is_given_what_each_linear_makes(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is given some rows at a time: then of these. Tables have none."""
+    monkeypatch.setattr("supernet.quantize.TALL", rows)
+    model, ids, outputs = tiny_model("llama"), windows(6), dict[str, Tensor]()
+    spec = spec_of_model(model, "tiny")
+    space = make_space(spec, (3,), 16, grid="int")
+    found = quantize(model, spec, space, YAQA(), ids, seed=3)
+    for sums in fisher_hessians(model, linears_of(model), ids, seed=3, outputs=outputs):
+        for name, hessian in sums.items():
+            weight, choice = model.get_submodule(name).weight.detach(), space.whole[unit_of(spec, name)][0]
+            starts = range(0, len(weight), rows)
+            parts = [(weight[at : at + rows], outputs[name][at : at + rows, at : at + rows]) for at in starts]
+            alone = [YAQA().quantize(some, [choice], hessian, theirs)[choice].codes for some, theirs in parts]
+            assert torch.equal(found[name][choice].codes, torch.cat(alone))
+
+
+def unit_of(spec: ModelSpec, name: str) -> str:
+    return next(unit.name for unit in spec.units if any(linear.name == name for linear in unit.linears))
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
