@@ -88,18 +88,18 @@ class MeasuredSearch(Search):
             storage=self.storage, study_name=self.study, sampler=sampler, load_if_exists=self.study is not None
         )
         sampler.start(_starts(problem, starts), self.crew)
-        self._report(study)  # what it goes on with
+        self._report(study, sampler)  # what it goes on with
         self._next(study, sampler, began)
         while sampler.waiting:
             self._measure(problem, landscape, study, sampler)
             spent = self.clock() - began
-            self._report(study)
+            self._report(study, sampler)
             if spent < self.seconds:
                 self._next(study, sampler, began)
         self.crew.joined()
         for number in self.crew.gone():
             sampler.fail(study, self.crew.names[number])
-        self._report(study)
+        self._report(study, sampler)
         measured = sampler.measured(study)
         found = [Candidate(subnet, loss, source) for subnet, (loss, source) in measured.items()]
         trace = {
@@ -167,13 +167,11 @@ class MeasuredSearch(Search):
                 begun[trial.number] = sampler.subnet(trial.params)
         return begun
 
-    def _report(self, study: optuna.Study) -> None:
-        from optuna.trial import TrialState
-
-        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if done:
-            best = min(trial.values[0] for trial in done)
-            self.show(f"{len(done)} subnets, KL {best:.4g} at best")
+    def _report(self, study: optuna.Study, sampler: StepSampler) -> None:
+        measured = sampler.measured(study)
+        if measured:
+            best = min(loss for loss, _ in measured.values())
+            self.show(f"{len(measured)} subnets, KL {best:.4g} at best")
 
 
 def _starts(problem: Problem, starts: Sequence[Candidate]) -> list[tuple[Subnet, str]]:

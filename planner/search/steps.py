@@ -137,7 +137,8 @@ class StepSampler(BaseSampler):
         """Whether a step is that of an earlier trial: of two that propose it at once, the first measures it."""
         if trial.user_attrs[SOURCE] != MeasuredSearch.name:
             return False
-        others = [*self.running(study), *study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [*self.running(study), *filter(self._ours, done)]
         return any(other.number < trial.number and other.params == trial.params for other in others)
 
     def fail(self, study: Study, worker: str) -> list[tuple[Subnet, str]]:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from planner.search.base import Candidate, Found, Problem, Resource, Table
 from planner.search.crew import Crew, fresh_names
@@ -175,6 +176,14 @@ def test_a_kept_study_goes_on_and_measures_nothing_twice(tmp_path: Path) -> None
     assert whole.candidates[0].loss == pytest.approx(alone.candidates[0].loss)
 
 
+def _asked(study: optuna.Study, sampler: StepSampler) -> optuna.Trial:
+    """A trial of what waits longest, which says who proposed it, as those of a search do."""
+    source = sampler.waiting[0][1]
+    trial = study.ask(sampler.distributions)
+    trial.set_user_attr("source", source)
+    return trial
+
+
 def test_what_a_killed_process_measured_is_tried_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = _problem()
     storage = _journal(tmp_path / "study.journal")
@@ -182,7 +191,7 @@ def test_what_a_killed_process_measured_is_tried_again_later(tmp_path: Path, mon
     sampler = StepSampler(problem, Neighbours(problem))
     study = optuna.create_study(storage=storage, sampler=sampler)
     sampler.wait(start.subnet, start.source)
-    left = study.ask(sampler.distributions)  # and its process is gone
+    left = _asked(study, sampler)  # and its process is gone
     assert [sampler.subnet(one.params) for one in sampler.running(study)] == [sampler.subnet(left.params)]
 
     class Later(datetime):
@@ -204,7 +213,7 @@ def test_two_processes_measure_different_steps(tmp_path: Path) -> None:
         sampler = StepSampler(problem, landscape)
         study = optuna.load_study(study_name="one", storage=_journal(path), sampler=sampler)
         sampler.prepare(study)
-        trials = [study.ask(sampler.distributions) for _ in range(len(sampler.waiting))]
+        trials = [_asked(study, sampler) for _ in range(len(sampler.waiting))]
         taken += [sampler.subnet(trial.params) for trial in trials]
     assert len(taken) == len(set(taken)) > TOGETHER
 
@@ -273,6 +282,28 @@ def test_slopes_are_kept_with_the_study(tmp_path: Path) -> None:
     searches = [MeasuredSearch(600.0, Neighbours(problem), _journal(path), "one").search(problem, starts) for _ in "ab"]
     assert searches[0].trace["slopes"] > 0 == searches[1].trace["slopes"]
     assert searches[0].candidates == searches[1].candidates
+
+
+def test_what_a_study_holds_of_others_is_neither_taken_nor_shown(tmp_path: Path) -> None:
+    problem, path = _problem(), tmp_path / "study.journal"
+    study = optuna.create_study(storage=_journal(path), study_name="one")
+    known = StepSampler(problem, Neighbours(problem)).distributions
+    kinds = {**known, "more": CategoricalDistribution(["4"])}
+    whole = {name: kind.choices[0] for name, kind in kinds.items() if isinstance(kind, CategoricalDistribution)}
+    for names, attributes in ((), {"source": "x"}), (tuple(known), {}), (tuple(kinds), {"source": "x"}):
+        params, asked = ({name: every[name] for name in names} for every in (whole, kinds))
+        study.add_trial(create_trial(value=-1.0, params=params, distributions=asked, user_attrs=attributes))
+    said: list[str] = []
+    search = MeasuredSearch(0.0, Neighbours(problem), _journal(path), "one", show=said.append)
+    found = search.search(problem, ExactSearch().search(problem).candidates)
+    assert said[-1] == f"{len(found.candidates)} subnets, KL {found.candidates[0].loss:.4g} at best"
+    assert found.candidates[0].loss > 0 and found.trace["trials"] == len(found.candidates)
+    sampler = StepSampler(problem, Neighbours(problem))
+    sampler.wait(sampler.subnet(whole), MeasuredSearch.name)
+    study.sampler = sampler
+    number = _asked(study, sampler).number
+    asked = study.trials[number]
+    assert asked.params == study.trials[1].params and not sampler.begun_before(study, asked)
 
 
 def test_starts_beyond_a_limit_are_left_out() -> None:
