@@ -126,10 +126,10 @@ class Softened(Adapter):
     """GSQ: codes are means over those at hand, by a softmax of what is learned, which grows hard."""
 
     deploys = "codes"
-    learning_rate = 0.1
+    learning_rate = 0.3
     noise = 1.0
     warmest, coldest = 1.0, 0.1
-    sharpness = 4.0  # of the start, by the squared distance in codes
+    sharpness = 16.0  # of the start, by the squared distance in codes
 
     def __init__(self, weight: QuantizedWeight, full: Tensor) -> None:
         super().__init__(weight, torch.Generator(), full)
