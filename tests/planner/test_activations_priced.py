@@ -36,4 +36,4 @@ def test_the_price_is_what_a_package_is_off_by(tmp_path: Path, factor: float) ->
     package = write_package(RUNTIME, files, plan, tmp_path / "package")
     found, _ = divergence(RUNTIME.engine().speaker(package.path), package.plan, files)
     assert found == pytest.approx(files.activations["int8"], rel=0.05, abs=1e-6)
-    assert (found > 1e-4) == (factor > 1)
+    assert (found > 2e-5) == (factor > 1)  # 3.5e-6 and 9.9e-5 where products are of float32, more of bfloat16
