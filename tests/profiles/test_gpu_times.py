@@ -7,12 +7,13 @@ import sys
 from typing import Any
 
 import pytest
-import torch
 
 from profiles.device import DeviceProfile
 from profiles.gpu_times import Sizes, compile_ahead, products, refusal, timed
 from profiles.gpu_ways import WAYS, Float, Humming, Marlin, TinyGemm, Way
 from profiles.kernels import MEASURED
+
+torch = pytest.importorskip("torch")
 
 TINY = Sizes(((128, 64), (256, 128)), (1, 16), seconds=60.0, repeats=3, side=64, cached=((2, 64),), cache_bytes=1 << 16)
 PROFILE = DeviceProfile("gpu", "cuda", "NVIDIA", "a GPU", 2**33, True, "a test", "2026-11-29")
