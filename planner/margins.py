@@ -13,12 +13,11 @@ from dataclasses import replace
 from planner.decide import KV_CACHE
 from planner.frame import Framed, frame
 from planner.place import ALIKE_KL
-from planner.plan import Margin
+from planner.plan import CONTEXT, GPU_LAYERS, Margin
 from planner.request import Workload
 from planner.search.program import Solution, solve
 from planner.shortage import readable
 
-CONTEXT, GPU_LAYERS = "context", "gpu-layers"
 LEAST_MS = 1.0
 MOST = 4
 

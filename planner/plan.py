@@ -157,6 +157,10 @@ class Other:
             check(name, getattr(self, name), float, optional=True, least=0)
 
 
+CONTEXT, GPU_LAYERS = "context", "gpu-layers"
+"""Decisions whose options are numbers."""
+
+
 @dataclass(frozen=True)
 class Margin:
     """If `decision` were `option` in place of `instead`: what that takes more of the device's peak memory by itself;
@@ -179,6 +183,9 @@ class Margin:
             check(name, getattr(self, name), float)
         for name in ("own_kl", "weights_kl"):
             check(name, getattr(self, name), float, optional=True)
+        for name in ("instead", "option") if self.decision in (CONTEXT, GPU_LAYERS) else ():
+            if not re.fullmatch("[0-9]{1,18}", value := getattr(self, name)):
+                raise InputError(f"{name} of {self.decision} must be a whole number, got {value!r:.80}")
 
 
 NOT_TUNED = "tuned in"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from planner.bands import BANDS, DATASHEET, QUICK, bands
 from planner.choose import device_summary
 from planner.latency import LatencyEstimate
 from planner.memory import MemoryEstimate
-from planner.plan import Compared, DeviceSummary, Plan
+from planner.plan import Compared, DeviceSummary, Margin, Plan
 from planner.quality import Measured
 from planner.request import Budget, Workload
 from planner.runtimes.base import LatencyItem, MemoryItem
@@ -49,11 +49,19 @@ PLAN = Plan(
     date="2026-11-22T05:00:00+00:00", command="bitfleet plan --mem 1GB",
 )  # fmt: skip
 
+MARGIN = Margin("context", "512", "768", 10**6, None, 0.01)
+
 
 def test_a_plan_round_trips_through_its_file(tmp_path: Path) -> None:
     PLAN.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == PLAN
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_margins_round_trip(tmp_path: Path) -> None:
+    made = replace(PLAN, margins=(MARGIN, replace(MARGIN, decision="kv-cache", instead="f16", option="q8_0")))
+    made.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == made
 
 
 def test_estimates_are_tables_in_the_file_and_estimates_again_when_it_is_read(tmp_path: Path) -> None:
@@ -111,6 +119,11 @@ def _without(key: str) -> dict[str, object]:
         json.dumps({**PLAN.to_json(), "notes": [1]}),
         json.dumps({**PLAN.to_json(), "compared": [{**CHOSEN.to_json(), "memory_bytes": 0}]}),
         json.dumps({**PLAN.to_json(), "compared": [{**CHOSEN.to_json(), "tpot_ms": float("inf")}]}),
+        *[
+            json.dumps({**PLAN.to_json(), "margins": [{**asdict(MARGIN), "decision": decision, side: "\u202e"}]})
+            for decision in ("context", "gpu-layers")
+            for side in ("instead", "option")
+        ],
         json.dumps({**PLAN.to_json(), "workload": {"context": 2**63}}),
         json.dumps(_without("workload")),
         json.dumps(_without("fingerprint")),
