@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import cli
 from commands.exits import explain
 from records.errors import BudgetError, InputError, MissingError, NotInstalledError, SystemFailure, Terminated
+from tests.starting import standard_s, starting_s
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
@@ -39,14 +39,9 @@ COMMANDS = (
 
 
 def test_help_starts_in_the_promised_time() -> None:
-    """0.3 s of a core, the least of five starts: what it takes where nothing else runs."""
-    seconds = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "cli.py", "--help"], cwd=ROOT, check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) <= 0.3, seconds
+    """0.3 s of a core, or on a slower one as much of the standard library's imports; the least of five starts."""
+    seconds = starting_s("cli.py", "--help")
+    assert min(seconds) <= max(0.3, 3.8 * standard_s()), seconds
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

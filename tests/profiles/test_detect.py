@@ -14,6 +14,7 @@ from profiles.cpu import profile_cpu
 from profiles.cuda import NoGPU, count_gpus, nvml, profile_cuda
 from profiles.detect import Skipped, detect
 from profiles.device import DeviceProfile
+from tests.starting import standard_s
 
 
 class NVMLError(Exception):
@@ -192,7 +193,7 @@ def test_imports_are_light() -> None:
 def test_imports_are_fast() -> None:
     code = f"import time; t = time.process_time(); from profiles import {MODULES}; print(time.process_time() - t)"
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
-    assert min(float(run.stdout) for run in runs) < 0.15
+    assert min(float(run.stdout) for run in runs) < max(0.15, 1.3 * standard_s())
 
 
 def test_a_cpu_profile_imports_no_torch() -> None:
