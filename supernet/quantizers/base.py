@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from records.errors import InputError
-from supernet.grids import QuantizedWeight
+from supernet.grids import GRIDS, Grid, QuantizedWeight
 from supernet.space import Choice
 
 
@@ -48,3 +50,29 @@ def check_groups(weight: Tensor, choices: Sequence[Choice]) -> None:
             near = [size for size in (16, 32, 64, 128, 256) if in_features % size == 0]
             hint = f"use {' or '.join(map(str, near))}" if near else f"use a divisor of {in_features}"
             raise InputError(f"group_size must divide in_features, got {choice.group_size} and {in_features}; {hint}")
+
+
+def by_grid(choices: Sequence[Choice]) -> Iterator[tuple[Grid, int, list[Choice]]]:
+    """Choices that can be solved together, with their grid and group size."""
+    for name, size in dict.fromkeys((choice.grid, choice.group_size) for choice in choices):
+        yield GRIDS[name], size, [choice for choice in choices if (choice.grid, choice.group_size) == (name, size)]
+
+
+def sides(grid: Grid, groups: Tensor, bits: Tensor, importance: Tensor, clip: bool) -> tuple[Tensor, Tensor]:
+    """Scales and zeros `(rows, groups)` for `groups` `(rows, groups, group_size)` that are not rounded yet."""
+    if clip:
+        scale, zero = grid.clipped(groups, bits.view(-1, 1, 1), importance)
+    else:
+        scale, zero = grid.parameters(groups, bits.view(-1, 1, 1))
+    return scale.squeeze(-1), zero.squeeze(-1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A column is too little work to share: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

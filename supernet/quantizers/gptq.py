@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from supernet.grids import GRIDS, Grid, QuantizedWeight
-from supernet.quantizers.base import Quantizer, check_groups
+from supernet.grids import Grid, QuantizedWeight
+from supernet.quantizers.base import Quantizer, by_grid, check_groups, one_thread, sides
 from supernet.quantizers.factor import inverse_factor
 from supernet.space import Choice
 
@@ -47,15 +47,10 @@ class GPTQ(Quantizer):
         hessian, weight = self.calibrated(hessian), weight.float()
         check_groups(weight, choices)
         found: dict[Choice, tuple[QuantizedWeight, Tensor]] = {}
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # a column is too little work to share: more threads only wait for each other
-        try:
+        with one_thread():
             factor = inverse_factor(hessian, self.damping)
-            for grid, group_size in dict.fromkeys((choice.grid, choice.group_size) for choice in choices):
-                same = [choice for choice in choices if (choice.grid, choice.group_size) == (grid, group_size)]
-                found |= self._solve(GRIDS[grid], weight, same, group_size, hessian.diagonal(), factor)
-        finally:
-            torch.set_num_threads(threads)
+            for grid, group_size, same in by_grid(choices):
+                found |= self._solve(grid, weight, same, group_size, hessian.diagonal(), factor)
         return {choice: found[choice] for choice in choices}
 
     def _solve(
@@ -85,7 +80,7 @@ class GPTQ(Quantizer):
                     grouped = groups.T.unflatten(1, (-1, group_size)), importance[ahead].view(-1, group_size)
                     number = column % span // group_size
                     if first:
-                        settled = self._sides(grid, *grouped, bits)
+                        settled = sides(grid, grouped[0], bits, grouped[1], self.clip)
                     if first or not self.clip:
                         scale, zero = (part[:, number] for part in settled)
                     else:
@@ -100,11 +95,3 @@ class GPTQ(Quantizer):
         scale, zero = torch.stack(scales, 1), torch.stack(zeros, 1)
         parts = zip(choices, *(part.split(rows) for part in (codes.T, scale, zero, rest.T)), strict=True)
         return {choice: (grid.pack(c, s, z, choice, columns), moved) for choice, c, s, z, moved in parts}
-
-    def _sides(self, grid: Grid, groups: Tensor, importance: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-        """Scales and zeros `(rows, groups)` for `groups` `(rows, groups, group_size)` that are not rounded yet."""
-        if self.clip:
-            scale, zero = grid.clipped(groups, bits.view(-1, 1, 1), importance)
-        else:
-            scale, zero = grid.parameters(groups, bits.view(-1, 1, 1))
-        return scale.squeeze(-1), zero.squeeze(-1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from supernet.grids import Grid
+from supernet.quantizers.base import sides
 
 BANDS, LEAST = 8, 32  # at most so many bands, of at least so many rows
 STEP = 32  # columns that a band rounds between two looks at the others, where groups are no longer
@@ -93,12 +94,8 @@ class Wave:
 
     def _sides(self, weight: Tensor, here: slice, column: int, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Scales and zeros `(rows, groups)` of the block that begins at a column, before any of it is rounded."""
-        groups = weight.T.unflatten(1, (-1, self.group_size))
-        if self.clip:
-            scale, zero = self.grid.clipped(groups, bits.view(-1, 1, 1), self._importance(here, column, len(weight)))
-        else:
-            scale, zero = self.grid.parameters(groups, bits.view(-1, 1, 1))
-        return scale.squeeze(-1), zero.squeeze(-1)
+        groups, importance = weight.T.unflatten(1, (-1, self.group_size)), self._importance(here, column, len(weight))
+        return sides(self.grid, groups, bits, importance, self.clip)
 
     def _again(
         self, rest: Tensor, here: slice, column: int, bits: Tensor, settled: tuple[Tensor, Tensor]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from supernet.grids import GRIDS, QuantizedWeight
-from supernet.quantizers.base import Quantizer, check_groups
+from supernet.grids import QuantizedWeight
+from supernet.quantizers.base import Quantizer, by_grid, check_groups, one_thread
 from supernet.quantizers.factor import inverse_factor
 from supernet.quantizers.wave import Wave
 from supernet.space import Choice
@@ -42,17 +42,12 @@ class YAQA(Quantizer):
         hessian, weight = self.calibrated(hessian), weight.float()
         check_groups(weight, choices)
         found: dict[Choice, tuple[QuantizedWeight, Tensor]] = {}
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # a column is too little work to share: more threads only wait for each other
-        try:
+        with one_thread():
             across = inverse_factor(hessian, self.damping)
             down = None if outputs is None else inverse_factor(outputs, self.damping)
-            for name, size in dict.fromkeys((choice.grid, choice.group_size) for choice in choices):
-                same = [choice for choice in choices if (choice.grid, choice.group_size) == (name, size)]
+            for grid, size, same in by_grid(choices):
                 bits = torch.tensor([choice.bits for choice in same], device=weight.device)
-                wave = Wave(GRIDS[name], size, hessian.diagonal(), across, down, self.clip)
+                wave = Wave(grid, size, hessian.diagonal(), across, down, self.clip)
                 for c, codes, scale, zero, moved in zip(same, *wave.solve(weight, bits), strict=True):
-                    found[c] = GRIDS[name].pack(codes, scale, zero, c, weight.shape[1]), moved
-        finally:
-            torch.set_num_threads(threads)
+                    found[c] = grid.pack(codes, scale, zero, c, weight.shape[1]), moved
         return {choice: found[choice] for choice in choices}
