@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
 
 from planner.amounts import size
 from planner.fleet.receipts import Receipt
@@ -29,9 +27,6 @@ from planner.summary import (
     title,
     tuned,
 )
-
-if TYPE_CHECKING:
-    import jinja2
 
 SMALLEST_KL, LARGEST_KL = 1e-5, 1e3
 """The axis of losses ends here: below is what two measurements of one subnet differ by, and nothing loses more."""
@@ -95,7 +90,8 @@ class Scale:
 def card(made: Plan, receipt: Receipt | None = None) -> str:
     """The whole HTML of a plan, and beside its promises what a receipt of its package says."""
     found = items(made)
-    return _template().render(
+    template = environment().get_template("card.html")
+    return template.render(
         plan=made,
         title=title(made),
         lead=lead(made),
@@ -115,12 +111,6 @@ def card(made: Plan, receipt: Receipt | None = None) -> str:
         times=_shares(found["time per token"]),
         receipt=receipt,
     )
-
-
-@cache
-def _template() -> jinja2.Template:
-    """To compile it takes longer than to render it."""
-    return environment().get_template("card.html")
 
 
 def _shares(items: Mapping[tuple[str, str], float]) -> list[tuple[str, float, float]]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from planner.fleet.index import HOST_MEMORY, KL, LOADS, MEMORY, TIME, Amount, Filled, Index, Listed, Loss, Served, Slot
 from planner.pages import environment
 from records.atomic import write_text
-
-if TYPE_CHECKING:
-    import jinja2
 
 PAGE = "index.html"
 
@@ -26,17 +22,9 @@ def page(index: Index) -> str:
         "checks": {p.name: by_device(index, p) for p in index.packages},
         "names": {LOADS: "it loads", KL: "KL to its subnet", **{one: one for one in (MEMORY, HOST_MEMORY, TIME)}},
         "required": [slot for slot in index.slots if slot.holds_something],
-    }
-    return _template().render(context)
-
-
-@cache
-def _template() -> jinja2.Template:
-    """To compile it takes longer than to render it."""
-    pages = environment()
-    pages.filters["loss"] = loss
-    pages.globals |= {"beside_best": beside_best, "bits": bits, "shares": shares, "whence": whence}
-    return pages.get_template("fleet.html")
+        "beside_best": beside_best, "bits": bits, "said": loss, "shares": shares, "whence": whence,
+    }  # fmt: skip
+    return environment().get_template("fleet.html").render(context)
 
 
 def write_page(index: Index, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from planner.amounts import amount, milliseconds, size
@@ -10,8 +11,10 @@ if TYPE_CHECKING:
     import jinja2
 
 
+@cache
 def environment() -> jinja2.Environment:
-    """What the templates of this folder are rendered with; numbers are written as the command line writes them."""
+    """What the templates of this folder are rendered with; numbers are written as the command line writes them. One for
+    all pages, as it keeps the templates, and to compile one takes longer than to render it."""
     import jinja2
 
     made = jinja2.Environment(
