@@ -27,6 +27,7 @@ FAR = 2048  # tokens of a window that are read where no limit of the model lies 
 POSITION_BYTES = (
     3 * 8 * (TOP + DRAWN) + 16
 )  # tokens and log probabilities of both, what the subnet gives the original's
+DRAFTING, READING = 0.3, 0.6  # shares of the work, of the text's draft and of what is read in float64
 REMAKE = "export it again with `bitfleet export plan.json --out DIR`"
 
 
@@ -156,6 +157,7 @@ def write_proof(
     import torch
 
     from supernet import evidence
+    from supernet.dense import dense
     from supernet.exact import in_float64
 
     report = progress or (lambda what, share: None)
@@ -171,11 +173,14 @@ def write_proof(
     chosen = spread(sum(lengths), max(LEAST_POSITIONS, most))
     original = Said.of("model", known).at(_in_whole(chosen, lengths, known["lengths"]))
     following = torch.from_numpy(prompts).long()
-    draft = evidence.continues(
-        model, following, new
-    )  # in float32: a pass for each token takes twice as long in float64
+    with dense(model):  # and in float32: a pass for each token takes twice as long in float64
+        draft = evidence.continues(
+            model, following, new, lambda what, done, total: report(what, DRAFTING * done / total)
+        )
     with in_float64(model, files.rotaries(), max(*lengths, prompts.shape[1] + new)):
-        read = evidence.hidden(model, windows, progress=lambda what, done, total: report(what, 0.9 * done / total))
+        read = evidence.hidden(
+            model, windows, progress=lambda what, done, total: report(what, DRAFTING + READING * done / total)
+        )
         said, promised = evidence.says(model, torch.cat(read)[torch.from_numpy(chosen).long()], original.ids, draw=True)
         continued = evidence.corrected(model, following, draft)
     Proof(

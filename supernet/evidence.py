@@ -63,7 +63,7 @@ def write_evidence(
     tokens = torch.cat([window[:length] for window, length in zip(windows, lengths, strict=True)])
     said, _ = says(model, torch.cat(read), draw=True, progress=progress)
     prompts = torch.stack([window[:PROMPT] for window in windows[: 2 * EACH] if len(window) >= PROMPT][::2][:EACH])
-    continued = continues(model, prompts, min(NEW, spec.max_context - prompts.shape[1]))
+    continued = continues(model, prompts, min(NEW, spec.max_context - prompts.shape[1]), progress)
     arrays = {
         "tokens": tokens.numpy().astype(np.int32),
         "lengths": np.array(lengths, np.int32),
@@ -226,11 +226,12 @@ def _said(ids: Tensor, logits: Tensor, total: Tensor) -> Said:
 
 
 @torch.no_grad()
-def continues(model: Any, prompts: Tensor, new: int) -> Continuation:
+def continues(model: Any, prompts: Tensor, new: int, progress: Progress = silent) -> Continuation:
     """How the model goes on after `prompts` `(prompts, tokens)`, taking the likeliest token `new` times."""
     ids, cache = prompts.to(model.device), None
     tokens, margins = [], []
-    for _ in range(new):
+    for number in range(new):
+        progress("proof, a text", number, new)
         out = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         said, _ = says(model, out.last_hidden_state[:, -1].float())
