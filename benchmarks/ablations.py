@@ -46,10 +46,8 @@ from supernet.build import Supernet, build
 from supernet.choices import kept_channels, make_space
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_tensors
-from supernet.fit import AGREEMENT
 from supernet.loading import DEFAULT_MODEL, load_model
 from supernet.model import in_compute_dtype, spec_of_model
-from supernet.prepare import CALIBRATION, ORDERING, READ
 from supernet.pruning import channel_order, reorder
 from supernet.quantize import quantize
 from supernet.quantizers import GPTQ
@@ -58,8 +56,10 @@ from supernet.sensitivity import measure_sensitivities
 from supernet.sharing import SHARINGS, Agreement, Shared
 from supernet.shelf import code_tensors
 from supernet.space import Subnet
+from supernet.stages.amounts import CALIBRATION, ORDERING, READ
 from supernet.text import read_windows, spread_windows
 from supernet.train import TrainOptions, adapter_parameters, passes
+from supernet.trained import AGREEMENT
 
 BITS, GROUP, WINDOW, HELD_OUT, SENSITIVITY = (2, 3, 4), 64, 256, 4, 4
 AVERAGES = (2.5, 3.0, 3.5)

@@ -35,11 +35,11 @@ from supernet.formats import FORMATS
 from supernet.grids import GRIDS, QuantizedWeight
 from supernet.loading import DEFAULT_MODEL, load_model, model_name
 from supernet.model import in_compute_dtype, spec_of_model
-from supernet.prepare import CALIBRATION
 from supernet.quantize import quantize
 from supernet.quantizers import GPTQ
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec
+from supernet.stages.amounts import CALIBRATION
 from supernet.text import read_windows, spread_windows
 from supernet.train import TrainOptions
 

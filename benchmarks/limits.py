@@ -29,12 +29,12 @@ from supernet.choices import make_space
 from supernet.evaluate import Reference, evaluate
 from supernet.loading import DEFAULT_MODEL, load_model
 from supernet.model import in_compute_dtype, spec_of_model
-from supernet.prepare import CALIBRATION, ORDERING, READ
 from supernet.progress import silent
 from supernet.quantize import quantize
 from supernet.recipe import Recipe
 from supernet.refiners import Learned, learned
 from supernet.space import SearchSpace, Subnet
+from supernet.stages.amounts import CALIBRATION, ORDERING, READ
 from supernet.text import read_windows, spread_windows
 
 WIDEST, WINDOW, HELD_OUT, MOST = 8, 256, 32, 512

@@ -33,10 +33,10 @@ from supernet.create import create
 from supernet.evaluate import Quality, Reference, evaluate
 from supernet.loading import DEFAULT_MODEL, load_model
 from supernet.model import spec_of_model
-from supernet.prepare import CALIBRATION
 from supernet.quantize import quantize
 from supernet.quantizers import GPTQ, RTN
 from supernet.recipe import Recipe
+from supernet.stages.amounts import CALIBRATION
 from supernet.text import read_windows, spread_windows
 
 BITS = (2, 3, 4)

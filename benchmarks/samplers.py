@@ -25,9 +25,9 @@ from separate import Setting
 from training import train
 
 from supernet.evaluate import evaluate
-from supernet.prepare import SENSITIVITY
 from supernet.samplers import SAMPLERS
 from supernet.sensitivity import measure_sensitivities
+from supernet.stages.amounts import SENSITIVITY
 from supernet.train import TrainOptions, passes, trained_space
 
 AVERAGES = (2.25, 2.5, 2.75, 3.25, 3.5, 3.75)

@@ -25,13 +25,13 @@ from supernet.choices import make_space
 from supernet.formats import FORMATS
 from supernet.grids.packing import packed_bytes
 from supernet.model import HEAD_TOKENS_OF_GPU, checkpoint_blocks, hidden_states, spec_of, spec_of_model
-from supernet.prepare import CALIBRATION, LEARNING
 from supernet.quantize import quantize
 from supernet.quantizers import RTN
 from supernet.recipe import Recipe
 from supernet.refiners import Learned
 from supernet.refiners.starts import STARTS
 from supernet.spec import LinearSpec, ModelSpec, UnitSpec
+from supernet.stages.amounts import CALIBRATION, LEARNING
 from supernet.text.sampling import CACHE_BYTES, sequences_at_once
 
 SHAPES: dict[str, dict[str, int]] = {  # of the published configs

@@ -54,11 +54,11 @@ from supernet.evaluate import Reference, evaluate
 from supernet.landscape import WINDOWS, MeasuredLandscape
 from supernet.loading import load_model
 from supernet.model import compute_dtype
-from supernet.prepare import searching_windows
 from supernet.recipe import Recipe
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Choice, SearchSpace, Subnet
 from supernet.spec import UnitSpec
+from supernet.stages.prepare import searching_windows
 from supernet.text import manual_windows, read_windows
 
 BITS = (2.25, 2.5, 2.75, 3.25, 3.5, 3.75)

@@ -27,9 +27,10 @@ from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors
 from supernet.loading import DEFAULT_MODEL, load_model
 from supernet.model import in_compute_dtype
-from supernet.prepare import MEASURED, READ, as_prepared
+from supernet.prepared import as_prepared
 from supernet.recipe import Recipe
 from supernet.samplers import SAMPLERS
+from supernet.stages.amounts import MEASURED, READ
 from supernet.text import read_windows, spread_windows
 from supernet.train import TrainOptions
 

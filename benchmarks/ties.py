@@ -27,7 +27,7 @@ from supernet.checkpoint import SupernetFiles, open_supernet
 from supernet.evaluate import Reference, evaluate_texts
 from supernet.loading import load_model
 from supernet.model import spec_of_model
-from supernet.prepare import as_prepared
+from supernet.prepared import as_prepared
 from supernet.sensitivity import Table, fisher
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import SearchSpace, Subnet

@@ -86,7 +86,7 @@ class OwnText:
 def full_model(files: SupernetFiles, trust: bool) -> Loaded:
     """The model that the supernet was made from, read again; InputError where it is another by now."""
     from supernet.loading import load_model
-    from supernet.prepare import check_same
+    from supernet.prepared import check_same
 
     source = files.info["source"]
     loaded = load_model(source, trust_remote_code=trust)

@@ -54,8 +54,9 @@ def _streams(needs: Needs, recipe: Recipe, usable: int, out: Path, asked: bool) 
     recipe allows it; and where it was begun so."""
     import torch
 
-    if begun_start(out) is not None:
-        return True
+    begun = begun_start(out)
+    if begun is not None:
+        return bool(begun.get("streamed", True))
     if needs.memory_bytes <= usable or (torch.cuda.is_available() and not asked):
         return False
     return not in_the_way(recipe)

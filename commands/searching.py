@@ -145,9 +145,9 @@ def _reference(files: SupernetFiles, trust: bool, report: Any) -> Reference:
     """Windows to search on and what the full model says of them, which is read once and kept."""
     from supernet.files import made_again
     from supernet.landscape import WINDOWS
-    from supernet.prepare import searching_windows
     from supernet.recipe import Recipe
     from supernet.reference import Reference, read_references, write_references
+    from supernet.stages.prepare import searching_windows
 
     path = files.place(KEPT, writing=True)
     if not path.exists():

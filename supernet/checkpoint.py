@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from supernet.build import Supernet
     from supernet.grids import QuantizedWeight, Stored
-    from supernet.loading import Loaded
     from supernet.reference import Reference
     from supernet.rotary import Rotary
 
@@ -359,33 +358,6 @@ def open_supernet(path: str | Path, unfinished: bool = False, trust_remote_code:
     return files
 
 
-def save_start(
-    path: Path, supernet: Supernet, references: Mapping[str, Reference], windows: Tensor,
-    loaded: Loaded, info: Mapping[str, Any], changes: Mapping[str, Mapping[str, Tensor]],
-) -> SupernetFiles:  # fmt: skip
-    """Write what training starts from, into a folder where `supernet.folder.begin` said so. `changes` are the files of
-    what was done to the full model before."""
-    from records.atomic import write_json
-    from supernet.files import write_tensors
-    from supernet.reference import write_references
-    from supernet.shelf import code_tensors
-
-    for name, tensors in changes.items():
-        write_tensors(path / name, tensors)
-    write_tensors(path / START, code_tensors(supernet.weights()))
-    write_tensors(path / FLOATS, supernet.floats)
-    write_references(path / REFERENCE, references)
-    write_tensors(path / WINDOWS, {"windows": windows})
-    loaded.save_description(path / MODEL)
-    write_json(path / LOAD, loaded.account.to_json())
-    texts = {name: reference.to_json() for name, reference in references.items()}
-    begun = {**info, "texts": texts, "finished": False}
-    names = (START, FLOATS, REFERENCE, WINDOWS, *changes, *model_files(path))
-    files = save_index(path, supernet.spec, supernet.space, begun, hashes_of(path, names))
-    (path / STATE).unlink()
-    return files
-
-
 def model_files(path: Path) -> list[str]:
     """What describes the model of the supernet in `path`, by its names in the hashes."""
     found = (path / LOAD, *(path / MODEL).rglob("*"))
@@ -396,28 +368,7 @@ def _of_model(name: str) -> bool:
     return name == LOAD or name.startswith(f"{MODEL}/")
 
 
-def write_trained(path: Path, supernet: Supernet) -> tuple[str, ...]:
-    """Write what was trained: codes with the adapters folded in, and the adapters that do not fold.
-
-    Returns the names of the finished supernet's weight files. What training starts from is still there, and so is its
-    index: a run that stops before `save_index` goes on as if this had not happened.
-    """
-    from supernet.files import write_tensors
-    from supernet.shelf import code_tensors
-    from supernet.train import adapter_parameters
-
-    if (path / START).is_file() and not adapter_parameters(supernet):
-        _link(path / START, path / CODES)
-        return CODES, FLOATS, REFERENCE
-    supernet.fold()
-    write_tensors(path / CODES, code_tensors(supernet.weights()))
-    left = adapter_parameters(supernet)
-    if left:
-        write_tensors(path / ADAPTERS_FILE, left)
-    return (CODES, FLOATS, REFERENCE, *([ADAPTERS_FILE] if left else []))
-
-
-def _link(there: Path, name: Path) -> None:
+def link(there: Path, name: Path) -> None:
     """Give a file that stays as it is another name; a copy where the file system has no such names."""
     import shutil
 

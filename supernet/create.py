@@ -1,38 +1,31 @@
 """The whole making of a supernet: model and text in, a finished folder out. What `bitfleet train` runs.
 
-Three stages, each from disk to disk: prepare, fit, finish. A run that was stopped goes on from what the last of them
-left. Under `accelerate launch` the main process prepares and finishes, and all of them train.
+Runs a list of stages (`supernet.stages`), each from disk to disk. A run that was stopped goes on with the stage that it
+was at. Under `accelerate launch` the main process prepares and finishes, and all of them train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from records.errors import InputError
 from records.lock import locked
-from supernet.blocks import give_back_after_blocks
-from supernet.build import Supernet
 from supernet.checkpoint import SUPERNET, SupernetFiles, open_supernet
 from supernet.clock import Clock
 from supernet.exact import kept_dtype
-from supernet.finish import finish
-from supernet.fit import fit
-from supernet.folder import begun_start, refuse_used, remove_begun_start, remove_unfinished
-from supernet.grids import QuantizedWeight
-from supernet.loading import describe, load_model
-from supernet.model import refuse_checkpointing
-from supernet.prepare import as_prepared, check_same, home, prepare, stage_costs
+from supernet.folder import begun_start, refuse_used, remove_unfinished
+from supernet.loading import describe
 from supernet.progress import Progress, silent
 from supernet.recipe import AUTO, Recipe
-from supernet.shard import Part, fsdp_plugin, scattered
+from supernet.stages import STAGES
+from supernet.stages.amounts import stage_costs
+from supernet.stages.base import Stage
 from supernet.streaming import as_streamed
+from supernet.work import Work
 
 PATIENCE = timedelta(days=7)  # the other processes wait while the main one prepares and finishes
 
@@ -58,22 +51,22 @@ def create(
     source = resolved(source)
     data, eval_text = (text and resolved(text) for text in (recipe.data, recipe.eval_text))
     recipe = replace(recipe, data=data, eval_text=eval_text)
+    trust = recipe.trust_remote_code
     if not accelerator.is_main_process:
-        return _stages(source, out, recipe, silent, accelerator)
+        return _made(_work(source, out, recipe, trust, silent, accelerator))
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out, "another training", waiting):
         started = (out / SUPERNET).exists()
-        trust = recipe.trust_remote_code
         if waiting and started and open_supernet(out, True, trust).finished:
             return open_supernet(out, trust_remote_code=trust)
-        preparing = None if started else begun_start(out)
+        begun = None if started else begun_start(out)
         if started:
-            _check_resumable(out, recipe, resume, typed)
-        elif preparing is not None:
-            recipe, streamed = _going_on(out, preparing, source, recipe, resume, typed), True
+            recipe = _resumable(out, recipe, resume, typed)
+        elif begun is not None:
+            recipe, streamed = _going_on(out, begun, source, recipe, resume, typed), begun.get("streamed", True)
         else:
             refuse_used(out)
-        return _stages(source, out, recipe, progress, accelerator, streamed)
+        return _made(_work(source, out, recipe, trust, progress, accelerator, streamed))
 
 
 def resolved(source: str) -> str:
@@ -81,7 +74,8 @@ def resolved(source: str) -> str:
     return str(Path(source).resolve()) if Path(source).is_file() or Path(source).is_dir() else source
 
 
-def _check_resumable(out: Path, recipe: Recipe, resume: bool, typed: Mapping[str, str] | None) -> None:
+def _resumable(out: Path, recipe: Recipe, resume: bool, typed: Mapping[str, str] | None) -> Recipe:
+    """The recipe of a training that was stopped: its minutes and steps share out what is still to come."""
     files = open_supernet(out, True, recipe.trust_remote_code)
     if files.finished:
         remove_unfinished(files)  # whoever finished may have been killed before
@@ -89,13 +83,15 @@ def _check_resumable(out: Path, recipe: Recipe, resume: bool, typed: Mapping[str
         raise InputError(f"the supernet {out} is finished; use it, or train another with a new --out")
     if not resume:
         raise InputError(f"{out} already holds a supernet; go on with --resume, or give a new --out")
-    _check_typed(out, Recipe.from_json(files.info["recipe"]), recipe, typed)
+    stored = Recipe.from_json(files.info["recipe"])
+    _check_typed(out, stored, recipe, typed)
+    return stored
 
 
 def _going_on(
     out: Path, begun: Mapping[str, Any], source: str, recipe: Recipe, resume: bool, typed: Mapping[str, str] | None
 ) -> Recipe:
-    """The recipe of a start that was stopped while it was made from a model's files."""
+    """The recipe of a start that was stopped."""
     if not resume:
         raise InputError(f"{out} holds a start that was stopped; go on with --resume, or give a new --out")
     if begun["source"] != source:
@@ -119,72 +115,44 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _stages(
-    source: str, out: Path, recipe: Recipe, report: Progress, accelerator: Any, streamed: bool = False
-) -> SupernetFiles:
-    """Prepare, fit, finish: those of them that are still to be done."""
-    started = (out / SUPERNET).exists()
-    trust = recipe.trust_remote_code
-    if started:  # the minutes and steps that it was begun with share out what is still to come
-        recipe = Recipe.from_json(open_supernet(out, True, trust).info["recipe"])
+def _work(
+    source: str, out: Path, recipe: Recipe, trust: bool, report: Progress, accelerator: Any, streamed: bool = False
+) -> Work:
+    """InputError for all that can be told before a weight is read."""
     if streamed and accelerator.num_processes > 1:
         raise InputError("a model that stays in its files is quantized by one process; start one, without a launcher")
     recipe = as_streamed(recipe) if streamed else recipe
-    clock = Clock(None if recipe.steps else recipe.minutes)
-    report = clock.showing(report)
-    report("load model", 0, 1)
     config, spec = describe(source, trust)
-    recipe.space(spec)  # what it refuses, it refuses before a weight is read
-    dtype = kept_dtype(config, accelerator.device)
-    loaded = load_model(source, trust, dtype, streamed)
-    model, tokenizer = loaded.model, loaded.tokenizer
-    if recipe.checkpointing:
-        refuse_checkpointing(model)
-    prepares = not started and accelerator.is_main_process
-    if prepares:
-        model.to(home(model, accelerator.device))
-        prepare(source, loaded, out, recipe, accelerator.device, report, clock)
-        remove_begun_start(out)
-    accelerator.wait_for_everyone()
-    files = open_supernet(out, True, trust)
-    recipe = Recipe.from_json(files.info["recipe"])
-    if not prepares:
-        as_prepared(model, files)
-        check_same(model, files, source)
-        if accelerator.is_main_process and clock.seconds is not None:
-            costs, late, least = stage_costs(model, files.spec, recipe, accelerator.device)
-            clock.expect({stage: costs[stage] for stage in late}, late, least, recipe.learns)
-    supernet = files.load(_part(accelerator))
-    if streamed:
-        give_back_after_blocks(supernet.model)
-    trainer = fit(files, model, supernet, recipe, accelerator, report, clock)
-    if accelerator.is_main_process:
-        model, supernet = _whole(source, files, model, supernet, trust, accelerator, dtype)
-        finish(files, model, tokenizer, supernet, recipe, trainer, report, clock)
-    accelerator.wait_for_everyone()
-    return open_supernet(out, trust_remote_code=trust)
+    recipe.space(spec)
+    if recipe.window_tokens > spec.max_context:
+        raise InputError(f"window_tokens must be within the model's {spec.max_context}, got {recipe.window_tokens}")
+    dtype, clock = kept_dtype(config, accelerator.device), Clock(None if recipe.steps else recipe.minutes)
+    return Work(source, out, recipe, trust, dtype, accelerator, clock, clock.showing(report), streamed)
 
 
-def _part(accelerator: Any) -> Callable[[QuantizedWeight], Part] | None:
-    """What this process keeps of a stored weight: None where that is all of it."""
-    if fsdp_plugin(accelerator) is None:
-        return None
-    return partial(scattered, process=accelerator.process_index, processes=accelerator.num_processes)
+def _made(work: Work) -> SupernetFiles:
+    """Run the stages that are still to be done."""
+    expected = False
+    for number, stage in enumerate(STAGES):
+        mine, rest = stage.trains or work.main, STAGES[number:]
+        if mine and not any(later.done(work.out) for later in rest):
+            if work.main and not expected:
+                _expect(work, rest)
+                expected = True
+            stage.run(work)
+        work.accelerator.wait_for_everyone()
+    return open_supernet(work.out, trust_remote_code=work.trust)
 
 
-def _whole(
-    source: str, files: SupernetFiles, model: Any, supernet: Supernet, trust: bool, accelerator: Any, dtype: torch.dtype
-) -> tuple[Any, Supernet]:
-    """The full model in its own `dtype` and the supernet with all of its codes, before training took parts of them."""
-    sharded = fsdp_plugin(accelerator) is not None
-    if sharded or model.dtype != dtype:
-        model = load_model(source, trust, dtype).model
-        as_prepared(model, files)
-        model.to(home(model, accelerator.device))
-    if sharded:
-        again = files.load()
-        for name, matrix in again.matrices.items():
-            matrix.adapters = supernet.matrices[name].adapters
-        supernet = again
-    supernet.model.to(model.device)
-    return model, supernet
+def _expect(work: Work, rest: Sequence[Stage]) -> None:
+    """Share the minutes out to the stages that are still to be done."""
+    clock, recipe = work.clock, work.recipe
+    if clock.seconds is None:
+        return
+    model, trains = work.model, any(stage.trains for stage in rest)
+    work.report("time stages", 0, 1)
+    costs, least = stage_costs(model, work.spec, recipe, work.accelerator.device)
+    after = rest[[stage.trains for stage in rest].index(True) + 1 :] if trains else rest
+    named = {name: cost for name, cost in costs.items() if any(name in stage.clocked for stage in rest)}
+    late = tuple(name for stage in after for name in stage.clocked)
+    clock.expect(named, late, least if trains else 0.0, trains and recipe.learns)

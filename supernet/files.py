@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from records.atomic import replacing
 from records.errors import InputError, MissingError
@@ -73,11 +73,16 @@ def _as_text(meta: Mapping[str, Any]) -> dict[str, str]:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the JSON object of `write_tensors`; InputError where the file is cut short or something else."""
     with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, read_meta(path)  # noqa: SIM118
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The JSON object alone."""
+    with open_tensors(path) as file:
         try:
-            meta = json.loads((file.metadata() or {}).get("json", "{}"))
+            return cast(dict[str, Any], json.loads((file.metadata() or {}).get("json", "{}")))
         except (ValueError, RecursionError) as error:
             raise _damaged(path, error) from None
-        return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
 
 
 def open_tensors(path: Path) -> Any:

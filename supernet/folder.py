@@ -1,7 +1,8 @@
 """A folder while a supernet is made in it: what a start or a run that was stopped left there, and whose it is.
 
 `state.json` is written before the first file of a start and goes with the index that names them all with their hashes.
-So a folder that has it and no index holds nothing but what is made again. All of this is done by who holds the lock.
+So a folder that has it and no index holds a start, which goes on from what is in `PREPARING`; all else in it is made
+again. All of this is done by who holds the lock.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from records.reading import read_json
 from supernet.checkpoint import CHANGES, FLOATS, LOAD, MODEL, REFERENCE, STATE, UNFINISHED, SupernetFiles
 
 KIND = "bitfleet start"
-PREPARING = "preparing"  # the folder where a start waits that is made from a model's files
+PREPARING = "preparing"  # the folder where a start waits until its codes are there
+PREPARED = "prepared.json"  # in it, once all is there that codes are made from
 
 
 def begin(out: Path, info: dict[str, Any]) -> None:
@@ -36,7 +38,7 @@ def refuse_used(out: Path) -> None:
 
 
 def begun_start(out: Path) -> dict[str, Any] | None:
-    """What a start said of itself that was stopped while it was made from a model's files: it can go on."""
+    """What a start said of itself that was stopped and can go on."""
     return read_json(out / STATE, "state", "remove it") if (out / PREPARING).is_dir() and _begun(out) else None
 
 

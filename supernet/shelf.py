@@ -58,10 +58,6 @@ class Shelf(ABC):
     def note(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, a JSON value, or gave a run before."""
 
-    @abstractmethod
-    def file(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors that `make` gives, or gave a run before, by name."""
-
 
 class InMemory(Shelf):
     def __init__(self) -> None:
@@ -91,12 +87,9 @@ class InMemory(Shelf):
     def note(self, name: str, make: Callable[[], Any]) -> Any:
         return make()
 
-    def file(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return dict(make())
-
 
 class OnDisk(Shelf):
-    """A folder: `NAME.safetensors`, `codes-LABEL.safetensors` and `NAME.json`."""
+    """A folder: `NAME.safetensors`, `codes-LABEL.safetensors`, `NAME.json`, and files of what stays."""
 
     streams = True
 
@@ -149,9 +142,10 @@ class OnDisk(Shelf):
         return read_value(path, "note of a start", "start again with a new --out")
 
     def file(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        if not self.has(name):
-            write_tensors(self._file(name), make())
-        return read_tensors(self._file(name))[0]
+        """The tensors of the file `name`: those that `make` gives, or gave a run before."""
+        if not (self.folder / name).exists():
+            write_tensors(self.folder / name, make())
+        return read_tensors(self.folder / name)[0]
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

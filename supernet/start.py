@@ -57,10 +57,11 @@ class Start:
         self.losses: dict[int, float] = {}
         self.unread: list[str] = []
 
-    def look(self, reference: Reference) -> None:
-        """What plain rounding of the full model loses on held-out windows, of which `reference` is what it says."""
+    def look(self, reference: Reference, rounding: Mapping[int, float] | None = None) -> None:
+        """What plain rounding of the full model loses on held-out windows, of which `reference` is what it says; as
+        `rounding` has it where that was measured."""
         self.reference = reference
-        self.rounding = self._noted("plain-rounding", lambda: self._rounded(self.widths))
+        self.rounding = dict(rounding or self._noted("plain-rounding", lambda: self._rounded(self.widths)))
 
     def better_scaled(self, scales: Scales) -> bool:
         """Whether plain rounding loses less with the channel scales, over the two narrowest bit-widths together at

@@ -22,10 +22,11 @@ from torch import Tensor
 from records.errors import InputError
 from records.signals import asked_to_stop, unbroken
 from supernet.build import Supernet
-from supernet.files import read_tensors, write_tensors
+from supernet.files import write_tensors
 from supernet.model import checkpoint_blocks, head_gradient, hidden_states, logits_of
 from supernet.progress import Progress, silent
 from supernet.pruning import Pruning
+from supernet.recorded import recorded, restore
 from supernet.samplers import Sampler, Trained, bits_of
 from supernet.schedules import Constant, Schedule
 from supernet.space import Choice, SearchSpace, Subnet
@@ -362,22 +363,18 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the checkpoint; from the first step where there is none yet."""
-        if self.checkpoint is None or not self.checkpoint.exists():
+        known = None if self.checkpoint is None else recorded(self.checkpoint)
+        if self.checkpoint is None or known is None:
             return
-        tensors, meta = read_tensors(self.checkpoint)
-        if "history" not in meta:
-            raise InputError(f"the checkpoint {self.checkpoint} is of an earlier version; train into a new folder")
+        tensors = restore(self.checkpoint, self.parameters)
         for name, parameter in self.parameters.items():
-            if name not in tensors:
-                raise InputError(f"the checkpoint {self.checkpoint} is of another supernet; train into a new folder")
-            parameter.data.copy_(tensors[name])
             found = ((key, tensors.get(f"{name}/{key}")) for key in ("step", "exp_avg", "exp_avg_sq"))
             state = {key: value for key, value in found if value is not None}
             if state:
                 self.optimizer.state[parameter] = {
                     key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
                 }
-        self.history = [tuple(Trained(bits, loss) for bits, loss in trained) for trained in meta["history"]]
+        self.history = [tuple(Trained(bits, loss) for bits, loss in trained) for trained in known.history]
 
 
 def all_finite(values: Iterable[Tensor]) -> bool:

@@ -1,8 +1,8 @@
 """The numbers of one subnet, trained for it alone once it is planned.
 
 A supernet's scales serve every subnet, and most were never trained among just these neighbours. Here the codes stay,
-and what the grid keeps beside them (scales, and zeros that are any numbers) is trained as in `supernet.fit`: the same
-steps, with one subnet to draw. Units whose new numbers lose on other text go back, as adapters do (`supernet.trial`).
+and what the grid keeps beside them (scales, and zeros that are any numbers) is trained as adapters are: the same steps,
+with one subnet to draw. Units whose new numbers lose on other text go back, as adapters do (`supernet.trial`).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from supernet.checkpoint import TUNED, SupernetFiles
 from supernet.clock import Clock, fewer
 from supernet.evidence import alone
 from supernet.files import made_again, read_tensors, write_tensors
-from supernet.finish import LEAST_TRIAL
-from supernet.fit import fitting_steps
 from supernet.loading import Loaded
 from supernet.model import compute_dtype, in_compute_dtype
-from supernet.prepare import SAMPLED, TRIAL, stage_costs, training_windows
 from supernet.progress import Progress
 from supernet.recipe import Recipe
 from supernet.samplers import Uniform
 from supernet.space import Subnet
+from supernet.stages.amounts import LEAST_TRIAL, SAMPLED, TRIAL, stage_costs
+from supernet.stages.prepare import training_windows
+from supernet.stages.train import fitting_steps
 from supernet.text import manual_windows, own_windows
 from supernet.train import Trainer, TrainOptions
 from supernet.trial import Verdict, try_adapters
@@ -78,7 +78,7 @@ def tune(
     clock = Clock(None if steps else minutes)
     progress = clock.showing(progress)
     model = full.model.to(device)
-    costs, _, least = stage_costs(model, files.spec, replace(recipe, train_bits=recipe.bits[:1]), device)
+    costs, least = stage_costs(model, files.spec, replace(recipe, train_bits=recipe.bits[:1]), device)
     stages = STAGES[1:] if recipe.text_stays else STAGES
     clock.expect({stage: costs[stage] for stage in stages}, STAGES[1:], least)
     with clock.stage(STAGES[0]):

@@ -36,7 +36,7 @@ def test_a_first_use_that_was_stopped_is_gone_on_with(
         def stopped(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        patched.setattr("supernet.create.fit", stopped)
+        patched.setattr("supernet.stages.train.fit", stopped)
         assert bitfleet(*PLAN, tmp_path / "plan.json").code == 130
     assert not open_supernet(home, unfinished=True).finished
     assert "plan --mem 1GB goes on with it" in bitfleet("doctor").out

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from supernet.blocks import decoder_layers, first_inputs, input_sums, last_states, layer_arguments, output_of, placed
 from supernet.model import hidden_states, removed_after, spec_of_model
-from supernet.prepare import home
+from supernet.work import home
 from tests.tiny import FAMILIES, tiny_model, windows
 
 

@@ -112,23 +112,20 @@ def test_folded_weights_are_what_the_subnet_computes_with(finished: Path) -> Non
     assert files.stored("model.embed_tokens", Choice(8, 16, "sym")).codes.shape == (272, 64)
 
 
-@pytest.mark.parametrize("stop", ["sample text", "quantize", "train", "evaluate", "sensitivities"])
-def test_a_stopped_run_goes_on_to_the_same_supernet(stop: str, source: str, finished: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_is_not_taken_for_a_finished_one(source: str, tmp_path: Path) -> None:
+    """That it goes on to the same supernet, tests/supernet/test_stages.py holds of every stage."""
     out = tmp_path / "out"
 
     def interrupt(what: str, done: int, total: int) -> None:
-        if what.startswith(stop) and done >= total / 2:
+        if what.startswith("train"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         create(source, out, RECIPE, progress=interrupt)
-    if (out / SUPERNET).exists():
-        with pytest.raises(ValueError, match="has not finished; go on with .* --resume"):
-            open_supernet(out)
-        with pytest.raises(ValueError, match="already holds a supernet; go on with --resume"):
-            create(source, out, RECIPE)
-    files = create(source, out, RECIPE, resume=True)
-    assert files.hashes == open_supernet(finished).hashes
+    with pytest.raises(ValueError, match="has not finished; go on with .* --resume"):
+        open_supernet(out)
+    with pytest.raises(ValueError, match="already holds a supernet; go on with --resume"):
+        create(source, out, RECIPE)
 
 
 def test_another_training_system_goes_on_as_well(source: str, data: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from supernet.evaluate import Reference, evaluate
 from supernet.grids.packing import first, pack, unpack
 from supernet.loading import load_model
 from supernet.model import spec_of_model
-from supernet.prepare import as_prepared
+from supernet.prepared import as_prepared
 from supernet.pruning import Pruning, channel_order, reorder
 from supernet.quantize import quantize
 from supernet.quantizers import RTN

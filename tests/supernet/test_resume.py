@@ -66,14 +66,14 @@ def run(source: str, out: Path, recipe: Recipe, stop: Stop | None = None, **opti
 
 
 @pytest.mark.parametrize("options", PREPARED.values(), ids=PREPARED)
-def test_losses_are_the_same_to_the_last_bit_whoever_prepared(
+def test_losses_are_the_same_to_the_last_bit_whoever_trained(
     options: dict[str, Any], source: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(BASE, data=data, **options)
     whole = run(source, tmp_path / "whole", recipe)
-    after = tmp_path / "after preparing"
+    after = tmp_path / "after training"
     with monkeypatch.context() as patched:
-        patched.setattr("supernet.create.fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("supernet.stages.trial.Trial.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             create(source, after, recipe)
     within = tmp_path / "within training"

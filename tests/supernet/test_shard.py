@@ -29,21 +29,21 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 import supernet.create
+from supernet.stages import train, trial
 
 source, folder, recipe = sys.argv[1], Path(sys.argv[2]), supernet.create.Recipe.from_json(json.loads(sys.argv[3]))
-supernet.fit.compute_dtype = supernet.finish.compute_dtype = lambda device: torch.float32
-train = supernet.create.fit
+train.compute_dtype = trial.compute_dtype = lambda device: torch.float32
+fit = train.fit
 
 def spy(files, model, net, recipe, accelerator, *rest):
     before = sum(p.nbytes for p in model.parameters())
     stored = ("_codes", "_scale", "_zero")
     codes = sum(v.nbytes for m in net.matrices.values() for n, v in m.named_buffers() if n.endswith(stored))
-    run = train(files, model, net, recipe, accelerator, *rest)
+    fit(files, model, net, recipe, accelerator, *rest)
     own = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in model.parameters())
     (folder / f"bytes{accelerator.process_index}.json").write_text(json.dumps([before, own, codes]))
-    return run
 
-supernet.create.fit = spy
+train.fit = spy
 supernet.create.create(source, folder / "two", recipe)
 PartialState().destroy_process_group()
 """
@@ -53,8 +53,8 @@ PartialState().destroy_process_group()
     "recipe", [RECIPE, replace(RECIPE, adapter="lora", sharing="matched", checkpointing=True)], ids=["scales", "lora"]
 )
 def test_two_sharded_processes_agree_with_one(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for stage in ("fit", "finish"):
-        monkeypatch.setattr(f"supernet.{stage}.compute_dtype", lambda device: torch.float32)
+    for stage in ("train", "trial"):
+        monkeypatch.setattr(f"supernet.stages.{stage}.compute_dtype", lambda device: torch.float32)
     (tmp_path / "text.txt").write_text(TEXT * 4)
     recipe = replace(recipe, data=str(tmp_path / "text.txt"))
     source = str(save_tiny(tmp_path / "model", "mistral"))

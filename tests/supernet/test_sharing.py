@@ -27,7 +27,7 @@ TINY = {"bits": (2, 3, 8), "group_size": 16, "steps": 4, "block_steps": 8, "batc
 @pytest.fixture
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no trial: a few steps of a tiny model win nothing."""
-    monkeypatch.setattr("supernet.finish.try_adapters", lambda *_: {})
+    monkeypatch.setattr("supernet.stages.trial.try_adapters", lambda *_: {})
 
 
 def test_a_shared_adapter_is_one_adapter(made: Made) -> None:

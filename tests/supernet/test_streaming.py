@@ -216,7 +216,7 @@ def test_whatever_file_of_a_start_is_cut_short_is_named(
         except InputError as error:
             assert str(cut) in str(error) and "\n" not in str(error)
             named.append(path.name)
-    assert {"counts.json", "plain-rounding.json", "windows.safetensors", "codes-lm_head.safetensors"} <= set(named)
+    assert {"counts.json", "prepared.json", "windows.safetensors", "codes-lm_head.safetensors"} <= set(named)
     assert [name for name in named if name.startswith("gradients")] == ["gradients-001.safetensors"]
 
 
