@@ -23,13 +23,13 @@ DEFAULT_RANK = 16
 EXPERTS = 4  # adapters of the kind that mixes experts hold about so many
 HELD = (8, 4)  # vectors as wide as the hidden size, and as the feed-forward block, kept of a token for the way back
 SIDE_BY_SIDE = 2  # windows of a pass with gradients (`supernet.sensitivity`)
-OPENED = 7  # float copies of the widest matrix while its codes are made or computed with
+OPENED = 6.5  # float copies of the widest matrix while its codes are made or computed with, by measured peaks
 LOGITS = 6  # float copies of a window's logits, where subnets are measured
 BESIDE_BYTES = 30_000_000  # windows, what the full model says of them, tokenizer, proof
 WINDOWS = 64  # of the calibration
 STATES = 3  # copies of what a block reads of them: that, what it makes, and gradients
 OPENED_TABLES = 4  # float copies of a head while its codes are found
-HEAP_BYTES = 80_000_000  # that a stage freed and its process keeps
+HEAP_BYTES = 100_000_000  # that a stage freed and its process keeps
 TALL, FACTORS = 8192, 6  # rows that GPTQ solves at a time; copies of a Hessian while its factor is made
 CHECKPOINTS = 2  # the one on disk and the one that takes its place
 
@@ -49,17 +49,16 @@ def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
     parameters = weights + spec.float_parameters
     codes = _codes(spec, recipe)
     adapters = adapter_parameters_of(spec, recipe) * FLOAT_BYTES
-    hessians = 3 * _width(spec) ** 2 * FLOAT_BYTES
     layers = 2 if recipe.checkpointing else spec.num_layers
     passes = layers * recipe.batch * recipe.window_tokens * _kept(spec) * FLOAT_BYTES
     logits = LOGITS * recipe.window_tokens * spec.vocab_size * FLOAT_BYTES
-    opened = OPENED * max(linear.weights for unit in spec.units for linear in unit.linears) * FLOAT_BYTES
+    opened = int(OPENED * max(linear.weights for unit in spec.units for linear in unit.linears)) * FLOAT_BYTES
     least = LIBRARIES_BYTES + parameters * FLOAT_BYTES + codes + (2 + ADAM) * adapters
     memory = (
         least
         + int((FULL_MODELS - 1) * parameters * FLOAT_BYTES)
         + ADAM * adapters  # the copy that a checkpoint is written from
-        + max(hessians, opened)
+        + max(HEAP_BYTES + _finding(spec, recipe), opened)
         + passes
         + logits
     )
@@ -71,36 +70,44 @@ def needs_of(spec: ModelSpec, recipe: Recipe) -> Needs:
 def streamed_needs(spec: ModelSpec, recipe: Recipe) -> Needs:
     """The same where the model stays in its files (`supernet.streaming`): a block at a time, and what finding its codes
     takes beside it; on disk the codes twice, and what the blocks read meanwhile."""
-    blocks = [
-        [linear for unit in spec.units if unit.layer == layer for linear in unit.linears]
-        for layer in range(spec.num_layers)
-    ]
     head = spec.head.linears[0]
-    solved = max(_solving(linear, len(recipe.bits)) for block in blocks for linear in block)
-    hessians = max(sum(_hessians(linear, recipe) for linear in block) for block in blocks) * FLOAT_BYTES
-    block = max(sum(linear.weights for linear in block) for block in blocks) * FLOAT_BYTES
+    block = max(sum(linear.weights for linear in block) for block in _blocks(spec)) * FLOAT_BYTES
     states = WINDOWS * recipe.window_tokens * spec.hidden_size * FLOAT_BYTES
     memory = (
         LIBRARIES_BYTES
         + HEAP_BYTES
-        + max(block + hessians + solved + STATES * states, OPENED_TABLES * head.weights * FLOAT_BYTES)
+        + max(block + _finding(spec, recipe) + STATES * states, OPENED_TABLES * head.weights * FLOAT_BYTES)
     )
     needs = needs_of(spec, recipe)
     return Needs(memory, memory, needs.disk_bytes + spec.num_layers * states)
 
 
-def _hessians(linear: LinearSpec, recipe: Recipe) -> int:
-    """Numbers in those of one linear that are held while its block's are made."""
+def _blocks(spec: ModelSpec) -> list[list[LinearSpec]]:
+    """The linears of each."""
+    layers = range(spec.num_layers)
+    return [[linear for unit in spec.units if unit.layer == layer for linear in unit.linears] for layer in layers]
+
+
+def _finding(spec: ModelSpec, recipe: Recipe) -> int:
+    """What finding a block's codes takes beside its weights: the Hessians of all its linears, and one being solved."""
     quantizer = QUANTIZERS.get(recipe.quantizer)
-    both = quantizer is not None and quantizer.needs_outputs
-    return linear.in_features**2 + (linear.out_features**2 if both else 0)
+    outputs, widths = quantizer is not None and quantizer.needs_outputs, len(recipe.bits)
+    found = 0
+    for block in _blocks(spec):
+        hessians = sum(linear.in_features**2 + outputs * linear.out_features**2 for linear in block)
+        found = max(found, hessians * FLOAT_BYTES + max(_solving(linear, widths, outputs) for linear in block))
+    return found
 
 
-def _solving(linear: LinearSpec, widths: int) -> int:
-    """GPTQ's working set: while its Hessian's factor is made, what that is made from; then the two and, of some rows at
-    all bit-widths, what is left of them, codes, and the weights that they come from."""
-    rows, side = widths * min(linear.out_features, TALL), linear.in_features
-    return FLOAT_BYTES * side * max(FACTORS * side, 2 * side + 3 * rows)
+def _solving(linear: LinearSpec, widths: int, outputs: bool) -> int:
+    """GPTQ's working set: while a Hessian's factor is made, what that is made from; then the two and, of some rows at
+    all bit-widths, what is left of them, codes, and the weights that they come from. With a Hessian of the `outputs`
+    YAQA's: the first factor is there while the second is made, then both and twice as many of the rows."""
+    rows, side = min(linear.out_features, TALL), linear.in_features
+    moved = widths * rows * side
+    if outputs:
+        return FLOAT_BYTES * max(FACTORS * side**2, FACTORS * rows**2 + side**2, rows**2 + side**2 + 6 * moved)
+    return FLOAT_BYTES * max(FACTORS * side**2, 2 * side**2 + 3 * moved)
 
 
 def tuning_needs(spec: ModelSpec, recipe: Recipe) -> Needs:

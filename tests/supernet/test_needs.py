@@ -64,6 +64,10 @@ print(json.dumps(found))
 
 SHAPES: dict[str, Any] = {
     "adapters": ({}, {"adapter": "lora", "rank": 4096}),
+    "hessians of outputs": (
+        {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 1},
+        {"quantizer": "yaqa", "bits": (2, 8), "train_bits": ()},
+    ),
     "vocabulary": ({"vocab_size": 100_000, "hidden_size": 256, "intermediate_size": 512}, {"quantizer": "gptq"}),
 }
 STREAMED: dict[str, Any] = {

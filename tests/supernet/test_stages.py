@@ -1,4 +1,4 @@
-"""The stages of making a supernet: each is told from the folder alone, and goes on to the same bits wherever it stops."""
+"""Stages of making a supernet: each is told from the folder alone, and goes on to the same bits wherever it stopped."""
 
 from __future__ import annotations
 
@@ -48,13 +48,16 @@ def whole(source: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the stages that run."""
     names: list[str] = []
-    for stage in STAGES:
 
-        def run(self: Any, work: Any, begin: Any = type(stage).run) -> None:
+    def told_of(begin: Any) -> Any:
+        def run(self: Any, work: Any) -> None:
             names.append(self.name)
             begin(self, work)
 
-        monkeypatch.setattr(type(stage), "run", run)
+        return run
+
+    for stage in STAGES:
+        monkeypatch.setattr(type(stage), "run", told_of(type(stage).run))
     return names
 
 
