@@ -1,4 +1,4 @@
-# make demo   install into .venv, then the main job on the embedded default model (about 10 minutes on 2 cores)
+# make demo   install into .venv, then the main job on the embedded default model (about 10 minutes on 2 cores with AVX-512)
 # make fleet  after make demo: plan for six devices of the catalogue and this machine (examples/fleet.toml), export the
 #             packages that they share into demo/dist, with an index and a page, and verify them here (at most 4 minutes)
 # make test   install into .venv, then ruff, mypy and pytest
