@@ -6,6 +6,7 @@
 A budget is bytes of the linears' codes, given as average bits, or time per token in llama.cpp on a device, given as a
 share of the way from the fastest subnet to the uniform one of the most bits; embedding and head stay at their largest
 choice.
+
 Rules and sums measure nothing:
 
 uniform    the widest uniform subnet within the budget
