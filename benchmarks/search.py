@@ -358,11 +358,12 @@ def print_rows(rows: Sequence[Row], on_line: float) -> None:
     cells = [
         (
             row.method, row.evaluations or "-", "-" if row.seen is None else f"{row.seen:.4f}",
-            f"{row.mean:.4f}", f"{row.mean / on_line:.3f}", gap(row, base),
+            f"{row.mean:.4f}", "-" if math.isnan(on_line) else f"{row.mean / on_line:.3f}", gap(row, base),
         )
         for row in rows
     ]  # fmt: skip
-    print(f"{rows[0].limit.name}, seed {rows[0].seed}, line {on_line:.4f}", flush=True)
+    limit = rows[0].limit.name if math.isnan(on_line) else f"{rows[0].limit.name}, line {on_line:.4f}"
+    print(f"{limit}, seed {rows[0].seed}", flush=True)
     table(("", "EVALUATIONS", "KL SEEN", "KL UNSEEN", "OF THE LINE", f"LESS {base.method.upper()}, 95 %"), cells)
 
 
