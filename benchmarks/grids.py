@@ -27,7 +27,6 @@ from training import train
 from planner.runtimes.llamacpp.formats import type_of
 from supernet.adapters import ADAPTERS
 from supernet.build import Supernet, Weights, build
-from supernet.checkpoint import code_tensors
 from supernet.choices import make_space
 from supernet.evaluate import Reference, evaluate
 from supernet.files import read_tensors, write_tensors
@@ -37,6 +36,7 @@ from supernet.loading import DEFAULT_MODEL, load_model, model_name
 from supernet.model import in_compute_dtype, spec_of_model
 from supernet.quantize import quantize
 from supernet.quantizers import GPTQ
+from supernet.shelf import code_tensors
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec
 from supernet.stages.amounts import CALIBRATION
