@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from supernet.experts import linear_of
 from supernet.grids import QuantizedWeight
 from supernet.linear import SuperLinear, TiedHead
 
@@ -33,7 +34,8 @@ def dense(model: Any, most_bytes: int | None = None) -> Iterator[int]:
             if size <= left:
                 left -= size
                 replaced[name] = module
-                model.set_submodule(name, _plain(weight, bias))
+                floats = None if bias is None else bias.float()
+                model.set_submodule(name, linear_of(weight.dequantize(torch.float32), floats))
         yield len(replaced)
     finally:
         for name, module in replaced.items():
@@ -55,14 +57,3 @@ def _candidates(model: Any) -> list[tuple[str, nn.Module, QuantizedWeight, Tenso
         elif isinstance(module, SuperLinear) and module.choice.kept is None and module.adapter(module.choice) is None:
             found.append((name, module, module.stored(module.choice), module.bias))
     return sorted(found, key=lambda one: one[2].shape[0], reverse=True)
-
-
-@torch.no_grad()
-def _plain(weight: QuantizedWeight, bias: Tensor | None) -> nn.Linear:
-    """A linear of these weights, and of the bias itself."""
-    table = weight.dequantize(torch.float32)
-    plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    plain.weight = nn.Parameter(table, requires_grad=False)
-    if bias is not None:
-        plain.bias = nn.Parameter(bias.float(), requires_grad=False)
-    return plain

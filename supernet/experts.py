@@ -24,7 +24,7 @@ class Expert(nn.Module):
     def __init__(self, gate_up: Tensor, down: Tensor, act_fn: Any) -> None:
         super().__init__()
         gate, up = gate_up.chunk(2)
-        self.gate_proj, self.up_proj, self.down_proj = _linear(gate), _linear(up), _linear(down)
+        self.gate_proj, self.up_proj, self.down_proj = linear_of(gate), linear_of(up), linear_of(down)
         self.act_fn = act_fn
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,7 +79,10 @@ def _is_stack(module: nn.Module) -> bool:
     return all(getattr(getattr(module, name, None), "ndim", 0) == 3 for name in ("gate_up_proj", "down_proj"))
 
 
-def _linear(weight: Tensor) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A frozen linear that has this weight and this bias, which are not copied."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias, requires_grad=False)
     return made
