@@ -10,7 +10,7 @@ import torch
 
 from supernet.awq import channel_scales, mean_inputs, norm_readers, rescale, rescale_checked
 from supernet.build import build
-from supernet.checkpoint import SCALING
+from supernet.checkpoint import ORDER, SCALING
 from supernet.choices import make_space
 from supernet.create import create
 from supernet.evaluate import Reference, evaluate
@@ -155,16 +155,21 @@ def test_a_supernet_is_made_stopped_and_gone_on_with(power: float, tmp_path: Pat
         assert (weight - stored).abs().max() < 0.02 * weight.abs().max()
 
 
-def test_a_run_that_is_stopped_before_training_leaves_nothing(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_scales_and_reorders_the_same(tmp_path: Path) -> None:
     def interrupt(what: str, done: int, total: int) -> None:
         if what == "quantize":
             raise KeyboardInterrupt
 
-    source = str(save_tiny(tmp_path / "model"))
-    recipe = Recipe(bits=(4, 8), group_size=16, prune=(0.5,), steps=1, window_tokens=16)
+    source, text = str(save_tiny(tmp_path / "model")), tmp_path / "text.txt"
+    uneven_model().save_pretrained(source)
+    text.write_text(TEXT * 4)
+    recipe = Recipe(bits=(2, 8), group_size=16, prune=(0.5,), steps=1, window_tokens=16, data=str(text))
     with pytest.raises(KeyboardInterrupt):
         create(source, tmp_path / "out", recipe, progress=interrupt)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "supernet.json").exists()
+    files = create(source, tmp_path / "out", recipe, resume=True)
+    assert {ORDER, SCALING} <= files.hashes.keys()
+    assert files.hashes == create(source, tmp_path / "whole", recipe).hashes
 
 
 @pytest.mark.parametrize("power", [-0.1, 1.5])
