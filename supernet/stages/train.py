@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from supernet.build import Supernet
-from supernet.checkpoint import TRAINING, WINDOWS, SupernetFiles
-from supernet.clock import Clock
+from supernet.checkpoint import TRAINING, WINDOWS
 from supernet.model import compute_dtype
-from supernet.progress import Progress
 from supernet.recipe import Recipe
 from supernet.recorded import recorded
 from supernet.samplers import SAMPLERS
@@ -39,7 +37,7 @@ class Train(Stage):
 
     def run(self, work: Work) -> None:
         supernet = work.load(parts=True)
-        fit(work.files, work.model, supernet, work.recipe, work.accelerator, work.report, work.clock)
+        fit(work, supernet)
         sharded = fsdp_plugin(work.accelerator) is not None
         if sharded or work.model.dtype != work.dtype or not work.main:
             work.forget_model()
@@ -47,14 +45,12 @@ class Train(Stage):
             work.supernet = supernet
 
 
-def fit(
-    files: SupernetFiles, model: Any, supernet: Supernet, recipe: Recipe, accelerator: Any, progress: Progress,
-    clock: Clock,
-) -> None:  # fmt: skip
-    """Train to the last step. `model` becomes the teacher: it is left in the dtype of training, or in parts."""
-    windows = files.read(WINDOWS)["windows"]
+def fit(work: Work, supernet: Supernet) -> None:
+    """Train to the last step. The full model becomes the teacher: it is left in the dtype of training, or in parts."""
+    model, recipe, accelerator = work.model, work.recipe, work.accelerator
+    windows, kept = work.files.read(WINDOWS)["windows"], work.out / TRAINING
     supernet.model.to(accelerator.device)
-    adapt(files, model, supernet, recipe, accelerator, progress)
+    adapt(work, supernet)
     teacher = model.to(compute_dtype(accelerator.device))  # in place: no float32 copy beside it
     plugin = fsdp_plugin(accelerator)
     if plugin is None:
@@ -69,10 +65,10 @@ def fit(
             steps, recipe.rate, recipe.batch, recipe.seed, teacher=recipe.teacher, checkpointing=recipe.checkpointing
         )
         sampler, schedule = SAMPLERS[recipe.sampler](), SCHEDULES[recipe.schedule]()
-        return Trainer(teacher, supernet, windows, sampler, options, accelerator, files.path / TRAINING, schedule)
+        return Trainer(teacher, supernet, windows, sampler, options, accelerator, kept, schedule)
 
-    progress("time a step", 0, 1)
-    left, known = clock.learning_seconds(), recorded(files.path / TRAINING)
+    work.report("time a step", 0, 1)
+    left, known = work.clock.learning_seconds(), recorded(kept)
     minutes = recipe.minutes if left is None else left / 60
     steps = recipe.steps or (known.steps if known else fitting_steps(trainer, minutes, accelerator))
     run = trainer(steps)
@@ -80,7 +76,7 @@ def fit(
         run.make_room()
     run.resume()
     run.save()  # from here on a resumed run knows its number of steps
-    run.run(progress)
+    run.run(work.report)
 
 
 def fitting_steps(trainer: Any, minutes: float, accelerator: Any) -> int:

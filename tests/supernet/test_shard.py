@@ -35,13 +35,14 @@ source, folder, recipe = sys.argv[1], Path(sys.argv[2]), supernet.create.Recipe.
 train.compute_dtype = trial.compute_dtype = lambda device: torch.float32
 fit = train.fit
 
-def spy(files, model, net, recipe, accelerator, *rest):
+def spy(work, net):
+    model = work.model
     before = sum(p.nbytes for p in model.parameters())
     stored = ("_codes", "_scale", "_zero")
     codes = sum(v.nbytes for m in net.matrices.values() for n, v in m.named_buffers() if n.endswith(stored))
-    fit(files, model, net, recipe, accelerator, *rest)
+    fit(work, net)
     own = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in model.parameters())
-    (folder / f"bytes{accelerator.process_index}.json").write_text(json.dumps([before, own, codes]))
+    (folder / f"bytes{work.accelerator.process_index}.json").write_text(json.dumps([before, own, codes]))
 
 train.fit = spy
 supernet.create.create(source, folder / "two", recipe)
