@@ -309,7 +309,7 @@ def row_of(
     return Row(
         tool, mixed_by, average, subnet.mean_bits(setting.spec), size, 8 * size / weights,
         8 * size_16 / weights, {str(bits): counts[bits] for bits in sorted(counts)},
-        round(seconds.wall, 1), round(seconds.cpu, 1), **quality.to_json(),
+        round(seconds.wall, 1), round(seconds.cpu, 1), quality.kl, quality.perplexity, quality.top1, quality.tokens,
     )  # fmt: skip
 
 
