@@ -91,7 +91,10 @@ def row_of(supernet: Supernet, average: float, subnet: Subnet, quality: Quality)
         "mean_bits": subnet.mean_bits(supernet.spec),
         "linear_bytes": sum(stored_bytes(supernet, unit, subnet[unit.name])[0] for unit in units),
         "units": {str(width): bits.count(width) for width in sorted(set(bits))},
-        **quality.to_json(),
+        "kl": quality.kl,
+        "perplexity": quality.perplexity,
+        "top1": quality.top1,
+        "tokens": quality.tokens,
     }
 
 
