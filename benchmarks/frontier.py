@@ -21,7 +21,7 @@ from typing import Any
 
 from claims import Claim, finish, table
 from mixtures import AVERAGES, best, proposals
-from rivals import stored_bytes
+from rivals import figures, stored_bytes
 
 from supernet.build import Supernet
 from supernet.checkpoint import SupernetFiles, open_supernet
@@ -91,10 +91,7 @@ def row_of(supernet: Supernet, average: float, subnet: Subnet, quality: Quality)
         "mean_bits": subnet.mean_bits(supernet.spec),
         "linear_bytes": sum(stored_bytes(supernet, unit, subnet[unit.name])[0] for unit in units),
         "units": {str(width): bits.count(width) for width in sorted(set(bits))},
-        "kl": quality.kl,
-        "perplexity": quality.perplexity,
-        "top1": quality.top1,
-        "tokens": quality.tokens,
+        **figures(quality),
     }
 
 

@@ -309,8 +309,13 @@ def row_of(
     return Row(
         tool, mixed_by, average, subnet.mean_bits(setting.spec), size, 8 * size / weights,
         8 * size_16 / weights, {str(bits): counts[bits] for bits in sorted(counts)},
-        round(seconds.wall, 1), round(seconds.cpu, 1), quality.kl, quality.perplexity, quality.top1, quality.tokens,
+        round(seconds.wall, 1), round(seconds.cpu, 1), **figures(quality),
     )  # fmt: skip
+
+
+def figures(quality: Quality) -> dict[str, Any]:
+    """What a row keeps of a quality."""
+    return {name: getattr(quality, name) for name in ("kl", "perplexity", "top1", "tokens")}
 
 
 def stored_bytes(supernet: Supernet, unit: UnitSpec, choice: Choice) -> tuple[int, int]:

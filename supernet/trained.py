@@ -41,7 +41,8 @@ def _measure(work: Work, supernet: Supernet) -> None:
 
 
 def _give(work: Work, supernet: Supernet) -> None:
-    recipe, sharing = work.recipe, SHARINGS[work.recipe.sharing]()
+    recipe = work.recipe
+    sharing = SHARINGS[recipe.sharing]()
     agreement = read_agreement(work.out / AGREEMENT_FILE) if sharing.measures else {}
     options = work.files.info["adapter"]["options"]
     adapter, bits = ADAPTERS[recipe.adapter], recipe.adapted_bits

@@ -46,10 +46,6 @@ PREPARED: dict[str, dict[str, Any]] = {  # every option that changes what traini
 }
 
 
-AFTER = ("gptq", "lora", "pooled", "rounding")
-"""Those that are stopped when all has been trained too: each way that adapters are folded or kept."""
-
-
 class Stop:
     """Raises once, at the first step of `stage`'s that is at least `share` of it."""
 
@@ -69,21 +65,20 @@ def run(source: str, out: Path, recipe: Recipe, stop: Stop | None = None, **opti
     return None
 
 
-@pytest.mark.parametrize("name", PREPARED)
+@pytest.mark.parametrize("options", PREPARED.values(), ids=PREPARED)
 def test_losses_are_the_same_to_the_last_bit_whoever_trained(
-    name: str, source: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], source: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(BASE, data=data, **PREPARED[name])
+    recipe = replace(BASE, data=data, **options)
     whole = run(source, tmp_path / "whole", recipe)
-    stopped = [tmp_path / "within training"]
-    run(source, stopped[0], recipe, Stop("train", 0.5))
-    if name in AFTER:
-        stopped.append(tmp_path / "after training")
-        with monkeypatch.context() as patched:
-            patched.setattr("supernet.stages.trial.Trial.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-            with pytest.raises(KeyboardInterrupt):
-                create(source, stopped[1], recipe)
-    for out in stopped:
+    after = tmp_path / "after training"
+    with monkeypatch.context() as patched:
+        patched.setattr("supernet.stages.trial.Trial.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            create(source, after, recipe)
+    within = tmp_path / "within training"
+    run(source, within, recipe, Stop("train", 0.5))
+    for out in (after, within):
         resumed = run(source, out, recipe, resume=True)
         assert resumed.info["losses"] == whole.info["losses"]
         assert resumed.hashes == whole.hashes
