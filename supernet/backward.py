@@ -49,6 +49,19 @@ def backward(
         """Gradients of a part are put down when all after it are dealt with."""
         return part > begun or (part == begun and known(part))
 
+    def back(number: int) -> None:
+        """Nothing of it stays in memory where the shelf is on disk: what is done with the block needs the room."""
+        grads, found = shelf.take(_grads(number + 1)), []
+        with placed(layers[number], device, dtype), removed_after(watch(layers[number])), torch.enable_grad():
+            arguments = there(calls[number])
+            for state, grad in zip(shelf.take(_reads(number)), grads, strict=True):
+                leaf = there(state).detach().requires_grad_()
+                output_of(layers[number], leaf, arguments).backward(there(grad))
+                assert leaf.grad is not None
+                found.append(leaf.grad.to(model.device))
+                close()
+        shelf.put(_grads(number), found)
+
     if not done(last):
         _forward(model, windows, calls, there, dtype, shelf, report, head_alone)
         with removed_after(watch(model.get_output_embeddings())):
@@ -57,16 +70,7 @@ def backward(
     shelf.drop(_reads(last))
     for number in () if head_alone else reversed(range(last)):
         if not done(number):
-            grads, found = shelf.take(_grads(number + 1)), []
-            with placed(layers[number], device, dtype), removed_after(watch(layers[number])), torch.enable_grad():
-                arguments = there(calls[number])
-                for state, grad in zip(shelf.take(_reads(number)), grads, strict=True):
-                    leaf = there(state).detach().requires_grad_()
-                    output_of(layers[number], leaf, arguments).backward(there(grad))
-                    assert leaf.grad is not None
-                    found.append(leaf.grad.to(model.device))
-                    close()
-            shelf.put(_grads(number), found)
+            back(number)
             yield number
         shelf.drop(_reads(number))
         shelf.drop(_grads(number + 1))

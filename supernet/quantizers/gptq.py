@@ -63,7 +63,7 @@ class GPTQ(Quantizer):
         # Transposed, so that the column at hand lies in one piece. `rest` is what is left to represent,
         # and a column stays as it was when its turn came.
         rest = weight.repeat(len(choices), 1).T.contiguous()
-        codes = torch.empty_like(rest)
+        codes = torch.empty_like(rest, dtype=torch.uint8)
         scales: list[Tensor] = []
         zeros: list[Tensor] = []
         span = max(group_size, grid.format.block)  # columns whose scales are settled together

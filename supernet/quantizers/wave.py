@@ -142,7 +142,7 @@ class _State:
     def of(cls, weight: Tensor, choices: int, group_size: int) -> _State:
         aim = weight.T.unsqueeze(1).repeat(1, choices, 1)
         groups = aim.new_empty(len(aim) // group_size, *aim.shape[1:])
-        return cls(aim, aim.clone(), torch.empty_like(aim), groups, groups.clone())
+        return cls(aim, aim.clone(), torch.empty_like(aim, dtype=torch.uint8), groups, groups.clone())
 
     def settle(self, group: int, band: slice, scale: Tensor, zero: Tensor) -> None:
         self.scale[group, :, band], self.zero[group, :, band] = (p.view(len(self.scale[0]), -1) for p in (scale, zero))
