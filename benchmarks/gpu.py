@@ -36,8 +36,8 @@ PARTS = (
     Part("step-8b", 0.10, "a", "the same of Llama-3.1-8B's shape"),
     Part("blocks", 0.07, "a", "GPTQ and learned rounding of a block of 8B"),
     Part("decode", 0.06, "a", "a token through each kernel, beside what is predicted"),
-    Part("training", 0.40, "b", "SmolLM2's full training, and its KL"),
-    Part("long", 0.08, "b", "the same with ten times the steps, or as many as fit"),
+    Part("training", 0.46, "b", "SmolLM2's full training, and its KL"),
+    Part("long", 0.02, "b", "the same with ten times the steps, or as many as fit"),
 )
 NAMES = [part.name for part in PARTS]
 GRACE_S = 5.0
@@ -154,12 +154,10 @@ def said(found: dict[str, Any]) -> str:
     line = f"{found['status']} in {found['seconds']:.0f} s"
     if "error" in found:
         return f"{line}: {found['error']}"
-    if "targets" in found:
-        numbers = (f"{name} {value} (target {target})" for name, (value, target) in found["targets"].items())
-        return f"{line}: {'; '.join(numbers)}"
+    numbers = [f"{name} {value} (target {target})" for name, (value, target) in found.get("targets", {}).items()]
     if "kl" in found:
-        return f"{line}: KL " + ", ".join(f"{bits} bits {one['kl']:.4f}" for bits, one in found["kl"].items())
-    return line
+        numbers.append("KL " + ", ".join(f"{bits} bits {one['kl']:.4f}" for bits, one in found["kl"].items()))
+    return f"{line}: {'; '.join(numbers)}" if numbers else line
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from supernet.reference import Reference
 from supernet.text import read_windows
 
 BLOCK_STEPS, STEPS, LONGER = 128, 430, 10
+MOST_MINUTES = 8.0  # of the first training
 BITS = (2, 3, 4, 8)
 WINDOWS, TOKENS = 16, 512
 TRAINING = "train"  # how that stage's lines begin
@@ -66,12 +67,17 @@ def train_in(scratch: Path, record: Record, source: str | None, text: Path, bloc
     def progress(what: str, done: int, total: int) -> None:
         name, now = what.split(",")[0], time.monotonic()
         stages[last[0]] = stages.get(last[0], 0.0) + now - last[1]
+        if name != last[0]:  # a training that is ended says how far it came
+            record.add(stages={stage: round(seconds, 3) for stage, seconds in stages.items() if stage})
         last[:] = name, now
 
     record.add(source=Path(source).name, block_steps=block_steps, steps=steps)
     record.forget_peak()
     recipe = Recipe(data=str(text / "train.txt"), block_steps=block_steps, steps=steps, quantizer="learned", **options)
     files = create(source, out, recipe, progress=progress)
+    minutes = (time.monotonic() - started) / 60
+    if record.on_gpu and steps == STEPS:
+        record.add(targets={"minutes of the full training": (round(minutes, 2), MOST_MINUTES)})
     progress("", 1, 1)
     stages.pop("", None)
     spent = sum(seconds for name, seconds in stages.items() if name.startswith(TRAINING))

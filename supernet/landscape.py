@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -30,7 +31,7 @@ class MeasuredLandscape:
     supernet: Supernet
     reference: Reference
     progress: Progress = silent
-    samples: int = SAMPLES
+    samples: ClassVar[int] = SAMPLES
 
     def losses(self, subnets: Sequence[Subnet]) -> list[float]:
         """KL per token from the full model."""

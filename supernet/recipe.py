@@ -66,6 +66,12 @@ class Recipe:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        self._check_members()
+        self._check_numbers()
+        self._check_groups()
+        self._check_system()
+
+    def _check_members(self) -> None:
         if not self.bits or list(self.bits) != sorted(set(self.bits)) or not set(self.bits) <= set(range(2, 9)):
             raise InputError(f"bits must be rising numbers from 2 to 8, got {list(self.bits)}; use for example 2,3,4,8")
         families: dict[str, Collection[str]] = {
@@ -83,9 +89,23 @@ class Recipe:
         falling = list(self.prune) == sorted(set(self.prune), reverse=True)
         if not falling or not all(0 <= share < 1 for share in self.prune):
             raise InputError(f"prune must be falling shares from below 1 to 0, got {list(self.prune)}; use 0.75,0.5,0")
+
+    def _check_numbers(self) -> None:
         for name, least in (("batch", 1), ("window_tokens", 8)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, least in (("steps", 1), ("block_steps", LEAST_STEPS)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}; leave it out for what fits")
+        if not 0 <= self.awq <= 1:
+            raise InputError(f"awq must be from 0, which is off, to 1, got {self.awq}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < FLOAT32_MOST:
+            raise InputError(f"learning_rate must be above 0 and a 32-bit float, got {self.learning_rate}")
+        if not 0 < self.minutes < math.inf:
+            raise InputError(f"minutes must be above 0, got {self.minutes}")
+
+    def _check_groups(self) -> None:
         if FORMATS[self.grid].block > 1 and (self.group_size is not None or self.group_sizes):
             given = list(self.group_sizes) or self.group_size
             raise InputError(f"grid {self.grid} has group sizes of its own, got {given}; leave the group size out")
@@ -97,16 +117,9 @@ class Recipe:
                 f"group sizes are one for all or one for each of bits {list(self.bits)}, got {list(self.group_sizes)}; "
                 "use for example 64,64,32,32"
             )
-        for name, least in (("steps", 1), ("block_steps", LEAST_STEPS)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}; leave it out for what fits")
-        if not 0 <= self.awq <= 1:
-            raise InputError(f"awq must be from 0, which is off, to 1, got {self.awq}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < FLOAT32_MOST:
-            raise InputError(f"learning_rate must be above 0 and a 32-bit float, got {self.learning_rate}")
-        if not 0 < self.minutes < math.inf:
-            raise InputError(f"minutes must be above 0, got {self.minutes}")
+
+    def _check_system(self) -> None:
+        """Adapters, sharing, sampler and schedule, each beside the others and the grid."""
         if not set(self.train_bits or ()) <= set(self.bits):
             raise InputError(f"train_bits must be among bits, got {self.train_bits} and {self.bits}")
         adapter, widths = ADAPTERS[self.adapter], len(self.adapted_bits)
