@@ -89,7 +89,8 @@ def _blocks(spec: ModelSpec) -> list[list[LinearSpec]]:
 
 
 def _finding(spec: ModelSpec, recipe: Recipe) -> int:
-    """What finding a block's codes takes beside its weights: the Hessians of all its linears, and one being solved."""
+    """What finding a block's codes takes beside its weights: the Hessians of all its linears, and what is solved at a
+    time, which is counted as the largest while its factor is made: by measured peaks that holds for two."""
     quantizer = QUANTIZERS.get(recipe.quantizer)
     outputs, widths = quantizer is not None and quantizer.needs_outputs, len(recipe.bits)
     found = 0

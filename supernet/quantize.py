@@ -22,6 +22,7 @@ from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec, UnitSpec
 
 TALL = 8192  # rows
+FEW = 2  # matrices at once where memory is short: what `supernet.needs` expects
 
 Stretch = tuple[str, int, Tensor]
 """A linear, and some of its rows from one on."""
@@ -47,7 +48,7 @@ def quantize(
     read = [name for name, unit in units.items() if not unit.is_table or unit is head]
     found = shelf.known(spec, space)
     of_head = {} if head.linears[0].name in found else _of_head(model, head, quantizer, others, seed, progress)
-    with _side_by_side(windows.device) as pool:
+    with _side_by_side(windows.device, FEW if shelf.streams else None) as pool:
         makes: dict[str, Tensor] = {}
         for hessians in _hessians(model, spec, read, quantizer, windows, seed, progress, shelf, found, makes):
             hessians = {name: _evenly(own, of_head.get(name)) for name, own in hessians.items() if name not in found}
@@ -108,11 +109,11 @@ def _stacked(parts: Sequence[Solved]) -> Solved:
 
 
 @contextmanager
-def _side_by_side(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """A thread for each core, or one where another device computes: the columns of a matrix are rounded one after the
-    other, which one core does as fast as several, and matrices do not wait for each other."""
+def _side_by_side(device: torch.device, most: int | None) -> Iterator[ThreadPoolExecutor]:
+    """A thread for each core, but `most`, or one where another device computes: the columns of a matrix are rounded one
+    after the other, which one core does as fast as several, and matrices do not wait for each other."""
     threads = torch.get_num_threads()
-    workers = threads if device.type == "cpu" else 1
+    workers = min(threads, most or threads) if device.type == "cpu" else 1
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             yield pool

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,9 @@ from supernet.build import extract
 from supernet.choices import make_space
 from supernet.hessians import fisher_hessians
 from supernet.model import hidden_states, spec_of_model
-from supernet.quantize import head_unit, quantize
+from supernet.quantize import FEW, head_unit, quantize
 from supernet.quantizers import GPTQ, RTN
+from supernet.shelf import InMemory, OnDisk
 from supernet.space import Choice, Subnet
 from tests.supernet.conftest import Made, make
 from tests.tiny import FAMILIES, MIXTURES, tiny_model, windows
@@ -113,6 +117,32 @@ def test_codes_are_those_of_a_whole_pass() -> None:
             alone = GPTQ().quantize(model.get_submodule(linear.name).weight, choices, sums[unit.linears[0].name])
             for choice in choices:
                 assert torch.equal(found[linear.name][choice].codes, alone[choice].codes)
+
+
+def test_few_matrices_are_solved_at_once_where_memory_is_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """However many cores there are; all of them otherwise. The codes are the same."""
+    model, active, most = tiny_model(), [0], [0]
+    spec = spec_of_model(model, "tiny")
+    space = make_space(spec, (4,), 16, grid="int")
+
+    class Slow(RTN):
+        def quantize(self, *given: Any) -> Any:
+            active[0] += 1
+            most[0] = max(most[0], active[0])
+            time.sleep(0.02)
+            active[0] -= 1
+            return RTN().quantize(*given)
+
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
+    found = []
+    for shelf, at_once in ((InMemory(), range(FEW + 1, 9)), (OnDisk(tmp_path / "shelf"), (1, FEW))):
+        most[0] = 0
+        found.append(quantize(model, spec, space, Slow(), windows(), shelf=shelf))
+        assert most[0] in at_once
+    for linear, choices in found[0].items():
+        for choice, weight in choices.items():
+            assert torch.equal(weight.codes, found[1][linear][choice].codes)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])
