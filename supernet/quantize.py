@@ -15,6 +15,7 @@ from supernet.absent import present
 from supernet.blocks import input_sums
 from supernet.build import Weights
 from supernet.hessians import fisher_hessians
+from supernet.memory import release
 from supernet.progress import Progress, silent
 from supernet.quantizers import RTN, Quantizer
 from supernet.shelf import InMemory, Shelf, Solved
@@ -48,30 +49,38 @@ def quantize(
     read = [name for name, unit in units.items() if not unit.is_table or unit is head]
     found = shelf.known(spec, space)
     of_head = {} if head.linears[0].name in found else _of_head(model, head, quantizer, others, seed, progress)
+    makes: dict[str, Tensor] = {}
+
+    def solve_block(told: Mapping[str, Tensor | None]) -> None:
+        """The codes of a block, by what the quantizer is `told` of its inputs."""
+        hessians = {name: _evenly(own, of_head.get(name)) for name, own in told.items() if name not in found}
+
+        def solve(part: Stretch) -> Solved:
+            name, start, rows = part
+            choices, own = space.whole[units[name].name], slice(start, start + len(rows))
+            outputs = makes[name][own, own] if name in makes else None
+            return _quantized(rows, quantizer, choices, hessians[name], windows.device, model.device, outputs)
+
+        largest_first = sorted(hessians, key=lambda name: model.get_submodule(name).weight.shape[1], reverse=True)
+        with present(*(model.get_submodule(name).weight for name in largest_first)):
+            parts = [
+                (name, number * TALL, rows)
+                for name in largest_first
+                for number, rows in enumerate(_stretches(model, name))
+            ]
+            solved: dict[str, list[Solved]] = {name: [] for name in largest_first}
+            for (name, *_), part in zip(parts, pool.map(solve, parts), strict=True):
+                solved[name].append(part)
+        del parts  # the weights are not needed while codes are written
+        if solved:
+            found.update(shelf.keep(largest_first[0], {name: _stacked(several) for name, several in solved.items()}))
+
     with _side_by_side(windows.device, FEW if shelf.streams else None) as pool:
-        makes: dict[str, Tensor] = {}
-        for hessians in _hessians(model, spec, read, quantizer, windows, seed, progress, shelf, found, makes):
-            hessians = {name: _evenly(own, of_head.get(name)) for name, own in hessians.items() if name not in found}
-
-            def solve(part: Stretch, hessians: Mapping[str, Tensor | None] = hessians) -> Solved:
-                name, start, rows = part
-                choices, own = space.whole[units[name].name], slice(start, start + len(rows))
-                outputs = makes[name][own, own] if name in makes else None
-                return _quantized(rows, quantizer, choices, hessians[name], windows.device, model.device, outputs)
-
-            largest_first = sorted(hessians, key=lambda name: model.get_submodule(name).weight.shape[1], reverse=True)
-            with present(*(model.get_submodule(name).weight for name in largest_first)):
-                parts = [
-                    (name, number * TALL, rows)
-                    for name in largest_first
-                    for number, rows in enumerate(_stretches(model, name))
-                ]
-                solved: dict[str, list[Solved]] = {name: [] for name in largest_first}
-                for (name, *_), part in zip(parts, pool.map(solve, parts), strict=True):
-                    solved[name].append(part)
-            del parts  # the weights are not needed while codes are written
-            if solved:
-                found |= shelf.keep(largest_first[0], {name: _stacked(several) for name, several in solved.items()})
+        for told in _hessians(model, spec, read, quantizer, windows, seed, progress, shelf, found, makes):
+            solve_block(told)
+            del told  # the next block's come before the loop lets go of it
+            if shelf.streams:
+                release()
             progress("quantize", len(found), len(units))
     for linear in shelf.note("unread", lambda: [name for name in read if name not in found]):
         unread(linear)
