@@ -32,6 +32,8 @@ OTHERS_S = 25.0  # what a longer training needs beside what the first took befor
 
 def full(record: Record, source: str | None, text: Path) -> None:
     train(record, source, text, BLOCK_STEPS, STEPS)
+    if record.on_gpu:
+        record.add(targets={"minutes of the full training": (round(record.found["seconds"] / 60, 2), MOST_MINUTES)})
 
 
 def long(record: Record, source: str | None, text: Path) -> None:
@@ -75,16 +77,11 @@ def train_in(scratch: Path, record: Record, source: str | None, text: Path, bloc
     record.forget_peak()
     recipe = Recipe(data=str(text / "train.txt"), block_steps=block_steps, steps=steps, quantizer="learned", **options)
     files = create(source, out, recipe, progress=progress)
-    minutes = (time.monotonic() - started) / 60
-    if record.on_gpu and steps == STEPS:
-        record.add(targets={"minutes of the full training": (round(minutes, 2), MOST_MINUTES)})
     progress("", 1, 1)
-    stages.pop("", None)
     spent = sum(seconds for name, seconds in stages.items() if name.startswith(TRAINING))
     record.add(
         seconds=time.monotonic() - started,
         step_s=spent / steps,
-        stages={name: round(seconds, 3) for name, seconds in stages.items()},
         peak_bytes=record.peak_bytes(),
         made={key: files.info[key] for key in ("quantizer", "adapted_bits", "trial", "held_out", "learning_rate")},
         losses=[files.info["losses"][0], files.info["losses"][-1]],

@@ -69,7 +69,7 @@ class Recipe:
         self._check_members()
         self._check_numbers()
         self._check_groups()
-        self._check_system()
+        self._check_training()
 
     def _check_members(self) -> None:
         if not self.bits or list(self.bits) != sorted(set(self.bits)) or not set(self.bits) <= set(range(2, 9)):
@@ -118,7 +118,7 @@ class Recipe:
                 "use for example 64,64,32,32"
             )
 
-    def _check_system(self) -> None:
+    def _check_training(self) -> None:
         """Adapters, sharing, sampler and schedule, each beside the others and the grid."""
         if not set(self.train_bits or ()) <= set(self.bits):
             raise InputError(f"train_bits must be among bits, got {self.train_bits} and {self.bits}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -121,16 +122,18 @@ def test_codes_are_those_of_a_whole_pass() -> None:
 
 def test_few_matrices_are_solved_at_once_where_memory_is_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """However many cores there are; all of them otherwise. The codes are the same."""
-    model, active, most = tiny_model(), [0], [0]
+    model, active, most, lock = tiny_model(), [0], [0], threading.Lock()
     spec = spec_of_model(model, "tiny")
     space = make_space(spec, (4,), 16, grid="int")
 
     class Slow(RTN):
         def quantize(self, *given: Any) -> Any:
-            active[0] += 1
-            most[0] = max(most[0], active[0])
+            with lock:
+                active[0] += 1
+                most[0] = max(most[0], active[0])
             time.sleep(0.02)
-            active[0] -= 1
+            with lock:
+                active[0] -= 1
             return RTN().quantize(*given)
 
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
