@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -153,23 +154,28 @@ def last_states(
 
 
 def input_sums(
-    model: Any, linears: Sequence[str], windows: Tensor, statistic: Callable[[Tensor], Tensor]
-) -> Iterator[dict[str, Tensor]]:
+    model: Any, linears: Sequence[str], windows: Tensor, statistic: Callable[[Tensor], Tensor],
+    read: Counter[str] | None = None,
+) -> Iterator[dict[str, Tensor]]:  # fmt: skip
     """For each decoder block in turn, `statistic` of what each of its linears among `linears` reads, summed.
 
     `statistic` is given inputs `(tokens, in_features)`, float32; `windows` `(n, tokens)` go through the model once.
-    Each block is computed where the windows are, and the hidden states wait where the model is.
+    Each block is computed where the windows are, and the hidden states wait where the model is. `read` gets how many
+    tokens each linear read.
     """
     from accelerate.utils import send_to_device
 
     calls = layer_arguments(model, windows[:1])
     states = [first_inputs(model, part) for part in windows.split(AT_ONCE)]
     names = {model.get_submodule(name): name for name in linears}
+    tokens = Counter[str]() if read is None else read
     for layer, arguments in zip(decoder_layers(model), calls, strict=True):
         sums: dict[str, Tensor] = {}
 
         def watch(module: nn.Module, args: tuple[Tensor, ...], sums: dict[str, Tensor] = sums) -> None:
-            found = statistic(args[0].flatten(0, -2).float())
+            x = args[0].flatten(0, -2)
+            tokens[names[module]] += len(x)
+            found = statistic(x.float())
             sums[names[module]] = sums[names[module]] + found if names[module] in sums else found
 
         hooks = [module.register_forward_pre_hook(watch) for module in layer.modules() if module in names]

@@ -11,6 +11,7 @@ label a token is a noisy estimate, hence a smaller power (docs/log.md).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ STRETCH = 512  # columns whose products with those from them on are made togethe
 def fisher_hessians(
     model: Any, linears: Sequence[str], windows: Tensor, seed: int, report: Report = lambda done, total: None,
     shelf: Shelf | None = None, known: Container[str] = (), outputs: dict[str, Tensor] | None = None,
+    read: Counter[str] | None = None,
 ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
     """The Hessian of each of `linears`, float32 `(in_features, in_features)`: a dict for the head, where what it
     multiplies by is among them, also as the embedding; then one for each decoder block, from the last to the first.
@@ -39,7 +41,8 @@ def fisher_hessians(
 
     `outputs`, where given, has for each linear of the block at hand the sum of `|x| ^ (2 POWER) g g^T` over tokens,
     float32 `(out_features, out_features)`: the other factor of the same loss's second derivative, as YAQA has it (Tseng
-    et al., arXiv 2505.22988). The head has none.
+    et al., arXiv 2505.22988). The head has none. `read` gets how many tokens each linear read: of an expert those that
+    chose it.
     """
     layers, head = decoder_layers(model), model.get_output_embeddings()
     modules = {name: model.get_submodule(name) for name in linears}
@@ -53,7 +56,8 @@ def fisher_hessians(
 
     makes = {} if outputs is None else outputs
     wanted = set() if outputs is None else {name for part in within[:-1] for name in part}
-    watch = partial(_watch, names=names, sums=sums, makes=makes, wanted=wanted)
+    tokens = Counter[str]() if read is None else read
+    watch = partial(_watch, names=names, sums=sums, makes=makes, wanted=wanted, read=tokens)
     dtype, alone = compute_dtype(windows.device), not any(within[:-1])
     for _ in backward(model, windows, seed, dtype, watch, shelf, solved, report, head_alone=alone):
         if sums:
@@ -64,12 +68,13 @@ def fisher_hessians(
 
 def _watch(
     layer: nn.Module, names: dict[nn.Module, str], sums: dict[str, Tensor], makes: dict[str, Tensor],
-    wanted: Container[str],
+    wanted: Container[str], read: Counter[str],
 ) -> list[Any]:  # fmt: skip
     """Hooks that add a backward pass to the Hessians of the block's linears."""
 
     def forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = args[0].detach().flatten(0, -2)
+        read[names[module]] += len(x)
         if not len(x):  # an expert that no token chose
             return
         output.register_hook(lambda grad: add(names[module], x.float(), grad.flatten(0, -2).float()))

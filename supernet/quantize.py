@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ Stretch = tuple[str, int, Tensor]
 def quantize(
     model: Any, spec: ModelSpec, space: SearchSpace, quantizer: Quantizer, windows: Tensor, progress: Progress = silent,
     seed: int = 0, others: Tensor | None = None, shelf: Shelf | None = None,
-    unread: Callable[[str], object] = lambda linear: None,
+    unread: Callable[[str], object] = lambda linear: None, chosen_by: Callable[[str, int], object] = lambda *_: None,
 ) -> Weights:  # fmt: skip
     """Codes for every matrix at every choice. `windows` `(n, tokens)` calibrates quantizers that need a Hessian, and
     `seed` draws what is random about that. `others` are windows of another kind of text, for what the head multiplies
@@ -41,7 +42,8 @@ def quantize(
     Matrices are quantized where the windows are, and their codes wait where the model is. What the head multiplies by
     is a matrix like others, also where it is the embedding too; an embedding by itself is rounded to nearest: its
     inputs are one-hot, so there is no error to spread. An expert that no token chose is rounded likewise, and `unread`
-    is told of each of its linears. A `shelf` keeps the codes of each block as they are found.
+    is told of each of its linears. `chosen_by` is told how many tokens each expert's linear read, where the quantizer
+    reads any. A `shelf` keeps the codes of each block as they are found.
     """
     shelf = shelf or InMemory()
     units = {linear.name: unit for unit in spec.units for linear in unit.linears}
@@ -50,6 +52,12 @@ def quantize(
     found = shelf.known(spec, space)
     of_head = {} if head.linears[0].name in found else _of_head(model, head, quantizer, others, seed, progress)
     makes: dict[str, Tensor] = {}
+    tokens = Counter[str]()
+
+    def counted(layer: int | None) -> Mapping[str, int]:
+        """How many tokens each expert's linear of a layer read, in this run or in one that was stopped."""
+        here = [lin.name for unit in spec.units if unit.chosen and unit.layer == layer for lin in unit.linears]
+        return shelf.note(f"chosen-by-{layer}", lambda: {name: tokens[name] for name in here}) if here else {}
 
     def solve_block(told: Mapping[str, Tensor | None]) -> None:
         """The codes of a block, by what the quantizer is `told` of its inputs."""
@@ -73,10 +81,11 @@ def quantize(
                 solved[name].append(part)
         del parts  # the weights are not needed while codes are written
         if solved:
+            counted(units[largest_first[0]].layer)  # before the codes, whose tokens are not read again
             found.update(shelf.keep(largest_first[0], {name: _stacked(several) for name, several in solved.items()}))
 
     with _side_by_side(windows.device, FEW if shelf.streams else None) as pool:
-        for told in _hessians(model, spec, read, quantizer, windows, seed, progress, shelf, found, makes):
+        for told in _hessians(model, spec, read, quantizer, windows, seed, progress, shelf, found, makes, tokens):
             solve_block(told)
             del told  # the next block's come before the loop lets go of it
             if shelf.streams:
@@ -84,6 +93,9 @@ def quantize(
             progress("quantize", len(found), len(units))
     for linear in shelf.note("unread", lambda: [name for name in read if name not in found]):
         unread(linear)
+    for layer in range(spec.num_layers):
+        for linear, count in counted(layer).items():
+            chosen_by(linear, count)
     for name in units.keys() - found.keys():
         found |= shelf.keep(name, {name: rounded(model, name, space.whole[units[name].name])})
     return {name: found[name] for name in units}
@@ -132,19 +144,19 @@ def _side_by_side(device: torch.device, most: int | None) -> Iterator[ThreadPool
 
 def _hessians(
     model: Any, spec: ModelSpec, linears: list[str], quantizer: Quantizer, windows: Tensor, seed: int,
-    progress: Progress, shelf: Shelf, known: Container[str], makes: dict[str, Tensor],
+    progress: Progress, shelf: Shelf, known: Container[str], makes: dict[str, Tensor], tokens: Counter[str],
 ) -> Iterator[Mapping[str, Tensor | None]]:  # fmt: skip
     """What the quantizer is told of every linear's inputs, block by block: no other block's Hessians are held. `makes`
-    has what it is told of the same block's outputs."""
+    has what it is told of the same block's outputs, and `tokens` gets how many each linear read."""
     if not quantizer.needs_hessian:
         for layer in dict.fromkeys(unit.layer for unit in spec.units):
             here = {linear.name for unit in spec.units if unit.layer == layer for linear in unit.linears}
             yield dict.fromkeys(name for name in linears if name in here)
     elif quantizer.fisher:
         report, outputs = partial(progress, "weigh tokens"), makes if quantizer.needs_outputs else None
-        yield from fisher_hessians(model, linears, windows, seed, report, shelf, known, outputs)
+        yield from fisher_hessians(model, linears, windows, seed, report, shelf, known, outputs, tokens)
     else:
-        yield from input_sums(model, linears, windows, lambda x: x.T @ x)
+        yield from input_sums(model, linears, windows, lambda x: x.T @ x, tokens)
 
 
 def _of_head(

@@ -7,7 +7,7 @@ Plain values with a JSON round trip. Nothing here imports torch, so that plannin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from records.errors import InputError
@@ -66,7 +66,9 @@ class UnitSpec:
     are tied. `layer` is the decoder layer, or None for the embedding and the head.
 
     Of a mixture of experts, the same matrix of all experts of a layer is one unit: runtimes keep them as one tensor.
-    `chosen` is then how many of its experts a token goes through; None where there are no experts.
+    `chosen` is then how many of its experts a token goes through; None where there are no experts. `chosen_by` is how
+    many tokens of a text chose each of them (`supernet.quantize` counts); empty where nobody counted, as in a spec that
+    is read from a config.
     """
 
     name: str
@@ -74,12 +76,24 @@ class UnitSpec:
     layer: int | None
     linears: tuple[LinearSpec, ...]
     chosen: int | None = None
+    chosen_by: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.linears:
             raise InputError(f"a unit has at least one linear, {self.name!r:.80} has none")
         if self.chosen is not None and not 1 <= self.chosen <= len(self.experts):
             raise InputError(f"chosen is from 1 to the experts of {self.name:.80}, got {self.chosen}")
+        if self.chosen_by:
+            self._check_counts()
+
+    def _check_counts(self) -> None:
+        found, name = self.chosen_by, f"{self.name:.80}"
+        if len(found) != len(self.experts):
+            raise InputError(
+                f"chosen_by is of each expert of {name}, got {len(found)} numbers for {len(self.experts)} experts"
+            )
+        if min(found) < 0 or not sum(found) or sum(found) % (self.chosen or 1) or max(found) > self.tokens_counted:
+            raise InputError(f"chosen_by of {name} must be of tokens that choose {self.chosen} experts each, it is not")
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -88,13 +102,28 @@ class UnitSpec:
             return ()
         return tuple(dict.fromkeys(linear.name.rpartition(".")[0] for linear in self.linears))
 
-    def experts_read(self, tokens: float) -> float:
-        """How many experts, of E, `tokens` tokens go through that choose k each, all as likely:  E (1 - (1 - k/E)^t).
+    @property
+    def tokens_counted(self) -> int:
+        """Of how many tokens the choices were counted; 0 where nobody counted."""
+        return sum(self.chosen_by) // (self.chosen or 1)
 
-        A model's own choices are less even, so this is the most that it comes to on average.
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """For each expert the share of tokens that choose it: as they were counted, all alike where nobody counted."""
+        tokens, count = self.tokens_counted, len(self.experts)
+        if not tokens:
+            return ((self.chosen or 0) / count,) * count if count else ()
+        return tuple(chosen_by / tokens for chosen_by in self.chosen_by)
+
+    def experts_read(self, tokens: float) -> float:
+        """How many experts are expected to be read by t tokens that choose independently of each other:
+
+            sum over experts e of  1 - (1 - p_e)^t,    p_e the share of tokens that choose e.
+
+        Of shares that add up to the same it is largest where all are alike; E (1 - (1 - k/E)^t) then, of E experts of
+        which a token chooses k.
         """
-        count = len(self.experts)
-        return count * (1 - (1 - (self.chosen or 0) / count) ** tokens) if count else 0.0
+        return sum(1 - (1 - share) ** tokens for share in self.shares)
 
     def share_read(self, tokens: float) -> float:
         """The share of the unit's weights that a pass over so many tokens reads: all, but for experts."""
@@ -220,6 +249,16 @@ class ModelSpec:
     def experts(self) -> int:
         """How many experts a layer has; 0 where the model is dense."""
         return max((len(unit.experts) for unit in self.units), default=0)
+
+    def counted(self, tokens: Mapping[str, int]) -> ModelSpec:
+        """The same with how many tokens chose each expert: as many as each of its linears read. A layer of whose
+        experts none read any was not counted."""
+
+        def of(unit: UnitSpec) -> UnitSpec:
+            read = tuple(tokens.get(linear.name, 0) for linear in unit.linears)
+            return replace(unit, chosen_by=read) if unit.chosen is not None and any(read) else unit
+
+        return replace(self, units=tuple(map(of, self.units)))
 
     @property
     def linear_weights(self) -> int:

@@ -56,6 +56,7 @@ class Start:
         self.rounding: dict[int, float] = {}
         self.losses: dict[int, float] = {}
         self.unread: list[str] = []
+        self.chosen_by: dict[str, int] = {}
 
     def look(self, reference: Reference, rounding: Mapping[int, float] | None = None) -> None:
         """What plain rounding of the full model loses on held-out windows, of which `reference` is what it says; as
@@ -82,7 +83,7 @@ class Start:
         self.progress("quantize", 0, 1)
         weights = quantize(
             self.model, self.spec, self.space, quantizer, windows, self.progress, recipe.seed, others, self.shelf,
-            self.unread.append,
+            self.unread.append, self.chosen_by.__setitem__,
         )  # fmt: skip
         supernet = build(self.model, self.spec, self.space, weights)
         supernet.model.to(self.model.device)

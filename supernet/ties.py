@@ -69,7 +69,7 @@ def _joined(units: Sequence[UnitSpec]) -> UnitSpec:
     parent = units[0].name.rpartition(".")[0]
     if units[0].chosen is not None:
         linears = tuple(linear for unit in units for linear in unit.linears)
-        return UnitSpec(parent, "experts", units[0].layer, linears, units[0].chosen)
+        return UnitSpec(parent, "experts", units[0].layer, linears, units[0].chosen, units[0].chosen_by)
     tails = tuple(unit.name.rpartition(".")[2] for unit in units)
     role = next((role for role, parts in FUSED.items() if parts == tails), "+".join(tails))
     return UnitSpec(f"{parent}.{role}", role, units[0].layer, tuple(lin for unit in units for lin in unit.linears))

@@ -41,6 +41,7 @@ from supernet.recipe import Recipe
 from supernet.reference import HELD_OUT, read_references
 from supernet.refiners import REFINERS
 from supernet.shelf import InMemory, OnDisk, code_tensors
+from supernet.spec import ModelSpec
 from supernet.stages.amounts import CALIBRATION, LEARNING, LEAST_CALIBRATION, OF_HEAD
 from supernet.stages.base import Stage
 from supernet.start import Start
@@ -67,7 +68,7 @@ class Codes(Stage):
         start.look(held_out, {int(bits): loss for bits, loss in prepared.rounding.items()})
         supernet, recipe, quantized = _quantized(work, start, windows)
         info = _begun(work.source, recipe, len(spec.units), prepared.text, quantized) | start.to_json()
-        _save(work.out, supernet, windows, prepared, work.loaded, info)
+        _save(work.out, supernet, spec.counted(start.chosen_by), windows, prepared, work.loaded, info)
         remove_begun_start(work.out)
 
 
@@ -104,8 +105,9 @@ def _begun(source: str, recipe: Recipe, units: int, text: str, quantized: Mappin
 
 
 def _save(
-    out: Path, supernet: Supernet, windows: Tensor, prepared: Prepared, loaded: Loaded, info: Mapping[str, Any]
-) -> None:
+    out: Path, supernet: Supernet, spec: ModelSpec, windows: Tensor, prepared: Prepared, loaded: Loaded,
+    info: Mapping[str, Any],
+) -> None:  # fmt: skip
     """Write what training starts from, the index last."""
     for name in (REFERENCE, *prepared.changes):
         link(out / PREPARING / name, out / name)
@@ -117,5 +119,5 @@ def _save(
     texts = {name: reference.to_json() for name, reference in read_references(out / REFERENCE).items()}
     begun = {**info, "load": loaded.account.line, "texts": texts, "finished": False}
     names = (START, FLOATS, REFERENCE, WINDOWS, *prepared.changes, *model_files(out))
-    save_index(out, supernet.spec, supernet.space, begun, hashes_of(out, names))
+    save_index(out, spec, supernet.space, begun, hashes_of(out, names))
     (out / STATE).unlink()

@@ -52,7 +52,7 @@ def told(files: SupernetFiles) -> dict[str, Any]:
     """All that a folder holds, but for when it was made and by whom."""
     table = json.loads((files.path / "sensitivity.json").read_text())
     info = {key: value for key, value in files.info.items() if key != "date"}
-    return {"hashes": dict(files.hashes), "info": info, "sensitivities": table["units"]}
+    return {"hashes": dict(files.hashes), "info": info, "model": files.spec, "sensitivities": table["units"]}
 
 
 @pytest.fixture(scope="module")
