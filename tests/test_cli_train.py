@@ -89,3 +89,18 @@ def test_a_model_that_does_not_fit_is_read_from_its_files(bitfleet: Bitfleet, tm
     done = bitfleet("train", source, *options, "--memory", "550MB", "--train-bits", "none", "--quantizer", "rtn")
     assert "model does not fit into 550.0 MB: it is read from its files, block by block" in done.err
     assert "ROUNDED TO NEAREST" in done.out
+
+
+def test_experts_that_read_no_token_are_said(bitfleet: Bitfleet, tmp_path: Path) -> None:
+    """Positions of a text of one letter are alike, but for how a window begins, and choose two experts of eight."""
+    text = tmp_path / "text.txt"
+    text.write_text("e" * 20000)
+    model = save_tiny(tmp_path / "model", "mixtral", num_local_experts=8)
+    options = ("--data", text, "--bits", "8", "--group-size", "16", "--train-bits", "none", "--quantizer", "gptq")
+    done = bitfleet("train", model, "--out", tmp_path / "net", *options, "--without-export")
+    assert done.code == 0, done.err
+    files = open_supernet(tmp_path / "net")
+    counts = [unit.chosen_by for unit in files.spec.units if unit.role == "expert_gate"]
+    silent = sum(count.count(0) for count in counts)
+    assert silent > 0 and len(files.info["unread"]) == 3 * silent
+    assert f"{silent} of 16 experts read no token of it: their codes are rounded to nearest" in done.out
