@@ -9,6 +9,7 @@ from functools import partial
 from importlib import metadata
 from typing import cast
 
+from planner import mixture
 from planner.amounts import size
 from planner.bands import BANDS, QUICK, bands, is_quick, products
 from planner.frame import Framed
@@ -67,6 +68,7 @@ def choose(
             *scenario.table.notes(),
             *_basis(device, runtime.name),
             *filter(None, [costs.pricing.rests_on()]),
+            *mixture.notes(costs.spec, scenario.workload),
         ),
         versions={"python": platform.python_version(), **_versions("scipy", "optuna"), **device.kernels.versions},
         date=made_now(),

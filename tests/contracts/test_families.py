@@ -14,7 +14,7 @@ import pytest
 
 from planner import pipeline
 from planner.answers import against_supernet
-from planner.package import write_package
+from planner.package import open_package, write_package
 from planner.request import Budget, Workload
 from planner.runtimes import RUNTIMES
 from profiles.catalog import load
@@ -27,6 +27,7 @@ from tests.planner.runtime_fixtures import MIXTURES, VARIANTS, save_tiny
 LICENSE = Path(__file__).resolve().parents[2] / "LICENSE"
 DEVICES = {"llamacpp": "laptop-i5-1240p-8gb", "onnxruntime": "laptop-i5-1240p-8gb", "vllm": "rtx-4090-24gb"}
 WORKLOAD, BUDGET = Workload(192, 1, 64), Budget(2 * 10**9)
+EXPERTS = [model for model, _ in MIXTURES.values()]
 SIX = ["sliding_attention"] * 5 + ["full_attention"]
 
 
@@ -73,12 +74,18 @@ def test_the_whole_way(name: str, trained: tuple[Family, SupernetFiles], tmp_pat
     made = pipeline.plan(files, runtime, device, WORKLOAD, tight, trials=0)
     units = [unit for unit in files.spec.units if not unit.is_table]
     assert {made.subnet[unit.name].bits for unit in units} == {4, 8}
+    experts = [note for note in made.notes if "experts of a layer" in note]
+    if family.model in EXPERTS:
+        assert len(experts) == 1 and "of the text that the codes were found with" in experts[0]
+    else:
+        assert not experts
     try:
         package = write_package(runtime, files, made, tmp_path / "package")
         package.check(runtime)
         found = against_supernet(runtime, package, str(files.path))
     except NotInstalledError as error:
         pytest.skip(str(error))
+    assert set(experts) <= set(open_package(package.path).plan.notes)
     weights = sum((package.path / file).stat().st_size for file in runtime.packages.weight_files)
     assert weights == made.chosen.disk_bytes
     if name != "vllm":  # which bitfleet does not run

@@ -57,13 +57,13 @@ def _decode(placed: Placed, subnet: Subnet, workload: Workload, device: DevicePr
 
 
 def _of_units(placed: Placed, subnet: Subnet, made: Callable[[UnitSpec], LatencyItem]) -> Iterator[LatencyItem]:
-    """Of each unit that has products, what is `made` for it: once for those of the same shapes on the same side, for a
-    model has few of these and every number of layers is priced."""
+    """Of each unit that has products, what is `made` for it: once for those of the same shapes on the same side whose
+    experts are chosen alike, for a model has few of these and every number of layers is priced."""
     known: dict[tuple[Any, ...], LatencyItem] = {}
     for unit in placed.spec.units:
         choice = subnet[unit.name]
         shapes = amounts.products(placed.spec, unit, choice.kept)
-        alike = (shapes, choice, placed.on_gpu(unit), unit.is_table)
+        alike = (shapes, choice, placed.on_gpu(unit), unit.is_table, unit.chosen_by)
         if shapes:
             known[alike] = known.get(alike) or made(unit)
             yield replace(known[alike], name=unit.name, unit=unit.name)
