@@ -71,6 +71,7 @@ GAIN, WORST = 0.9, 1.01  # KL of `steps` / of `sum`: on average below FEW, and a
 RULES = ("uniform", "ends", "roles", "greedy", "sum", "null", "planned")
 MEASURING = ("steps", "nsga2", "tpe", "evolution", "shrink")
 WIDER_ROLES = ("v", "down", "o")  # the first part of a role's name, the most sensitive first
+PERMUTATIONS = 20  # that are tried before a plan is said to be the same under all
 RUNTIME, CONTEXT = "llamacpp", 1024  # that limits of time are for
 
 
@@ -171,12 +172,10 @@ def ruled(files: SupernetFiles, problem: Problem, meter: Meter, method: str, see
     if method == "planned":
         subnets = propose(problem, spec, TRIALS, seed).subnets
         return min(zip(meter.losses(subnets), subnets, strict=True), key=lambda pair: pair[0])[1]
-    if method in ("sum", "null"):
-        asked = problem if method == "sum" else permuted(problem, files, seed)
-        found = ExactSearch().search(asked).candidates[0].subnet
-        if method == "null" and found == ExactSearch().search(problem).candidates[0].subnet:
-            raise SystemExit("error: permuted sensitivities make the same plan: the limit leaves nothing to choose")
-        return found
+    if method == "sum":
+        return ExactSearch().search(problem).candidates[0].subnet
+    if method == "null":
+        return null(problem, files, seed)
     widest = next(
         subnet for bits in reversed(problem.space.bits(spec))
         if problem.feasible(subnet := problem.space.uniform(spec, bits))
@@ -220,9 +219,19 @@ def filled(problem: Problem, subnet: Subnet, worth: Callable[[str, Choice, Choic
         now[unit] = then
 
 
-def permuted(problem: Problem, files: SupernetFiles, seed: int) -> Problem:
+def null(problem: Problem, files: SupernetFiles, seed: int) -> Subnet:
+    """Of a few layers a permutation may make the same plan, and says nothing then: another one is drawn."""
+    random, exact = np.random.default_rng(seed), ExactSearch()
+    plain = exact.search(problem).candidates[0].subnet
+    for _ in range(PERMUTATIONS):
+        found = exact.search(permuted(problem, files, random)).candidates[0].subnet
+        if found != plain:
+            return found
+    raise SystemExit("error: all permuted sensitivities make the same plan: the limit leaves nothing to choose")
+
+
+def permuted(problem: Problem, files: SupernetFiles, random: np.random.Generator) -> Problem:
     """The same problem with each unit's losses those of another unit of its role."""
-    random = np.random.default_rng(seed)
     by_role: dict[str, list[str]] = {}
     for unit in files.spec.units:
         by_role.setdefault(unit.role, []).append(unit.name)
