@@ -31,11 +31,11 @@ class Part:
 
 
 PARTS = (
-    Part("products", 0.22, "a", "bandwidth, products of 2 to 16 bits, attention, launches: the device's profile"),
+    Part("products", 0.20, "a", "bandwidth, products of 2 to 16 bits, attention, launches: the device's profile"),
     Part("step-1b", 0.07, "a", "a training step of Llama-3.2-1B's shape beside LoRA's"),
-    Part("step-8b", 0.10, "a", "the same of Llama-3.1-8B's shape"),
+    Part("step-8b", 0.13, "a", "the same of Llama-3.1-8B's shape, and where codes teach"),
     Part("blocks", 0.07, "a", "GPTQ and learned rounding of a block of 8B"),
-    Part("decode", 0.06, "a", "a token through each kernel, beside what is predicted"),
+    Part("decode", 0.05, "a", "a token through each kernel, beside what is predicted"),
     Part("training", 0.46, "b", "SmolLM2's full training, and its KL"),
     Part("long", 0.02, "b", "the same with ten times the steps, or as many as fit"),
 )

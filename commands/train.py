@@ -84,7 +84,9 @@ if TYPE_CHECKING:
     metavar="constant|progressive|delayed",
     help="Which bits a step may draw.",
 )
-@click.option("--teacher", default="full", show_default=True, metavar="full|largest", help="What subnets learn from.")
+@click.option(
+    "--teacher", default="full", show_default=True, metavar="full|largest|quantized", help="What subnets learn from."
+)
 @click.option(
     "--gradient-checkpointing", "checkpointing", is_flag=True, help="Less memory: compute blocks again to go backward."
 )

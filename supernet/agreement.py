@@ -14,10 +14,10 @@ from torch import Tensor
 
 from records.atomic import write_text
 from supernet.build import Supernet
+from supernet.distill import Target, distill
 from supernet.progress import Progress, silent
 from supernet.sharing import Agreement
 from supernet.space import Choice, Subnet
-from supernet.train import Target, distill
 
 
 def measure_agreement(

@@ -20,7 +20,7 @@ from supernet.schedules import SCHEDULES
 from supernet.sharing import SHARINGS, Decoupled, Shared, Sharing
 from supernet.space import Choice, SearchSpace
 from supernet.spec import ModelSpec
-from supernet.train import TEACHERS, check_system
+from supernet.train import TEACHERS, check_system, check_teacher
 
 AUTO = "auto"  # decided by what fits into the minutes (`supernet.auto`)
 CODES_SHARE = 0.75  # of the minutes goes at most into the codes where the quantizer learns them
@@ -142,6 +142,7 @@ class Recipe:
         if widths:
             check_sharing(self.adapter, adapter, self.sharing, SHARINGS[self.sharing], widths)
             check_system(sampler, SCHEDULES[self.schedule], self.teacher, widths)
+            check_teacher(self.teacher, self.bits, self.adapted_bits)
 
     @property
     def adapted_bits(self) -> tuple[int, ...]:

@@ -22,8 +22,9 @@ from torch import Tensor
 from records.errors import InputError
 from records.signals import asked_to_stop, unbroken
 from supernet.build import Supernet
+from supernet.distill import Target, distill
 from supernet.files import write_tensors
-from supernet.model import checkpoint_blocks, head_gradient, hidden_states, logits_of
+from supernet.model import checkpoint_blocks
 from supernet.progress import Progress, silent
 from supernet.pruning import Pruning
 from supernet.recorded import recorded, restore
@@ -38,7 +39,9 @@ WARMUP = 0.05  # share of the steps in which the learning rate rises
 LAST_RATE = 0.05  # share of the learning rate that is left at the end of its cosine
 SAVING = 0.05  # share of the time that goes into checkpoints at most: those of a large model take seconds
 LEAST_STEPS, TIMED = 8, 2  # steps of any training, and those that are timed before it
-TEACHERS = ("full", "largest")  # what subnets learn from: the full model, or the largest subnet of their step
+QUANTIZED = "quantized"  # the supernet's own codes of `TEACHING_BITS`
+TEACHERS = ("full", "largest", QUANTIZED)  # what subnets learn from; `largest` is the largest subnet of their step
+TEACHING_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class TrainOptions:
     pass.
 
     `teacher` "largest" is in-place distillation (BigNAS, arXiv 2003.11142, section 3.1; DepS, arXiv 2407.06167): the
-    largest subnet of a step learns from the full model, the others from its output.
+    largest subnet of a step learns from the full model, the others from its output. "quantized" learns from the
+    supernet's own subnet of the most bits, which nothing trains: no full model is held beside the supernet.
     """
 
     steps: int
@@ -119,6 +123,15 @@ def check_system(sampler: type[Sampler], schedule: type[Schedule], teacher: str,
         )
 
 
+def check_teacher(teacher: str, bits: Sequence[int], adapted: Sequence[int]) -> None:
+    """InputError where codes are to teach that are not there, or that training would move."""
+    if teacher == QUANTIZED and (TEACHING_BITS not in bits or TEACHING_BITS in adapted):
+        raise InputError(
+            f"teacher quantized needs {TEACHING_BITS} among the bits, without an adapter; got bits "
+            f"{','.join(map(str, bits))} with adapters at {','.join(map(str, adapted))}; use teacher full"
+        )
+
+
 def _name(member: type) -> str:
     return member.__name__.lower()
 
@@ -138,42 +151,11 @@ def batch_at(windows: Tensor, step: int, batch: int, seed: int) -> Tensor:
     return windows[torch.stack(rows)]
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a subnet learns from: a model's last hidden states on the batch, detached, and the model for its head."""
-
-    model: Any
-    hidden: Tensor
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, model: Any, ids: Tensor) -> Target:
-        return cls(model, hidden_states(model, ids))
-
-
-def distill(teacher: Target, student: Any, ids: Tensor) -> tuple[float, Target]:
-    """KL per token of the student from the teacher on `ids` `(batch, tokens)`; adds to the gradients.
-
-    Returns the loss, and the student as a target of other subnets: heads are frozen and the same for all of them.
-    """
-    hidden, targets = hidden_states(student, ids), teacher.hidden.flatten(0, 1)
-    total = torch.zeros((), dtype=torch.float64, device=targets.device)
-
-    def slope(tokens: slice, logits: Tensor) -> Tensor:
-        full, mine = logits_of(teacher.model, targets[tokens]).float().log_softmax(-1), logits.log_softmax(-1)
-        likely = full.exp()
-        total.add_(likely.flatten().dot(full.sub_(mine).flatten()))
-        return mine.exp_().sub_(likely)
-
-    gradient = head_gradient(student, hidden.flatten(0, 1), slope).view_as(hidden)
-    hidden.backward(gradient / ids.numel())
-    return total.item() / ids.numel(), Target(student, hidden.detach())
-
-
 class Trainer:
     """One run: its adapters, its optimizer, what its steps found so far, and its checkpoint, where it keeps one.
 
-    `drawn` has the units that samplers draw, where they are others than those of `drawn_spec`.
+    `teacher` is the full model, or None where the supernet's own codes teach; `drawn` has the units that samplers draw,
+    where they are others than those of `drawn_spec`.
     """
 
     def __init__(
@@ -190,6 +172,7 @@ class Trainer:
         self.checkpoint = checkpoint
         self.schedule = schedule or Constant()
         self.pruning = Pruning()
+        self.most = Subnet.of({unit: choices[-1] for unit, choices in supernet.space.whole})
         self.drawn_spec = drawn or drawn_spec(supernet.spec)
         self.space = trained_space(supernet, self.drawn_spec)
         widths = max(len(choices) for _, choices in self.space)
@@ -209,10 +192,12 @@ class Trainer:
         return [_loss(trained) for trained in self.history]
 
     def make_room(self) -> None:
-        """Leave the codes that no step draws to the CPU's memory: `supernet.model.to` brings them back."""
+        """Leave the codes that no step computes with to the CPU's memory: `supernet.model.to` brings them back."""
+        teaching = self.options.teacher == QUANTIZED
         for unit, choices in self.space:
             for linear in self.drawn_spec.unit(unit).linears:
-                self.supernet.matrices[linear.name].keep_here(choices)
+                matrix = self.supernet.matrices[linear.name]
+                matrix.keep_here((*choices, *matrix.choices[-1:]) if teaching else choices)
 
     def run(self, progress: Progress = silent) -> list[float]:
         """Train to the last step, from the first or from where `resume` left off; returns every step's loss."""
@@ -305,7 +290,7 @@ class Trainer:
         """
         ids = batch_at(self.windows, step, self.options.batch, self.options.seed)
         ids = ids[self.accelerator.process_index :: self.accelerator.num_processes].to(self.accelerator.device)
-        target = Target.of(self.teacher, ids)
+        target = self.target(ids)
         losses: list[float] = []
         for subnet in subnets:
             self.supernet.activate(subnet)
@@ -317,6 +302,13 @@ class Trainer:
             if parameter.grad is not None and len(subnets) > 1:
                 parameter.grad /= len(subnets)
         return losses
+
+    def target(self, ids: Tensor) -> Target:
+        """What a step's subnets learn from, or the largest of them, on the batch `ids`."""
+        if self.options.teacher != QUANTIZED:
+            return Target.of(self.teacher, ids)
+        self.supernet.activate(self.most)
+        return Target.of(self.supernet.model, ids)
 
     def _groups(self) -> list[dict[str, Any]]:
         """One group of parameters for each choice, so that a schedule can set its learning rate.

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from supernet.build import Supernet
+from supernet.distill import Target, distill
 from supernet.evaluate import Reference, evaluate
 from supernet.gate import Gate
 from supernet.progress import Progress, share_of, silent
 from supernet.sensitivity import drawn, each_gradient
 from supernet.space import Subnet
-from supernet.train import Target, distill
 
 SUSPECTING = 4  # windows for the gradients; the others judge
 HALVINGS = 2  # times that fewer units are suspected

@@ -17,7 +17,7 @@ from supernet.samplers import SAMPLERS
 from supernet.schedules import SCHEDULES
 from supernet.shard import fsdp_plugin, shard_blocks
 from supernet.stages.base import Stage, told
-from supernet.train import Trainer, TrainOptions, steps_for
+from supernet.train import QUANTIZED, Trainer, TrainOptions, steps_for
 from supernet.trained import adapt
 from supernet.work import Work
 
@@ -38,27 +38,19 @@ class Train(Stage):
     def run(self, work: Work) -> None:
         supernet = work.load(parts=True)
         fit(work, supernet)
-        sharded = fsdp_plugin(work.accelerator) is not None
-        if sharded or work.model.dtype != work.dtype or not work.main:
-            work.forget_model()
-        if work.main and not sharded:
+        if work.main and fsdp_plugin(work.accelerator) is None:
             work.supernet = supernet
 
 
 def fit(work: Work, supernet: Supernet) -> None:
-    """Train to the last step. The full model becomes the teacher: it is left in the dtype of training, or in parts."""
-    model, recipe, accelerator = work.model, work.recipe, work.accelerator
+    """Train to the last step."""
+    recipe, accelerator = work.recipe, work.accelerator
     windows, kept = work.files.read(WINDOWS)["windows"], work.out / TRAINING
     supernet.model.to(accelerator.device)
     adapt(work, supernet)
-    teacher = model.to(compute_dtype(accelerator.device))  # in place: no float32 copy beside it
-    plugin = fsdp_plugin(accelerator)
-    if plugin is None:
-        teacher.to(accelerator.device)
-    else:
-        shard_blocks(teacher, accelerator, plugin)  # moves it, one block at a time
+    teacher = _teacher(work)
     supernet.model.to(accelerator.device)
-    supernet.set_dtype(teacher.dtype)
+    supernet.set_dtype(compute_dtype(accelerator.device))
 
     def trainer(steps: int) -> Trainer:
         options = TrainOptions(
@@ -77,6 +69,23 @@ def fit(work: Work, supernet: Supernet) -> None:
     run.resume()
     run.save()  # from here on a resumed run knows its number of steps
     run.run(work.report)
+
+
+def _teacher(work: Work) -> Any:
+    """The full model in the dtype of training, or in parts; None where the supernet's own codes teach. The work keeps
+    it only where it is still as it was read."""
+    if work.recipe.teacher == QUANTIZED:
+        work.forget_model()
+        return None
+    accelerator, plugin = work.accelerator, fsdp_plugin(work.accelerator)
+    teacher = work.model.to(compute_dtype(accelerator.device))  # in place: no float32 copy beside it
+    if plugin is None:
+        teacher.to(accelerator.device)
+    else:
+        shard_blocks(teacher, accelerator, plugin)  # moves it, one block at a time
+    if plugin is not None or teacher.dtype != work.dtype or not work.main:
+        work.forget_model()
+    return teacher
 
 
 def fitting_steps(trainer: Any, minutes: float, accelerator: Any) -> int:

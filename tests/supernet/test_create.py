@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from records.atomic import sha256
 from records.errors import InputError
@@ -164,6 +166,24 @@ def test_minutes_become_steps(source: str, data: str, tmp_path: Path) -> None:
     assert 8 <= create(source, tmp_path / "out", recipe).info["steps"] < 500
 
 
+@pytest.mark.parametrize(("teacher", "held"), [("full", 2), ("quantized", 1)])
+def test_codes_that_teach_take_the_place_of_the_full_model(
+    teacher: str, held: int, source: str, data: str, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, quantizer="rtn", steps=2, teacher=teacher, data=data)
+    found: set[int] = set()
+
+    def count(what: str, done: int, total: int) -> None:
+        if what.startswith("train"):
+            gc.collect()
+            found.add(sum(type(one) is LlamaForCausalLM for one in gc.get_objects()) - before)
+
+    gc.collect()
+    before = sum(type(one) is LlamaForCausalLM for one in gc.get_objects())
+    create(source, tmp_path / "net", recipe, progress=count)
+    assert found == {held}
+
+
 def test_without_adapters_codes_stay_as_they_were_found(source: str, data: str, tmp_path: Path) -> None:
     recipe = replace(RECIPE, steps=None, data=data, train_bits=())
     files = create(source, tmp_path / "out", recipe)
@@ -269,8 +289,10 @@ def test_a_damaged_folder_is_one_clear_line(damage, error: str, finished: Path, 
             "sampler must be one of auto, uniform, .*, slimmable, planned, sandwich, shift, got 'magic'",
         ),
         ({"schedule": "magic"}, "schedule must be one of constant, progressive, delayed, got 'magic'"),
-        ({"teacher": "magic"}, "teacher must be one of full, largest, got 'magic'"),
+        ({"teacher": "magic"}, "teacher must be one of full, largest, quantized, got 'magic'"),
         ({"teacher": "largest"}, "teacher largest needs a sampler that draws several subnets a step, got balanced"),
+        ({"teacher": "quantized", "bits": (2, 4)}, "teacher quantized needs 8 among the bits, without an adapter; got"),
+        ({"teacher": "quantized", "train_bits": (2, 8)}, "bits 2,3,4,8 with adapters at 2,8; use teacher full"),
         ({"bits": (3, 8), "schedule": "delayed"}, "schedule delayed needs at least 2 bit-widths with adapters, got 1"),
         ({"bits": (4, 8), "sampler": "shift"}, "sampler shift needs at least 2 bit-widths with adapters, got 1"),
         ({"sharing": "magic"}, "sharing must be one of decoupled, shared, matched, got 'magic'"),

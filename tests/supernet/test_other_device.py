@@ -156,16 +156,18 @@ def test_a_step_waits_for_few_results(subnets: int, there: There) -> None:
     assert there.copies <= 2
 
 
-def test_codes_that_no_step_draws_wait_in_the_cpus_memory(there: There) -> None:
+@pytest.mark.parametrize("teacher", ["full", "quantized"])
+def test_codes_that_no_step_computes_with_wait_in_the_cpus_memory(teacher: str, there: There) -> None:
     subject = made(GPU)
     subject.supernet.adapt(ADAPTERS["scales"], (2,), 0)
     subject.supernet.set_dtype(torch.float32)
-    settings = TrainOptions(2, 1e-2, batch=2)
-    sampler = SAMPLERS["balanced"]()
-    trainer = Trainer(subject.model, subject.supernet, windows(4, 16), sampler, settings, ACCELERATOR, None)
+    settings, full = TrainOptions(2, 1e-2, batch=2, teacher=teacher), subject.model if teacher == "full" else None
+    trainer = Trainer(full, subject.supernet, windows(4, 16), SAMPLERS["balanced"](), settings, ACCELERATOR, None)
     trainer.make_room()
     for unit, choices in subject.space.whole:
-        drawn = choices[-1:] if subject.spec.unit(unit).is_table else choices[:1]
+        drawn = () if subject.spec.unit(unit).is_table else choices[:1]
+        if teacher == "quantized" or not drawn:
+            drawn = (*drawn, choices[-1])
         for linear in subject.spec.unit(unit).linears:
             matrix = subject.supernet.matrices[linear.name]
             assert {c for c in matrix.choices if matrix.stored(c).codes.device == GPU} == set(drawn)

@@ -355,6 +355,26 @@ def test_the_largest_learns_from_the_full_model_and_teaches_the_others(tmp_path:
         assert torch.allclose(gradient, run.parameters[name].grad, rtol=1e-3, atol=1e-6)
 
 
+def test_codes_of_the_most_bits_teach_where_no_full_model_is_there(tmp_path: Path) -> None:
+    made = adapted()
+    options = TrainOptions(4, 1e-3, teacher="quantized")
+    run = Trainer(None, made.supernet, windows(), Sandwich(), options, Accelerator(cpu=True), tmp_path / "state")
+    assert {choice.bits for _, choice in run.most} == {8}
+    ids = batch_at(run.windows, 0, 4, 0)
+
+    def log_probs(subnet: Subnet) -> torch.Tensor:
+        made.supernet.activate(subnet)
+        return logits_of(made.supernet.model, hidden_states(made.supernet.model, ids)).log_softmax(-1).detach()
+
+    subnets = run.draw(0)
+    teacher = log_probs(run.most)
+    expected = [kl_per_token(log_probs(subnet), teacher).item() for subnet in subnets]
+    assert run._gradients(subnets, 0) == pytest.approx(expected, rel=1e-5)
+    run.optimizer.zero_grad(set_to_none=True)
+    run.run()
+    assert torch.equal(log_probs(run.most), teacher)  # training moves the others alone
+
+
 def kl_per_token(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     kl = torch.nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
     return kl / (student.shape[0] * student.shape[1])
