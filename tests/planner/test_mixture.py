@@ -13,6 +13,7 @@ from planner.latency import estimate_latency
 from planner.request import Workload
 from planner.runtimes import RUNTIMES
 from planner.runtimes.base import LatencyItem
+from planner.runtimes.llamacpp import amounts
 from profiles.catalog import load
 from profiles.gpu_tables import package
 from supernet.model import spec_of
@@ -99,3 +100,18 @@ def test_a_plan_says_whether_choices_were_counted(spec: ModelSpec) -> None:
     some = replace(spec, units=tuple(u if u.layer else replace(u, chosen_by=()) for u in counted(spec, UNEVEN).units))
     assert "nobody counted" in said(some)[0]
     assert said(spec_of(tiny_config("llama"), "dense")) == []
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 100])
+@pytest.mark.parametrize("first", [UNEVEN, (2,) * 8])
+def test_all_rows_go_through_as_many_experts_as_are_read(spec: ModelSpec, first: tuple[int, ...], rows: int) -> None:
+    """Each row through two, and no product of more rows than another's and one."""
+    for unit in counted(spec, first).units:
+        found = amounts.passed(spec, unit, rows)
+        if unit.chosen is None:
+            assert found == tuple((1, rows, k, n) for k, n in amounts.products(spec, unit))
+            continue
+        assert sum(count for count, *_ in found) == pytest.approx(unit.experts_read(rows), rel=1e-9)
+        assert sum(count * each for count, each, *_ in found) == pytest.approx(2 * rows, rel=1e-9)
+        numbers = [each for _, each, *_ in found]
+        assert max(numbers) - min(numbers) <= 1 <= min(numbers)

@@ -31,11 +31,17 @@ Product = tuple[float, int, int, int]
 
 
 def passed(spec: ModelSpec, unit: UnitSpec, rows: int, kept: int | None = None) -> tuple[Product, ...]:
-    """The products of a pass of so many `rows`. Of experts as many as it is expected to read, and to each its share of
-    the rows."""
+    """The products of a pass of so many `rows`. Of experts as many as it is expected to read, and all rows divided
+    among them as evenly as whole rows are."""
     shapes, read = products(spec, unit, kept), unit.share_read(rows)
-    each = max(1, round(rows * unit.share_computed / read))
-    return tuple((count * read, each, k, n) for (k, n), count in Counter(shapes).items())
+    few, more = divmod(max(1.0, round(rows * unit.share_computed / read, 9)), 1)
+    shares = {int(few): 1 - more, int(few) + 1: more}
+    return tuple(
+        (count * read * share, each, k, n)
+        for (k, n), count in Counter(shapes).items()
+        for each, share in shares.items()
+        if share
+    )
 
 
 def runs_on_last_row(unit: UnitSpec) -> bool:
