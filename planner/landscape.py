@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from planner.frame import Framed
 from planner.search.base import Table
-from planner.search.measured import Landscape
+from planner.search.study import Landscape
 from supernet.space import Subnet
 from supernet.ties import tied_table
 

@@ -188,7 +188,7 @@ def test_what_a_killed_process_measured_is_tried_again_later(tmp_path: Path, mon
     problem = _problem()
     storage = _journal(tmp_path / "study.journal")
     start = ExactSearch().search(problem).candidates[0]
-    sampler = StepSampler(problem, Neighbours(problem))
+    sampler = StepSampler(problem, Neighbours(problem), "measured")
     study = optuna.create_study(storage=storage, sampler=sampler)
     sampler.wait(start.subnet, start.source)
     left = _asked(study, sampler)  # and its process is gone
@@ -199,7 +199,7 @@ def test_what_a_killed_process_measured_is_tried_again_later(tmp_path: Path, mon
         def now(cls, tz=None):  # type: ignore[no-untyped-def,override]
             return datetime.now(tz) + timedelta(hours=1)
 
-    monkeypatch.setattr("planner.search.steps.datetime", Later)
+    monkeypatch.setattr("planner.search.waiting.datetime", Later)
     assert sampler.running(study) == []
 
 
@@ -210,7 +210,7 @@ def test_two_processes_measure_different_steps(tmp_path: Path) -> None:
     MeasuredSearch(0.0, landscape, _journal(path), "one").search(problem, [start])
     taken: list[Subnet] = []
     for _ in range(2):
-        sampler = StepSampler(problem, landscape)
+        sampler = StepSampler(problem, landscape, "measured")
         study = optuna.load_study(study_name="one", storage=_journal(path), sampler=sampler)
         sampler.prepare(study)
         trials = [_asked(study, sampler) for _ in range(len(sampler.waiting))]
@@ -287,7 +287,7 @@ def test_slopes_are_kept_with_the_study(tmp_path: Path) -> None:
 def test_what_a_study_holds_of_others_is_neither_taken_nor_shown(tmp_path: Path) -> None:
     problem, path = _problem(), tmp_path / "study.journal"
     study = optuna.create_study(storage=_journal(path), study_name="one")
-    known = StepSampler(problem, Neighbours(problem)).distributions
+    known = StepSampler(problem, Neighbours(problem), "measured").distributions
     kinds = {**known, "more": CategoricalDistribution(["4"])}
     whole = {name: kind.choices[0] for name, kind in kinds.items() if isinstance(kind, CategoricalDistribution)}
     for names, attributes in ((), {"source": "x"}), (tuple(known), {}), (tuple(kinds), {"source": "x"}):
@@ -298,7 +298,7 @@ def test_what_a_study_holds_of_others_is_neither_taken_nor_shown(tmp_path: Path)
     found = search.search(problem, ExactSearch().search(problem).candidates)
     assert said[-1] == f"{len(found.candidates)} subnets, KL {found.candidates[0].loss:.4g} at best"
     assert found.candidates[0].loss > 0 and found.trace["trials"] == len(found.candidates)
-    sampler = StepSampler(problem, Neighbours(problem))
+    sampler = StepSampler(problem, Neighbours(problem), "measured")
     sampler.wait(sampler.subnet(whole), MeasuredSearch.name)
     study.sampler = sampler
     number = _asked(study, sampler).number
