@@ -38,6 +38,7 @@ def problems(draw: st.DrawFn) -> Problem:
 
 SMALL = {
     "evolution": {"samples": 30, "finalists": 10, "population": 20, "generations": 10},
+    "front": {"points": 9},
     "optuna": {"trials": 30},
     "shrink": {"first": 20, "then": 10},
 }
