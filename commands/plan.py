@@ -69,6 +69,11 @@ if TYPE_CHECKING:
 @click.option("--minutes", type=Minutes(), metavar="M", help="Search on, by measuring.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
               help="Processes that share that search.")  # fmt: skip
+@click.option(
+    "--front",
+    is_flag=True,
+    help="Search for a front: what is lost for each memory and time per token. Needs --minutes.",
+)
 @click.option("--tune", type=Minutes(), metavar="M", help="Train the scales of the plan alone, so long.")
 @click.option("--tune-steps", type=click.IntRange(min=1), metavar="N", help="The same in so many steps.")
 @click.option("--storage", metavar="URL", help="An Optuna storage for that search.  [default: beside the supernet]")
@@ -84,8 +89,8 @@ def plan(
     ttft: str | None, disk: str | None, context: str | None, batch: int, prompt_tokens: int | None,
     kv_cache: str | None, device: str | None, host: str | None, host_mem: str | None, gpu_layers: int | None,
     gpus: int, runtime: str, text: str | None, trials: int | None, minutes: float | None, workers: int,
-    tune: float | None, tune_steps: int | None, storage: str | None, seed: int, out: Path, html: Path | None,
-    trust: bool, as_json: bool,
+    front: bool, tune: float | None, tune_steps: int | None, storage: str | None, seed: int, out: Path,
+    html: Path | None, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """The bits of every layer that lose least within a memory and latency budget, or the fewest within a loss.
 
@@ -105,7 +110,9 @@ def plan(
         time_limit,
     )
 
-    if mem is None and max_loss is None:
+    if front and minutes is None:
+        raise click.UsageError("--front is searched for --minutes: give both, or none.")
+    if mem is None and max_loss is None and not front:
         raise click.UsageError("Give --mem, what the plan may take, or --max-loss, what it may lose, or both.")
     tunes = asked_to_tune(tune, tune_steps)
     if minutes is not None and max_loss is not None:
@@ -135,7 +142,7 @@ def plan(
     if host is not None:
         named = hosted(named, host)
     host_limit(limits[-1], named is not None and named.host is not None)
-    searching = None if minutes is None else Searching(minutes, workers, storage, trust)
+    searching = None if minutes is None else Searching(minutes, workers, storage, trust, front)
     files = None if supernet is None else trained_supernet(supernet, trust)
     load = measure = None
     if files is not None:

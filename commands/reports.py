@@ -101,7 +101,20 @@ def print_training(files: SupernetFiles) -> None:
 def print_plan(made: Plan) -> None:
     """What is promised beside the limit and the best uniform subnet, what else there is, the bits, what to know."""
     from planner.margins import said as margin
-    from planner.summary import beside, columns, items, others, promises, room, shared, start, title, tuned
+    from planner.summary import (
+        FRONT,
+        beside,
+        columns,
+        front,
+        items,
+        others,
+        promises,
+        room,
+        shared,
+        start,
+        title,
+        tuned,
+    )
 
     shown = columns(made)
     say(title(made))
@@ -110,6 +123,7 @@ def print_plan(made: Plan) -> None:
     uniform = [f"BEST UNIFORM ({one.mean_bits:.0f} bits)" for one in shown[1:]]
     table(("", "PLANNED", *uniform, "LIMIT", "BASIS"), promises(made))
     for header, rows in (
+        (FRONT, front(made)),
         (("BESIDE IT", "PEAK MEMORY", "PER TOKEN", "KL", ""), beside(made)),
         (("OTHER RUNTIMES", "PEAK MEMORY", "PER TOKEN", "KL", "BASIS OF TIME", ""), others(made)),
     ):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from planner.landscape import TiedLandscape
     from planner.propose import Proposed
     from planner.search.base import Problem
-    from planner.search.measured import MeasuredSearch
+    from planner.search.study import StudySearch
     from supernet.build import Supernet
     from supernet.checkpoint import SupernetFiles
     from supernet.reference import Reference
@@ -48,12 +48,13 @@ def check_searchable(files: SupernetFiles, asked: Searching) -> None:
 @dataclass(frozen=True)
 class Searching:
     """How long is searched for, by how many workers, and where the study is kept: an address of one of Optuna's
-    storages, or None for a journal beside the supernet."""
+    storages, or None for a journal beside the supernet. `front` is for a front instead of one subnet."""
 
     minutes: float
     workers: int = 1
     storage: str | None = None
     trust: bool = False
+    front: bool = False
 
 
 def measured_search(
@@ -68,12 +69,11 @@ def measured_search(
     def search(framed: Framed, proposed: Proposed) -> Proposed:
         import torch
 
-        from planner.propose import searched
-
         count, threads = asked.workers, torch.get_num_threads()
         each = max(1, threads // count)
         who = "" if count == 1 else f", {count} workers with {'1 thread' if each == 1 else f'{each} threads'} each"
-        note(f"searching for {asked.minutes:g} min from {len(proposed.finalists)} subnets{who}")
+        what = "a front " if asked.front else ""
+        note(f"searching {what}for {asked.minutes:g} min from {len(proposed.finalists)} subnets{who}")
         seconds, began = 60 * asked.minutes, time.time()
         with progress() as report:
             reference = _reference(files, asked.trust, report)
@@ -89,8 +89,7 @@ def measured_search(
                     crew = Crew(0, names, resting, others, note)
                     line = _Line(report, seconds)
                     landscape = _landscape(load(), reference, framed, line.tick)
-                    one = replace(one, landscape=landscape, crew=crew, show=line.show)
-                    found = searched(framed.problem, proposed, one)
+                    found = _searched(framed, proposed, replace(one, landscape=landscape, crew=crew, show=line.show))
                 note(f"searched: {line.said}, on text that no plan is chosen by")
                 return found
             finally:
@@ -105,18 +104,34 @@ def _work(
     """What another worker does, in its process."""
     import torch
 
-    from planner.propose import searched
-
     torch.set_num_threads(threads)
     landscape = _landscape(files.load(), _reference(files, asked.trust, None), framed)
     left = 60 * asked.minutes - (time.time() - began)
-    searched(framed.problem, proposed, replace(_search(files, asked, framed, left), landscape=landscape, crew=crew))
+    _searched(framed, proposed, replace(_search(files, asked, framed, left), landscape=landscape, crew=crew))
 
 
-def _search(files: SupernetFiles, asked: Searching, framed: Framed, seconds: float) -> MeasuredSearch:
+def _search(files: SupernetFiles, asked: Searching, framed: Framed, seconds: float) -> StudySearch:
+    from planner.front import with_aims
+    from planner.search.front import FrontSearch
     from planner.search.measured import MeasuredSearch
 
-    return MeasuredSearch(seconds, storage=_storage(files, asked), study=_name(files, framed.problem))
+    storage, problem = _storage(files, asked), framed.problem
+    if not asked.front:
+        return MeasuredSearch(seconds, storage=storage, study=_name(files, problem))
+    search = FrontSearch(seconds, storage=storage)
+    # its values are amounts and no limits, so plans within any limits go on with one study
+    aims = [replace(aim, limit=0) for aim in search.aims(with_aims(framed))]
+    return replace(search, study=_name(files, replace(problem, resources=tuple(aims))))
+
+
+def _searched(framed: Framed, proposed: Proposed, search: StudySearch) -> Proposed:
+    from planner.front import with_aims
+    from planner.propose import searched, searched_front
+    from planner.search.front import FrontSearch
+
+    if isinstance(search, FrontSearch):
+        return searched_front(with_aims(framed), framed.costs.spec, proposed, search)
+    return searched(framed.problem, proposed, search)
 
 
 def _landscape(supernet: Supernet, reference: Reference, framed: Framed, tick: Progress = silent) -> TiedLandscape:

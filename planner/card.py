@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.amounts import size
+from planner.amounts import milliseconds, size
 from planner.fleet.receipts import Receipt
 from planner.limits import MEMORY
 from planner.margins import said
 from planner.pages import environment
-from planner.plan import PLANNED, UNIFORM, Plan
+from planner.plan import PLANNED, UNIFORM, Plan, Point
 from planner.summary import (
     beside,
     columns,
+    front,
     items,
     lead,
     memory_name,
@@ -102,6 +103,7 @@ def card(made: Plan, receipt: Receipt | None = None) -> str:
         columns=columns(made),
         promises=promises(made),
         statistics=statistics(made),
+        front=front(made),
         beside=beside(made),
         others=others(made),
         margins=[said(one) for one in made.margins],
@@ -123,7 +125,7 @@ def _shares(items: Mapping[tuple[str, str], float]) -> list[tuple[str, float, fl
 
 
 def chart(made: Plan) -> Chart:
-    """The plan among what stands beside it, and the front where the plan has one."""
+    """The plan among what stands beside it, and the front where the plan has one: its line is of memory alone."""
     subnets = list(_subnets(made))
     limit = made.limits.memory_bytes / (1 + made.bands[MEMORY])  # subnets beyond it do not keep it for sure
     memory = [one[1] for one in subnets] + [float(point.memory_bytes) for point in made.front]
@@ -138,7 +140,7 @@ def chart(made: Plan) -> Chart:
             for kind, taken, kl, mark, title in reversed(subnets)
         ),
         line=" ".join(
-            f"{across.at(point.memory_bytes):g},{100 - down.at(_log(point.kl)):g}" for point in made.front
+            f"{across.at(point.memory_bytes):g},{100 - down.at(_log(point.kl)):g}" for point in _of_memory(made.front)
         ),
         memory=tuple(Tick(across.at(value), size(value)) for value in across.ticks(6)),
         losses=tuple(Tick(100 - down.at(value), text) for value, text in _decades(down)),
@@ -156,6 +158,20 @@ def _subnets(made: Plan) -> Iterator[tuple[str, float, float, str, str]]:
         mark = f"{one.mean_bits:.0f}" if one.kind == UNIFORM else ""
         kind = f"{'mixed' if one.kind == PLANNED else one.kind}{'' if one.measured else ' predicted'}"
         yield kind, float(one.memory_bytes), one.kl, mark, _words(one.name, one.memory_bytes, one.kl, one.measured)
+    known = {(chosen.memory_bytes, chosen.kl), *((one.memory_bytes, one.kl) for one in made.rejected)}
+    for point in made.front:
+        if point.measured and (point.memory_bytes, point.kl) not in known:
+            name = f"{point.mean_bits:.2f} bits, {milliseconds(point.tpot_ms)} a token"
+            yield "front", float(point.memory_bytes), point.kl, "", _words(name, point.memory_bytes, point.kl, True)
+
+
+def _of_memory(front: Sequence[Point]) -> Iterator[Point]:
+    """Of a front by memory, the points that lose less than all smaller ones; the others take less time."""
+    least = math.inf
+    for point in front:
+        if point.kl < least:
+            least = point.kl
+            yield point
 
 
 def _words(name: str, memory: float, kl: float, measured: bool) -> str:

@@ -14,8 +14,9 @@ from planner.choose import choose
 from planner.context import with_longest_context
 from planner.decide import CacheLoss, could_spill, decide, more_gpus, other_caches
 from planner.frame import Framed, beside_kl
+from planner.front import measured_front, with_best
 from planner.margins import margins
-from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SHORTER, SLOWER, WORSE, Other, Plan, Tuned
+from planner.plan import CANNOT, LARGER, NOT_INSTALLED, OVER, SHORTER, SLOWER, WORSE, Other, Plan, Point, Tuned
 from planner.propose import TOP, TRIALS, Proposed, propose
 from planner.quality import Measure, Measured, Quality, as_quality, measured_on
 from planner.request import Budget, ContextRange, Workload
@@ -90,7 +91,8 @@ def plan_any(
 
     With `contexts` the longest of them is taken that the limits leave room for, and the runtime that has the longest.
 
-    `deepen` searches on from the finalists of the runtime that was taken, and what it finds is measured with them.
+    `deepen` searches on from the finalists of the runtime that was taken, and what it finds is measured with them. So
+    is a front that it finds, and what loses least of that is a finalist.
 
     `tune` trains on what was chosen, last of all: what stands beside the plan is without it.
 
@@ -124,11 +126,14 @@ def plan_any(
     losses = {name: _loss(plans[name], framed) for name, (framed, _) in found.items()}
     ranks = {name: _rank(plans[name], losses[name]) for name in plans}
     best = min(plans, key=ranks.__getitem__)
-    framed = found[best][0]
+    framed, points = found[best][0], tuple[Point, ...]()
     if deepen is not None:
         deeper = deepen(*found[best]).apart(framed)
-        plans[best] = choose(framed, deeper, qualities | measured([deeper], measure), command)
-    taken = _with_what_stands_beside(framed, plans[best], qualities, drawn)
+        known = qualities | measured([deeper], measure, [one.subnet for _, one in deeper.front])
+        plans[best] = choose(framed, with_best(deeper, known), known, command)
+        points = measured_front(framed, plans[best], deeper.front, known) if deeper.front else ()
+    taken = _with_what_stands_beside(framed, plans[best], qualities)
+    taken = replace(taken, front=points or (front(framed) if drawn else ()))
     least = _loss(taken, framed)
     others = [
         _other(plans[name], losses[name], taken, least) for name in sorted(plans, key=ranks.__getitem__) if name != best
@@ -183,13 +188,12 @@ def with_own(taken: Plan, own: Own | str) -> Plan:
     )
 
 
-def _with_what_stands_beside(framed: Framed, made: Plan, qualities: Mapping[Subnet, Quality], drawn: bool) -> Plan:
+def _with_what_stands_beside(framed: Framed, made: Plan, qualities: Mapping[Subnet, Quality]) -> Plan:
     return replace(
         made,
         context_room=context_room(framed, made.subnet),
         rejected=rejected(framed, made, qualities),
         notches=notches(framed, made),
-        front=front(framed) if drawn else (),
         margins=margins(framed),
     )
 

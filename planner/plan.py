@@ -250,10 +250,20 @@ class Notch:
 
 @dataclass(frozen=True)
 class Point:
-    """The least sum of sensitivities, in nats a token, of subnets that take at most so much memory."""
+    """A subnet of the front. Of one that was `measured` none was found that is as little in loss, memory and time per
+    token and less in one of them; else the loss is the least sum of sensitivities within so much memory."""
 
     memory_bytes: int
     kl: float
+    measured: bool = False
+    tpot_ms: float | None = None  # of what was measured, as the mean bits of linears and who proposed it
+    mean_bits: float | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        check("memory_bytes", self.memory_bytes, int, least=1)
+        for name in ("tpot_ms", "mean_bits"):
+            check(name, getattr(self, name), float, optional=not self.measured, least=0)
 
 
 @dataclass(frozen=True)
@@ -287,7 +297,7 @@ class Plan:
     context_room: ContextRoom | None = None  # None where nobody asked
     rejected: tuple[Rejected, ...] = ()
     notches: tuple[Notch, ...] = ()
-    front: tuple[Point, ...] = ()  # what is lost at least within so much memory; drawn, and computed only for that
+    front: tuple[Point, ...] = ()  # by memory: what a study measured, else what is lost at least, where that is drawn
     bits: Mapping[str, str] = field(default_factory=dict)  # a digit a layer, by role: planner.overview
     others: tuple[Other, ...] = ()  # where the runtime was chosen, too: those that were not
     margins: tuple[Margin, ...] = ()  # what other decisions beside the weights would be worth

@@ -12,12 +12,16 @@ from planner.plan import PLANNED, UNIFORM
 from planner.search.base import Candidate, Found, Problem, Search, ranked
 from planner.search.depth import around, split
 from planner.search.exact import ExactSearch
+from planner.search.front import FrontSearch
+from planner.search.fronts import spread
 from planner.search.optuna_search import OptunaSearch
 from supernet.space import Subnet
 from supernet.spec import ModelSpec
 
 TRIALS = 100
 TOP = 2
+SHOWN = 16
+"""Subnets of a front that are measured again on the texts that plans are chosen by."""
 PROVEN = 1e-9
 """Of the loss: a gap that the order of a sum leaves."""
 APART = 0.05
@@ -27,10 +31,11 @@ APART = 0.05
 @dataclass(frozen=True)
 class Proposed:
     """Finalists, each planned or uniform, the one expected to be best in front, and how the searches went. No finalist
-    where nothing keeps the limits."""
+    where nothing keeps the limits. `front` is what a search of several objectives found, finalists or not."""
 
     finalists: tuple[tuple[str, Candidate], ...]
     traces: tuple[Mapping[str, Any], ...]
+    front: tuple[tuple[str, Candidate], ...] = ()
 
     @property
     def subnets(self) -> tuple[Subnet, ...]:
@@ -38,8 +43,11 @@ class Proposed:
 
     def apart(self, framed: Framed) -> Proposed:
         """The same with subnets in the supernet's units, in which those of all runtimes can be compared."""
-        found = ((kind, replace(one, subnet=framed.apart(one.subnet))) for kind, one in self.finalists)
-        return replace(self, finalists=tuple(found))
+        finalists, front = (
+            tuple((kind, replace(one, subnet=framed.apart(one.subnet))) for kind, one in some)
+            for some in (self.finalists, self.front)
+        )
+        return replace(self, finalists=finalists, front=front)
 
 
 def propose(problem: Problem, spec: ModelSpec, trials: int = TRIALS, seed: int = 0, top: int = TOP) -> Proposed:
@@ -80,6 +88,23 @@ def searched(problem: Problem, proposed: Proposed, search: Search, top: int = TO
     found = search.search(problem, [candidate for _, candidate in proposed.finalists])
     new = [(PLANNED, one) for one in found.candidates if one.subnet not in known][:top]
     return Proposed((*new, *proposed.finalists), (*proposed.traces, found.trace))
+
+
+def searched_front(problem: Problem, spec: ModelSpec, proposed: Proposed, search: FrontSearch) -> Proposed:
+    """The finalists, and up to `SHOWN` subnets that stand for the front that `search` finds. It begins with what is
+    expected to be best of each bit-width alone."""
+    names, best = dict(all_uniforms(problem, spec)), dict[str, Subnet]()
+    for candidate in uniforms(problem, spec):
+        best.setdefault(candidate.source, candidate.subnet)
+    begun = replace(search, first=tuple(best.values()))
+    found = begun.search(problem, [candidate for _, candidate in proposed.finalists])
+    sources = {candidate.subnet: candidate.source for candidate in found.candidates} | names
+    measured = {candidate.subnet: candidate.loss for candidate in found.candidates}
+    front = (
+        (UNIFORM if subnet in names else PLANNED, Candidate(subnet, problem.additive(subnet), sources[subnet]))
+        for subnet in spread(search.amounts(problem, measured), SHOWN)
+    )
+    return replace(proposed, traces=(*proposed.traces, found.trace), front=tuple(front))
 
 
 def uniforms(problem: Problem, spec: ModelSpec) -> tuple[Candidate, ...]:

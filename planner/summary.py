@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from planner.amounts import amount, milliseconds, per_second, sequences, size
 from planner.limits import LIMITS, MEMORY, TPOT, TTFT, Limit
 from planner.overview import summed
-from planner.plan import LARGER, PLANNED, UNMEASURED, WORSE, Compared, Notch, Plan, Rejected
+from planner.plan import LARGER, PLANNED, UNMEASURED, WORSE, Compared, Notch, Plan, Point, Rejected
 from planner.quality import with_interval
 from planner.runtimes import RUNTIMES
 from planner.runtimes.base import DEVICE, ESTIMATE, HOST
+from planner.shortage import readable
 from planner.statistics import main_lines
 
 REASONS = {WORSE: "loses more", LARGER: "takes more memory", UNMEASURED: "was not measured"}
@@ -193,6 +195,29 @@ def beside(made: Plan) -> list[tuple[str, str, str, str, str]]:
         for one in made.rejected
     ]
     return [*rows, *(_notch(made, notch) for notch in made.notches)]
+
+
+FRONT = ("THE FRONT, MEASURED", "PEAK MEMORY", "PER TOKEN", "KL", "WITHIN")
+
+
+def front(made: Plan) -> list[tuple[str, str, str, str, str]]:
+    """(mean bits, peak memory, time per token, KL, the limits that this takes) of what a study measured, the plan
+    marked; none where there was no study."""
+    rows = []
+    for one in made.front if all(point.measured for point in made.front) else ():
+        taken = (one.memory_bytes, one.kl) == (made.chosen.memory_bytes, made.chosen.kl)
+        bits = f"{one.mean_bits:.2f} bits{', the plan' if taken else ''}"
+        rows.append(
+            (bits, size(one.memory_bytes), milliseconds(one.tpot_ms), f"{one.kl:.4g}", " ".join(_flags(made, one)))
+        )
+    return rows
+
+
+def _flags(made: Plan, one: Point) -> Iterator[str]:
+    """Limits that leave it room, in four digits, what a promise may be off by included."""
+    for name, taken in ((MEMORY, float(one.memory_bytes)), (TPOT, one.tpot_ms or 0.0)):
+        said = readable(LIMITS[name].unit, taken * (1 + made.bands[name]) * (1 + 1e-9), math.ceil)
+        yield LIMITS[name].flag.format(said.replace(" ", ""))
 
 
 def why(made: Plan, one: Rejected) -> str:

@@ -73,6 +73,8 @@ def test_version(bitfleet: Any) -> None:
         (["plan", "--mem", "8GB", "--target-tps", "nan"], "tokens a second"),
         (["plan", "--mem", "-1GB"], "8GiB"),
         (["plan", "--mem", "8GB", "--storage", "sqlite:///a.db"], "the search of --minutes: give both, or none"),
+        (["plan", "--mem", "8GB", "--front"], "--front is searched for --minutes: give both, or none"),
+        (["plan", "--max-loss", "2%", "--front", "--minutes", "1"], "give one of them"),
         (["plan", "--max-loss", "2 percent"], "0.02, or a share of perplexity such as 2%"),
         (["plan", "--max-loss", "2%", "--minutes", "1"], "give one of them"),
         (["plan", "no-such-supernet", "--mem", "8GB"], "no-such-supernet"),

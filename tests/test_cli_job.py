@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,32 @@ def test_minutes_of_search_are_kept_beside_the_supernet_and_go_on(
     assert len(done.err.splitlines()) == 1  # before any work
     unknown = bitfleet("plan", net, *tight, "--minutes", 0.1, "--storage", "nowhere")
     assert unknown.code == 2 and "--storage is an address that Optuna can open" in unknown.error
+
+
+def test_a_front_is_measured_and_a_row_of_it_is_a_plan(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
+    net, out, page = shutil.copytree(supernet, tmp_path / "net"), tmp_path / "plan.json", tmp_path / "plan.html"
+    asked = ("plan", net, "--runtime", "onnxruntime", "--context", 128, "--prompt-tokens", 64, "--device", DEVICE)
+    search = (*asked, "--front", "--minutes", 0.1, "--out", out)
+    done = bitfleet(*search, "--html", page)
+    assert done.code == 0, done.err
+    assert re.search(r"searched: \d+ subnets, \d+ of them on the front, KL [\d.e-]+ at best, on text", done.err)
+    made = Plan.load(out)
+    assert made.search[-1]["trials"] >= len(made.front) > 2 and all(point.measured for point in made.front)
+    points = [(point.memory_bytes, point.tpot_ms, point.kl) for point in made.front]
+    assert points == sorted(points)
+    for a, b in permutations(points, 2):
+        assert not all(x <= y for x, y in zip(a, b, strict=True))
+    assert made.chosen.kl == min(point.kl for point in made.front)
+    rows = re.findall(r"^[\d.]+ bits.* (--mem \S+ --latency \S+)$", done.out, re.M)
+    assert len(rows) == len(points)
+    assert all(f"<code>{row}</code>" in page.read_text() for row in rows)
+    middle = len(rows) // 2
+    again = bitfleet(*search, *rows[middle].split(), "--json")
+    assert again.code == 0, again.err
+    taken = json.loads(again.out)
+    assert taken["compared"][0]["measured"]["kl"] <= points[middle][2]
+    journal = (net / "searches.journal").read_text()
+    assert len(set(re.findall(r'"study_name": ?"(\w+)"', journal))) == 1  # within whatever limits
 
 
 def test_workers_share_the_minutes_of_search(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
