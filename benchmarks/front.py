@@ -6,8 +6,8 @@
 Each method measures subnets as often as --evaluations says, on the same windows (the last ones of the text that
 trained, and of the manual's part for adapters), and may choose among all of them:
 
-sums       the exact solutions of the sensitivities within limits that are spread evenly, in a finer lattice until all
-           evaluations are used
+sums       uniform subnets, and the exact solutions of the sensitivities within limits that are spread evenly, in finer
+           lattices until all evaluations are used
 nsga2      Optuna's NSGA-II of as many objectives, over prices of groups of units and limits of each aim; each trial is
            the exact solution for its prices within its limits, and the first ones have all prices 1
 front      what `bitfleet plan --front` does
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--aims", nargs="+", choices=("memory", "tpot"), default=["memory", "tpot"])
     parser.add_argument("--evaluations", type=int, default=40)
     parser.add_argument("--windows", type=int, default=JUDGES, help="to search on, and of each kind of unseen text")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of nsga2; the others draw nothing")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of nsga2; the others draw nothing")
     given = parser.parse_args()
     files = open_supernet(given.supernet)
     device, runtime = names.device_named(given.device), RUNTIMES[given.runtime]()
@@ -104,7 +104,7 @@ def main() -> None:
         method(problem, counted)
         return [asked(problem, counted, at, lambda subnet: fmean(judge(framed.apart(subnet)))) for at in limits]
 
-    losses_at = {"sums": found(sums), "front": found(lambda problem, counted: front(problem, counted, first))}
+    losses_at = {"sums": found(lambda p, c: sums(p, c, first)), "front": found(lambda p, c: front(p, c, first))}
     losses_at |= {f"nsga2, seed {seed}": found(lambda p, c, seed=seed: nsga2(p, c, seed)) for seed in given.seeds}
     rows = list(compared(losses_at))
     table(("", "LIMITS KEPT", "KL / THAT OF SUMS", "AT FEW, MIDDLE, MANY"), [row[:4] for row in rows])
@@ -165,8 +165,9 @@ def uniforms(problem: Problem, spec: Any) -> tuple[Subnet, ...]:
 # --- the methods --------------------------------------------------------------------------------------------------
 
 
-def sums(problem: Problem, counted: Counted) -> None:
+def sums(problem: Problem, counted: Counted, first: tuple[Subnet, ...]) -> None:
     """Lattices of 2, 3, 4 ... limits of each aim, each from one end to the other."""
+    counted.losses([subnet for subnet in first if problem.feasible(subnet)])
     for side in range(2, 10 * counted.most):
         lattice = Lattice.of(problem, problem.resources, side)
         assert lattice is not None
