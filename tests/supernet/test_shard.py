@@ -23,6 +23,12 @@ from tests.tiny import TEXT, save_tiny
 pytestmark = pytest.mark.long
 
 RECIPE = Recipe(bits=(2, 3, 8), grid="int", group_size=16, quantizer="rtn", steps=6, batch=4, window_tokens=16)
+RECIPES = {
+    "scales": RECIPE,
+    "lora, taught by codes": replace(
+        RECIPE, adapter="lora", sharing="matched", checkpointing=True, teacher="quantized"
+    ),
+}
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -31,9 +37,9 @@ from accelerate import PartialState
 import supernet.create
 from supernet.stages import train, trial
 
-source, folder, recipe = sys.argv[1], Path(sys.argv[2]), supernet.create.Recipe.from_json(json.loads(sys.argv[3]))
+source, folder = sys.argv[1], Path(sys.argv[2])
 train.compute_dtype = trial.compute_dtype = lambda device: torch.float32
-fit = train.fit
+fit, found = train.fit, []
 
 def spy(work, net):
     model = work.model
@@ -42,31 +48,40 @@ def spy(work, net):
     codes = sum(v.nbytes for m in net.matrices.values() for n, v in m.named_buffers() if n.endswith(stored))
     fit(work, net)
     own = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in model.parameters())
-    (folder / f"bytes{work.accelerator.process_index}.json").write_text(json.dumps([before, own, codes]))
+    found.append([before, own, codes])
 
 train.fit = spy
-supernet.create.create(source, folder / "two", recipe)
+for name, recipe in json.loads(sys.argv[3]).items():
+    supernet.create.create(source, folder / name, supernet.create.Recipe.from_json(recipe))
+(folder / f"bytes{PartialState().process_index}.json").write_text(json.dumps(found))
 PartialState().destroy_process_group()
 """
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [RECIPE, replace(RECIPE, adapter="lora", sharing="matched", checkpointing=True, teacher="quantized")],
-    ids=["scales", "lora, taught by codes"],
-)
-def test_two_sharded_processes_agree_with_one(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the text, the model, supernets by the names of their recipes that two processes made, and the bytes
+    that each held."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "text.txt").write_text(TEXT * 4)
+    source = save_tiny(folder / "model", "mistral")
+    script = folder / "run.py"
+    script.write_text(SCRIPT)
+    recipes = {name: replace(recipe, data=str(folder / "text.txt")).to_json() for name, recipe in RECIPES.items()}
+    config = ("--config_file", str(ROOT / "examples" / "fsdp.yaml"))
+    launch(config, script, source, folder, json.dumps(recipes))
+    return folder
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_sharded_processes_agree_with_one(
+    name: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for stage in ("train", "trial"):
         monkeypatch.setattr(f"supernet.stages.{stage}.compute_dtype", lambda device: torch.float32)
-    (tmp_path / "text.txt").write_text(TEXT * 4)
-    recipe = replace(recipe, data=str(tmp_path / "text.txt"))
-    source = str(save_tiny(tmp_path / "model", "mistral"))
-    one = create(source, tmp_path / "one", recipe)
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    config = ("--config_file", str(ROOT / "examples" / "fsdp.yaml"))
-    launch(config, script, source, tmp_path, json.dumps(recipe.to_json()))
-    two = supernet.create.open_supernet(tmp_path / "two")
+    recipe = replace(RECIPES[name], data=str(shared / "text.txt"))
+    one = create(str(shared / "model"), tmp_path / "one", recipe)
+    two = supernet.create.open_supernet(shared / name)
     assert two.info["losses"] == pytest.approx(one.info["losses"], rel=1e-4)
     assert kls(two) == pytest.approx(kls(one), rel=1e-3)
     tables = sum(unit.weights for unit in one.spec.units if unit.is_table) + one.spec.hidden_size  # and the last norm
@@ -77,7 +92,9 @@ def test_two_sharded_processes_agree_with_one(recipe: Recipe, tmp_path: Path, mo
         for choice in one.space[unit.name]
     )
     for process in (0, 1):
-        before, own, codes = json.loads((tmp_path / f"bytes{process}.json").read_text())
+        held = json.loads((shared / f"bytes{process}.json").read_text())
+        assert len(held) == len(RECIPES)
+        before, own, codes = held[list(RECIPES).index(name)]
         assert own == (before if recipe.teacher == "quantized" else (before + tables * 4) / 2)  # float32
         assert codes == stored / 2
 
