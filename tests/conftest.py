@@ -55,6 +55,14 @@ def warm_builder() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def warm_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are processes that work beside this one started anew; those of the example of a CI are."""
+    from tests.warm import FORKS
+
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: FORKS)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def little_time_to_settle() -> Iterator[None]:
     """What is timed are tiny models, whose times nobody is promised."""

@@ -298,19 +298,20 @@ def test_a_front_is_measured_and_a_row_of_it_is_a_plan(bitfleet: Any, supernet: 
     assert len(set(re.findall(r'"study_name": ?"(\w+)"', journal))) == 1  # within whatever limits
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_workers_share_the_minutes_of_search(bitfleet: Any, supernet: Path, tmp_path: Path) -> None:
     net, out = shutil.copytree(supernet, tmp_path / "net"), tmp_path / "plan.json"
     asked = ("plan", net, "--runtime", "onnxruntime", "--context", 128, "--prompt-tokens", 64, "--device", DEVICE)
     smallest = float(bitfleet(*asked, "--mem", "10MB").error.rpartition("use --mem ")[2].split("MB")[0])
     tight = (*asked, "--mem", f"{smallest + 0.02:.2f}MB", "--out", out)
-    done = bitfleet(*tight, "--minutes", 0.3, "--workers", 2)
+    done = bitfleet(*tight, "--minutes", 0.15, "--workers", 2)
     assert done.code == 0, done.err
     assert re.search(r"expecting up to [\d.]+ [MG]B of memory for 2 workers", done.err)
-    assert re.search(r"searching for 0.3 min from \d subnets, 2 workers with \d threads? each", done.err)
+    assert re.search(r"searching for 0.15 min from \d subnets, 2 workers with \d threads? each", done.err)
     assert re.search(r"searched: \d+ subnets, KL [\d.]+ at best, on text", done.err)
     journal = (net / "searches.journal").read_text()
     assert len(set(re.findall(r'"worker": ?"(\w+)"', journal))) == 2
-    many = bitfleet(*tight, "--minutes", 0.3, "--workers", 10_000)
+    many = bitfleet(*tight, "--minutes", 0.15, "--workers", 10_000)
     assert many.code == 2 and re.search(r"10000 workers take .* are there; (use|leave) --workers", many.error)
     assert "--workers share the search of --minutes" in bitfleet(*tight, "--workers", 2).err
 

@@ -6,18 +6,38 @@ is the same code, and what it does stays in its process; tests whose claim is ho
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 BUILDER = "onnxruntime_genai.models.builder"
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([BUILDER, "accelerate", "transformers.models.llama.modeling_llama"])
+
+
+class _Warm(ForkServerProcess):
+    """With the environment of who starts it, as a process that starts anew has it."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.environment = dict(os.environ)
+
+    def run(self) -> None:
+        os.environ.clear()
+        os.environ.update(self.environment)
+        super().run()
+
+
+class Forks(ForkServerContext):
+    Process = _Warm
+
+
+FORKS = Forks()
+FORKS.set_forkserver_preload([BUILDER, "accelerate", "transformers.models.llama.modeling_llama"])
 
 
 def run(
@@ -29,7 +49,7 @@ def run(
     program = words[words.index("-m") :] if "-m" in words else words
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _FORKS.Process(target=_run, args=(program, dict(env or os.environ), cwd or Path.cwd(), said))
+        process = FORKS.Process(target=_run, args=(program, dict(env or os.environ), cwd or Path.cwd(), said))
         process.start()
         process.join()
         assert process.exitcode is not None and text
@@ -42,9 +62,11 @@ def _run(program: Sequence[str], env: Mapping[str, str], cwd: Path, said: Sequen
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     if program[0] == "-m":
         sys.argv = list(program[1:])
         runpy.run_module(program[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = list(program)
+        sys.path.insert(0, str(Path(program[0]).parent))
         runpy.run_path(program[0], run_name="__main__")

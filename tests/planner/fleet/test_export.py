@@ -70,6 +70,7 @@ def state(dist: Path) -> dict[str, tuple[int, bytes]]:
     return {str(p.relative_to(dist)): (0 if p.name == MANIFEST else p.stat().st_ino, p.read_bytes()) for p in paths}
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_in_processes_as_here(files: SupernetFiles, made: FleetPlan, dist: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.undo()
