@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.warm import run
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 def test_every_number_of_the_page_comes_out_of_the_script() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "scale.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = run(command, env=environment)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
     printed = [line for line in done.stdout.splitlines() if line.startswith("|")]
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8").splitlines()
