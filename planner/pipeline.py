@@ -129,9 +129,9 @@ def plan_any(
     framed, points = found[best][0], tuple[Point, ...]()
     if deepen is not None:
         deeper = deepen(*found[best]).apart(framed)
-        known = qualities | measured([deeper], measure, [one.subnet for _, one in deeper.front])
-        plans[best] = choose(framed, with_best(deeper, known), known, command)
-        points = measured_front(framed, plans[best], deeper.front, known) if deeper.front else ()
+        qualities |= measured([deeper], measure, [one.subnet for _, one in deeper.front])
+        plans[best] = choose(framed, with_best(deeper, qualities), qualities, command)
+        points = measured_front(framed, plans[best], deeper.front, qualities) if deeper.front else ()
     taken = _with_what_stands_beside(framed, plans[best], qualities)
     taken = replace(taken, front=points or (front(framed) if drawn else ()))
     least = _loss(taken, framed)
