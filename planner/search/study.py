@@ -137,19 +137,21 @@ class StudySearch(Search):
         """Everything that waits, as trials of the study."""
         from optuna.trial import TrialState
 
-        with unbroken():
-            begun = self._begun(study, sampler)
+        begun: dict[int, Subnet] = {}
         try:
+            with unbroken():
+                begun |= self._begun(study, sampler)
             losses = sampler.landscape.losses(list(begun.values())) if begun else []
+            aims = self.aims(sampler.problem)
+            with unbroken():
+                for number, loss in zip(list(begun), losses, strict=True):
+                    study.tell(number, [loss, *(aim.amount(begun[number]) for aim in aims)])
+                    del begun[number]
         except BaseException:
             with unbroken():  # others may try them, now and not in ten minutes
                 for number in begun:
                     study.tell(number, state=TrialState.FAIL)
             raise
-        aims = self.aims(sampler.problem)
-        with unbroken():
-            for (number, subnet), loss in zip(begun.items(), losses, strict=True):
-                study.tell(number, [loss, *(aim.amount(subnet) for aim in aims)])
 
     def _begun(self, study: optuna.Study, sampler: WaitingSampler) -> dict[int, Subnet]:
         """What waits as running trials, by their numbers, but for proposals that another worker has begun meanwhile.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -27,6 +28,7 @@ from planner.search.measured import MeasuredSearch
 from planner.search.steps import LONGEST, TOGETHER, StepSampler
 from planner.search.study import StudySearch
 from records.child import beside
+from records.signals import stoppable
 from supernet.space import Choice, SearchSpace, Subnet
 
 LOW, MIDDLE, HIGH = (Choice(bits, 32) for bits in (2, 4, 8))
@@ -284,6 +286,28 @@ def test_what_is_stopped_in_mid_trial_may_be_tried_at_once(tmp_path: Path) -> No
         MeasuredSearch(30.0, Stopped(problem), _journal(path), "one").search(problem, starts)
     study = optuna.load_study(study_name="one", storage=_journal(path))
     assert [trial.state for trial in study.trials] == [TrialState.FAIL]
+
+
+@pytest.mark.parametrize("name", ["measured", "front"])
+@pytest.mark.parametrize("call", ["add_trial", "tell"])
+def test_a_signal_while_a_trial_is_written_leaves_none_running(
+    call: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised as soon as all is written; what was measured by then is kept, what was not is open again."""
+    problem, path = _problem(), tmp_path / "study.journal"
+    written, asked = getattr(optuna.Study, call), list[int]()
+
+    def stopped(self: optuna.Study, *args: Any, **others: Any) -> Any:
+        if not asked:
+            asked.append(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return written(self, *args, **others)
+
+    monkeypatch.setattr(optuna.Study, call, stopped)
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        _search(name, Neighbours(problem), path, Crew())
+    states = [trial.state for trial in _trials(path)]
+    assert states and set(states) == {TrialState.FAIL if call == "add_trial" else TrialState.COMPLETE}
 
 
 def test_slopes_are_kept_with_the_study(tmp_path: Path) -> None:
