@@ -205,12 +205,20 @@ def front(made: Plan) -> list[tuple[str, str, str, str, str]]:
     marked; none where there was no study."""
     rows = []
     for one in made.front if all(point.measured for point in made.front) else ():
-        taken = (one.memory_bytes, one.kl) == (made.chosen.memory_bytes, made.chosen.kl)
-        bits = f"{one.mean_bits:.2f} bits{', the plan' if taken else ''}"
+        bits = f"{one.mean_bits:.2f} bits{_planned(made, one)}"
         rows.append(
             (bits, size(one.memory_bytes), milliseconds(one.tpot_ms), f"{one.kl:.4g}", " ".join(_flags(made, one)))
         )
     return rows
+
+
+def _planned(made: Plan, one: Point) -> str:
+    """What a point of the front is called beside its bits where it is the plan: it was measured before a tuning."""
+    chosen, own = made.chosen, made.tuned
+    kl = chosen.kl if own is None else own.before.get("kl", chosen.kl)
+    if (one.memory_bytes, one.tpot_ms, one.kl) != (chosen.memory_bytes, chosen.tpot_ms, kl):
+        return ""
+    return ", the plan" if own is None else ", the plan before it was tuned"
 
 
 def _flags(made: Plan, one: Point) -> Iterator[str]:

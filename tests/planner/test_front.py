@@ -12,7 +12,7 @@ from planner.card import card, chart
 from planner.frame import Framed
 from planner.front import with_aims
 from planner.limits import MEMORY, TPOT
-from planner.plan import UNIFORM, Plan, Point
+from planner.plan import UNIFORM, Plan, Point, Tuned
 from planner.propose import SHOWN, Proposed, searched_front
 from planner.quality import Quality
 from planner.request import Budget, parse_bytes, parse_duration
@@ -21,7 +21,7 @@ from planner.search.front import FrontSearch
 from planner.summary import front
 from records.errors import InputError
 from supernet.space import Subnet
-from tests.planner.test_pipeline import BUDGET, DEVICE, WORKLOAD, Files, additive, files, framed_for
+from tests.planner.test_pipeline import BUDGET, DEVICE, WORKLOAD, Files, additive, files, framed_for, sensitive_files
 
 __all__ = ["files"]  # a fixture
 
@@ -34,9 +34,9 @@ def searched(framed: Framed, proposed: Proposed) -> Proposed:
     return searched_front(with_aims(framed), framed.costs.spec, proposed, search)
 
 
-@pytest.fixture
-def made(files: Files) -> Plan:
-    runtimes = (RUNTIMES["onnxruntime"](),)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    files, runtimes = sensitive_files(tmp_path_factory.mktemp("supernet")), (RUNTIMES["onnxruntime"](),)
     return pipeline.plan_any(
         files, runtimes, DEVICE, WORKLOAD, WIDE, additive(files), trials=0, deepen=searched, drawn=True
     )
@@ -104,6 +104,15 @@ def test_a_row_has_the_limits_that_its_subnet_takes_and_the_page_its_place(made:
     line = [tuple(map(float, pair.split(","))) for pair in shown.line.split()]
     assert len(line) > 3 and line == sorted(line) and [y for _, y in line] == sorted(y for _, y in line)
     assert {(round(x, 1), round(y, 1)) for x, y in line} <= {(round(x, 1), round(y, 1)) for x, y in places}
+
+
+def test_the_row_of_a_tuned_plan_says_that_it_was_measured_before(made: Plan) -> None:
+    kl = made.chosen.kl
+    own = Tuned("a" * 64, 2, 0, "text", 1, 1, {"kl": kl})
+    tuned = replace(made, compared=(replace(made.chosen, measured={"kl": kl / 2}), *made.compared[1:]), tuned=own)
+    rows = {row[0] for row in front(tuned)}
+    assert f"{made.chosen.mean_bits:.2f} bits, the plan before it was tuned" in rows
+    assert [row[1:] for row in front(tuned)] == [row[1:] for row in front(made)]
 
 
 def test_a_predicted_front_has_no_rows(files: Files) -> None:
