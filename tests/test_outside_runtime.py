@@ -22,6 +22,7 @@ from planner.testing.models import tiny_model
 from planner.testing.supernets import RoundedSupernet
 from supernet.space import Choice, Subnet
 from tests.planner.packages import DEVICE, tiny_plan
+from tests.warm import run
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "runtime"
@@ -50,8 +51,7 @@ def site(tmp_path: Path) -> Path:
 
 def python(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True, timeout=600)
+    return run([sys.executable, *map(str, arguments)], env=environment, cwd=site)
 
 
 @pytest.mark.long
@@ -118,6 +118,7 @@ def test_the_command_line_says_what_is_broken_and_works_without_it(site: Path) -
     code = "from planner.runtimes import RUNTIMES, installed; print(*RUNTIMES); print(installed().missing['missing']); "
     code += "from planner.doctor import runtimes; "
     code += "print(*[(row.name, row.status) for row in runtimes() if row.name.startswith('runtime ')])"
-    names, line, checks = python(site, "-c", code).stdout.splitlines()
+    (site / "installed.py").write_text(code)
+    names, line, checks = python(site, "installed.py").stdout.splitlines()
     assert names.split() == [*OWN, "halves"] and line.endswith("mend or uninstall it")
     assert checks == "('runtime halves', 'PASS') ('runtime missing', 'WARN')"
