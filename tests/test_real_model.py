@@ -20,6 +20,7 @@ TEXT = str(ROOT / "tests" / "text.txt")
 # Each stage reads fewer tokens than the command line has it read: what is shown here does not take more.
 RECIPE = Recipe(bits=(4, 8), train_bits=(4,), quantizer="rtn", awq=0.0, steps=1, batch=2, window_tokens=32, data=TEXT)
 SHORT, LONG = 64, 320  # tokens of the proof's windows, the long one past the context that is planned for
+FEW, NEW = 2, 12  # windows of each text that subnets are measured on, and that are proof; tokens that it goes on with
 
 pytestmark = pytest.mark.real_model
 
@@ -36,6 +37,9 @@ def test_from_the_default_model_to_a_package_that_answers(tmp_path: Path, monkey
     net, plan, package = (tmp_path / name for name in ("net", "plan.json", "package"))
     monkeypatch.setattr("supernet.evidence.SHORT", SHORT)
     monkeypatch.setattr("supernet.evidence.LONG", LONG)
+    monkeypatch.setattr("supernet.evidence.EACH", FEW)
+    monkeypatch.setattr("supernet.evidence.NEW", NEW)
+    monkeypatch.setattr("supernet.stages.prepare.MEASURED", FEW)
     monkeypatch.setattr("supernet.stages.trial.TRIAL", 3)
     create(MODEL, net, RECIPE)
     quality = {row["subnet"]: row["kl"] for row in json.loads(command("evaluate", net, "--json"))}
