@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+MOST_DECIMALS = 4
 
 
-def size(count: int | float | None) -> str:
+def size(count: int | float | None, decimals: int = 1) -> str:
     """Bytes as people read them: 1 MB is 10^6 bytes, as in the memory strings that `--mem` takes."""
     if count is None:
         return "-"
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.{decimals}f} GB" if count >= 1e9 else f"{count / 1e6:.{decimals}f} MB"
 
 
-def milliseconds(value: float | None) -> str:
+def milliseconds(value: float | None, decimals: int = 1) -> str:
     if value is None:
         return "-"
-    return f"{value / 1e3:.2f} s" if value >= 1e3 else f"{value:.1f} ms"
+    return f"{value / 1e3:.{decimals + 1}f} s" if value >= 1e3 else f"{value:.{decimals}f} ms"
+
+
+def told_apart(values: Sequence[float | None], shown: Callable[[float | None, int], str]) -> list[str]:
+    """The values beside each other, as `size` or `milliseconds` has them, with as many decimals as tell different ones
+    apart, `MOST_DECIMALS` at most."""
+    different = len(set(values))
+    for decimals in range(1, MOST_DECIMALS + 1):
+        found = [shown(value, decimals) for value in values]
+        if len(set(found)) == different:
+            break
+    return found
 
 
 def per_second(ms: float | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.amounts import amount, milliseconds, per_second, sequences, size
+from planner.amounts import amount, milliseconds, per_second, sequences, size, told_apart
 from planner.limits import LIMITS, MEMORY, TPOT, TTFT, Limit
 from planner.overview import summed
 from planner.plan import LARGER, PLANNED, UNMEASURED, WORSE, Compared, Notch, Plan, Point, Rejected
@@ -203,13 +203,13 @@ FRONT = ("THE FRONT, MEASURED", "PEAK MEMORY", "PER TOKEN", "KL", "WITHIN")
 def front(made: Plan) -> list[tuple[str, str, str, str, str]]:
     """(mean bits, peak memory, time per token, KL, the limits that this takes) of what a study measured, the plan
     marked; none where there was no study."""
-    rows = []
-    for one in made.front if all(point.measured for point in made.front) else ():
-        bits = f"{one.mean_bits:.2f} bits{_planned(made, one)}"
-        rows.append(
-            (bits, size(one.memory_bytes), milliseconds(one.tpot_ms), f"{one.kl:.4g}", " ".join(_flags(made, one)))
-        )
-    return rows
+    points = made.front if all(point.measured for point in made.front) else ()
+    memory = told_apart([one.memory_bytes for one in points], size)
+    times = told_apart([one.tpot_ms for one in points], milliseconds)
+    return [
+        (f"{one.mean_bits:.2f} bits{_planned(made, one)}", taken, time, f"{one.kl:.4g}", " ".join(_flags(made, one)))
+        for one, taken, time in zip(points, memory, times, strict=True)
+    ]
 
 
 def _planned(made: Plan, one: Point) -> str:
