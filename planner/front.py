@@ -43,7 +43,7 @@ def measured_front(
     framed: Framed, made: Plan, front: Sequence[tuple[str, Candidate]], qualities: Mapping[Subnet, Quality]
 ) -> tuple[Point, ...]:
     """Of a front's subnets and all that a plan compares, in the supernet's units, those that no other beats; the
-    smallest first."""
+    smallest first, and of equal memory the one that loses least."""
     found = {one.subnet: one for one in made.compared if one.measured}
     for kind, one in front:
         if one.subnet in qualities and one.subnet not in found:
