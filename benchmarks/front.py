@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 from claims import Claim, finish, table
-from search import STRETCH, TOKENS, Judge, Meter
+from search import Meter, measured_on
 
 from commands import names
 from planner.frame import frame
@@ -46,14 +46,9 @@ from planner.search.front import FrontSearch
 from planner.search.lattice import Lattice
 from planner.search.program import solve
 from supernet.checkpoint import open_supernet
-from supernet.evaluate import Reference
-from supernet.landscape import JUDGES, MeasuredLandscape
-from supernet.loading import load_model
-from supernet.recipe import Recipe
+from supernet.landscape import JUDGES
 from supernet.sensitivity_table import SENSITIVITY_FILE, SensitivityTable
 from supernet.space import Subnet
-from supernet.stages.prepare import searching_windows
-from supernet.text import manual_windows, read_windows
 
 ASKED = 33  # limits of each aim that a front is asked for, of one aim; of two a square of
 ASKED_OF_TWO = 17
@@ -79,20 +74,7 @@ def main() -> None:
     framed = frame(Scenario(files, losses, runtime, device, Workload(CONTEXT), Budget(sys.maxsize)))
     problem = with_aims(framed)
     problem = replace(problem, resources=tuple(one for one in problem.resources if one.name in given.aims))
-    full = load_model(files.info["source"])
-    windows = searching_windows(full.tokenizer, Recipe.from_json(files.info["recipe"]), given.windows)
-    seen = Reference.of(full.model, windows, first=files.reference().first)
-    unseen = [
-        Reference.of(full.model, text[start : start + STRETCH])
-        for text in (
-            read_windows(str(given.text / "eval.txt"), full.tokenizer, given.windows, TOKENS),
-            manual_windows(full.tokenizer, given.windows, TOKENS, "measure"),
-        )
-        for start in range(0, len(text), STRETCH)
-    ]
-    del full
-    landscape = MeasuredLandscape(files.load(), seen)
-    judge = Judge(landscape, unseen)
+    landscape, judge = measured_on(files, given.text, given.windows, given.windows)
     shared = Meter(landscape)  # what one method measured, another need not
     lattice = Lattice.of(problem, problem.resources, ASKED if len(problem.resources) == 1 else ASKED_OF_TWO)
     assert lattice is not None

@@ -114,21 +114,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     files = open_supernet(given.supernet)
-    full = load_model(files.info["source"])
-    windows = searching_windows(full.tokenizer, Recipe.from_json(files.info["recipe"]), WINDOWS)
-    seen = Reference.of(full.model, windows, first=files.reference().first)
-    unseen = [
-        Reference.of(full.model, text[start : start + STRETCH])
-        for text in (
-            read_windows(str(given.text / "eval.txt"), full.tokenizer, given.windows, TOKENS),
-            manual_windows(full.tokenizer, given.windows, TOKENS, "measure"),
-        )
-        for start in range(0, len(text), STRETCH)
-    ]
-    del full
-    landscape = MeasuredLandscape(files.load(), seen)
+    landscape, judge = measured_on(files, given.text, given.windows)
     uniform = {bits: files.space.uniform(files.spec, bits) for bits in files.space.bits(files.spec)}
-    judge = Judge(landscape, unseen)
     known = {bits: fmean(judge(subnet)) for bits, subnet in uniform.items()}
     rows = []
     space = searched(files)
@@ -141,6 +128,25 @@ def main() -> None:
             rows += found
     evidence = {"supernet": files.fingerprint, "evaluations": given.evaluations, "uniform": known}
     finish(__file__, list(claims(rows)), rows=[record(row, between(known, row.limit)) for row in rows], **evidence)
+
+
+def measured_on(
+    files: SupernetFiles, text: Path, windows: int, searched_on: int = WINDOWS
+) -> tuple[MeasuredLandscape, Judge]:
+    """The supernet on so many windows to search on, and what judges on so many of each kind of unseen text, of which
+    the `text` folder has one."""
+    full = load_model(files.info["source"])
+    seen = searching_windows(full.tokenizer, Recipe.from_json(files.info["recipe"]), searched_on)
+    unseen = [
+        Reference.of(full.model, kind[start : start + STRETCH])
+        for kind in (
+            read_windows(str(text / "eval.txt"), full.tokenizer, windows, TOKENS),
+            manual_windows(full.tokenizer, windows, TOKENS, "measure"),
+        )
+        for start in range(0, len(kind), STRETCH)
+    ]
+    landscape = MeasuredLandscape(files.load(), Reference.of(full.model, seen, first=files.reference().first))
+    return landscape, Judge(landscape, unseen)
 
 
 def between(uniform: Mapping[int, float], limit: Limit) -> float:
