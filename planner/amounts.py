@@ -15,21 +15,20 @@ def size(count: int | float | None, decimals: int = 1) -> str:
     return f"{count / 1e9:.{decimals}f} GB" if count >= 1e9 else f"{count / 1e6:.{decimals}f} MB"
 
 
-def milliseconds(value: float | None, decimals: int = 1) -> str:
-    if value is None:
-        return "-"
-    return f"{value / 1e3:.{decimals + 1}f} s" if value >= 1e3 else f"{value:.{decimals}f} ms"
-
-
-def told_apart(values: Sequence[float | None], shown: Callable[[float | None, int], str]) -> list[str]:
-    """The values beside each other, as `size` or `milliseconds` has them, with as many decimals as tell different ones
-    apart, `MOST_DECIMALS` at most."""
-    different = len(set(values))
+def sizes(counts: Sequence[int | float | None]) -> list[str]:
+    """Sizes beside each other, with as many decimals as tell different ones apart, `MOST_DECIMALS` at most."""
+    different = len(set(counts))
     for decimals in range(1, MOST_DECIMALS + 1):
-        found = [shown(value, decimals) for value in values]
+        found = [size(count, decimals) for count in counts]
         if len(set(found)) == different:
             break
     return found
+
+
+def milliseconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value / 1e3:.2f} s" if value >= 1e3 else f"{value:.1f} ms"
 
 
 def per_second(ms: float | None) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.amounts import milliseconds, size, told_apart
+from planner.amounts import milliseconds, size, sizes
 from planner.fleet.receipts import Receipt
 from planner.limits import MEMORY
 from planner.margins import said
@@ -143,7 +143,7 @@ def chart(made: Plan) -> Chart:
         line=" ".join(
             f"{across.at(point.memory_bytes):g},{100 - down.at(_log(point.kl)):g}" for point in _of_memory(made.front)
         ),
-        memory=tuple(Tick(across.at(value), text) for value, text in zip(ticks, told_apart(ticks, size), strict=True)),
+        memory=tuple(Tick(across.at(value), text) for value, text in zip(ticks, sizes(ticks), strict=True)),
         losses=tuple(Tick(100 - down.at(value), text) for value, text in _decades(down)),
         memory_limit=across.at(limit) if shown else None,
         loss_limit=None if made.limits.max_kl is None else 100 - down.at(_log(made.limits.max_kl)),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.amounts import amount, milliseconds, per_second, sequences, size, told_apart
+from planner.amounts import amount, milliseconds, per_second, sequences, size, sizes
 from planner.limits import LIMITS, MEMORY, TPOT, TTFT, Limit
 from planner.overview import summed
 from planner.plan import LARGER, PLANNED, UNMEASURED, WORSE, Compared, Notch, Plan, Point, Rejected
@@ -204,12 +204,12 @@ def front(made: Plan) -> list[tuple[str, str, str, str, str]]:
     """(mean bits, peak memory, time per token, KL, the limits that this takes) of what a study measured, the plan
     marked; none where there was no study."""
     points = made.front if all(point.measured for point in made.front) else ()
-    memory = told_apart([one.memory_bytes for one in points], size)
-    times = told_apart([one.tpot_ms for one in points], milliseconds)
+    memory = sizes([one.memory_bytes for one in points])
     return [
-        (f"{one.mean_bits:.2f} bits{_planned(made, one)}", taken, time, f"{one.kl:.4g}", " ".join(_flags(made, one)))
-        for one, taken, time in zip(points, memory, times, strict=True)
-    ]
+        (f"{one.mean_bits:.2f} bits{_planned(made, one)}", taken, milliseconds(one.tpot_ms), f"{one.kl:.4g}",
+         " ".join(_flags(made, one)))
+        for one, taken in zip(points, memory, strict=True)
+    ]  # fmt: skip
 
 
 def _planned(made: Plan, one: Point) -> str:

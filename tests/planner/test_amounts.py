@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.amounts import milliseconds, size, told_apart
+from planner.amounts import sizes
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,4 @@ from planner.amounts import milliseconds, size, told_apart
     ],
 )
 def test_sizes_beside_each_other_are_told_apart(values: list[float | None], expected: list[str]) -> None:
-    assert told_apart(values, size) == expected
-
-
-def test_times_beside_each_other_are_told_apart() -> None:
-    assert told_apart([0.91, 0.94], milliseconds) == ["0.91 ms", "0.94 ms"]
-    assert told_apart([1234.0, 1230.0], milliseconds) == ["1.234 s", "1.230 s"]
+    assert sizes(values) == expected
