@@ -18,6 +18,6 @@ TWO = ("--multi_gpu", "--num_processes", "2")  # where `accelerate launch` takes
 def launch(options: tuple[str, ...], *line: object) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` with `options`, at a free port, of a script and its arguments; asserts that it succeeds."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", "0"]
-    done = run([*launcher, *map(str, line)], cwd=ROOT, env={**os.environ, **CPU})
+    done = run([*launcher, *map(str, line)], cwd=ROOT, env={**os.environ, **CPU}, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done

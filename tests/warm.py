@@ -16,6 +16,8 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 BUILDER = "onnxruntime_genai.models.builder"
 
 
@@ -41,18 +43,23 @@ FORKS.set_forkserver_preload([BUILDER, "accelerate", "transformers.models.llama.
 
 
 def run(
-    command: Sequence[str], text: bool = True, env: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+    command: Sequence[str], text: bool = True, env: Mapping[str, str] | None = None, cwd: Path | None = None,
+    timeout: float = 600,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """As `subprocess.run` with its output captured, of a Python's command line that names a script or, after -m, a
-    module."""
+    module. One that takes longer than the time-out, in seconds, is killed with all that it started."""
     _, *words = command
     program = words[words.index("-m") :] if "-m" in words else words
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder) / name for name in ("stdout", "stderr")]
         process = FORKS.Process(target=_run, args=(program, dict(env or os.environ), cwd or Path.cwd(), said))
         process.start()
-        process.join()
-        assert process.exitcode is not None and text
+        process.join(timeout)
+        if process.exitcode is None:
+            for one in (*psutil.Process(process.pid).children(recursive=True), process):
+                one.kill()
+            raise subprocess.TimeoutExpired(command, timeout, *(path.read_text() for path in said if path.exists()))
+        assert text
         return subprocess.CompletedProcess(command, process.exitcode, *(path.read_text() for path in said))
 
 
