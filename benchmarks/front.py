@@ -36,6 +36,7 @@ from search import Meter, measured_on
 from commands import names
 from planner.frame import frame
 from planner.front import with_aims
+from planner.landscape import TiedLandscape
 from planner.propose import all_uniforms
 from planner.request import Budget, Workload
 from planner.runtimes import RUNTIMES
@@ -82,7 +83,7 @@ def main() -> None:
     first = uniforms(problem, framed.costs.spec)
 
     def found(method: Callable[[Problem, Counted], None]) -> list[float | None]:
-        counted = Counted(Tied(shared, framed), given.evaluations)
+        counted = Counted(TiedLandscape(shared, framed), given.evaluations)
         method(problem, counted)
         return [asked(problem, counted, at, lambda subnet: fmean(judge(framed.apart(subnet)))) for at in limits]
 
@@ -96,27 +97,12 @@ def main() -> None:
     finish(__file__, list(claims(rows)), rows=[row[4] for row in rows], **evidence)
 
 
-class Tied:
-    """Losses of subnets of the problem, which are the supernet's with units tied."""
-
-    samples = 1
-
-    def __init__(self, meter: Meter, framed: Any) -> None:
-        self.meter, self.framed = meter, framed
-
-    def losses(self, subnets: Sequence[Subnet]) -> list[float]:
-        return self.meter.losses([self.framed.apart(subnet) for subnet in subnets])
-
-    def slopes(self, subnet: Subnet, sample: int) -> Any:
-        raise NotImplementedError
-
-
 class Counted:
     """What one method may measure: so many subnets; `known` are their losses."""
 
     samples = 1
 
-    def __init__(self, landscape: Tied, most: int) -> None:
+    def __init__(self, landscape: TiedLandscape, most: int) -> None:
         self.landscape, self.most = landscape, most
         self.known: dict[Subnet, float] = {}
 

@@ -24,13 +24,11 @@ from planner.search.base import Problem, Resource
 from planner.search.fronts import LEAST
 from planner.search.program import bound, solve
 from planner.search.study import Landscape
-from planner.search.waiting import WaitingSampler
+from planner.search.waiting import TOGETHER, WaitingSampler
 from supernet.space import Subnet
 
 SIDE, LEAST_SIDE = 9, 3
 """Limits of each aim at first, fewer where there may not be as many points."""
-TOGETHER = 3
-"""Subnets that are measured together: the full model's part is computed once for them."""
 DOUBT = 0.1
 """Of the logarithm of a loss: as much better than expected it may come out."""
 ABOVE = 1e-9

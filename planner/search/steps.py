@@ -23,7 +23,7 @@ from optuna import Study
 from planner.search.base import Problem, Resource, Table
 from planner.search.program import solve
 from planner.search.study import Landscape
-from planner.search.waiting import WaitingSampler
+from planner.search.waiting import TOGETHER, WaitingSampler
 from supernet.space import Subnet
 
 LONGEST, AGAIN, SHORTEST = 32, 16, 2
@@ -31,8 +31,6 @@ LONGEST, AGAIN, SHORTEST = 32, 16, 2
 half as long as the one before."""
 BASES = 4
 """Steps start from one of so many of the best."""
-TOGETHER = 3
-"""Steps that are measured together: the full model's part is computed once for them."""
 MOST_KEPT = 2**16
 """Bytes of an attribute that every storage of Optuna can keep."""
 

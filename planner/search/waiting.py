@@ -17,6 +17,8 @@ from planner.search.crew import Crew
 from planner.search.study import SOURCE, WORKER, Landscape
 from supernet.space import Subnet
 
+TOGETHER = 3
+"""Subnets that are measured together: the full model's part is computed once for them."""
 FORGOTTEN = timedelta(minutes=10)
 """A trial that runs for longer was left by a process that is gone, and its subnet may be tried again."""
 
